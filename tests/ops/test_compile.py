@@ -1,0 +1,223 @@
+"""opcheck, torch.compile, torch.export, torch.func and the meta device."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from sketchlayers import ops
+from torch import Tensor, nn
+
+from .problems import GRADIENTS, Conv, Layer, Linear, Operands, paths, relative_error
+
+LAYERS = {
+    "spatial": Conv(batch=4, padding=(1, 1)),
+    "channel": Conv(batch=4, mixing="channel", groups=2, stride=(2, 1)),
+    "base": Conv(batch=4, base=True, frame=True),
+    "linear": Linear(lead=(4,), num_sketches=2),
+}
+CASES = [(name, path) for name, layer in LAYERS.items() for path in paths(layer)]
+
+
+def stepper(layer: Layer, path: str) -> Callable[..., tuple[Tensor, ...]]:
+    """A training step as one function of tensors: output and every gradient."""
+    signs = layer.packed_signs()
+
+    def step(*tensors: Tensor) -> Tensor:
+        return layer.forward(Operands(*tensors), path, signs)
+
+    return step
+
+
+def outcome(forward, layer: Layer, operands: Operands) -> list[Tensor]:
+    leaves = operands.requiring(*GRADIENTS)
+    output = forward(*leaves)
+    output.square().sum().backward()
+    return [output.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert a.stride() == b.stride()
+        assert relative_error(a, b) < 1e-12
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+def test_compiled_step_equals_eager(name, path):
+    layer = LAYERS[name]
+    step = stepper(layer, path)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    operands = layer.operands()
+    assert_close(outcome(compiled, layer, operands), outcome(step, layer, operands))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("spatial", "folded"), ("channel", "factored"), ("linear", "factored")]
+)
+def test_inductor_step_equals_eager(name, path):
+    layer = LAYERS[name]
+    step = stepper(layer, path)
+    operands = layer.operands()
+    compiled = torch.compile(step, fullgraph=True)
+    assert_close(outcome(compiled, layer, operands), outcome(step, layer, operands))
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+def test_a_symbolic_batch_compiles_once(name, path):
+    """A dynamic batch adds no guard, so that a second batch size does not compile anew."""
+    layer = LAYERS[name]
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    step = stepper(layer, path)
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for batch in (4, 7, 33):
+        resized = (
+            layer.replace(lead=(batch,))
+            if isinstance(layer, Linear)
+            else layer.replace(batch=batch)
+        )
+        operands = resized.operands().requiring(*GRADIENTS)
+        torch._dynamo.mark_dynamic(operands.input, 0)
+        output = compiled(*operands)
+        assert relative_error(output, resized(operands, path)) < 1e-12
+        output.sum().backward()
+    assert counter.frame_count == 1
+
+
+class Module(nn.Module):
+    """A layer as the exporter sees it: parameters, packed signs as buffers and a frozen path."""
+
+    def __init__(self, layer: Layer, path: str) -> None:
+        super().__init__()
+        self.layer, self.path = layer, path
+        operands = layer.operands()
+        self.s1, self.s2 = nn.Parameter(operands.s1), nn.Parameter(operands.s2)
+        self.bias = nn.Parameter(operands.bias)
+        for name, packed in layer.packed_signs().items():
+            self.register_buffer(name, packed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        signs = {name: getattr(self, name) for name in ("u1", "u2", "base", "frame")}
+        return self.layer.forward(Operands(x, self.s1, self.s2, self.bias), self.path, signs)
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+def test_export_with_a_dynamic_batch(name, path):
+    layer = LAYERS[name]
+    module = Module(layer, path)
+    x = layer.operands().input
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    exported = torch.export.export(module, (x,), dynamic_shapes={"x": {0: batch}})
+    assert exported.range_constraints
+    for size in (1, 4, 9):
+        x = torch.randn(size, *x.shape[1:], dtype=x.dtype)
+        assert relative_error(exported.module()(x), module(x)) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["spatial", "channel", "base", "linear"])
+def test_a_compiled_function_may_draw_its_signs(name):
+    """sign_matrix has no tensor argument: compiling it needs the fake kernel and the device."""
+    layer = LAYERS[name]
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def draw() -> Tensor:
+        packed = ops.sign_matrix(layer.seed, 1, 5, 200, device="cpu")
+        return ops.unpack_signs(packed, 200)
+
+    assert torch.equal(draw(), ops.unpack_signs(ops.sign_matrix(layer.seed, 1, 5, 200), 200))
+
+
+def signs_of(layer: Layer) -> tuple[tuple, dict]:
+    packed = layer.packed_signs()
+    arguments = {"num_sketches": layer.num_sketches, "scale": layer.scale}
+    if isinstance(layer, Conv):
+        arguments["mixing"] = layer.mixing
+    return (packed["u1"], packed["u2"]), arguments
+
+
+TESTS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_static",
+    "test_aot_dispatch_dynamic",
+)
+
+
+def opcheck(op, args, kwargs=None) -> None:
+    outcomes = torch.library.opcheck(op, args, kwargs or {}, test_utils=TESTS)
+    assert set(outcomes.values()) == {"SUCCESS"}
+
+
+def test_opcheck_of_the_signs():
+    op = torch.ops.sketchlayers
+    opcheck(op.sign_matrix.default, (3, 1, 4, 70), {"device": torch.device("cpu")})
+    packed = ops.sign_matrix(3, 1, 4, 70)
+    opcheck(op.unpack_signs.default, (packed, 70))
+    opcheck(op.unpack_signs.default, (packed, 33), {"dtype": torch.bfloat16})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_opcheck_of_the_weight(name, dtype):
+    layer = LAYERS[name]
+    leaves = layer.operands(dtype).requiring("s1", "s2")
+    signs, arguments = signs_of(layer)
+    packed = layer.packed_signs()
+    fixed = {"base": packed["base"], "frame": packed["frame"]}
+    op = torch.ops.sketchlayers
+    opcheck(op.sk_weight.default, (leaves.s1, leaves.s2, *signs), {**arguments, **fixed})
+    grad = torch.randn_like(layer.weight(leaves)).requires_grad_()
+    opcheck(
+        op.sk_weight_backward.default, (grad, *signs), {**arguments, "frame": packed["frame"]}
+    )
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+@pytest.mark.parametrize("trained", [GRADIENTS, ("s1", "bias"), ()], ids=str)
+def test_opcheck_of_the_layers(name, path, trained):
+    layer = LAYERS[name]
+    leaves = layer.operands().requiring(*trained)
+    (u1, u2), arguments = signs_of(layer)
+    packed = layer.packed_signs()
+    arguments |= {"base": packed["base"], "frame": packed["frame"], "path": path}
+    positional = (leaves.input, leaves.s1, leaves.s2, u1, u2, leaves.bias)
+    if isinstance(layer, Conv):
+        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        opcheck(torch.ops.sketchlayers.sk_conv2d.default, (*positional, *geometry), arguments)
+    else:
+        opcheck(torch.ops.sketchlayers.sk_linear.default, positional, arguments)
+
+
+def test_every_operator_is_checked():
+    """A new operator in the library comes with an opcheck of its own in this file."""
+    checked = {
+        *("sign_matrix", "unpack_signs", "sk_weight", "sk_weight_backward"),
+        *("sk_linear", "sk_linear_factored", "sk_linear_factored_backward"),
+        *("sk_conv2d", "sk_conv2d_factored", "sk_conv2d_factored_backward"),
+    }
+    registered = {
+        schema.name.removeprefix("sketchlayers::")
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("sketchlayers::")
+    }
+    assert registered == checked
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_folded_layers_work_with_per_sample_inputs(name):
+    """vmap over the input alone: the weight is formed once, the convolution is batched."""
+    layer = LAYERS[name]
+    operands = layer.operands()
+    stacked = torch.stack([operands.input, 2 * operands.input])
+    signs = layer.packed_signs()
+
+    def one(x: Tensor) -> Tensor:
+        return layer.forward(Operands(x, operands.s1, operands.s2, operands.bias), "folded", signs)
+
+    actual = torch.func.vmap(one)(stacked)
+    for i in range(2):
+        assert relative_error(actual[i], one(stacked[i])) < 1e-12
