@@ -1,40 +1,117 @@
 # Everything the project does, from a fresh machine on. `make help` lists it.
 #
-#   PYTHON=python3.12   the interpreter the virtual environment is made from
-#   VENV=.venv          where that environment lives; VENV= uses PYTHON itself, without one
-#   TORCH="torch==..."  which PyTorch to install, when there is none yet
+#   PYTHON=python3      the interpreter that the virtual environment is made from
+#   VENV=.venv          where that environment lives; VENV= uses PYTHON itself as it is, and
+#                       installs nothing but this package
+#   TORCH="torch ..."   what to install when there is no PyTorch yet
+#   DATA=folder         a data set for `make demo`
+#   PYTEST="-k name"    more arguments for pytest
+#   FORCE_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see setup.py
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch torchvision
+DATA ?=
+PYTEST ?=
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 STAMPS := $(if $(VENV),$(VENV),build)/.stamps
-SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml \
-	python/sketchlayers/_toolkit.py python/sketchlayers/_version.py
+export PATH := $(if $(VENV),$(abspath $(VENV)/bin):)$(PATH)
+
+LIBRARY := python/sketchlayers/libsketchlayers.so
+SOURCES := setup.py pyproject.toml python/sketchlayers/_toolkit.py \
+	python/sketchlayers/_version.py $(shell find csrc -type f 2>/dev/null)
+CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help
-help:
-	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# ---------------------------------------------------------------------------------- environment
+# ----------------------------------------------------------------------- environment and build
 
-INSTALL = $(PY) -m pip install --quiet --no-build-isolation --editable ".[dev,experiments]"
+# PyTorch comes first and is then held: an extra package must never replace it.
+define REQUIREMENTS
+import tomllib, torch
+with open("pyproject.toml", "rb") as file:
+    extras = tomllib.load(file)["project"]["optional-dependencies"]
+print("torch==" + torch.__version__.split("+")[0], *extras["dev"], *extras["experiments"], sep="\n")
+endef
+export REQUIREMENTS
 
-$(STAMPS)/environment:
-	$(if $(VENV),test -x $(PY) || $(PYTHON) -m venv $(VENV))
+# The toolkit to get from the package index: none when PyTorch has no CUDA or nvcc is there.
+define TOOLKIT
+import sys, torch
+sys.path.insert(0, "python/sketchlayers")
+import _toolkit
+if torch.version.cuda and _toolkit.choose(torch.version.cuda).toolkit is None:
+    print(_toolkit.toolkit_requirement(torch.version.cuda))
+endef
+export TOOLKIT
+
+$(STAMPS)/environment: pyproject.toml
+	@mkdir -p $(@D)
+ifneq ($(VENV),)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet "setuptools>=77" "wheel>=0.43" "ninja>=1.11"
-	@mkdir -p $(@D) && touch $@
+	$(PY) -c "$$REQUIREMENTS" > $(STAMPS)/requirements.txt
+	$(PY) -m pip install --quiet -r $(STAMPS)/requirements.txt
+endif
+	@touch $@
 
-# A library that is newer than the stamp was built by another environment, or by hand.
-$(STAMPS)/installed: $(STAMPS)/environment $(SOURCES) python/sketchlayers/libsketchlayers.so
+INSTALL = $(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+
+# A library newer than the stamp was built by another environment, or by hand.
+$(STAMPS)/installed: $(STAMPS)/environment $(SOURCES) $(LIBRARY)
 	$(INSTALL)
 	@touch $@
 
-python/sketchlayers/libsketchlayers.so: ;
+$(LIBRARY): ;
 
-.PHONY: build
-build: $(STAMPS)/environment ## install into the environment and compile what changed
+.PHONY: build toolkit
+build: $(STAMPS)/environment ## set up the environment and compile what changed
 	$(INSTALL)
 	@touch $(STAMPS)/installed
+
+toolkit: $(STAMPS)/environment ## get nvcc from the package index, if PyTorch needs one and there is none
+	$(PY) -c "$$TOOLKIT" | xargs --no-run-if-empty $(PY) -m pip install --quiet
+
+# -------------------------------------------------------------------------------- main commands
+
+.PHONY: demo test gpu
+demo: $(STAMPS)/installed ## train, sketch and compress a small network on real images
+	$(PY) experiments/demo.py $(if $(DATA),--data $(DATA))
+
+test: lint cpp-test $(STAMPS)/installed ## all checks and tests
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST)
+
+# ------------------------------------------------------------------------------- parts of `test`
+
+.PHONY: lint format cpp-test
+lint: $(STAMPS)/environment ## style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	clang-format --dry-run --Werror $(CPP_FILES)
+	$(PY) -m mypy
+
+format: $(STAMPS)/environment ## put the sources in shape
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	clang-format -i $(CPP_FILES)
+
+CPP_BUILD := build/cpp
+
+cpp-test: $(STAMPS)/environment ## the C++ library alone, with CMake, and its tests
+	cmake -S . -B $(CPP_BUILD) -G Ninja -DPython_EXECUTABLE=$$(command -v $(PY)) -DSKETCHLAYERS_TESTS=ON
+	cmake --build $(CPP_BUILD)
+	ctest --test-dir $(CPP_BUILD) --output-on-failure
+
+# ------------------------------------------------------------------------------------------ rest
+
+.PHONY: dist clean
+dist: $(STAMPS)/environment ## a wheel for this PyTorch, and the sources, in dist/
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(PY) -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+
+clean: ## delete what was built; the environment stays
+	rm -rf build dist python/sketchlayers/*.so python/*.egg-info $(STAMPS)/installed
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import setuptools
@@ -79,6 +80,7 @@ def extensions(torch, cpp_extension, choice) -> list[Extension]:
         library_files = [str(toolkit_finder.cuda_runtime_library(choice.toolkit, packages))]
         macros += [
             ("SKETCHLAYERS_WITH_CUDA", None),
+            ("SKETCHLAYERS_CUDA_VERSION", string_macro(choice.toolkit.version)),
             ("SKETCHLAYERS_CUDA_ARCHS", string_macro(os.environ["TORCH_CUDA_ARCH_LIST"])),
         ]
 
@@ -182,6 +184,14 @@ def compiled_part() -> dict:
             "there (or hidden by build isolation): type `pip install torch setuptools wheel "
             "ninja`, then `pip install --no-build-isolation .`"
         ) from None
+
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        raise SystemExit(
+            "sketchlayers needs the header files of this Python to build: install them (on "
+            "Debian and Ubuntu `apt install python3-dev`)"
+        )
+    # Where pip puts ninja; not on PATH when the environment was not activated.
+    os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
 
     choice = toolkit_finder.choose(torch.version.cuda)
     if choice.toolkit is not None:

@@ -108,9 +108,14 @@ def _choose_toolkit(torch_cuda: str | None, environ: Mapping[str, str]) -> Choic
     return Choice(None, f"no nvcc was found; {install_hint(torch_cuda)} brings one")
 
 
+def toolkit_requirement(torch_cuda: str) -> str:
+    """The packages with the compiler and headers that PyTorch's CUDA version needs."""
+    return f"cuda-toolkit[nvcc,cccl]=={torch_cuda}.*"
+
+
 def install_hint(torch_cuda: str) -> str:
     """The command that brings a toolkit from the package index."""
-    return f'pip install "cuda-toolkit[nvcc,cccl]=={torch_cuda}.*"'
+    return f'pip install "{toolkit_requirement(torch_cuda)}"'
 
 
 def find_toolkits(environ: Mapping[str, str]) -> Iterator[Toolkit]:

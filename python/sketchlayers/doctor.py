@@ -1,0 +1,279 @@
+"""``sketchlayers doctor``: what is installed, and the first thing that is wrong with it.
+
+Three steps, so that each can be tested alone: :func:`examine` looks at the machine,
+:func:`diagnose` judges what was seen, :func:`render` writes it down. Nothing here needs the
+compiled part, or even PyTorch, to work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sketchlayers import _toolkit
+from sketchlayers._version import __version__
+
+OLDEST_TORCH = (2, 11)
+REBUILD = "pip install --no-build-isolation . (in the folder of the sources)"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that PyTorch can use, and its compute capability, such as ``(9, 0)``."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was seen of an installation.
+
+    Attributes:
+        torch: PyTorch's version, or None when it cannot be imported.
+        torch_error: Why it cannot.
+        torch_cuda: The CUDA version that PyTorch was built with.
+        required_torch: The requirement that was written when this package was built, such as
+            ``"torch==2.15.*"``; None when the package was not installed.
+        missing: Compiled files that are not there.
+        build: What the compiled part tells about itself; None when it cannot be loaded.
+        load_error: Why it cannot.
+        gpus: The GPUs that PyTorch can use.
+        toolkit: The CUDA toolkit that a build would use, and the reason.
+    """
+
+    torch: str | None
+    torch_error: str = ""
+    torch_cuda: str | None = None
+    required_torch: str | None = None
+    missing: tuple[str, ...] = ()
+    build: Mapping[str, Any] | None = None
+    load_error: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    toolkit: _toolkit.Choice = field(default_factory=lambda: _toolkit.Choice(None, ""))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong, and what to type to make it right."""
+
+    what: str
+    remedy: str
+
+
+def examine() -> Facts:
+    """Looks at this Python environment and this machine."""
+    try:
+        import torch
+    except Exception as error:  # a broken installation may raise anything
+        return Facts(torch=None, torch_error=f"{type(error).__name__}: {error}")
+    missing = missing_files(Path(__file__).parent)
+    build, load_error = (None, "") if missing else _load_compiled_part()
+    return Facts(
+        torch=str(torch.__version__),
+        torch_cuda=torch.version.cuda,
+        required_torch=_required_torch(),
+        missing=missing,
+        build=build,
+        load_error=load_error,
+        gpus=tuple(
+            Gpu(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
+            for index in range(torch.cuda.device_count())
+        ),
+        toolkit=_choose_toolkit(torch.version.cuda),
+    )
+
+
+def missing_files(package: Path) -> tuple[str, ...]:
+    """The compiled files that should be in the package's folder and are not."""
+    patterns = {
+        "libsketchlayers.so": "libsketchlayers.so",
+        "_C": f"_C.{sys.implementation.cache_tag}*.so",
+    }
+    return tuple(name for name, pattern in patterns.items() if not any(package.glob(pattern)))
+
+
+def _load_compiled_part() -> tuple[Mapping[str, Any] | None, str]:
+    try:
+        importlib.import_module("sketchlayers._extension")
+        return importlib.import_module("sketchlayers._C").build_info(), ""
+    except Exception as error:  # whatever it is, it is what the reader needs to see
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _required_torch() -> str | None:
+    try:
+        requirements = importlib.metadata.requires("sketchlayers") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((line for line in requirements if re.match(r"torch\b(?!vision)", line)), None)
+
+
+def _choose_toolkit(torch_cuda: str | None) -> _toolkit.Choice:
+    try:
+        return _toolkit.choose(torch_cuda)
+    except (ValueError, _toolkit.ToolkitError) as error:
+        return _toolkit.Choice(None, str(error))
+
+
+def diagnose(facts: Facts) -> Problem | None:
+    """The first thing that is wrong, or None."""
+    if facts.torch is None:
+        return Problem(f"PyTorch cannot be imported ({facts.torch_error})", "pip install torch")
+    if minor_version(facts.torch) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        return Problem(
+            f"PyTorch must be {oldest} or newer (got {facts.torch})", "pip install --upgrade torch"
+        )
+    return _diagnose_compiled_part(facts) or _diagnose_gpus(facts)
+
+
+def _diagnose_compiled_part(facts: Facts) -> Problem | None:
+    if facts.missing:
+        return Problem(
+            f"the compiled part is not there, or was built for another Python than "
+            f"{platform.python_version()} (missing: {', '.join(facts.missing)})",
+            REBUILD,
+        )
+    if facts.required_torch and not fits(facts.required_torch, facts.torch or ""):
+        return Problem(
+            f"the compiled part was built for {facts.required_torch}, not for the PyTorch "
+            f"{facts.torch} that is installed",
+            REBUILD,
+        )
+    if facts.build is None:
+        return Problem(f"the compiled part cannot be loaded ({facts.load_error})", REBUILD)
+    if minor_version(facts.build["torch"]) != minor_version(facts.torch or ""):
+        return Problem(
+            f"the compiled part was built for PyTorch {facts.build['torch']}, not for the "
+            f"{facts.torch} that is installed",
+            REBUILD,
+        )
+    if facts.build["version"] != __version__:
+        return Problem(
+            f"the compiled part is of version {facts.build['version']}, the Python part of "
+            f"{__version__}",
+            REBUILD,
+        )
+    return None
+
+
+def _diagnose_gpus(facts: Facts) -> Problem | None:
+    assert facts.build is not None
+    if not facts.gpus:
+        return None
+    if facts.build["cuda"] is None:
+        remedy = REBUILD
+        if facts.toolkit.toolkit is None and facts.torch_cuda is not None:
+            remedy = f"{_toolkit.install_hint(facts.torch_cuda)}, then {REBUILD}"
+        return Problem(
+            f"PyTorch has a GPU ({facts.gpus[0].name}) and this build is for CPU only", remedy
+        )
+    for gpu in facts.gpus:
+        if not covers(facts.build["cuda_archs"], gpu.capability):
+            wanted = ".".join(map(str, gpu.capability))
+            return Problem(
+                f"{gpu.name} has compute capability {wanted} and this build is for "
+                f"{facts.build['cuda_archs']}",
+                f'TORCH_CUDA_ARCH_LIST="{wanted}" {REBUILD}',
+            )
+    return None
+
+
+def minor_version(version: str) -> tuple[int, int]:
+    """Major and minor number: ``"2.15.0+cu132"`` gives ``(2, 15)``."""
+    numbers = re.findall(r"\d+", version)
+    return int(numbers[0]), int(numbers[1])
+
+
+def fits(requirement: str, version: str) -> bool:
+    """Whether a version meets a requirement of the form ``torch==2.15.*``; any other is met."""
+    pinned = re.search(r"==\s*(\d+\.\d+)\.\*", requirement)
+    return pinned is None or minor_version(pinned.group(1)) == minor_version(version)
+
+
+def covers(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code compiled for some architectures runs on a GPU.
+
+    Machine code runs on GPUs of its own major version and the same or a later minor one; PTX is
+    compiled by the driver for any later GPU.
+
+    Args:
+        architectures: In the form of ``TORCH_CUDA_ARCH_LIST``, such as ``"8.0;9.0+PTX"``.
+        capability: Compute capability of the GPU.
+    """
+    for architecture in re.split(r"[;\s]+", architectures.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d+)([a-z]?)(\+PTX)?", architecture)
+        if match is None:  # a name, such as Hopper: nothing can be said against it
+            return True
+        compiled = int(match.group(1)), int(match.group(2))
+        if compiled == capability:
+            return True
+        if match.group(3):  # architecture-specific code runs nowhere else
+            continue
+        if compiled < capability and (match.group(4) or compiled[0] == capability[0]):
+            return True
+    return False
+
+
+def render(facts: Facts, problem: Problem | None) -> str:
+    """The report, for people."""
+    build = facts.build or {}
+    rows = [
+        ("sketchlayers", f"{__version__} at {Path(__file__).parent}"),
+        ("Python", f"{platform.python_version()} at {sys.executable}"),
+        ("system", f"{platform.system()} {platform.machine()}"),
+        ("PyTorch", _torch_line(facts)),
+        ("built for", f"PyTorch {build['torch']}" if build else facts.required_torch or "unknown"),
+        ("compiler", build.get("compiler", "unknown")),
+        ("OpenMP", {True: "yes", False: "no", None: "unknown"}[build.get("openmp")]),
+        ("CUDA kernels", _cuda_line(build)),
+        ("GPU", ", ".join(_gpu_line(gpu) for gpu in facts.gpus) or "none that PyTorch can use"),
+        ("CUDA toolkit", str(facts.toolkit.toolkit or facts.toolkit.reason or "not looked for")),
+    ]
+    lines = [f"{name:<14}{value}" for name, value in rows]
+    if problem is None:
+        return "\n".join([*lines, "", "All is well."])
+    return "\n".join([*lines, "", f"Wrong: {problem.what}", f"Type:  {problem.remedy}"])
+
+
+def _torch_line(facts: Facts) -> str:
+    if facts.torch is None:
+        return "cannot be imported"
+    return f"{facts.torch} ({f'CUDA {facts.torch_cuda}' if facts.torch_cuda else 'CPU only'})"
+
+
+def _cuda_line(build: Mapping[str, Any]) -> str:
+    if not build:
+        return "unknown"
+    if build["cuda"] is None:
+        return "none (built for CPU only)"
+    return f"CUDA {build['cuda']} for {build['cuda_archs']}"
+
+
+def _gpu_line(gpu: Gpu) -> str:
+    return f"{gpu.name} ({gpu.capability[0]}.{gpu.capability[1]})"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The doctor takes no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the report.
+
+    Returns:
+        0 when all is well, 1 when something is wrong.
+    """
+    facts = examine()
+    problem = diagnose(facts)
+    print(render(facts, problem))
+    return 0 if problem is None else 1
