@@ -1,4 +1,4 @@
-"""Layers to compute: their operands as tensors, the operator's answer and the reference's answer."""
+"""Layers to compute: their operands, the operator's answer and the reference's answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from sketchlayers import ops
 from torch import Tensor
 from torch.nn import functional
+
+from sketchlayers import ops
 
 from . import reference
 from .reference import Array, Geometry, Signs, Sketch, Words
@@ -181,9 +182,7 @@ class Layer:
             scale=self.scale,
         )
 
-    def gradients(
-        self, operands: Operands, grad: Tensor, path: str = "auto"
-    ) -> dict[str, Tensor]:
+    def gradients(self, operands: Operands, grad: Tensor, path: str = "auto") -> dict[str, Tensor]:
         """The operator's gradients of every operand for dLoss/dOutput = ``grad``."""
         leaves = operands.requiring(*GRADIENTS)
         output = self(leaves, path)
@@ -200,9 +199,9 @@ class Layer:
 
     def reference_output(self, operands: Operands) -> Array:
         """The output by the reference, in the output's own shape."""
-        bias = None if operands.bias is None else _array(operands.bias)
+        bias = None if operands.bias is None else as_array(operands.bias)
         output = reference.convolve(
-            self._as_batch(_array(operands.input)),
+            self.as_batch(as_array(operands.input)),
             self.reference_weight(operands),
             bias,
             self.geometry,
@@ -212,9 +211,9 @@ class Layer:
     def reference_gradients(self, operands: Operands, grad: Tensor) -> dict[str, Array]:
         """The gradients by the reference, each in its operand's shape."""
         s1, s2 = _four_axes(operands.s1), _four_axes(operands.s2)
-        x = self._as_batch(_array(operands.input))
+        x = self.as_batch(as_array(operands.input))
         grad_input, grad_weight, grad_bias = reference.convolve_adjoint(
-            self._as_batch(_array(grad)), x, self.reference_weight(operands), self.geometry
+            self.as_batch(as_array(grad)), x, self.reference_weight(operands), self.geometry
         )
         grad_s1, grad_s2 = reference.weight_adjoint(
             grad_weight, s1.shape, s2.shape, self.signs(), self.sketch
@@ -227,7 +226,7 @@ class Layer:
     def output_shape(self) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def _as_batch(self, x: Array) -> Array:
+    def as_batch(self, x: Array) -> Array:
         raise NotImplementedError
 
 
@@ -268,7 +267,7 @@ class Conv(Layer):
         batch = () if self.batch is None else (self.batch,)
         return (*batch, self.out_channels, *self.geometry.output_size(self.size, self.kernel))
 
-    def _as_batch(self, x: Array) -> Array:
+    def as_batch(self, x: Array) -> Array:
         return x[None] if self.batch is None else x
 
     def forward(self, operands: Operands, path: str, signs: dict[str, Tensor | None]) -> Tensor:
@@ -326,7 +325,7 @@ class Linear(Layer):
     def output_shape(self) -> tuple[int, ...]:
         return (*self.lead, self.out_channels)
 
-    def _as_batch(self, x: Array) -> Array:
+    def as_batch(self, x: Array) -> Array:
         return x.reshape(int(np.prod(self.lead)), x.shape[-1], 1, 1)
 
     def forward(self, operands: Operands, path: str, signs: dict[str, Tensor | None]) -> Tensor:
@@ -355,9 +354,9 @@ def paths(layer: Layer) -> list[str]:
 
 def relative_error(actual: Tensor, expected: Array | Tensor) -> float:
     """|actual - expected| / |expected| in the Frobenius norm; 0 where both are empty or zero."""
-    target = expected if isinstance(expected, np.ndarray) else _array(expected)
+    target = expected if isinstance(expected, np.ndarray) else as_array(expected)
     assert actual.shape == target.shape
-    difference = float(np.linalg.norm(_array(actual) - target))
+    difference = float(np.linalg.norm(as_array(actual) - target))
     return difference / float(np.linalg.norm(target)) if difference else 0.0
 
 
@@ -433,10 +432,11 @@ def _common() -> st.SearchStrategy[dict[str, object]]:
     )
 
 
-def _array(tensor: Tensor) -> Array:
+def as_array(tensor: Tensor) -> Array:
+    """The values in float64."""
     return tensor.detach().double().cpu().numpy()
 
 
 def _four_axes(tensor: Tensor) -> Array:
-    array = _array(tensor)
+    array = as_array(tensor)
     return array if array.ndim == 4 else array[:, :, None, None]

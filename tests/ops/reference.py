@@ -1,10 +1,10 @@
-"""The operators as the mathematics states them: float64 NumPy, one sketch at a time, loops over pixels.
+"""The operators as the mathematics states them, in float64 NumPy.
 
-Nothing here is fast and nothing here comes from the package or from PyTorch's own convolution, so
-agreement with the operators means that both are right. Symbols are those of Kasiviswanathan,
-Narodytska and Jin, "Network Approximation using Tensor Sketching" (IJCAI 2018), equation (1) and
-Definitions 2 and 3. Sizes: ``g`` groups, ``lk`` = number of sketches times rank, ``d1`` outputs,
-``d2`` inputs, an ``h x w`` kernel and ``n = d2/g*h*w``.
+One sketch at a time, one pixel at a time: nothing here is fast, and nothing comes from the package
+or from PyTorch's own convolution, so agreement with the operators means that both are right.
+Symbols are those of Kasiviswanathan, Narodytska and Jin, "Network Approximation using Tensor
+Sketching" (IJCAI 2018), equation (1) and Definitions 2 and 3. Sizes: ``g`` groups, ``lk`` = number
+of sketches times rank, ``d1`` outputs, ``d2`` inputs, an ``h x w`` kernel and ``n = d2/g*h*w``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def sign_words(seed: int, matrix: int, rows: int, columns: int) -> Words:
 
 
 def unpack(words: Words, columns: int) -> Array:
-    """Signs +1 and -1, shape (..., rows, columns): bit b of word j is column 32*j + b, 1 means -1."""
+    """Signs (..., rows, columns): bit b of word j is column 32*j + b, and 1 means -1."""
     bits = (words.view(np.uint32)[..., None] >> np.arange(32, dtype=np.uint32)) & 1
     return 1.0 - 2.0 * bits.reshape(*words.shape[:-1], -1)[..., :columns].astype(np.float64)
 

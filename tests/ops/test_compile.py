@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from sketchlayers import ops
 from torch import Tensor, nn
+
+from sketchlayers import ops
 
 from .problems import GRADIENTS, Conv, Layer, Linear, Operands, paths, relative_error
 
@@ -171,9 +172,7 @@ def test_opcheck_of_the_weight(name, dtype):
     op = torch.ops.sketchlayers
     opcheck(op.sk_weight.default, (leaves.s1, leaves.s2, *signs), {**arguments, **fixed})
     grad = torch.randn_like(layer.weight(leaves)).requires_grad_()
-    opcheck(
-        op.sk_weight_backward.default, (grad, *signs), {**arguments, "frame": packed["frame"]}
-    )
+    opcheck(op.sk_weight_backward.default, (grad, *signs), {**arguments, "frame": packed["frame"]})
 
 
 @pytest.mark.parametrize(("name", "path"), CASES)
@@ -192,6 +191,29 @@ def test_opcheck_of_the_layers(name, path, trained):
         opcheck(torch.ops.sketchlayers.sk_linear.default, positional, arguments)
 
 
+MASKS = [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
+
+
+@pytest.mark.parametrize("name", ["spatial", "channel", "linear"])
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_opcheck_of_the_factored_leaves(name, mask):
+    layer = LAYERS[name]
+    wanted = [operand for operand, want in zip(GRADIENTS, mask, strict=False) if want]
+    leaves = layer.operands().requiring(*wanted)
+    signs, arguments = signs_of(layer)
+    three = (leaves.input, leaves.s1, leaves.s2)
+    grad = torch.randn(layer.output_shape(), dtype=torch.float64).requires_grad_()
+    op = torch.ops.sketchlayers
+    if isinstance(layer, Conv):
+        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        forward, backward = op.sk_conv2d_factored, op.sk_conv2d_factored_backward
+    else:
+        geometry = ()
+        forward, backward = op.sk_linear_factored, op.sk_linear_factored_backward
+    opcheck(forward.default, (*three, *signs, leaves.bias, *geometry), arguments)
+    opcheck(backward.default, (grad, *three, *signs, mask, *geometry), arguments)
+
+
 def test_every_operator_is_checked():
     """A new operator in the library comes with an opcheck of its own in this file."""
     checked = {
@@ -208,15 +230,49 @@ def test_every_operator_is_checked():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_folded_layers_work_with_per_sample_inputs(name):
-    """vmap over the input alone: the weight is formed once, the convolution is batched."""
+def test_gradients_of_torch_func(name):
+    """torch.func refuses C++ autograd functions: there the operators compose ATen's own."""
+    layer = LAYERS[name]
+    operands, signs = layer.operands(), layer.packed_signs()
+
+    def loss(input: Tensor, s1: Tensor, s2: Tensor, bias: Tensor) -> Tensor:
+        return layer.forward(Operands(input, s1, s2, bias), "auto", signs).square().sum()
+
+    functional = torch.func.grad(loss, argnums=(0, 1, 2, 3))(*operands)
+    leaves = operands.requiring(*GRADIENTS)
+    loss(*leaves).backward()
+    for gradient, leaf in zip(functional, leaves, strict=True):
+        assert relative_error(gradient, leaf.grad) < 1e-12
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_per_sample_gradients(name):
+    """vmap of grad: one gradient of the parameters for each sample."""
+    layer = LAYERS[name]
+    one = layer.replace(lead=()) if isinstance(layer, Linear) else layer.replace(batch=None)
+    operands, signs = layer.operands(), layer.packed_signs()
+
+    def loss(s1: Tensor, s2: Tensor, x: Tensor) -> Tensor:
+        return one.forward(Operands(x, s1, s2, operands.bias), "auto", signs).square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, None, 0))
+    stacked = per_sample(operands.s1, operands.s2, operands.input)
+    for i, x in enumerate(operands.input):
+        leaves = operands.requiring("s1", "s2")
+        loss(leaves.s1, leaves.s2, x).backward()
+        for gradients, leaf in zip(stacked, (leaves.s1, leaves.s2), strict=True):
+            assert relative_error(gradients[i], leaf.grad) < 1e-12
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_vmap_over_inputs(name):
     layer = LAYERS[name]
     operands = layer.operands()
     stacked = torch.stack([operands.input, 2 * operands.input])
     signs = layer.packed_signs()
 
     def one(x: Tensor) -> Tensor:
-        return layer.forward(Operands(x, operands.s1, operands.s2, operands.bias), "folded", signs)
+        return layer.forward(Operands(x, operands.s1, operands.s2, operands.bias), "auto", signs)
 
     actual = torch.func.vmap(one)(stacked)
     for i in range(2):

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
-from .problems import GRADIENTS, Conv, Layer, Linear, paths, relative_error
+from .problems import GRADIENTS, Conv, Linear, Operands, paths, relative_error
 
 LAYERS = {
     "spatial": Conv(batch=2, in_channels=2, out_channels=3, kernel=(2, 2), size=(3, 4), rank=1,
@@ -27,7 +27,7 @@ CASES = [(name, path) for name, layer in LAYERS.items() for path in paths(layer)
 def test_gradients(name: str, path: str):
     layer = LAYERS[name]
     leaves = layer.operands().requiring(*GRADIENTS)
-    assert gradcheck(lambda *tensors: layer(type(leaves)(*tensors), path), tuple(leaves))
+    assert gradcheck(lambda *tensors: layer(Operands(*tensors), path), tuple(leaves))
 
 
 @pytest.mark.parametrize(("name", "path"), CASES)
@@ -35,7 +35,7 @@ def test_second_derivatives(name: str, path: str):
     layer = LAYERS[name]
     leaves = layer.operands().requiring(*GRADIENTS)
     assert gradgradcheck(
-        lambda *tensors: layer(type(leaves)(*tensors), path), tuple(leaves), fast_mode=True
+        lambda *tensors: layer(Operands(*tensors), path), tuple(leaves), fast_mode=True
     )
 
 
@@ -45,7 +45,7 @@ def test_derivatives_of_the_weight(name: str):
     leaves = layer.operands().requiring("s1", "s2")
 
     def weight(s1, s2):
-        return layer.weight(type(leaves)(leaves.input, s1, s2, None))
+        return layer.weight(Operands(leaves.input, s1, s2, None))
 
     assert gradcheck(weight, (leaves.s1, leaves.s2))
     # The weight is affine in s1 and s2: a square makes its second derivative something to check.
@@ -165,7 +165,7 @@ def test_activation_checkpointing(name: str):
         plain, recomputed = (layer.operands().requiring(*GRADIENTS) for _ in range(2))
         layer(plain, path).square().sum().backward()
         checkpoint(
-            lambda *tensors, path=path: layer(type(plain)(*tensors), path),
+            lambda *tensors, path=path: layer(Operands(*tensors), path),
             *recomputed,
             use_reentrant=False,
         ).square().sum().backward()

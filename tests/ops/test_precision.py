@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .problems import DTYPES, Conv, Layer, Linear, Operands, paths, relative_error
+from .problems import DTYPES, Conv, Layer, Linear, Operands, as_array, paths, relative_error
 from .reference import Array, convolve_adjoint
 
 LAYERS = {
@@ -13,16 +13,16 @@ LAYERS = {
         batch=4, in_channels=24, out_channels=32, kernel=(3, 3), size=(7, 8), padding=(1, 1), rank=4
     ),
     "channel": Conv(
-        batch=4, in_channels=24, out_channels=32, kernel=(3, 3), size=(7, 8), padding=(1, 1), rank=4,
-        mixing="channel",
+        batch=4, in_channels=24, out_channels=32, kernel=(3, 3), size=(7, 8), padding=(1, 1),
+        rank=4, mixing="channel",
     ),
     "many sketches": Conv(
-        batch=2, in_channels=30, out_channels=20, kernel=(5, 3), size=(9, 7), rank=2, num_sketches=4,
-        groups=2, stride=(2, 1),
+        batch=2, in_channels=30, out_channels=20, kernel=(5, 3), size=(9, 7), rank=2,
+        num_sketches=4, groups=2, stride=(2, 1),
     ),
     "many channel sketches": Conv(
-        batch=2, in_channels=30, out_channels=20, kernel=(5, 3), size=(9, 7), rank=2, num_sketches=4,
-        groups=2, stride=(2, 1), mixing="channel",
+        batch=2, in_channels=30, out_channels=20, kernel=(5, 3), size=(9, 7), rank=2,
+        num_sketches=4, groups=2, stride=(2, 1), mixing="channel",
     ),
     "1x1": Conv(batch=4, in_channels=96, out_channels=64, kernel=(1, 1), size=(6, 6), rank=6),
     "base and frame": Conv(
@@ -36,7 +36,7 @@ LAYERS = {
 
 def dense_step(layer: Layer, operands: Operands, grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Output and gradients of PyTorch's layer, its weight the exact W_hat rounded once."""
-    weight = torch.from_numpy(layer.reference_weight(operands)).to(operands.s1.dtype)
+    weight = torch.from_numpy(layer.reference_weight(operands)).to(operands.s1)
     leaves = {"input": operands.input, "weight": weight, "bias": operands.bias}
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
     output = layer.dense(*leaves.values())
@@ -45,12 +45,12 @@ def dense_step(layer: Layer, operands: Operands, grad: Tensor) -> tuple[Tensor, 
 
 
 def dense_errors(layer: Layer, operands: Operands, grad: Tensor) -> dict[str, float]:
-    """The dense layer's relative errors: of its output and of each gradient, its weight's for s1, s2."""
+    """Relative errors of the dense layer: output and gradients, its weight's for s1 and s2."""
     output, gradients = dense_step(layer, operands, grad)
     expected = layer.reference_gradients(operands, grad)
-    x = layer._as_batch(operands.input.double().numpy())
+    x = layer.as_batch(as_array(operands.input))
     grad_weight = convolve_adjoint(
-        layer._as_batch(grad.double().numpy()), x, layer.reference_weight(operands), layer.geometry
+        layer.as_batch(as_array(grad)), x, layer.reference_weight(operands), layer.geometry
     )[1]
     weight_error = relative_error(gradients["weight"], grad_weight)
     return {

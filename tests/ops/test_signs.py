@@ -1,16 +1,19 @@
 """Packed signs: the file format bit for bit, and its inverse."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sketchlayers import ops
 
 from . import reference
 from .problems import sizes
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=80)
-MATRICES = [0, 1, 5, reference.BASE_MATRIX, reference.BASE_MATRIX + 7, reference.FRAME_MATRIX, 2**32 - 1]
+SEEDS = [2**31, 2**32 - 1, 2**32, 2**63 - 1]
+MATRICES = [0, 1, reference.BASE_MATRIX, reference.FRAME_MATRIX + 7, 2**32 - 1]
 
 
 @pytest.mark.parametrize(
@@ -29,16 +32,16 @@ def test_signs_of_the_format(seed, matrix, row, signs):
 
 
 def test_first_words_are_those_of_the_generator():
-    """Row 0 of matrix 0 uses counter (0, 0, 0, 1): the version is the fourth word, not the first."""
+    """Row 0 of matrix 0 uses counter (0, 0, 0, 1): the version is the fourth word."""
     packed = ops.sign_matrix(0, 0, 1, 128)
-    counter = reference.np.array([[0, 0, 0, 1]], dtype=reference.np.uint64)
+    counter = np.array([[0, 0, 0, 1]], dtype=np.uint64)
     words = reference.philox_4x32_10(counter, 0)[0]
     assert [word & 0xFFFFFFFF for word in packed[0].tolist()] == words.tolist()
 
 
 @SETTINGS
 @given(
-    seed=st.one_of(st.integers(0, 2**63 - 1), st.sampled_from([2**31, 2**32 - 1, 2**32, 2**63 - 1])),
+    seed=st.one_of(st.integers(0, 2**63 - 1), st.sampled_from(SEEDS)),
     matrix=st.one_of(st.integers(0, 2**32 - 1), st.sampled_from(MATRICES)),
     rows=sizes(0, 70),
     columns=st.one_of(sizes(0, 400), st.sampled_from([127, 128, 129, 255, 256, 257])),
@@ -59,9 +62,7 @@ def test_a_large_matrix_equals_the_reference():
 
 @SETTINGS
 @given(rows=sizes(1, 20), columns=sizes(1, 300), more_rows=sizes(0, 9), more_columns=sizes(0, 300))
-def test_an_entry_does_not_depend_on_the_size_of_its_matrix(
-    rows, columns, more_rows, more_columns
-):
+def test_an_entry_does_not_depend_on_the_size_of_its_matrix(rows, columns, more_rows, more_columns):
     small = ops.unpack_signs(ops.sign_matrix(11, 2, rows, columns), columns)
     large_columns = columns + more_columns
     large = ops.unpack_signs(ops.sign_matrix(11, 2, rows + more_rows, large_columns), large_columns)

@@ -1,0 +1,281 @@
+"""Bad input: one clear error that names the operator, the rule and what was got."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sketchlayers import ops
+
+from .problems import Conv, Layer, Linear
+
+Arguments = dict[str, Any]
+
+
+def conv_arguments(layer: Conv | None = None) -> Arguments:
+    """A call of sk_conv2d that is right, as keyword arguments."""
+    layer = layer or Conv(in_channels=6, out_channels=8, groups=2, rank=2, num_sketches=2)
+    return {
+        **common_arguments(layer),
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+        "mixing": layer.mixing,
+    }
+
+
+def linear_arguments() -> Arguments:
+    """A call of sk_linear that is right, as keyword arguments."""
+    return common_arguments(Linear(in_channels=6, out_channels=8, rank=2, num_sketches=2))
+
+
+def common_arguments(layer: Layer) -> Arguments:
+    return {
+        **layer.operands(torch.float32).named(),
+        **layer.packed_signs(),
+        "num_sketches": layer.num_sketches,
+    }
+
+
+def fails(op: Callable, arguments: Arguments, error: type[Exception], match: str) -> None:
+    """The call raises ``error``; its message names the operator, ``match`` and what was got."""
+    name = op.__name__
+    with pytest.raises(error, match=rf"^{name}: .*{match}.*\(got .+\)") as caught:
+        op(**arguments)
+    # ValueError and TypeError are what they say; RuntimeError must not be one of its subclasses.
+    assert caught.type is error
+
+
+def changed(arguments: Arguments, **changes: Any) -> Arguments:
+    """The arguments with some replaced; a function is given the old value."""
+    return arguments | {
+        name: value(arguments[name]) if callable(value) else value
+        for name, value in changes.items()
+    }
+
+
+PACKED_BASE = torch.zeros(2, 4, 4, dtype=torch.int32)
+
+EITHER = [
+    # Types.
+    ({"input": lambda t: t.double()}, TypeError, "input must have the type"),
+    ({"input": lambda t: t.long()}, TypeError, "input"),
+    ({"s2": lambda t: t.double()}, TypeError, "s1 and s2.* same type"),
+    ({"s1": lambda t: t.int(), "s2": lambda t: t.int()}, TypeError, "s1 must be float32"),
+    ({"s1": lambda t: t.to(torch.complex64)}, TypeError, "s1 must be float32"),
+    ({"bias": lambda t: t.half()}, TypeError, "bias must have the type"),
+    ({"u1": lambda t: t.float()}, TypeError, "u1 must be packed signs of type int32"),
+    ({"u2": lambda t: t.long()}, TypeError, "u2 must be packed signs of type int32"),
+    ({"base": PACKED_BASE.float()}, TypeError, "base must be packed signs of type int32"),
+    ({"frame": PACKED_BASE.long()}, TypeError, "frame must be packed signs of type int32"),
+    # Devices.
+    ({"u1": lambda t: t.to("meta")}, RuntimeError, "u1.* device"),
+    ({"u2": lambda t: t.to("meta")}, RuntimeError, "u2.* device"),
+    ({"s2": lambda t: t.to("meta")}, RuntimeError, "s2.* device"),
+    ({"input": lambda t: t.to("meta")}, RuntimeError, "input.* device"),
+    ({"bias": lambda t: t.to("meta")}, RuntimeError, "bias.* device"),
+    # Shapes.
+    ({"s1": lambda t: t[:-1]}, RuntimeError, "s1 must have"),
+    ({"s1": lambda t: t[:0], "s2": lambda t: t[:, :0], "u1": lambda t: t[:, :0]}, RuntimeError,
+     "rank must be at least 1"),
+    ({"s1": lambda t: t[None]}, RuntimeError, "s1"),
+    ({"s1": lambda t: t[..., None, None, None]}, RuntimeError, "s1"),
+    ({"s2": lambda t: t[:, :-1]}, RuntimeError, "s2 must have"),
+    ({"s2": lambda t: t.flatten()}, RuntimeError, "s2"),
+    ({"s2": lambda t: t[:0]}, RuntimeError, "at least 1"),
+    ({"u1": lambda t: t[0]}, RuntimeError, "u1 must have"),
+    ({"u1": lambda t: t[..., :-1]}, RuntimeError, "u1 must have"),
+    ({"u1": lambda t: torch.cat([t, t], 1)}, RuntimeError, "s1 must have|u2 must have"),
+    ({"u2": lambda t: t[:, :-1]}, RuntimeError, "u2 must have"),
+    ({"u2": lambda t: torch.cat([t, t], 2)}, RuntimeError, "u2 must have"),
+    ({"u2": lambda t: t[0]}, RuntimeError, "u2 must have"),
+    ({"base": PACKED_BASE[:, :-1]}, RuntimeError, "base must have"),
+    ({"frame": PACKED_BASE[..., :-1]}, RuntimeError, "frame must have"),
+    ({"bias": lambda t: t[:-1]}, RuntimeError, "bias must have"),
+    ({"bias": lambda t: t[None]}, RuntimeError, "bias must have"),
+    ({"bias": lambda t: t[:1]}, RuntimeError, "bias must have"),
+    # Values.
+    ({"num_sketches": 0}, ValueError, "num_sketches must be at least 1"),
+    ({"num_sketches": -2}, ValueError, "num_sketches must be at least 1"),
+    ({"num_sketches": 3}, ValueError, "num_sketches must .*divide"),
+    ({"scale": math.nan}, ValueError, "scale must be finite"),
+    ({"scale": math.inf}, ValueError, "scale must be finite"),
+    ({"path": "fastest"}, ValueError, "path must be 'auto', 'factored' or 'folded'"),
+    ({"path": ""}, ValueError, "path must be"),
+]  # fmt: skip
+
+CONV = [
+    ({"input": lambda t: t[0, 0]}, RuntimeError, "input must have"),
+    ({"input": lambda t: t[None]}, RuntimeError, "input must have"),
+    ({"input": lambda t: t[:, :-1]}, RuntimeError, "channels"),
+    ({"input": lambda t: t[0, :-1]}, RuntimeError, "channels"),
+    ({"input": lambda t: t[..., :1]}, RuntimeError, "kernel"),
+    ({"input": lambda t: t[:, :, :2]}, RuntimeError, "kernel"),
+    ({"dilation": (1, 6)}, RuntimeError, "kernel"),
+    ({"input": lambda t: t[..., :0]}, RuntimeError, "kernel"),
+    ({"stride": (0, 1)}, ValueError, "stride must be"),
+    ({"stride": -1}, ValueError, "stride must be"),
+    ({"stride": (1, 1, 1)}, ValueError, "stride must"),
+    ({"padding": (0, -1)}, ValueError, "padding must"),
+    ({"padding": (1, 1, 1)}, ValueError, "padding must"),
+    ({"dilation": (0, 1)}, ValueError, "dilation must be"),
+    ({"dilation": -3}, ValueError, "dilation must be"),
+    ({"dilation": (1, 1, 1)}, ValueError, "dilation must"),
+    ({"groups": 0}, (ValueError, RuntimeError), "groups"),
+    ({"groups": -1}, (ValueError, RuntimeError), "groups"),
+    ({"groups": 1}, RuntimeError, "groups|s1"),
+    ({"groups": 4}, RuntimeError, "groups|s1"),
+    ({"mixing": "spacial"}, ValueError, "mixing must be 'spatial' or 'channel'"),
+    ({"mixing": "channel"}, RuntimeError, "u2 must have"),
+    ({"s1": lambda t: t[..., :1]}, RuntimeError, "s2|u2"),
+    ({"s1": lambda t: t.flatten(1), "s2": lambda t: t.flatten(1)}, RuntimeError, "s1"),
+    ({"base": PACKED_BASE, "path": "factored"}, ValueError, "base"),
+    ({"frame": PACKED_BASE, "path": "factored"}, ValueError, "frame"),
+]  # fmt: skip
+
+LINEAR = [
+    ({"input": lambda t: t[:, :-1]}, RuntimeError, "input must have|features"),
+    ({"input": lambda t: t[0, 0]}, RuntimeError, "input must have"),
+    ({"u1": lambda t: torch.cat([t, t])}, RuntimeError, "one group"),
+    ({"s1": lambda t: t[..., None, None], "s2": lambda t: t[..., None, None]}, RuntimeError, "s1"),
+    ({"base": PACKED_BASE.view(1, 8, 4), "path": "factored"}, ValueError, "base"),
+    ({"frame": PACKED_BASE.view(1, 8, 4), "path": "factored"}, ValueError, "frame"),
+]
+
+WEIGHT = [
+    ({"s1": lambda t: t.double()}, TypeError, "s1 and s2.* same type"),
+    ({"u1": lambda t: t.float()}, TypeError, "u1 must be packed signs of type int32"),
+    ({"s1": lambda t: t[:-1]}, RuntimeError, "s1 must have"),
+    ({"s2": lambda t: t[:-1]}, RuntimeError, "out_channels must be divisible by groups"),
+    ({"s2": lambda t: t[:, :-1]}, RuntimeError, "s2 must have"),
+    ({"u1": lambda t: t[:1]}, RuntimeError, "s1 must have|u1 must have|u2 must have"),
+    ({"u2": lambda t: t[:1]}, RuntimeError, "u2 must have"),
+    ({"base": PACKED_BASE[:1]}, RuntimeError, "base must have"),
+    ({"frame": PACKED_BASE[:1]}, RuntimeError, "frame must have"),
+    ({"mixing": ""}, ValueError, "mixing must be 'spatial' or 'channel'"),
+    ({"num_sketches": 3}, ValueError, "num_sketches must .*divide"),
+]
+
+
+def check(op: Callable, arguments: Arguments, changes: Arguments, error: Any, match: str) -> None:
+    bad = changed(arguments, **changes)
+    if isinstance(error, tuple):
+        with pytest.raises(error, match=rf"^{op.__name__}: .*{match}.*\(got .+\)"):
+            op(**bad)
+    else:
+        fails(op, bad, error, match)
+
+
+@pytest.mark.parametrize("path", ["auto", "folded", "factored"])
+@pytest.mark.parametrize(("changes", "error", "match"), EITHER + CONV)
+def test_sk_conv2d(changes, error, match, path):
+    check(ops.sk_conv2d, conv_arguments() | {"path": path}, changes, error, match)
+
+
+@pytest.mark.parametrize("path", ["auto", "folded", "factored"])
+@pytest.mark.parametrize(("changes", "error", "match"), EITHER + LINEAR)
+def test_sk_linear(changes, error, match, path):
+    check(ops.sk_linear, linear_arguments() | {"path": path}, changes, error, match)
+
+
+@pytest.mark.parametrize(("changes", "error", "match"), WEIGHT)
+def test_sk_weight(changes, error, match):
+    arguments = conv_arguments()
+    names = ("s1", "s2", "u1", "u2", "base", "frame", "num_sketches", "mixing")
+    check(ops.sk_weight, {name: arguments[name] for name in names}, changes, error, match)
+
+
+def test_the_calls_that_the_errors_are_made_from_are_right():
+    assert ops.sk_conv2d(**conv_arguments()).shape == (3, 8, 3, 5)
+    assert ops.sk_linear(**linear_arguments()).shape == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"matrix": -1}, "matrix must be in"),
+        ({"matrix": 2**32}, "matrix must be in"),
+        ({"rows": -1}, "rows must be in"),
+        ({"rows": 2**32 + 1}, "rows must be in"),
+        ({"columns": -1}, "columns must be in"),
+        ({"columns": 2**39 + 1}, "columns must be in"),
+        ({"columns": 2**63 - 1}, "columns must be in"),
+        # Each is allowed; their product does not fit in 64 bits.
+        ({"rows": 2**32, "columns": 2**39}, "fewer than 2"),
+    ],
+)
+def test_sign_matrix(arguments, match):
+    right = {"seed": 0, "matrix": 0, "rows": 2, "columns": 2}
+    fails(ops.sign_matrix, right | arguments, ValueError, match)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_matrix_beyond_64_bits_fails_before_memory_is_asked_for(device):
+    arguments = {"seed": 0, "matrix": 0, "rows": 2**32, "columns": 2**39, "device": device}
+    fails(ops.sign_matrix, arguments, ValueError, "fewer than 2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"packed": lambda t: t.long()}, TypeError, "packed signs must be int32"),
+        ({"packed": lambda t: t.float()}, TypeError, "packed signs must be int32"),
+        ({"packed": lambda t: t[0, 0]}, RuntimeError, "at least one dimension"),
+        ({"columns": 129}, ValueError, "columns"),
+        ({"columns": -1}, ValueError, "columns"),
+        ({"columns": 2**63 - 1}, ValueError, "columns"),
+        ({"dtype": torch.int8}, TypeError, "dtype must be floating point"),
+        ({"dtype": torch.complex64}, TypeError, "dtype must be"),
+    ],
+)
+def test_unpack_signs(changes, error, match):
+    arguments = {"packed": ops.sign_matrix(0, 0, 2, 128), "columns": 128, "dtype": torch.float32}
+    fails(ops.unpack_signs, changed(arguments, **changes), error, match)
+
+
+def huge(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A tensor of any size that takes no memory."""
+    return torch.zeros(1, dtype=dtype).expand(*sizes)
+
+
+def test_a_weight_beyond_64_bits_is_refused():
+    arguments = {
+        "s1": huge(1, 2**34),
+        "s2": huge(2**34, 1),
+        "u1": huge(1, 1, 2**29, dtype=torch.int32),
+        "u2": huge(1, 1, 2**29, dtype=torch.int32),
+    }
+    fails(ops.sk_weight, arguments, ValueError, "fewer than 2")
+    fails(ops.sk_linear, {"input": huge(1, 2**34), **arguments}, ValueError, "fewer than 2")
+
+
+@pytest.mark.parametrize("path", ["auto", "folded", "factored"])
+def test_geometry_beyond_64_bits_is_refused(path):
+    """Sizes whose arithmetic would wrap around to something that looks right."""
+    for changes in ({"dilation": 2**62}, {"padding": 2**62}, {"padding": 2**63 - 1}):
+        with pytest.raises((ValueError, RuntimeError), match=r"^sk_conv2d: .*\(got .+\)"):
+            ops.sk_conv2d(**changed(conv_arguments() | {"path": path}, **changes))
+
+
+def test_an_error_leaves_the_operands_as_they_were():
+    arguments = conv_arguments()
+    before = {name: value.clone() for name, value in arguments.items() if torch.is_tensor(value)}
+    with pytest.raises(ValueError, match="path must be"):
+        ops.sk_conv2d(**arguments, path="fast")
+    for name, value in before.items():
+        assert torch.equal(arguments[name], value)
+
+
+def test_errors_reach_compiled_code():
+    """The fake kernels raise the same errors, while the program is still being traced."""
+    arguments = conv_arguments()
+    arguments["u2"] = arguments["u2"][:, :-1]
+    meta = {
+        name: value.to("meta") if torch.is_tensor(value) else value
+        for name, value in arguments.items()
+    }
+    for path in ("factored", "folded"):
+        fails(ops.sk_conv2d, meta | {"path": path}, RuntimeError, "u2 must have")
