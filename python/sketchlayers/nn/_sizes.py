@@ -18,7 +18,9 @@ def dense_parameters(
     bias: bool = True,
 ) -> int:
     """Number of parameters of ``nn.Conv2d`` or ``nn.Linear`` with these sizes."""
-    return out_channels * (in_channels // groups) * math.prod(kernel_size) + bias * out_channels
+    return out_channels * (in_channels // groups) * math.prod(kernel_size) + (
+        out_channels if bias else 0
+    )
 
 
 def sketch_parameters(
@@ -36,7 +38,7 @@ def sketch_parameters(
     ``d2 / groups`` channels and its own rows of ``s2``.
     """
     per_channel = num_sketches * rank * math.prod(kernel_size)
-    return per_channel * (in_channels + out_channels) + bias * out_channels
+    return per_channel * (in_channels + out_channels) + (out_channels if bias else 0)
 
 
 def sketch_rate(
@@ -59,7 +61,7 @@ def sketch_rate(
 
 
 def max_rank(in_channels: int, out_channels: int, *, groups: int = 1, num_sketches: int = 1) -> int:
-    """Largest rank for which ``num_sketches * rank <= min(d1, d2) / groups``; 0 if there is none."""
+    """Largest rank with ``num_sketches * rank <= min(d1, d2) / groups``; 0 if there is none."""
     return min(in_channels, out_channels) // groups // num_sketches
 
 
@@ -73,7 +75,7 @@ def rank_for_rate(
     groups: int = 1,
     bias: bool = True,
 ) -> int:
-    """Whole rank of which the layer's rate comes nearest to ``rate``: at least 1, at most `max_rank`.
+    """Whole rank whose rate comes nearest to ``rate``, at least 1 and at most `max_rank`.
 
     Raises:
         ValueError: the rate is not in (0, 1], or even rank 1 is above the layer.

@@ -1,0 +1,223 @@
+"""Factors of a tensor sketch for a given weight (Kasiviswanathan, Narodytska, Jin, IJCAI 2018).
+
+A group of a sketched layer computes, with ``l`` sketches of rank ``k`` (equation 1 of the paper),
+
+    W_hat = base + c * frame o sum_i ( U1_i^T S1_i + S2_i U2_i ),     c = 1 / (2 l) in the paper.
+
+``U1`` and ``U2`` are given (random signs with their ``1/sqrt`` factors), the functions here find
+``S1`` and ``S2``. The base and the sign frame are absent in the paper's layer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import check_finite
+from ._second_moment import second_moment_factor
+
+
+class SketchFactors(NamedTuple):
+    """Factors in the shapes that the layers hold, float64.
+
+    Attributes:
+        s1: ``(groups * l * k, d2 / groups, h, w)``, or ``(l * k, d2)`` for a matrix.
+        s2: ``(d1, l * k, h, w)``, or ``(d1, l * k)`` for a matrix.
+        relative_error: ``|W - W_hat| / |W|`` in the norm of the fit.
+    """
+
+    s1: Tensor
+    s2: Tensor
+    relative_error: float
+
+
+def sketch_least_squares(
+    weight: Tensor,
+    u1: Tensor,
+    u2: Tensor,
+    *,
+    scale: float | None = None,
+    base: Tensor | None = None,
+    frame: Tensor | None = None,
+    second_moment: Tensor | None = None,
+) -> SketchFactors:
+    """Factors of the sketch nearest to ``weight``, in closed form.
+
+    With ``A = [U1_1^T ... U1_l^T]``, ``B = [U2_1; ...; U2_l]``, ``P = A A^+`` the projection on the
+    range of ``A`` and ``G = Sigma B^T (B Sigma B^T)^-1``, the minimum of
+    ``|(W - A X - Y B) Sigma^(1/2)|_F`` is reached by
+
+        X = A^+ W (I - G B / 2),    Y = (I - P / 2) W G,    S1 = X / c,    S2 = Y / c.
+
+    Of all the minimisers this is the balanced one: what both terms could represent, ``P W G B``,
+    is shared equally. For an isotropic weight and ``Sigma = I`` the squared relative error is
+    ``(1 - l k / d1) (1 - l k / d2)`` on average. ``G`` comes from a QR decomposition of
+    ``L^T B^T``, ``Sigma = L L^T``, and singular values below rounding are left out, so dependent
+    signs do no harm.
+
+    Args:
+        weight: ``(d1, d2 / groups, h, w)`` or ``(d1, d2)``.
+        u1: ``(l, k, d1)``; with groups ``(groups, l, k, d1 / groups)``.
+        u2: ``(l, k * h * w, n)`` for spatial mixing (Definition 3), ``(l, k, d2)`` for channel
+            mixing (Definition 2), ``n = d2 / groups * h * w``; with groups a leading group axis.
+        scale: ``c``; ``None`` is the paper's ``1 / (2 l)``.
+        base: weight that is added, of the shape of ``weight``.
+        frame: signs that the sum is multiplied by, of the shape of ``weight``.
+        second_moment: ``Sigma = E[x x^T]`` of the input patches, ``(n, n)`` or ``(groups, n, n)``;
+            ``None`` is the identity.
+
+    Raises:
+        RuntimeError: shapes that do not fit together.
+        TypeError: tensors that are not floating point.
+        ValueError: NaN or infinite entries, a second moment that is none, or one together with a
+            frame (the frame is an elementwise product, so no closed form is known).
+    """
+    owner = "sketch_least_squares"
+    if frame is not None and second_moment is not None:
+        raise ValueError(
+            f"{owner}: second_moment must be None with a frame: the elementwise signs do not "
+            "commute with the norm, so there is no closed form (got both)"
+        )
+    problem = _Problem(owner, weight, u1, u2, scale, base, frame)
+    a, b, target = problem.a, problem.b, problem.target
+    factor = None
+    if second_moment is not None:
+        factor = second_moment_factor(owner, second_moment, problem.groups, target.shape[-1])
+    weighted_target = target if factor is None else target @ factor
+    weighted_b = b if factor is None else b @ factor
+
+    a_basis, a_inverse = _basis_and_pseudo_inverse(a)
+    b_basis, b_inverse = _basis_and_pseudo_inverse(weighted_b.mT)
+    x = a_inverse @ target
+    y = weighted_target @ b_inverse.mT
+    shared = a_inverse @ y
+    x -= shared @ b / 2
+    y -= a @ shared / 2
+
+    residual = weighted_target - a_basis @ (a_basis.mT @ weighted_target)
+    residual -= (residual @ b_basis) @ b_basis.mT
+    dense = problem.dense if factor is None else problem.dense @ factor
+    return problem.factors(x, y, _ratio(residual, dense))
+
+
+def unbiased_sketch(
+    weight: Tensor,
+    u1: Tensor,
+    u2: Tensor,
+    *,
+    scale: float | None = None,
+    base: Tensor | None = None,
+    frame: Tensor | None = None,
+) -> SketchFactors:
+    """The paper's sketch of a weight: ``S1_i = U1_i W``, ``S2_i = W U2_i^T``.
+
+    Over random signs its expectation is ``weight`` (for another scale ``c`` than the paper's, both
+    factors are divided by ``2 l c``), but one draw is far from it: for d1 = d2 = 192 and rank 10
+    the relative error is about 3. It serves theory, and a layer that is trained afterwards.
+
+    Arguments, shapes and errors are those of `sketch_least_squares`.
+    """
+    problem = _Problem("unbiased_sketch", weight, u1, u2, scale, base, frame)
+    normaliser = 2 * problem.num_sketches
+    x = problem.a.mT @ problem.target / normaliser
+    y = problem.target @ problem.b.mT / normaliser
+    residual = problem.target - problem.a @ x - y @ problem.b
+    return problem.factors(x, y, _ratio(residual, problem.dense))
+
+
+class _Problem:
+    """``target ~ A X + Y B`` with a leading group axis, in float64.
+
+    Attributes:
+        a: ``(groups, d1 / groups, l * k)``.
+        b: ``(groups, l * k * h * w, n)``; channel mixing has its signs at every kernel position.
+        dense: the weight, ``(groups, d1 / groups, n)``.
+        target: the part of it that the sketch stands for, ``frame o (weight - base)``.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        weight: Tensor,
+        u1: Tensor,
+        u2: Tensor,
+        scale: float | None,
+        base: Tensor | None,
+        frame: Tensor | None,
+    ) -> None:
+        if weight.dim() not in (2, 4):
+            raise RuntimeError(
+                f"{owner}: weight must have 2 or 4 dimensions (got shape={tuple(weight.shape)})"
+            )
+        if u1.dim() not in (3, 4) or u2.dim() != u1.dim():
+            raise RuntimeError(
+                f"{owner}: u1 and u2 must both have 3 dimensions, or 4 with a group axis "
+                f"(got u1.shape={tuple(u1.shape)}, u2.shape={tuple(u2.shape)})"
+            )
+        self.shape = weight.shape
+        self.kernel = tuple(weight.shape[2:])
+        self.groups = u1.shape[0] if u1.dim() == 4 else 1
+        self.num_sketches, rank = u1.shape[-3:-1]
+        self.rank = self.num_sketches * rank
+        self.scale = 1 / (2 * self.num_sketches) if scale is None else scale
+        outputs, channels = weight.shape[0], weight.shape[1]
+        taps, patch = math.prod(self.kernel), weight[0].numel()
+        spatial = (*u1.shape[:-2], rank * taps, patch)
+        channel = (*u1.shape[:-2], rank, channels)
+        if u1.shape[-1] * self.groups != outputs or u2.shape not in (spatial, channel):
+            raise RuntimeError(
+                f"{owner}: u1 and u2 must fit the weight (got weight.shape={tuple(weight.shape)}, "
+                f"u1.shape={tuple(u1.shape)}, u2.shape={tuple(u2.shape)})"
+            )
+        for name, tensor in (("weight", weight), ("base", base), ("frame", frame)):
+            if tensor is None:
+                continue
+            if tensor.shape != weight.shape:
+                raise RuntimeError(
+                    f"{owner}: {name} must have the shape of weight, {tuple(weight.shape)} "
+                    f"(got {name}.shape={tuple(tensor.shape)})"
+                )
+            check_finite(owner, name, tensor)
+
+        grouped = (self.groups, outputs // self.groups, patch)
+        self.a = u1.detach().double().reshape(self.groups, self.rank, -1).mT
+        self.b = u2.detach().double().reshape(self.groups, -1, u2.shape[-1])
+        if u2.shape != spatial:
+            self.b = torch.kron(self.b, torch.eye(taps, dtype=self.b.dtype, device=self.b.device))
+        self.dense = weight.detach().double().reshape(grouped)
+        self.target = self.dense
+        if base is not None:
+            self.target = self.target - base.detach().double().reshape(grouped)
+        if frame is not None:
+            self.target = self.target * frame.detach().double().reshape(grouped)
+
+    def factors(self, x: Tensor, y: Tensor, relative_error: float) -> SketchFactors:
+        s1 = (x / self.scale).reshape(self.groups * self.rank, *self.shape[1:])
+        s2 = (y / self.scale).reshape(self.shape[0], self.rank, *self.kernel)
+        return SketchFactors(s1, s2, relative_error)
+
+
+def _basis_and_pseudo_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal basis of the range of a tall matrix, and its pseudo-inverse (both batched).
+
+    Columns of the basis beyond the numerical rank are zero.
+    """
+    q, r = torch.linalg.qr(matrix)
+    u, s, vh = torch.linalg.svd(r, full_matrices=False)
+    threshold = s[..., :1] * max(matrix.shape[-2:]) * torch.finfo(s.dtype).eps
+    kept = s > threshold
+    basis = (q @ u) * kept[..., None, :]
+    inverse_s = torch.where(kept, s, torch.inf).reciprocal()
+    return basis, (vh.mT * inverse_s[..., None, :]) @ basis.mT
+
+
+def _ratio(residual: Tensor, reference: Tensor) -> float:
+    """``|residual| / |reference|`` in the Frobenius norm; 0 when both are 0."""
+    error = float(torch.linalg.vector_norm(residual))
+    size = float(torch.linalg.vector_norm(reference))
+    if size == 0:
+        return 0.0 if error == 0 else math.inf
+    return error / size

@@ -1,0 +1,486 @@
+"""What `SKConv2d` and `SKLinear` share: factors, signs, scale, initial values, the dense weight."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any, Literal, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from sketchlayers import _C, ops
+from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased_sketch
+from sketchlayers.decompose._checks import check_finite
+
+from ._seeded import SeededModule
+from ._sizes import rank_for_rate, sketch_rate
+
+Mixing = Literal["spatial", "channel"]
+Scale = Literal["paper", "normalized"] | float
+Base = Literal["random"] | None
+Frame = Literal["signs"] | None
+Init = Literal["fit", "unbiased", "random"]
+
+Dense = TypeVar("Dense", nn.Conv2d, nn.Linear)
+
+# Numbers of the sign matrices of group 0: part of the file format (see `ops.sign_matrix`).
+_BASE_MATRIX = 2**31
+_FRAME_MATRIX = 2**31 + 2**30
+
+
+class Plan(NamedTuple):
+    """How a layer would compute one forward call. Multiply-adds count the whole call.
+
+    Attributes:
+        path: ``"factored"`` or ``"folded"`` (the dense weight is formed first).
+        reason: one sentence.
+        multiply_adds: of the chosen path.
+        factored_multiply_adds: of the factored path.
+        folded_multiply_adds: of the folded path, forming the weight included.
+        dense_multiply_adds: of the dense layer that this one stands for.
+    """
+
+    path: str
+    reason: str
+    multiply_adds: float
+    factored_multiply_adds: float
+    folded_multiply_adds: float
+    dense_multiply_adds: float
+
+
+class SketchLayer(SeededModule):
+    """A layer with ``W_hat = base + c * frame o (A S1 + S2 B)`` in place of its weight.
+
+    Attributes:
+        s1: parameter, ``(groups * l * k, d2 / groups, h, w)`` or ``(l * k, d2)``.
+        s2: parameter, ``(d1, l * k, h, w)`` or ``(d1, l * k)``.
+        bias: parameter ``(d1,)`` or ``None``.
+        seed: persistent buffer, decides all signs.
+        u1: packed signs of ``A``, ``(groups, l * k, words)``, int32, not persistent.
+        u2: packed signs of ``B``, ``(groups, l * k * h * w, words)`` or ``(groups, l * k, words)``.
+        base_signs: packed signs of the seeded base, or ``None``.
+        frame_signs: packed signs of the frame, or ``None``.
+        rank: ``k``.
+        num_sketches: ``l``.
+        rate: parameters of this layer over those of the dense one, biases included.
+        scale: ``c`` as a number.
+        fit_error: relative error of the weight this layer was made from, in the norm of the fit;
+            ``None`` for a layer that was not made from another. Not part of the state dict.
+    """
+
+    s1: nn.Parameter
+    s2: nn.Parameter
+    bias: nn.Parameter | None
+    u1: Tensor
+    u2: Tensor
+    base_signs: Tensor | None
+    frame_signs: Tensor | None
+    fit_error: float | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, ...],
+        groups: int,
+        bias: bool,
+        *,
+        rank: int | None,
+        num_sketches: int,
+        rate: float | None,
+        mixing: Mixing,
+        scale: Scale,
+        base: Base,
+        frame: Frame,
+        seed: int | None,
+        device: torch.device | str | int | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        owner = type(self).__name__
+        num_sketches = whole_number(owner, "num_sketches", num_sketches)
+        one_of(owner, "mixing", mixing, ("spatial", "channel"))
+        one_of(owner, "base", base, (None, "random"))
+        one_of(owner, "frame", frame, (None, "signs"))
+        factor = _scale_factor(owner, scale, num_sketches)
+        height_width = (kernel[0], kernel[1]) if kernel else (1, 1)
+        rank = _resolve_rank(
+            owner, in_channels, out_channels, height_width, groups, bias, rank, num_sketches, rate
+        )
+        super().__init__(seed, device)
+        self.rank = rank
+        self.num_sketches = num_sketches
+        self.mixing: Mixing = mixing
+        self.scale = factor
+        self.base: Base = base
+        self.frame: Frame = frame
+        self.rate = sketch_rate(
+            in_channels,
+            out_channels,
+            height_width,
+            rank=rank,
+            num_sketches=num_sketches,
+            groups=groups,
+            bias=bias,
+        )
+        self._path = "auto"
+        self._groups = groups
+        self._kernel = kernel
+        self._group_inputs = in_channels // groups
+        self._group_outputs = out_channels // groups
+
+        stacked = num_sketches * rank
+        s1 = torch.empty(groups * stacked, self._group_inputs, *kernel, device=device, dtype=dtype)
+        s2 = torch.empty(out_channels, stacked, *kernel, device=device, dtype=dtype)
+        self.s1, self.s2 = nn.Parameter(s1), nn.Parameter(s2)
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        for name in ("u1", "u2", "base_signs", "frame_signs"):
+            self.register_buffer(name, None, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new factors and bias from PyTorch's generator; make the signs from the seed.
+
+        The factors are normal with the deviation that gives ``W_hat`` the Kaiming variance
+        ``2 / n`` for any scale: iid factors of deviation ``s`` make it ``2 l c^2 s^2``. With a
+        seeded base, which has that variance itself, they are zero. The bias is drawn as
+        ``nn.Conv2d`` draws it.
+        """
+        self._restore_seeded()
+        self.fit_error = None
+        deviation = math.sqrt(2 / self._patch) / (self.scale * math.sqrt(2 * self.num_sketches))
+        if self.base is not None:
+            deviation = 0.0
+        with torch.no_grad():
+            for factor in (self.s1, self.s2):
+                # Drawn in contiguous order, so that the memory format does not change the values.
+                values = torch.empty_like(factor, memory_format=torch.contiguous_format)
+                factor.copy_(values.normal_(0, deviation) if deviation else values.zero_())
+            if self.bias is not None:
+                bound = 1 / math.sqrt(self._patch)
+                nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def _patch(self) -> int:
+        """``n``, the number of inputs of one output."""
+        return self._group_inputs * math.prod(self._kernel)
+
+    @property
+    def _mixed(self) -> tuple[int, int]:
+        """Rows of ``U2`` for each of ``U1``, and its columns."""
+        if self.mixing == "spatial":
+            return math.prod(self._kernel), self._patch
+        return 1, self._group_inputs
+
+    @property
+    def path(self) -> str:
+        """Computation path: ``"auto"`` plans each call, ``"factored"``, ``"folded"`` freeze it."""
+        return self._path
+
+    @path.setter
+    def path(self, path: str) -> None:
+        owner = type(self).__name__
+        one_of(owner, "path", path, ("auto", "factored", "folded"))
+        if path == "factored" and self._needs_folded:
+            raise ValueError(
+                f"{owner}: path must be 'auto' or 'folded' with a base or a frame "
+                f"(got path='factored', base={self.base!r}, frame={self.frame!r})"
+            )
+        self._path = path
+
+    @property
+    def _needs_folded(self) -> bool:
+        return self.base is not None or self.frame is not None
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, as `dense_weight` gives it. Read-only; train ``s1`` and ``s2``."""
+        return self.dense_weight()
+
+    def dense_weight(self) -> Tensor:
+        """``W_hat`` in the shape of the dense weight, differentiable in ``s1`` and ``s2``."""
+        return ops.sk_weight(
+            self.s1,
+            self.s2,
+            self.u1,
+            self.u2,
+            mixing=self.mixing,
+            num_sketches=self.num_sketches,
+            scale=self.scale,
+            base=self.base_signs,
+            frame=self.frame_signs,
+        )
+
+    def sketch_matrices(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """The sketch matrices of the paper, with their ``1/sqrt`` factors.
+
+        Args:
+            dtype: of the result; ``None`` is the layer's own.
+
+        Returns:
+            ``U1 (l, k, d1)`` and ``U2 (l, k * h * w, n)``, or ``U2 (l, k, d2)`` for channel mixing;
+            with more than one group both have a leading group axis and the sizes are a group's own.
+        """
+        dtype = dtype or self.s1.dtype
+        taps, columns = self._mixed
+        u1 = ops.unpack_signs(self.u1, self._group_outputs, dtype=dtype) / math.sqrt(self.rank)
+        u2 = ops.unpack_signs(self.u2, columns, dtype=dtype) / math.sqrt(self.rank * taps)
+        u1 = u1.unflatten(1, (self.num_sketches, self.rank))
+        u2 = u2.unflatten(1, (self.num_sketches, self.rank * taps))
+        return (u1, u2) if self._groups > 1 else (u1.squeeze(0), u2.squeeze(0))
+
+    def _make_seeded(self) -> dict[str, Tensor]:
+        outputs, patch = self._group_outputs, self._patch
+        stacked = self.num_sketches * self.rank
+        taps, columns = self._mixed
+        tensors = {
+            "u1": self._signs(0, 2, stacked, outputs),
+            "u2": self._signs(1, 2, stacked * taps, columns),
+        }
+        if self.base is not None:
+            tensors["base_signs"] = self._signs(_BASE_MATRIX, 1, outputs, patch)
+        if self.frame is not None:
+            tensors["frame_signs"] = self._signs(_FRAME_MATRIX, 1, outputs, patch)
+        return tensors
+
+    def _signs(self, first_matrix: int, step: int, rows: int, columns: int) -> Tensor:
+        """Packed signs ``(groups, rows, words)``; group g's are of ``first_matrix + step * g``."""
+        device = self.s1.device
+        return torch.stack(
+            [
+                ops.sign_matrix(self._seed, first_matrix + step * g, rows, columns, device=device)
+                for g in range(self._groups)
+            ]
+        )
+
+    def _plan(self, batch: int, input_pixels: int, output_pixels: int) -> Plan:
+        """Plan of a forward call as things stand: gradients count if they would be recorded."""
+        planned = _C.plan(
+            batch=batch,
+            in_channels=self._group_inputs * self._groups,
+            out_channels=self._group_outputs * self._groups,
+            groups=self._groups,
+            kernel=self._kernel or (1, 1),
+            input_pixels=input_pixels,
+            output_pixels=output_pixels,
+            sketch_rank=self.num_sketches * self.rank,
+            mixing=self.mixing,
+            training=torch.is_grad_enabled() and self.s1.requires_grad,
+            needs_folded=self._needs_folded,
+        )
+        path, reason = planned.path, planned.reason
+        if self.path != "auto":
+            path, reason = self.path, f"The layer's path is set to {self.path!r}."
+        factored, folded = planned.factored_multiply_adds, planned.folded_multiply_adds
+        chosen = factored if path == "factored" else folded
+        return Plan(path, reason, chosen, factored, folded, planned.dense_multiply_adds)
+
+    @classmethod
+    def _from_dense(
+        cls,
+        dense: nn.Conv2d | nn.Linear,
+        arguments: dict[str, Any],
+        init: Init,
+        second_moment: Tensor | None,
+    ) -> Self:
+        """A layer in place of ``dense``; ``arguments`` are those of the constructor."""
+        owner = cls.__name__
+        one_of(owner, "init", init, ("fit", "unbiased", "random"))
+        if second_moment is not None and init != "fit":
+            raise ValueError(
+                f"{owner}: second_moment must be None unless init is 'fit' (got init={init!r})"
+            )
+        weight = dense.weight.detach()
+        layer = skip_init(
+            cls, **arguments, bias=dense.bias is not None, device=weight.device, dtype=weight.dtype
+        )
+        layer.to(memory_format=memory_format(weight))
+        if init == "random":
+            layer.reset_parameters()
+        elif not weight.is_meta:  # without values there is nothing to fit
+            check_finite(owner, f"weight of {type(dense).__name__}", weight)
+            layer._take(layer._factors(weight, init, second_moment))
+        if layer.bias is not None and dense.bias is not None:
+            layer.bias.detach().copy_(dense.bias.detach())
+            layer.bias.requires_grad_(dense.bias.requires_grad)
+        layer.s1.requires_grad_(dense.weight.requires_grad)
+        layer.s2.requires_grad_(dense.weight.requires_grad)
+        return layer.train(dense.training)
+
+    def _factors(self, weight: Tensor, init: Init, second_moment: Tensor | None) -> SketchFactors:
+        u1, u2 = self.sketch_matrices(dtype=torch.float64)
+        base, frame = self._unpack(self.base_signs), self._unpack(self.frame_signs)
+        if base is not None:
+            base *= math.sqrt(2 / self._patch)
+        if init == "unbiased":
+            return unbiased_sketch(weight, u1, u2, scale=self.scale, base=base, frame=frame)
+        return sketch_least_squares(
+            weight,
+            u1,
+            u2,
+            scale=self.scale,
+            base=base,
+            frame=frame,
+            second_moment=None if second_moment is None else second_moment.to(weight.device),
+        )
+
+    def _unpack(self, signs: Tensor | None) -> Tensor | None:
+        """Signs of the weight's shape, float64."""
+        if signs is None:
+            return None
+        shape = (self.s2.shape[0], self._group_inputs, *self._kernel)
+        return ops.unpack_signs(signs, self._patch, dtype=torch.float64).reshape(shape)
+
+    def _take(self, factors: SketchFactors) -> None:
+        self.s1.detach().copy_(factors.s1)
+        self.s2.detach().copy_(factors.s2)
+        self.fit_error = factors.relative_error
+
+    def _fold_into(self, dense_class: type[Dense], arguments: dict[str, Any]) -> Dense:
+        """The dense layer with this layer's weight; ``arguments`` are those of its constructor."""
+        device, dtype = self.s1.device, self.s1.dtype
+        dense = skip_init(
+            dense_class, **arguments, bias=self.bias is not None, device=device, dtype=dtype
+        )
+        dense.to(memory_format=memory_format(self.s1))
+        with torch.no_grad():
+            dense.weight.copy_(self.dense_weight())
+            dense.weight.requires_grad_(self.s1.requires_grad or self.s2.requires_grad)
+            if self.bias is not None:
+                dense.bias.copy_(self.bias)
+                dense.bias.requires_grad_(self.bias.requires_grad)
+        return dense.train(self.training)
+
+    def _sketch_repr(self) -> str:
+        """The part of `extra_repr` that a dense layer does not have."""
+        parts = [f"rank={self.rank}"]
+        if self.num_sketches != 1:
+            parts.append(f"num_sketches={self.num_sketches}")
+        if self.mixing != "spatial":
+            parts.append(f"mixing={self.mixing}")
+        if self.scale != 1 / (2 * self.num_sketches):
+            parts.append(f"scale={self.scale:g}")
+        if self.base is not None:
+            parts.append(f"base={self.base}")
+        if self.frame is not None:
+            parts.append(f"frame={self.frame}")
+        return ", ".join([*parts, f"rate={self.rate:.3g}"])
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """Channels-last where the strides say so and cannot mean contiguous, also for 1x1 kernels."""
+    shape = torch.empty(tensor.shape, device="meta")
+    if tensor.dim() != 4 or tensor.stride() == shape.stride():
+        return torch.contiguous_format
+    shape = torch.empty(tensor.shape, device="meta", memory_format=torch.channels_last)
+    same = tensor.stride() == shape.stride()
+    return torch.channels_last if same else torch.contiguous_format
+
+
+def refuse_other_layers(owner: str, dense: nn.Module, dense_class: type[nn.Module]) -> None:
+    """Raise unless ``dense`` computes exactly what ``dense_class`` computes.
+
+    Raises:
+        TypeError: another class, one that computes its output in its own way, or a lazy layer
+            whose sizes are not known yet.
+    """
+    name = dense_class.__name__
+    if not isinstance(dense, dense_class):
+        raise TypeError(f"{owner}: layer must be an nn.{name} (got {type(dense).__name__})")
+    if isinstance(dense.weight, nn.UninitializedParameter):
+        raise TypeError(
+            f"{owner}: layer must have its sizes (got {type(dense).__name__}, which has seen no "
+            "input yet)"
+        )
+    for method in ("forward", "_conv_forward"):
+        if getattr(type(dense), method, None) is not getattr(dense_class, method, None):
+            raise TypeError(
+                f"{owner}: layer must compute its output as nn.{name} does "
+                f"(got {type(dense).__name__}, which has its own {method})"
+            )
+
+
+def whole_number(owner: str, name: str, value: int, least: int = 1) -> int:
+    """``value`` as an int that is at least ``least``.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: below ``least``.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{owner}: {name} must be an int (got {name}={value!r})") from None
+    if number < least:
+        raise ValueError(f"{owner}: {name} must be at least {least} (got {name}={number})")
+    return number
+
+
+def one_of(owner: str, name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if not any(value is choice or value == choice for choice in choices):
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{owner}: {name} must be one of {listed} (got {name}={value!r})")
+
+
+def _scale_factor(owner: str, scale: Scale, num_sketches: int) -> float:
+    if isinstance(scale, str):
+        one_of(owner, "scale", scale, ("paper", "normalized"))
+        return 1 / (2 * num_sketches) if scale == "paper" else 1 / math.sqrt(2 * num_sketches)
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+        raise TypeError(
+            f"{owner}: scale must be 'paper', 'normalized' or a number (got scale={scale!r})"
+        )
+    factor = float(scale)
+    if not 0 < factor < math.inf:
+        raise ValueError(f"{owner}: scale must be finite and above 0 (got scale={factor})")
+    return factor
+
+
+def _resolve_rank(
+    owner: str,
+    in_channels: int,
+    out_channels: int,
+    kernel: tuple[int, int],
+    groups: int,
+    bias: bool,
+    rank: int | None,
+    num_sketches: int,
+    rate: float | None,
+) -> int:
+    if (rank is None) == (rate is None):
+        raise ValueError(
+            f"{owner}: exactly one of rank and rate must be given (got rank={rank}, rate={rate})"
+        )
+    if rate is not None:
+        if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
+            raise TypeError(f"{owner}: rate must be a number (got rate={rate!r})")
+        if not 0 < rate <= 1:
+            raise ValueError(f"{owner}: rate must be in (0, 1] (got rate={rate})")
+    if rank is not None:
+        rank = whole_number(owner, "rank", rank)
+    largest = min(in_channels, out_channels) // groups
+    if num_sketches * (rank or 1) > largest:
+        raise ValueError(
+            f"{owner}: num_sketches * rank must be at most min(inputs, outputs) / groups = "
+            f"{largest} (got num_sketches={num_sketches}, rank={rank or 1})"
+        )
+    if rank is not None:
+        return rank
+    assert rate is not None
+    return rank_for_rate(
+        in_channels,
+        out_channels,
+        kernel,
+        rate=float(rate),
+        num_sketches=num_sketches,
+        groups=groups,
+        bias=bias,
+    )

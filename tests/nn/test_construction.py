@@ -1,0 +1,251 @@
+"""Sizes, attributes, arguments and their errors."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn._sizes import (
+    dense_parameters,
+    max_rank,
+    rank_for_rate,
+    sketch_parameters,
+    sketch_rate,
+)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_parameter_shapes_are_those_of_stacked_convolution_weights():
+    layer = SKConv2d(12, 18, (3, 5), groups=3, rank=2, num_sketches=2)
+    assert layer.s1.shape == (3 * 4, 4, 3, 5)
+    assert layer.s2.shape == (18, 4, 3, 5)
+    assert layer.bias.shape == (18,)
+    u1, u2 = layer.sketch_matrices()
+    assert u1.shape == (3, 2, 2, 6)
+    assert u2.shape == (3, 2, 2 * 15, 4 * 15)
+    channel = SKConv2d(12, 18, (3, 5), rank=2, num_sketches=2, mixing="channel")
+    u1, u2 = channel.sketch_matrices()
+    assert u1.shape == (2, 2, 18)
+    assert u2.shape == (2, 2, 12)
+
+
+@pytest.mark.parametrize("mixing", ["spatial", "channel"])
+def test_sketch_matrices_are_signs_over_the_square_root_of_their_rows(mixing):
+    u1, u2 = SKConv2d(12, 18, 3, rank=5, num_sketches=2, mixing=mixing).sketch_matrices()
+    for u in (u1, u2):
+        assert u.abs().sub(1 / math.sqrt(u.shape[-2])).abs().max() < 1e-6
+        assert 0 < u.gt(0).float().mean() < 1
+    assert SKLinear(4, 6, rank=2).sketch_matrices(dtype=torch.float64)[0].dtype == torch.float64
+
+
+def test_linear_sizes():
+    layer = SKLinear(12, 18, rank=2, num_sketches=3)
+    assert layer.s1.shape == (6, 12)
+    assert layer.s2.shape == (18, 6)
+    u1, u2 = layer.sketch_matrices()
+    assert u1.shape == (3, 2, 18)
+    assert u2.shape == (3, 2, 12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "dense"),
+    [
+        (SKConv2d(12, 18, (3, 5), groups=3, rank=2), nn.Conv2d(12, 18, (3, 5), groups=3)),
+        (SKConv2d(8, 6, 3, bias=False, rank=2), nn.Conv2d(8, 6, 3, bias=False)),
+        (SKLinear(30, 20, rank=3, num_sketches=2), nn.Linear(30, 20)),
+    ],
+)
+def test_rate_counts_all_parameters_biases_included(layer, dense):
+    assert layer.rate == count(layer) / count(dense)
+    assert layer.weight.shape == dense.weight.shape
+
+
+def test_size_helpers_agree_with_the_layers():
+    layer = SKConv2d(12, 18, (3, 5), groups=3, rank=2, num_sketches=2)
+    dense = nn.Conv2d(12, 18, (3, 5), groups=3)
+    assert sketch_parameters(12, 18, (3, 5), rank=2, num_sketches=2) == count(layer)
+    assert dense_parameters(12, 18, (3, 5), groups=3) == count(dense)
+    assert sketch_rate(12, 18, (3, 5), rank=2, num_sketches=2, groups=3) == layer.rate
+    assert max_rank(12, 18, groups=3, num_sketches=2) == 2
+    assert max_rank(12, 18, groups=12) == 1
+    assert max_rank(2, 2, num_sketches=3) == 0
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.05, 0.1, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_rate_takes_the_nearest_rank(rate, bias):
+    layer = SKConv2d(40, 60, 3, groups=2, num_sketches=2, bias=bias, rate=rate)
+    rates = [
+        sketch_rate(40, 60, (3, 3), rank=k, num_sketches=2, groups=2, bias=bias)
+        for k in range(1, max_rank(40, 60, groups=2, num_sketches=2) + 1)
+    ]
+    assert abs(layer.rate - rate) == min(abs(other - rate) for other in rates)
+
+
+def test_rate_is_the_papers_for_whole_ranks():
+    # Rate l k (d1 + d2) / (d1 d2): a factor 10 for 192 -> 192 needs l k = 9.6.
+    assert rank_for_rate(192, 192, (3, 3), rate=0.1, bias=False) == 10
+    assert SKConv2d(192, 192, 3, bias=False, rank=10).rate == 10 * 384 / 192**2
+
+
+def test_attributes_are_those_of_the_dense_layers():
+    arguments = {
+        "kernel_size": (3, 1),
+        "stride": (2, 1),
+        "padding": (1, 0),
+        "dilation": (1, 2),
+        "groups": 2,
+        "padding_mode": "circular",
+    }
+    dense, layer = nn.Conv2d(8, 6, **arguments), SKConv2d(8, 6, **arguments, rank=1)
+    for name in [*arguments, "in_channels", "out_channels"]:
+        assert getattr(layer, name) == getattr(dense, name)
+    positional = SKConv2d(8, 6, 3, 2, 1, 1, 2, False, "reflect", "cpu", torch.float64, rank=1)
+    assert positional.groups == 2
+    assert positional.bias is None
+    assert positional.padding_mode == "reflect"
+    assert positional.s1.dtype == torch.float64
+    linear = SKLinear(8, 6, False, "cpu", torch.float64, rank=1)
+    assert (linear.in_features, linear.out_features, linear.bias) == (8, 6, None)
+
+
+def test_scale_is_a_number():
+    assert SKLinear(8, 8, rank=1, num_sketches=4).scale == 1 / 8
+    assert SKLinear(8, 8, rank=1, num_sketches=4, scale="normalized").scale == 1 / math.sqrt(8)
+    assert SKLinear(8, 8, rank=1, scale=3).scale == 3.0
+
+
+def test_weight_is_differentiable_and_read_only():
+    layer = SKConv2d(4, 6, 3, rank=2)
+    layer.weight.square().sum().backward()
+    assert layer.s1.grad.norm() > 0
+    assert layer.s2.grad.norm() > 0
+    with pytest.raises(AttributeError):
+        layer.weight = torch.zeros(6, 4, 3, 3)
+    with pytest.raises(KeyError):
+        layer.weight = nn.Parameter(torch.zeros(6, 4, 3, 3))
+
+
+def test_repr():
+    assert repr(SKConv2d(96, 192, 5, padding=2, rank=6)) == (
+        "SKConv2d(96, 192, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), rank=6, rate=0.0941)"
+    )
+    layer = SKConv2d(
+        8, 12, (3, 1), 2, "valid", 3, 2, False, "reflect",
+        rank=1, num_sketches=2, mixing="channel", scale=0.5, base="random", frame="signs",
+    )  # fmt: skip
+    assert repr(layer) == (
+        "SKConv2d(8, 12, kernel_size=(3, 1), stride=(2, 2), padding=valid, dilation=(3, 3), "
+        "groups=2, bias=False, padding_mode=reflect, rank=1, num_sketches=2, mixing=channel, "
+        "scale=0.5, base=random, frame=signs, rate=0.833)"
+    )
+    assert repr(SKLinear(768, 10, bias=False, rank=2)) == (
+        "SKLinear(in_features=768, out_features=10, bias=False, rank=2, rate=0.203)"
+    )
+
+
+def test_path_can_be_frozen():
+    layer = SKConv2d(8, 8, 3, rank=2)
+    assert layer.path == "auto"
+    image = torch.randn(2, 8, 6, 6)
+    outputs = []
+    for path in ("factored", "folded"):
+        layer.path = path
+        plan = layer.plan(image.shape)
+        assert plan.path == path
+        assert plan.multiply_adds == getattr(plan, f"{path}_multiply_adds")
+        outputs.append(layer(image))
+    torch.testing.assert_close(*outputs)
+    with pytest.raises(ValueError, match=r"SKConv2d: path must be one of 'auto'.*path='fast'"):
+        layer.path = "fast"
+    with pytest.raises(ValueError, match=r"path must be 'auto' or 'folded' with a base or a frame"):
+        SKConv2d(8, 8, 3, rank=2, frame="signs").path = "factored"
+
+
+def test_plan_counts_the_dense_layers_multiply_adds():
+    layer = SKConv2d(8, 12, 3, stride=2, padding=1, dilation=2, groups=2, rank=1)
+    output = layer(torch.randn(5, 8, 17, 20))
+    plan = layer.plan((5, 8, 17, 20))
+    assert plan.dense_multiply_adds == output.numel() * 4 * 9
+    assert plan.reason
+    assert layer.multiply_adds((5, 8, 17, 20)) == plan.multiply_adds
+    assert layer.plan((8, 17, 20)).dense_multiply_adds == plan.dense_multiply_adds / 5
+    same = SKConv2d(8, 12, (4, 3), padding="same", rank=1)
+    assert same.plan((1, 8, 9, 7)).dense_multiply_adds == 12 * 9 * 7 * 8 * 12
+    linear = SKLinear(8, 12, rank=1)
+    assert linear.plan((3, 4, 8)).dense_multiply_adds == 12 * 8 * 12
+    assert linear.multiply_adds((3, 4, 8)) < 12 * 8 * 12
+    for shape in [(5, 9, 17, 20), (17, 20), (5, 8, 2, 20)]:
+        with pytest.raises(RuntimeError, match=r"SKConv2d: input_shape must be \(N, 8, H, W\)"):
+            layer.plan(shape)
+    with pytest.raises(RuntimeError, match=r"SKLinear: input_shape must be \(\*, 8\)"):
+        linear.plan((8, 9))
+
+
+def conv(**arguments):
+    return SKConv2d(**({"in_channels": 8, "out_channels": 12, "kernel_size": 3} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rank": 0}, ValueError, r"SKConv2d: rank must be at least 1 \(got rank=0\)"),
+        ({"rank": 9}, ValueError, r"num_sketches \* rank must be at most .* 8 \(got .*rank=9"),
+        ({"rank": 3, "num_sketches": 3}, ValueError, r"at most .* 8 \(got num_sketches=3, rank=3"),
+        ({"rank": 3, "groups": 4}, ValueError, r"/ groups = 2 \(got num_sketches=1, rank=3"),
+        ({"rate": 0.5, "num_sketches": 9}, ValueError, r"got num_sketches=9, rank=1"),
+        ({"rank": 1, "num_sketches": 0}, ValueError, r"num_sketches must be at least 1"),
+        ({}, ValueError, r"exactly one of rank and rate must be given \(got rank=None, rate=None"),
+        ({"rank": 2, "rate": 0.1}, ValueError, r"exactly one of rank and rate .*rank=2, rate=0.1"),
+        ({"rate": 0.0}, ValueError, r"rate must be in \(0, 1\] \(got rate=0.0\)"),
+        ({"rate": 1.5}, ValueError, r"rate must be in \(0, 1\] \(got rate=1.5\)"),
+        ({"rate": math.nan}, ValueError, r"rate must be in \(0, 1\] \(got rate=nan\)"),
+        ({"rate": "0.1"}, TypeError, r"rate must be a number \(got rate='0.1'\)"),
+        ({"rank": 1.5}, TypeError, r"rank must be an int \(got rank=1.5\)"),
+        ({"rank": True}, TypeError, r"rank must be an int \(got rank=True\)"),
+        ({"rank": 1, "num_sketches": 2.0}, TypeError, r"num_sketches must be an int"),
+        ({"rank": 1, "in_channels": 0}, ValueError, r"in_channels must be at least 1"),
+        ({"rank": 1, "out_channels": 4.0}, TypeError, r"out_channels must be an int"),
+        ({"rank": 1, "groups": 3}, ValueError, r"in_channels must be divisible by groups .*=3"),
+        ({"rank": 1, "groups": 8}, ValueError, r"out_channels must be divisible by groups .*=8"),
+        ({"rank": 1, "groups": 0}, ValueError, r"groups must be at least 1"),
+        ({"rank": 1, "kernel_size": (3, 3, 3)}, ValueError, r"kernel_size must be an int or two"),
+        ({"rank": 1, "kernel_size": 0}, ValueError, r"kernel_size must be at least 1"),
+        ({"rank": 1, "stride": 0.5}, TypeError, r"stride must be an int"),
+        ({"rank": 1, "padding": -1}, ValueError, r"padding must be at least 0"),
+        ({"rank": 1, "padding": "full"}, ValueError, r"padding must be one of 'same', 'valid'"),
+        ({"rank": 1, "padding": "same", "stride": 2}, ValueError, r"stride must be 1 with padding"),
+        ({"rank": 1, "padding_mode": "edge"}, ValueError, r"padding_mode must be one of 'zeros'"),
+        ({"rank": 1, "mixing": "both"}, ValueError, r"mixing must be one of 'spatial', 'channel'"),
+        ({"rank": 1, "base": "zeros"}, ValueError, r"base must be one of None, 'random' \(got"),
+        ({"rank": 1, "frame": "random"}, ValueError, r"frame must be one of None, 'signs' \(got"),
+        ({"rank": 1, "scale": "unit"}, ValueError, r"scale must be one of 'paper', 'normalized'"),
+        ({"rank": 1, "scale": 0.0}, ValueError, r"scale must be finite and above 0 \(got scale=0"),
+        ({"rank": 1, "scale": math.inf}, ValueError, r"scale must be finite and above 0"),
+        ({"rank": 1, "scale": None}, TypeError, r"scale must be 'paper', 'normalized' or a number"),
+        ({"rank": 1, "seed": -1}, ValueError, r"seed must be in \[0, 2\*\*63\) \(got seed=-1\)"),
+        ({"rank": 1, "seed": 2**63}, ValueError, r"seed must be in \[0, 2\*\*63\)"),
+        ({"rank": 1, "seed": 0.5}, TypeError, r"seed must be an int or None \(got float\)"),
+    ],
+)
+def test_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        conv(**arguments)
+
+
+def test_errors_name_the_linear_layer():
+    with pytest.raises(ValueError, match=r"SKLinear: rank must be at least 1 \(got rank=0\)"):
+        SKLinear(4, 4, rank=0)
+    with pytest.raises(ValueError, match=r"SKLinear: num_sketches \* rank must be at most"):
+        SKLinear(4, 8, rank=5)
+    with pytest.raises(TypeError, match=r"SKLinear: in_features must be an int"):
+        SKLinear("4", 8, rank=5)
+    with pytest.raises(ValueError, match=r"rank_for_rate: rate must be in \(0, 1\]"):
+        rank_for_rate(8, 8, rate=0)
+    with pytest.raises(ValueError, match=r"rank_for_rate: num_sketches must be at most .*= 2"):
+        rank_for_rate(8, 4, rate=0.5, groups=2, num_sketches=3)
