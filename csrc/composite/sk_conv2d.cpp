@@ -1,0 +1,203 @@
+// The factored convolution from ATen's convolutions, for every device.
+//   Spatial mixing: z = [S1; B] * x (one convolution with stacked filters), y = [c A, c S2] z (one 1x1 convolution).
+//   Channel mixing: y = c A (S1 * x) + (c S2) * (B x), where B mixes channels only (a 1x1 convolution).
+#include "ops/sk_conv2d.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/convolution_backward.h>
+#include <torch/library.h>
+
+#include "composite/factors.h"
+
+namespace sketchlayers {
+namespace {
+
+// The factors as convolution filters, with the groups along the first axis.
+class Filters {
+ public:
+  Filters(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+          const Sketch& sketch)
+      : s1_(s1), s2_(s2), u1_(u1), u2_(u2), sketch_(sketch) {}
+
+  // B: (groups * second_rank, d2/groups, h, w), or 1x1 for channel mixing.
+  at::Tensor input_signs() const {
+    if (!sketch_.mixes_space()) return pointwise(signs(u2_, sketch_.in_channels, sketch_.u2_scale));
+    return signs(u2_, sketch_.inputs(), sketch_.u2_scale)
+        .reshape({-1, sketch_.in_channels, sketch_.kernel_h, sketch_.kernel_w});
+  }
+
+  // B^T for channel mixing: (d2, rank, 1, 1).
+  at::Tensor input_signs_transposed() const {
+    return pointwise(signs(u2_, sketch_.in_channels, sketch_.u2_scale).transpose(1, 2));
+  }
+
+  // [S1; B], sketch rows first in every group: (groups * (rank + second_rank), d2/groups, h, w).
+  at::Tensor stacked_inputs() const {
+    const at::Tensor first = s1_.reshape({sketch_.groups, sketch_.rank, -1});
+    const at::Tensor second = signs(u2_, sketch_.inputs(), sketch_.u2_scale);
+    return at::cat({first, second}, 1)
+        .reshape({-1, sketch_.in_channels, sketch_.kernel_h, sketch_.kernel_w});
+  }
+
+  // [c A, c S2]: (d1, rank + second_rank, 1, 1), and its transpose for gradients.
+  at::Tensor stacked_outputs() const { return pointwise(stacked_output_matrix()); }
+  at::Tensor stacked_outputs_transposed() const {
+    return pointwise(stacked_output_matrix().transpose(1, 2));
+  }
+
+  // c A: (d1, rank, 1, 1), and its transpose.
+  at::Tensor output_signs() const { return pointwise(output_sign_matrix().transpose(1, 2)); }
+  at::Tensor output_signs_transposed() const { return pointwise(output_sign_matrix()); }
+
+  // c S2 as it is: (d1, rank, h, w); as a pointwise filter: (d1, second_rank, 1, 1).
+  at::Tensor scaled_s2() const { return s2_ * sketch_.scale; }
+
+ private:
+  at::Tensor signs(const at::Tensor& packed, int64_t columns, double scale) const {
+    return unpack_signs(packed, columns, 0, s1_.scalar_type(), scale);
+  }
+  at::Tensor output_sign_matrix() const {
+    return signs(u1_, sketch_.out_channels, sketch_.scale * sketch_.u1_scale);
+  }
+  at::Tensor stacked_output_matrix() const {
+    return output_factor(s2_.reshape({sketch_.groups, sketch_.out_channels, -1}), u1_, sketch_);
+  }
+  static at::Tensor pointwise(const at::Tensor& matrices) {  // (groups, rows, columns)
+    return matrices.reshape({-1, matrices.size(2), 1, 1});
+  }
+
+  const at::Tensor &s1_, &s2_, &u1_, &u2_;
+  const Sketch& sketch_;
+};
+
+at::Tensor pointwise_conv(const at::Tensor& input, const at::Tensor& filter, int64_t groups,
+                          const std::optional<at::Tensor>& bias = std::nullopt) {
+  return at::conv2d(input, filter, bias, 1, 0, 1, groups);
+}
+
+at::Tensor conv(const at::Tensor& input, const at::Tensor& filter, const ConvArguments& conv) {
+  return at::conv2d(input, filter, std::nullopt, conv.stride, conv.padding, conv.dilation,
+                    conv.groups);
+}
+
+// Gradients of a convolution without bias for (input, filter).
+std::pair<at::Tensor, at::Tensor> conv_backward(const at::Tensor& grad, const at::Tensor& input,
+                                                const at::Tensor& filter, const ConvArguments& conv,
+                                                bool want_input, bool want_filter) {
+  auto grads = at::convolution_backward(grad, input, filter, std::nullopt, conv.stride,
+                                        conv.padding, conv.dilation, /*transposed=*/false,
+                                        {0, 0}, conv.groups, {want_input, want_filter, false});
+  return {std::get<0>(grads), std::get<1>(grads)};
+}
+
+at::Tensor sk_conv2d_factored_kernel(
+    const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
+    const at::Tensor& u2, const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, c10::string_view mixing,
+    int64_t num_sketches, std::optional<double> scale) {
+  constexpr const char* kName = "sk_conv2d_factored";
+  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const Sketch sketch = check_sketch(
+      kName, s1, s2, u1, u2, SketchArguments{std::string(mixing), num_sketches, scale});
+  check_conv_input(kName, input, bias, s1, sketch, arguments);
+  const Filters filters(s1, s2, u1, u2, sketch);
+  at::Tensor output;
+  if (sketch.mixes_space()) {
+    output = pointwise_conv(conv(input, filters.stacked_inputs(), arguments),
+                            filters.stacked_outputs(), groups, bias);
+  } else {
+    output = pointwise_conv(conv(input, s1, arguments), filters.output_signs(), groups, bias);
+    output.add_(conv(pointwise_conv(input, filters.input_signs(), groups), filters.scaled_s2(),
+                     arguments));
+  }
+  return output.contiguous(common_memory_format(input, s1));
+}
+
+// The first `rank` of every group's rank + second_rank channels.
+at::Tensor sketch_rows(const at::Tensor& inner, const Sketch& sketch) {
+  if (sketch.groups == 1) return inner.narrow(1, 0, sketch.rank);
+  return inner.unflatten(1, {sketch.groups, -1}).narrow(2, 0, sketch.rank).flatten(1, 2);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_backward(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const Filters& filters, const Sketch& sketch, const ConvArguments& arguments,
+    std::array<bool, 3> output_mask) {
+  at::Tensor grad_input, grad_s1, grad_s2;
+  if (output_mask[0] || output_mask[1]) {
+    const at::Tensor inner =
+        pointwise_conv(grad, filters.stacked_outputs_transposed(), sketch.groups);
+    if (output_mask[0]) {
+      grad_input =
+          conv_backward(inner, input, filters.stacked_inputs(), arguments, true, false).first;
+    }
+    if (output_mask[1]) {
+      grad_s1 = conv_backward(sketch_rows(inner, sketch), input, s1, arguments, false, true).second;
+    }
+  }
+  if (output_mask[2]) {
+    const at::Tensor features = conv(input, filters.input_signs(), arguments);
+    const at::Tensor pointwise_s2 = s2.reshape({s2.size(0), -1, 1, 1});
+    const ConvArguments pointwise{{1, 1}, {0, 0}, {1, 1}, sketch.groups};
+    grad_s2 = conv_backward(grad, features, pointwise_s2, pointwise, false, true)
+                  .second.reshape(s2.sizes())
+                  .mul_(sketch.scale);
+  }
+  return {grad_input, grad_s1, grad_s2};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> channel_backward(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const Filters& filters, const Sketch& sketch, const ConvArguments& arguments,
+    std::array<bool, 3> output_mask) {
+  at::Tensor grad_input, grad_s1, grad_s2;
+  if (output_mask[0] || output_mask[1]) {
+    const at::Tensor inner = pointwise_conv(grad, filters.output_signs_transposed(), sketch.groups);
+    std::tie(grad_input, grad_s1) =
+        conv_backward(inner, input, s1, arguments, output_mask[0], output_mask[1]);
+  }
+  if (output_mask[0] || output_mask[2]) {
+    const at::Tensor features = pointwise_conv(input, filters.input_signs(), sketch.groups);
+    auto [grad_features, grad_filter] =
+        conv_backward(grad, features, filters.scaled_s2(), arguments, output_mask[0],
+                      output_mask[2]);
+    if (output_mask[0]) {
+      grad_input.add_(
+          pointwise_conv(grad_features, filters.input_signs_transposed(), sketch.groups));
+    }
+    if (output_mask[2]) grad_s2 = grad_filter.mul_(sketch.scale);
+  }
+  return {grad_input, grad_s1, grad_s2};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_kernel(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
+  constexpr const char* kName = "sk_conv2d_factored_backward";
+  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const Sketch sketch = check_sketch(
+      kName, s1, s2, u1, u2, SketchArguments{std::string(mixing), num_sketches, scale});
+  const auto output_sizes =
+      check_conv_input(kName, input, std::nullopt, s1, sketch, arguments);
+  check_conv_gradient(kName, grad, output_sizes, s1);
+  const Filters filters(s1, s2, u1, u2, sketch);
+  const auto pull_back = sketch.mixes_space() ? spatial_backward : channel_backward;
+  auto [grad_input, grad_s1, grad_s2] =
+      pull_back(grad, input, s1, s2, filters, sketch, arguments, output_mask);
+  const auto wanted = [](bool want, const at::Tensor& gradient, const at::Tensor& like) {
+    return want ? gradient.contiguous(common_memory_format(like, like)) : like.new_empty({0});
+  };
+  return {wanted(output_mask[0], grad_input, input), wanted(output_mask[1], grad_s1, s1),
+          wanted(output_mask[2], grad_s2, s2)};
+}
+
+TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
+  m.impl("sk_conv2d_factored", TORCH_FN(sk_conv2d_factored_kernel));
+  m.impl("sk_conv2d_factored_backward", TORCH_FN(sk_conv2d_factored_backward_kernel));
+}
+
+}  // namespace
+}  // namespace sketchlayers

@@ -1,0 +1,49 @@
+#include "ops/operands.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/functorch/DynamicLayer.h>
+
+namespace sketchlayers {
+
+Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments) {
+  const bool needs_folded = arguments.base.has_value() || arguments.frame.has_value();
+  if (path == "auto") return needs_folded ? Path::kFolded : Path::kAuto;
+  if (path == "folded") return Path::kFolded;
+  TORCH_CHECK_VALUE(path == "factored", op,
+                    ": path must be 'auto', 'factored' or 'folded' (got '", path, "')");
+  TORCH_CHECK_VALUE(!needs_folded, op,
+                    ": a base or a frame needs the dense weight, so path must be 'auto' or "
+                    "'folded' (got 'factored')");
+  return Path::kFactored;
+}
+
+void check_operand(const char* op, const char* name, const at::Tensor& tensor,
+                   const at::Tensor& s1) {
+  TORCH_CHECK(tensor.device() == s1.device(), op, ": ", name,
+              " must be on the device of the parameters (got ", tensor.device(), " and ",
+              s1.device(), ")");
+  TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), op, ": ", name,
+                   " must be floating point (got ", tensor.scalar_type(), ")");
+  TORCH_CHECK_TYPE(tensor.scalar_type() == s1.scalar_type() ||
+                       at::autocast::is_autocast_enabled(tensor.device().type()),
+                   op, ": ", name, " must have the type of the parameters (got ",
+                   tensor.scalar_type(), " and ", s1.scalar_type(), ")");
+}
+
+void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at::Tensor& s1,
+                const Sketch& sketch) {
+  if (!bias) return;
+  check_operand(op, "bias", *bias, s1);
+  const int64_t out_channels = sketch.groups * sketch.out_channels;
+  TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == out_channels, op,
+              ": bias must have shape (", out_channels, ") (got ", bias->sym_sizes(), ")");
+}
+
+bool trains(const at::Tensor& s1, const at::Tensor& s2) {
+  return at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
+}
+
+bool inside_torch_func() { return at::functorch::maybeCurrentDynamicLayer().has_value(); }
+
+}  // namespace sketchlayers

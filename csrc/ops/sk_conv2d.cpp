@@ -1,0 +1,204 @@
+#include "ops/sk_conv2d.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/conv2d.h>
+#include <torch/library.h>
+
+#include "ops/operands.h"
+#include "ops/sk_weight.h"
+#include "plan/plan.h"
+
+namespace sketchlayers {
+
+at::Tensor sk_conv2d(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                     const at::Tensor& u1, const at::Tensor& u2,
+                     const std::optional<at::Tensor>& bias, const ConvArguments& conv,
+                     const SketchArguments& arguments, const std::string& path) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("sketchlayers::sk_conv2d", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                            const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                            at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
+                            c10::string_view, int64_t, std::optional<double>,
+                            const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
+                            c10::string_view)>();
+  return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation,
+                 conv.groups, arguments.mixing, arguments.num_sketches, arguments.scale,
+                 arguments.base, arguments.frame, path);
+}
+
+at::Tensor sk_conv2d_factored(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                              const at::Tensor& u1, const at::Tensor& u2,
+                              const std::optional<at::Tensor>& bias, const ConvArguments& conv,
+                              const SketchArguments& arguments) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("sketchlayers::sk_conv2d_factored", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                            const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                            at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
+                            c10::string_view, int64_t, std::optional<double>)>();
+  return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation,
+                 conv.groups, arguments.mixing, arguments.num_sketches, arguments.scale);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
+    const ConvArguments& conv, const SketchArguments& arguments) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("sketchlayers::sk_conv2d_factored_backward", "")
+          .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+              const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+              const at::Tensor&, const at::Tensor&, std::array<bool, 3>, at::IntArrayRef,
+              at::IntArrayRef, at::IntArrayRef, int64_t, c10::string_view, int64_t,
+              std::optional<double>)>();
+  return op.call(grad, input, s1, s2, u1, u2, output_mask, conv.stride, conv.padding,
+                 conv.dilation, conv.groups, arguments.mixing, arguments.num_sketches,
+                 arguments.scale);
+}
+
+namespace {
+
+void check_geometry(const char* op, const Sketch& sketch, const ConvArguments& conv) {
+  const auto check_pair = [op](const char* name, const std::vector<int64_t>& pair, int64_t least) {
+    TORCH_CHECK_VALUE(pair.size() == 2 && pair[0] >= least && pair[1] >= least, op, ": ", name,
+                      " must be two numbers of at least ", least, " (got ",
+                      c10::ArrayRef<int64_t>(pair), ")");
+  };
+  check_pair("stride", conv.stride, 1);
+  check_pair("padding", conv.padding, 0);
+  check_pair("dilation", conv.dilation, 1);
+  TORCH_CHECK(conv.groups == sketch.groups, op,
+              ": groups must be the first size of u1 (got groups=", conv.groups, " and ",
+              sketch.groups, ")");
+  TORCH_CHECK(!sketch.is_linear, op, ": s1 and s2 must have 4 dimensions (got 2)");
+}
+
+// (size + 2 padding - dilation (kernel - 1) - 1) / stride + 1
+c10::SymInt output_size(const char* op, const c10::SymInt& size, int64_t kernel, int64_t stride,
+                        int64_t padding, int64_t dilation) {
+  constexpr int64_t kLargest = int64_t{1} << 40;
+  TORCH_CHECK_VALUE(stride < kLargest && padding < kLargest && dilation < kLargest / kernel, op,
+                    ": stride, padding and dilation must be below 2^40 (got stride=", stride,
+                    ", padding=", padding, ", dilation=", dilation, ")");
+  const int64_t extent = dilation * (kernel - 1) + 1;
+  const c10::SymInt padded = size + 2 * padding;
+  TORCH_CHECK(padded >= extent, op, ": the kernel must fit into the padded input (got kernel ",
+              kernel, " with dilation ", dilation, " for size ", size, " with padding ", padding,
+              ")");
+  return (padded - extent) / stride + 1;
+}
+
+}  // namespace
+
+std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& input,
+                                          const std::optional<at::Tensor>& bias,
+                                          const at::Tensor& s1, const Sketch& sketch,
+                                          const ConvArguments& conv) {
+  check_geometry(op, sketch, conv);
+  const int64_t channels = sketch.groups * sketch.in_channels;
+  TORCH_CHECK(input.dim() == 4 && input.sym_size(1) == channels, op,
+              ": input must have shape (batch, ", channels, ", height, width) (got ",
+              input.sym_sizes(), ")");
+  check_operand(op, "input", input, s1);
+  check_bias(op, bias, s1, sketch);
+  return {input.sym_size(0), sketch.groups * sketch.out_channels,
+          output_size(op, input.sym_size(2), sketch.kernel_h, conv.stride[0], conv.padding[0],
+                      conv.dilation[0]),
+          output_size(op, input.sym_size(3), sketch.kernel_w, conv.stride[1], conv.padding[1],
+                      conv.dilation[1])};
+}
+
+void check_conv_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
+                         const at::Tensor& s1) {
+  TORCH_CHECK(grad.sym_sizes() == output_sizes, op,
+              ": grad must have the shape of the output, ", output_sizes, " (got ",
+              grad.sym_sizes(), ")");
+  check_operand(op, "grad", grad, s1);
+}
+
+namespace {
+
+// A symbolic size stays unknown to the planner, so that choosing adds no guard.
+std::optional<int64_t> product_if_known(const c10::SymInt& a, const c10::SymInt& b) {
+  const auto first = a.maybe_as_int();
+  const auto second = b.maybe_as_int();
+  if (!first || !second) return std::nullopt;
+  return *first * *second;
+}
+
+Path plan_path(const at::Tensor& input, const std::vector<c10::SymInt>& output_sizes,
+               const at::Tensor& s1, const at::Tensor& s2, const Sketch& sketch) {
+  if (inside_torch_func()) return Path::kFolded;
+  PlanProblem problem;
+  problem.batch = input.sym_size(0).maybe_as_int();
+  problem.in_channels = sketch.groups * sketch.in_channels;
+  problem.out_channels = sketch.groups * sketch.out_channels;
+  problem.groups = sketch.groups;
+  problem.kernel_h = sketch.kernel_h;
+  problem.kernel_w = sketch.kernel_w;
+  problem.input_pixels = product_if_known(input.sym_size(2), input.sym_size(3));
+  problem.output_pixels = product_if_known(output_sizes[2], output_sizes[3]);
+  problem.sketch_rank = sketch.rank;
+  problem.mixing = sketch.mixing;
+  problem.training = trains(s1, s2);
+  return plan(problem).factored ? Path::kFactored : Path::kFolded;
+}
+
+at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                               const at::Tensor& u1, const at::Tensor& u2,
+                               const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                               at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                               c10::string_view mixing, int64_t num_sketches,
+                               std::optional<double> scale, const std::optional<at::Tensor>& base,
+                               const std::optional<at::Tensor>& frame, c10::string_view path) {
+  constexpr const char* kName = "sk_conv2d";
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
+  const ConvArguments conv{stride.vec(), padding.vec(), dilation.vec(), groups};
+  Path chosen = parse_path(kName, std::string(path), arguments);
+  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
+  TORCH_CHECK(input.dim() == 3 || input.dim() == 4, kName,
+              ": input must have 4 dimensions (batch, channels, height, width), or 3 without the "
+              "batch (got ",
+              input.sym_sizes(), ")");
+  const bool batched = input.dim() == 4;
+  const at::Tensor batch = batched ? input : input.unsqueeze(0);
+  const auto output_sizes = check_conv_input(kName, batch, bias, s1, sketch, conv);
+  if (chosen == Path::kAuto) chosen = plan_path(batch, output_sizes, s1, s2, sketch);
+  const at::Tensor output =
+      chosen == Path::kFactored
+          ? sk_conv2d_factored(batch, s1, s2, u1, u2, bias, conv, arguments)
+          : at::conv2d(batch, sk_weight(s1, s2, u1, u2, arguments), bias, stride, padding,
+                       dilation, groups);
+  return batched ? output : output.squeeze(0);
+}
+
+TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
+  m.def(
+      "sk_conv2d(Tensor input, Tensor s1, Tensor s2, Tensor u1, Tensor u2, Tensor? bias=None,"
+      " int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *,"
+      " str mixing='spatial', int num_sketches=1, float? scale=None, Tensor? base=None,"
+      " Tensor? frame=None, str path='auto') -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "sk_conv2d_factored(Tensor input, Tensor s1, Tensor s2, Tensor u1, Tensor u2,"
+      " Tensor? bias=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *,"
+      " str mixing='spatial', int num_sketches=1, float? scale=None) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "sk_conv2d_factored_backward(Tensor grad, Tensor input, Tensor s1, Tensor s2, Tensor u1,"
+      " Tensor u2, bool[3] output_mask, int[2] stride=1, int[2] padding=0, int[2] dilation=1,"
+      " int groups=1, *, str mixing='spatial', int num_sketches=1, float? scale=None)"
+      " -> (Tensor, Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(sketchlayers, CompositeImplicitAutograd, m) {
+  m.impl("sk_conv2d", TORCH_FN(sk_conv2d_composite));
+}
+
+}  // namespace
+}  // namespace sketchlayers

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <array>
+#include <tuple>
+#include <vector>
+
+#include "ops/sketch.h"
+
+namespace sketchlayers {
+
+struct ConvArguments {
+  std::vector<int64_t> stride{1, 1};
+  std::vector<int64_t> padding{0, 0};
+  std::vector<int64_t> dilation{1, 1};
+  int64_t groups = 1;
+};
+
+// conv2d(input, W_hat, bias) for input (batch, channels, height, width) or without the batch; `path` is "auto",
+// "factored" or "folded".
+at::Tensor sk_conv2d(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                     const at::Tensor& u1, const at::Tensor& u2,
+                     const std::optional<at::Tensor>& bias, const ConvArguments& conv,
+                     const SketchArguments& arguments, const std::string& path = "auto");
+
+// The same without ever forming W_hat, for input (batch, channels, height, width).
+at::Tensor sk_conv2d_factored(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                              const at::Tensor& u1, const at::Tensor& u2,
+                              const std::optional<at::Tensor>& bias, const ConvArguments& conv,
+                              const SketchArguments& arguments);
+
+// Gradients for (input, s1, s2); one that `output_mask` leaves out is an empty tensor.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
+    const ConvArguments& conv, const SketchArguments& arguments);
+
+// Raises unless input (4-D), bias and the convolution's arguments fit the sketch; returns the output's sizes.
+std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& input,
+                                          const std::optional<at::Tensor>& bias,
+                                          const at::Tensor& s1, const Sketch& sketch,
+                                          const ConvArguments& conv);
+
+// Raises unless grad has the sizes of the output and the type of the parameters.
+void check_conv_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
+                         const at::Tensor& s1);
+
+}  // namespace sketchlayers

@@ -1,0 +1,176 @@
+#include "ops/sketch.h"
+
+#include <cmath>
+#include <limits>
+
+#include "signs.h"
+
+namespace sketchlayers {
+namespace {
+
+Mixing parse_mixing(const char* op, const std::string& mixing) {
+  if (mixing == "spatial") return Mixing::kSpatial;
+  if (mixing == "channel") return Mixing::kChannel;
+  TORCH_CHECK_VALUE(false, op, ": mixing must be 'spatial' or 'channel' (got '", mixing, "')");
+}
+
+int64_t size(const at::Tensor& tensor, int64_t dim) {
+  return tensor.sym_size(dim).guard_int(__FILE__, __LINE__);
+}
+
+void check_floating(const char* op, const char* name, const at::Tensor& tensor) {
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(
+      type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
+      ": ", name, " must be float32, float64, bfloat16 or float16 (got ", type, ")");
+}
+
+// Packed signs of shape (groups, rows, words(columns)) on the device of the parameters.
+void check_signs(const char* op, const char* name, const at::Tensor& signs, int64_t groups,
+                 int64_t rows, int64_t columns, const at::Tensor& like) {
+  TORCH_CHECK_TYPE(signs.scalar_type() == at::kInt, op, ": ", name,
+                   " must be packed signs of type int32 (got ", signs.scalar_type(), ")");
+  TORCH_CHECK(signs.device() == like.device(), op, ": ", name,
+              " must be on the device of the parameters (got ", signs.device(), " and ",
+              like.device(), ")");
+  const int64_t words = sign_words(columns);
+  TORCH_CHECK(signs.dim() == 3 && size(signs, 0) == groups && size(signs, 1) == rows &&
+                  size(signs, 2) == words,
+              op, ": ", name, " must have shape (", groups, ", ", rows, ", ", words,
+              "), packed signs of (groups, rows, columns) = (", groups, ", ", rows, ", ", columns,
+              ") (got ", signs.sym_sizes(), ")");
+}
+
+int64_t checked_product(const char* op, std::initializer_list<int64_t> factors) {
+  int64_t product = 1;
+  for (const int64_t factor : factors) {
+    TORCH_CHECK_VALUE(product <= std::numeric_limits<int64_t>::max() / 8 / factor, op,
+                      ": the dense weight must have fewer than 2^63 bytes (got ",
+                      c10::ArrayRef<int64_t>(factors), " elements along its dimensions)");
+    product *= factor;
+  }
+  return product;
+}
+
+// The rules that need only the signs and the sizes of the weight.
+Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& u2,
+                        int64_t out_channels, int64_t in_channels, int64_t kernel_h,
+                        int64_t kernel_w, bool is_linear, const at::Tensor& like,
+                        const SketchArguments& arguments) {
+  const Mixing mixing = parse_mixing(op, arguments.mixing);
+  TORCH_CHECK(u1.dim() == 3, op, ": u1 must have 3 dimensions (groups, rank, words) (got ",
+              u1.sym_sizes(), ")");
+  const int64_t groups = size(u1, 0);
+  const int64_t rank = size(u1, 1);
+  TORCH_CHECK(groups >= 1 && rank >= 1, op, ": groups and rank must be at least 1 (got groups=",
+              groups, ", rank=", rank, " from u1)");
+  TORCH_CHECK(!is_linear || groups == 1, op, ": a linear layer has one group (got groups=", groups,
+              " from u1)");
+  TORCH_CHECK(out_channels >= 1 && in_channels >= 1 && kernel_h >= 1 && kernel_w >= 1, op,
+              ": channels and kernel sizes must be at least 1 (got out_channels=", out_channels,
+              ", in_channels/groups=", in_channels, ", kernel=(", kernel_h, ", ", kernel_w, "))");
+  TORCH_CHECK(out_channels % groups == 0, op, ": out_channels must be divisible by groups (got ",
+              out_channels, " and groups=", groups, ")");
+  const int64_t sketches = arguments.num_sketches;
+  TORCH_CHECK_VALUE(sketches >= 1 && rank % sketches == 0, op,
+                    ": num_sketches must be at least 1 and divide the stacked rank (got "
+                    "num_sketches=",
+                    sketches, ", stacked rank=", rank, ")");
+  const double scale = arguments.scale.value_or(0.5 / static_cast<double>(sketches));
+  TORCH_CHECK_VALUE(std::isfinite(scale), op, ": scale must be finite (got ", scale, ")");
+  checked_product(op, {out_channels, in_channels, kernel_h, kernel_w});
+  checked_product(op, {rank, kernel_h, kernel_w, in_channels, kernel_h, kernel_w});
+
+  Sketch sketch;
+  sketch.groups = groups;
+  sketch.rank = rank;
+  sketch.out_channels = out_channels / groups;
+  sketch.in_channels = in_channels;
+  sketch.kernel_h = kernel_h;
+  sketch.kernel_w = kernel_w;
+  sketch.mixing = mixing;
+  sketch.is_linear = is_linear;
+  const double k = static_cast<double>(rank / sketches);
+  sketch.scale = scale;
+  sketch.u1_scale = 1.0 / std::sqrt(k);
+  sketch.u2_scale = sketch.mixes_space()
+                        ? 1.0 / std::sqrt(k * static_cast<double>(sketch.positions()))
+                        : sketch.u1_scale;
+
+  check_signs(op, "u1", u1, groups, rank, sketch.out_channels, like);
+  check_signs(op, "u2", u2, groups, sketch.second_rank(),
+              sketch.mixes_space() ? sketch.inputs() : in_channels, like);
+  if (arguments.base) {
+    check_signs(op, "base", *arguments.base, groups, sketch.out_channels, sketch.inputs(), like);
+  }
+  if (arguments.frame) {
+    check_signs(op, "frame", *arguments.frame, groups, sketch.out_channels, sketch.inputs(), like);
+  }
+  return sketch;
+}
+
+}  // namespace
+
+double Sketch::base_scale() const { return std::sqrt(2.0 / static_cast<double>(inputs())); }
+
+std::vector<int64_t> Sketch::weight_sizes() const {
+  if (is_linear) return {out_channels, in_channels};
+  return {groups * out_channels, in_channels, kernel_h, kernel_w};
+}
+
+std::vector<int64_t> Sketch::s1_sizes() const {
+  if (is_linear) return {rank, in_channels};
+  return {groups * rank, in_channels, kernel_h, kernel_w};
+}
+
+std::vector<int64_t> Sketch::s2_sizes() const {
+  if (is_linear) return {out_channels, rank};
+  return {groups * out_channels, rank, kernel_h, kernel_w};
+}
+
+Sketch check_sketch(const char* op, const at::Tensor& s1, const at::Tensor& s2,
+                    const at::Tensor& u1, const at::Tensor& u2, const SketchArguments& arguments) {
+  check_floating(op, "s1", s1);
+  TORCH_CHECK_TYPE(s1.scalar_type() == s2.scalar_type(), op,
+                   ": s1 and s2 must have the same type (got ", s1.scalar_type(), " and ",
+                   s2.scalar_type(), ")");
+  TORCH_CHECK(s1.device() == s2.device(), op, ": s1 and s2 must be on the same device (got ",
+              s1.device(), " and ", s2.device(), ")");
+  const int64_t dims = s1.dim();
+  TORCH_CHECK((dims == 2 || dims == 4) && s2.dim() == dims, op,
+              ": s1 and s2 must both have 4 dimensions (convolution) or 2 (linear) (got s1 ",
+              s1.sym_sizes(), " and s2 ", s2.sym_sizes(), ")");
+  const bool is_linear = dims == 2;
+  const int64_t kernel_h = is_linear ? 1 : size(s1, 2);
+  const int64_t kernel_w = is_linear ? 1 : size(s1, 3);
+  const Sketch sketch = check_fixed_part(op, u1, u2, size(s2, 0), size(s1, 1), kernel_h, kernel_w,
+                                         is_linear, s1, arguments);
+  TORCH_CHECK(size(s1, 0) == sketch.groups * sketch.rank, op,
+              ": s1 must have groups * rank rows (got s1 ", s1.sym_sizes(), ", groups=",
+              sketch.groups, ", rank=", sketch.rank, " from u1)");
+  TORCH_CHECK(s2.sym_sizes() == c10::fromIntArrayRefSlow(sketch.s2_sizes()), op,
+              ": s2 must have shape ", c10::ArrayRef<int64_t>(sketch.s2_sizes()), " to match s1 ",
+              s1.sym_sizes(), " and u1 (got ", s2.sym_sizes(), ")");
+  return sketch;
+}
+
+Sketch check_weight_gradient(const char* op, const at::Tensor& grad, const at::Tensor& u1,
+                             const at::Tensor& u2, const SketchArguments& arguments) {
+  check_floating(op, "grad", grad);
+  const bool is_linear = grad.dim() == 2;
+  TORCH_CHECK(is_linear || grad.dim() == 4, op,
+              ": grad must have the shape of the dense weight, 4 or 2 dimensions (got ",
+              grad.sym_sizes(), ")");
+  return check_fixed_part(op, u1, u2, size(grad, 0), size(grad, 1), is_linear ? 1 : size(grad, 2),
+                          is_linear ? 1 : size(grad, 3), is_linear, grad, arguments);
+}
+
+at::MemoryFormat common_memory_format(const at::Tensor& a, const at::Tensor& b) {
+  const auto channels_last = [](const at::Tensor& tensor) {
+    return tensor.dim() == 4 && tensor.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+  };
+  return channels_last(a) || channels_last(b) ? at::MemoryFormat::ChannelsLast
+                                              : at::MemoryFormat::Contiguous;
+}
+
+}  // namespace sketchlayers

@@ -1,0 +1,91 @@
+// The Python module beside libsketchlayers: the planner and what the build knows about itself.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <utility>
+
+#include "plan/plan.h"
+
+namespace py = pybind11;
+
+namespace {
+
+sketchlayers::Mixing parse_mixing(const std::string& mixing) {
+  if (mixing == "spatial") return sketchlayers::Mixing::kSpatial;
+  if (mixing == "channel") return sketchlayers::Mixing::kChannel;
+  throw py::value_error("plan: mixing must be 'spatial' or 'channel' (got '" + mixing + "')");
+}
+
+sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64_t out_channels,
+                        int64_t groups, std::pair<int64_t, int64_t> kernel,
+                        std::optional<int64_t> input_pixels, std::optional<int64_t> output_pixels,
+                        int64_t sketch_rank, const std::string& mixing, bool training,
+                        bool needs_folded) {
+  if (in_channels < 1 || out_channels < 1 || groups < 1 || kernel.first < 1 || kernel.second < 1 ||
+      sketch_rank < 1) {
+    throw py::value_error("plan: channels, groups, kernel and sketch_rank must be at least 1");
+  }
+  sketchlayers::PlanProblem problem;
+  problem.batch = batch;
+  problem.in_channels = in_channels;
+  problem.out_channels = out_channels;
+  problem.groups = groups;
+  problem.kernel_h = kernel.first;
+  problem.kernel_w = kernel.second;
+  problem.input_pixels = input_pixels;
+  problem.output_pixels = output_pixels;
+  problem.sketch_rank = sketch_rank;
+  problem.mixing = parse_mixing(mixing);
+  problem.training = training;
+  problem.needs_folded = needs_folded;
+  return sketchlayers::plan(problem);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = SKETCHLAYERS_VERSION;
+  info["torch"] = SKETCHLAYERS_TORCH_VERSION;
+#ifdef SKETCHLAYERS_WITH_CUDA
+  info["cuda"] = SKETCHLAYERS_CUDA_VERSION;
+  info["cuda_archs"] = SKETCHLAYERS_CUDA_ARCHS;
+#else
+  info["cuda"] = py::none();
+  info["cuda_archs"] = "";
+#endif
+#if defined(__clang__)
+  info["compiler"] = std::string("clang ") + __clang_version__;
+#else
+  info["compiler"] = std::string("gcc ") + __VERSION__;
+#endif
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  py::class_<sketchlayers::Plan>(m, "Plan", "Which path computes one call of a sketched layer.")
+      .def_property_readonly(
+          "path",
+          [](const sketchlayers::Plan& plan) { return plan.factored ? "factored" : "folded"; })
+      .def_readonly("reason", &sketchlayers::Plan::reason)
+      .def_readonly("factored_multiply_adds", &sketchlayers::Plan::factored_multiply_adds)
+      .def_readonly("folded_multiply_adds", &sketchlayers::Plan::folded_multiply_adds)
+      .def_readonly("dense_multiply_adds", &sketchlayers::Plan::dense_multiply_adds)
+      .def("__repr__", [](const sketchlayers::Plan& plan) {
+        return std::string("Plan(path='") + (plan.factored ? "factored" : "folded") +
+               "', reason='" + plan.reason + "')";
+      });
+  m.def("plan", &plan, py::kw_only(), py::arg("batch"), py::arg("in_channels"),
+        py::arg("out_channels"), py::arg("groups") = 1,
+        py::arg("kernel") = std::pair<int64_t, int64_t>(1, 1), py::arg("input_pixels") = 1,
+        py::arg("output_pixels") = 1, py::arg("sketch_rank"), py::arg("mixing") = "spatial",
+        py::arg("training") = false, py::arg("needs_folded") = false,
+        "The planner's choice for one call; None stands for a size that is not known yet.");
+  m.def("build_info", &build_info, "What the compiled part was built from and for.");
+}

@@ -1,0 +1,8 @@
+// The public C++ interface of libsketchlayers.
+#pragma once
+
+#include "ops/sign_matrix.h"
+#include "ops/sk_conv2d.h"
+#include "ops/sk_linear.h"
+#include "ops/sk_weight.h"
+#include "plan/plan.h"

@@ -1,0 +1,53 @@
+"""Smaller neural networks by tensor sketching: SK-CONV and SK-FC layers for PyTorch.
+
+Layers: :class:`SKConv2d`, :class:`SKLinear`. Whole models: :func:`compress`, :func:`fold`,
+:func:`inspect`. Operators: :mod:`sketchlayers.ops`.
+
+Source: Kasiviswanathan, Narodytska, Jin: "Network Approximation using Tensor Sketching",
+IJCAI 2018.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sketchlayers._version import __version__
+
+if TYPE_CHECKING:
+    from sketchlayers.compress import compress, fold, inspect
+    from sketchlayers.nn import SKConv2d, SKLinear
+    from sketchlayers.optim import param_groups
+
+# Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
+# whose compiled part, or whose PyTorch, does not load.
+_PUBLIC = {
+    "SKConv2d": "sketchlayers.nn",
+    "SKLinear": "sketchlayers.nn",
+    "compress": "sketchlayers.compress",
+    "fold": "sketchlayers.compress",
+    "inspect": "sketchlayers.compress",
+    "param_groups": "sketchlayers.optim",
+}
+
+__all__ = [
+    "SKConv2d",
+    "SKLinear",
+    "__version__",
+    "compress",
+    "fold",
+    "inspect",
+    "param_groups",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'sketchlayers' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,231 @@
+"""The operators of ``torch.ops.sketchlayers``, typed and documented.
+
+One sketched weight (Kasiviswanathan, Narodytska, Jin, IJCAI 2018, equation 1), with the ``l``
+sketches of rank ``k`` stacked along the rank axis, is::
+
+    W_hat = sqrt(2/n) base  +  c frame o (A S1 + S2 B)
+
+with ``A = U1^T / sqrt(k)`` and ``B = U2 / sqrt(k h w)`` (spatial mixing, Definition 3) or
+``B = U2 / sqrt(k)`` applied at every kernel position (channel mixing, Definition 2). ``U1``,
+``U2``, ``base`` and ``frame`` are random signs, packed 32 to a word (:func:`sign_matrix`).
+
+Sizes: ``g`` groups, ``lk = l * k``, ``d1`` output and ``d2`` input channels, kernel ``(h, w)``,
+``n = d2/g * h * w``, ``words(c) = 4 * ceil(c / 128)``.
+
+==============  =============================  ==================
+argument        convolution                    fully connected
+==============  =============================  ==================
+``s1``          ``(g*lk, d2/g, h, w)``         ``(lk, d2)``
+``s2``          ``(d1, lk, h, w)``             ``(d1, lk)``
+``u1``          ``(g, lk, words(d1/g))``       ``g = 1``
+``u2``          ``(g, lk*h*w, words(n))``, or  ``(1, lk, words(d2))``
+                ``(g, lk, words(d2/g))`` for
+                channel mixing
+``base``,       ``(g, d1/g, words(n))``        ``(1, d1, words(d2))``
+``frame``
+==============  =============================  ==================
+
+All take float32, float64, bfloat16 and float16, on the CPU and on CUDA devices; half types
+accumulate in float32. Wrong shapes, devices, types and sizes raise ``RuntimeError``, ``TypeError``
+or ``ValueError`` before any work is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sketchlayers import _extension as _extension  # registers the operators
+
+Mixing = Literal["spatial", "channel"]
+Path = Literal["auto", "factored", "folded"]
+
+
+def sign_matrix(
+    seed: int, matrix: int, rows: int, columns: int, *, device: torch.device | str | None = None
+) -> Tensor:
+    """Random signs, a pure function of ``(seed, matrix, row, column)`` on every platform.
+
+    Philox 4x32-10 with the seed as key; bit 1 stands for -1. Rows are padded to blocks of 128
+    columns, whose further bits are ignored.
+
+    Args:
+        seed: 64-bit key; negative numbers stand for their two's complement.
+        matrix: Which of the matrices of this seed, in ``[0, 2^32)``.
+        rows: Number of rows.
+        columns: Number of signs in a row.
+        device: Where to make them; PyTorch's default device if not given.
+
+    Returns:
+        int32 tensor of shape ``(rows, 4 * ceil(columns / 128))``.
+
+    Raises:
+        ValueError: A number is outside its range.
+    """
+    if device is None:
+        device = torch.get_default_device()
+    return torch.ops.sketchlayers.sign_matrix(
+        seed, matrix, rows, columns, device=torch.device(device)
+    )
+
+
+def unpack_signs(
+    packed: Tensor,
+    columns: int,
+    *,
+    start: int = 0,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
+) -> Tensor:
+    """Columns ``[start, start + columns)`` of packed signs as ``+scale`` and ``-scale``.
+
+    Args:
+        packed: Packed signs, int32 ``(..., words)``.
+        columns: How many columns to unpack.
+        start: The first of them.
+        dtype: Floating-point type of the result.
+        scale: Magnitude of the result.
+
+    Returns:
+        Tensor of shape ``(..., columns)``.
+    """
+    return torch.ops.sketchlayers.unpack_signs(
+        packed, columns, start=start, dtype=dtype, scale=scale
+    )
+
+
+def sk_weight(
+    s1: Tensor,
+    s2: Tensor,
+    u1: Tensor,
+    u2: Tensor,
+    *,
+    mixing: Mixing = "spatial",
+    num_sketches: int = 1,
+    scale: float | None = None,
+    base: Tensor | None = None,
+    frame: Tensor | None = None,
+) -> Tensor:
+    """The dense weight ``W_hat``.
+
+    Args:
+        s1, s2: Trained factors.
+        u1, u2: Packed signs.
+        mixing: What ``u2`` mixes: ``"spatial"`` (channels and kernel positions) or ``"channel"``.
+        num_sketches: ``l``; divides the stacked rank ``lk``.
+        scale: ``c``; the paper's ``1 / (2 l)`` if not given.
+        base: Packed signs of a fixed weight that is added.
+        frame: Packed signs that the sketch is multiplied with, entry by entry.
+
+    Returns:
+        Tensor ``(d1, d2/g, h, w)`` or ``(d1, d2)`` in the type of ``s1``, formed in float32 or
+        float64 and rounded once; channels_last if ``s1`` is.
+    """
+    return torch.ops.sketchlayers.sk_weight(
+        s1,
+        s2,
+        u1,
+        u2,
+        mixing=mixing,
+        num_sketches=num_sketches,
+        scale=scale,
+        base=base,
+        frame=frame,
+    )
+
+
+def sk_linear(
+    input: Tensor,
+    s1: Tensor,
+    s2: Tensor,
+    u1: Tensor,
+    u2: Tensor,
+    bias: Tensor | None = None,
+    *,
+    num_sketches: int = 1,
+    scale: float | None = None,
+    base: Tensor | None = None,
+    frame: Tensor | None = None,
+    path: Path = "auto",
+) -> Tensor:
+    """The SK-FC layer: ``input @ W_hat.T + bias``.
+
+    Args:
+        input: Tensor of shape ``(..., d2)``.
+        s1, s2, u1, u2, num_sketches, scale, base, frame: As for :func:`sk_weight`.
+        bias: Tensor of shape ``(d1,)``.
+        path: ``"folded"`` forms ``W_hat`` first, ``"factored"`` never does, ``"auto"`` takes the
+            one that is estimated to be faster.
+
+    Returns:
+        Tensor of shape ``(..., d1)``.
+    """
+    return torch.ops.sketchlayers.sk_linear(
+        input,
+        s1,
+        s2,
+        u1,
+        u2,
+        bias,
+        num_sketches=num_sketches,
+        scale=scale,
+        base=base,
+        frame=frame,
+        path=path,
+    )
+
+
+def sk_conv2d(
+    input: Tensor,
+    s1: Tensor,
+    s2: Tensor,
+    u1: Tensor,
+    u2: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    mixing: Mixing = "spatial",
+    num_sketches: int = 1,
+    scale: float | None = None,
+    base: Tensor | None = None,
+    frame: Tensor | None = None,
+    path: Path = "auto",
+) -> Tensor:
+    """The SK-CONV layer: ``conv2d(input, W_hat, bias, stride, padding, dilation, groups)``.
+
+    Args:
+        input: Tensor of shape ``(batch, d2, height, width)``, or without the batch.
+        s1, s2, u1, u2, mixing, num_sketches, scale, base, frame: As for :func:`sk_weight`.
+        bias: Tensor of shape ``(d1,)``.
+        stride, padding, dilation: One number, or one for each axis.
+        groups: Must be the first size of ``u1``.
+        path: As for :func:`sk_linear`.
+
+    Returns:
+        Tensor of shape ``(batch, d1, height, width)``; channels_last if ``input`` or ``s1`` is,
+        whichever the path.
+    """
+    return torch.ops.sketchlayers.sk_conv2d(
+        input,
+        s1,
+        s2,
+        u1,
+        u2,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        mixing=mixing,
+        num_sketches=num_sketches,
+        scale=scale,
+        base=base,
+        frame=frame,
+        path=path,
+    )
