@@ -1,0 +1,215 @@
+"""From a description of a network to a trained one with its results on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from distributed import World
+from image_data import DataSet
+from networks import NETWORKS, count_parameters, stored_bytes
+from runs import RunError, RunFolder, hardware, versions
+from sketchlayers import compress
+from training import Outcome, Recipe, Trainer, check_fits
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network and how it is compressed; together with the number of classes it fixes the start.
+
+    Attributes:
+        network: one of `networks.NETWORKS`.
+        width: factor on the channels (not for googlenet_bn).
+        batch_norm: normalise after convolutions (not for googlenet_bn, which always does).
+        dropout: probability; None keeps the network's own.
+        method: ``"dense"``, or a method of `sketchlayers.compress`.
+        rate: parameters after / before, of the whole model; or layer rates by name or pattern.
+        num_sketches: see `sketchlayers.SKConv2d`, as are mixing, scale, base and frame.
+        init: ``"random"`` to train from scratch, ``"fit"`` to approximate `start`'s weights.
+        start: checkpoint of a dense run whose network is compressed; None starts at random.
+        seed: of the weights and the signs.
+
+    Raises:
+        ValueError: if the values do not go together.
+    """
+
+    network: str = "ninn"
+    width: float = 1.0
+    batch_norm: bool = True
+    dropout: float | None = None
+    method: str = "dense"
+    rate: float | Mapping[str, float] | None = None
+    num_sketches: int = 1
+    mixing: Literal["spatial", "channel"] = "spatial"
+    scale: Literal["paper", "normalized"] | float = "paper"
+    base: Literal["random"] | None = None
+    frame: Literal["signs"] | None = None
+    init: Literal["random", "fit"] = "random"
+    start: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.network not in NETWORKS:
+            raise ValueError(
+                f"network: must be one of {', '.join(NETWORKS)} (got {self.network!r})"
+            )
+        if self.method == "dense" and self.rate is not None:
+            raise ValueError(f"rate: a dense network has none (got rate={self.rate})")
+        if self.method != "dense" and self.rate is None:
+            raise ValueError(f"rate: method {self.method!r} needs one (got none)")
+        if self.init == "fit" and self.start is None:
+            raise ValueError("init: 'fit' needs a trained network to start from (got start=None)")
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Arguments of the sketch for `sketchlayers.compress`."""
+        names = ("num_sketches", "mixing", "scale", "base", "frame")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network, the number of parameters its dense form has, and what compression did."""
+
+    network: nn.Module
+    dense_parameters: int
+    report: Any = None
+
+    @property
+    def rate(self) -> float:
+        """Parameters after / before, everything counted."""
+        return count_parameters(self.network) / self.dense_parameters
+
+
+def build(spec: NetworkSpec, num_classes: int) -> Built:
+    """Makes the network of a description; the same description gives the same network.
+
+    Raises:
+        RunError: if the checkpoint to start from cannot be used.
+        ValueError: if the method refuses the rate or an option.
+    """
+    torch.manual_seed(spec.seed)
+    network = NETWORKS[spec.network](num_classes, **_network_options(spec))
+    dense_parameters = count_parameters(network)
+    if spec.start is not None:
+        load_weights(network, Path(spec.start))
+    if spec.method == "dense":
+        return Built(network, dense_parameters)
+    compressed, report = compress(
+        network,
+        spec.method,
+        rate=spec.rate,
+        init=spec.init,
+        inplace=True,
+        seed=spec.seed,
+        **spec.options,
+    )
+    return Built(compressed, dense_parameters, report)
+
+
+def load_weights(network: nn.Module, checkpoint: Path) -> None:
+    """Loads the network of a training checkpoint.
+
+    Raises:
+        RunError: if the file is missing, unreadable or of another network.
+    """
+    if not checkpoint.is_file():
+        raise RunError(f"start: the checkpoint must exist (got {checkpoint}, no such file)")
+    weights = RunFolder.read_checkpoint(checkpoint)["network"]
+    check_fits(network, weights)
+    network.load_state_dict(weights)
+
+
+def run(
+    spec: NetworkSpec,
+    data: DataSet,
+    recipe: Recipe,
+    folder: RunFolder | None = None,
+    *,
+    world: World | None = None,
+    name: str = "",
+    label: str | None = None,
+    resume: bool = False,
+    workers: int = 0,
+    tensorboard: bool = False,
+) -> tuple[Built, dict[str, object]]:
+    """Builds and trains one network.
+
+    Args:
+        spec: the network.
+        data: the images.
+        recipe: how to train.
+        folder: where results go; None keeps them in memory alone.
+        world: processes of this run.
+        name: shown in front of progress, and the run's name in plots.
+        label: what figures call the data set; None means its name.
+        resume: go on from the folder's checkpoint if there is one.
+        workers: processes that decode streamed images.
+        tensorboard: write TensorBoard events too.
+
+    Returns:
+        The trained network and the summary that ``summary.json`` holds.
+
+    Raises:
+        RunError: if the folder or its checkpoint cannot be used.
+        ValueError: if arguments are out of range.
+    """
+    world = world or World()
+    built = build(spec, len(data.classes))
+    summary: dict[str, object] = {
+        "name": name,
+        "status": "started",
+        "data": {**data.describe(), "label": label or data.name},
+        "network": asdict(spec),
+        "recipe": asdict(recipe),
+        "processes": world.size,
+        "parameters": count_parameters(built.network),
+        "rate": built.rate,
+        "stored_bytes": stored_bytes(built.network),
+        "compression": built.report.to_dict() if built.report is not None else None,
+        "versions": versions(),
+        "hardware": hardware(world.device),
+    }
+    trainer = Trainer(
+        built.network,
+        data,
+        recipe,
+        world=world,
+        folder=folder,
+        arguments={f"network.{key}": value for key, value in asdict(spec).items()},
+        name=name,
+        workers=workers,
+        tensorboard=tensorboard,
+    )
+    if folder is not None and world.is_main:
+        folder.prepare(resume=resume)
+        folder.write_summary(summary)
+    world.wait()
+    started = time.time()
+    outcome = trainer.fit(resume=resume)
+    summary |= _results(outcome) | {"wall_seconds": time.time() - started}
+    if folder is not None and world.is_main:
+        folder.write_summary(summary)
+    return built, summary
+
+
+def _results(outcome: Outcome) -> dict[str, object]:
+    last = asdict(outcome.history[-1]) if outcome.history else {}
+    return {"status": outcome.status, "seconds": outcome.seconds, "last_epoch": last}
+
+
+def _network_options(spec: NetworkSpec) -> dict[str, object]:
+    options: dict[str, object] = {}
+    if spec.dropout is not None:
+        options["dropout"] = spec.dropout
+    if spec.network != "googlenet_bn":
+        options |= {"width": spec.width, "batch_norm": spec.batch_norm}
+    elif spec.width != 1.0 or not spec.batch_norm:
+        raise ValueError("network: googlenet_bn takes neither width nor batch_norm=False")
+    return options

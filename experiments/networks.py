@@ -1,0 +1,161 @@
+"""The networks of the tensor-sketching paper (Kasiviswanathan, Narodytska, Jin, IJCAI 2018).
+
+Network-in-Network (Lin, Chen, Yan, ICLR 2014) and its variant with fully connected layers for 32x32
+images, GoogLeNet with batch norm for Places2. Convolutions of Network-in-Network carry the paper's
+names, CONV_1 to CONV_9, so that patterns such as ``CONV_[2-7]`` pick layers for compression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
+
+_NINN_WIDTHS = (192, 160, 96, 192, 192, 192, 192, 192)
+_NINN_KERNELS = (5, 1, 1, 5, 1, 1, 3, 1)
+_POOL_AFTER = {3: "max", 6: "average"}
+"""A pooling layer and dropout follow these convolutions (the second pool averages, as in Caffe)."""
+
+
+def ninn(
+    num_classes: int = 10,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = True,
+    dropout: float = 0.5,
+) -> nn.Sequential:
+    """Network-in-Network for 32x32 images: ``(N, 3, H, W)`` to logits ``(N, num_classes)``.
+
+    Args:
+        num_classes: number of outputs.
+        width: factor on the number of channels of CONV_1 to CONV_8.
+        batch_norm: normalise after every convolution but the last. Without it no compressed
+            network trains.
+        dropout: probability, applied after both pooling layers.
+
+    Returns:
+        A sequence of named layers; at width 1 and 10 classes the nine convolutions have 966,986
+        parameters.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    body, channels = _ninn_body(num_classes, width, batch_norm, dropout)
+    body.add_module("CONV_9", nn.Conv2d(channels, num_classes, 1))
+    body.add_module("POOL_9", nn.AdaptiveAvgPool2d(1))
+    body.add_module("FLATTEN", nn.Flatten())
+    _kaiming(body)
+    return body
+
+
+def ninn_fc(
+    num_classes: int = 10,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = True,
+    dropout: float = 0.5,
+) -> nn.Sequential:
+    """Network-in-Network with CONV_9 replaced by two fully connected layers (paper, Figure 3).
+
+    CONV_8's map is averaged to 2x2, so FC_1 is 768x768 and FC_2 768x10 at width 1. Arguments and
+    errors are those of `ninn`.
+    """
+    body, channels = _ninn_body(num_classes, width, batch_norm, dropout)
+    features = 4 * channels
+    body.add_module("POOL_8", nn.AdaptiveAvgPool2d(2))
+    body.add_module("FLATTEN", nn.Flatten())
+    body.add_module("FC_1", nn.Linear(features, features))
+    if batch_norm:
+        body.add_module("NORM_FC_1", nn.BatchNorm1d(features))
+    body.add_module("RELU_FC_1", nn.ReLU(inplace=True))
+    body.add_module("FC_2", nn.Linear(features, num_classes))
+    _kaiming(body)
+    return body
+
+
+def googlenet_bn(num_classes: int = 365, *, dropout: float = 0.2) -> nn.Module:
+    """GoogLeNet with batch norm and 5x5 kernels in the "5x5" branches, without auxiliary heads.
+
+    torchvision's network has 3x3 kernels in that branch (5,974,029 parameters at 365 classes); the
+    paper's has 6,354,957. Input ``(N, 3, 224, 224)``, output ``(N, num_classes)``.
+    """
+    network = GoogLeNet(
+        num_classes,
+        aux_logits=False,
+        init_weights=False,
+        blocks=[BasicConv2d, _Inception5x5, InceptionAux],
+        dropout=dropout,
+    )
+    _kaiming(network)
+    return network
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "ninn": ninn,
+    "ninn_fc": ninn_fc,
+    "googlenet_bn": googlenet_bn,
+}
+
+
+def convolutions_and_linears(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
+    """Yields name and layer of every dense convolution and fully connected layer, in order."""
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            yield name, module
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable values; buffers are not counted."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def stored_bytes(network: nn.Module) -> int:
+    """Bytes of all tensors in the state dict: what a checkpoint of the network has to hold."""
+    return sum(value.numel() * value.element_size() for value in network.state_dict().values())
+
+
+def _ninn_body(
+    num_classes: int, width: float, batch_norm: bool, dropout: float
+) -> tuple[nn.Sequential, int]:
+    """CONV_1 to CONV_8 with what stands between them, and the number of their output channels."""
+    if num_classes < 1:
+        raise ValueError(f"ninn: num_classes must be at least 1 (got {num_classes})")
+    if not width > 0:
+        raise ValueError(f"ninn: width must be positive (got {width})")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"ninn: dropout must be in [0, 1) (got {dropout})")
+    body = nn.Sequential()
+    channels = 3
+    for index, (base, kernel) in enumerate(zip(_NINN_WIDTHS, _NINN_KERNELS, strict=True), 1):
+        outputs = max(1, round(base * width))
+        body.add_module(f"CONV_{index}", nn.Conv2d(channels, outputs, kernel, padding=kernel // 2))
+        if batch_norm:
+            body.add_module(f"NORM_{index}", nn.BatchNorm2d(outputs))
+        body.add_module(f"RELU_{index}", nn.ReLU(inplace=True))
+        if index in _POOL_AFTER:
+            pool = nn.MaxPool2d if _POOL_AFTER[index] == "max" else nn.AvgPool2d
+            body.add_module(f"POOL_{index}", pool(3, 2, ceil_mode=True))
+            body.add_module(f"DROPOUT_{index}", nn.Dropout(dropout))
+        channels = outputs
+    return body, channels
+
+
+class _Inception5x5(Inception):
+    """torchvision's inception block with the 5x5 kernel the paper has in its third branch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        small = self.branch3[1].conv
+        self.branch3[1] = BasicConv2d(
+            small.in_channels, small.out_channels, kernel_size=5, padding=2
+        )
+
+
+def _kaiming(network: nn.Module) -> None:
+    """Draws convolutions and fully connected layers with variance 2 / inputs; biases are 0."""
+    for _, layer in convolutions_and_linears(network):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

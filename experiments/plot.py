@@ -1,0 +1,110 @@
+"""Collects training runs into results.csv and draws accuracy.png.
+
+    python experiments/plot.py experiments/results/cifar10_jpeg_q75
+
+The folder holds one folder for each run, as train.py leaves them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plots import Curve, plot_curves
+from runs import RunError, read_csv, write_csv
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 on success, 2 when there is nothing to draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="folder of run folders")
+    parser.add_argument("--title", help="default: network and data set of the first run")
+    args = parser.parse_args(arguments)
+    try:
+        collect(args.folder, args.title)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.folder / 'results.csv'} and {args.folder / 'accuracy.png'}")
+    return 0
+
+
+def collect(folder: Path, title: str | None = None) -> None:
+    """Writes ``results.csv`` and ``accuracy.png`` from the runs below `folder`, largest first.
+
+    Raises:
+        RunError: if there is no run with at least one epoch.
+    """
+    summaries = {
+        path.parent: json.loads(path.read_text()) for path in folder.glob("*/summary.json")
+    }
+    runs = {path: summary for path, summary in summaries.items() if (path / "log.csv").is_file()}
+    if not runs:
+        raise RunError(f"plot: {folder} must hold run folders with summary.json and log.csv")
+    ordered = sorted(runs, key=lambda path: -runs[path]["parameters"])
+    write_csv(folder / "results.csv", [result_row(runs[path]) for path in ordered])
+    curves = [_curve(path, runs[path]) for path in ordered]
+    first = runs[ordered[0]]
+    plot_curves(curves, folder / "accuracy.png", title=title or _title(first))
+
+
+def result_row(summary: dict[str, Any]) -> dict[str, object]:
+    """What of a run's ``summary.json`` goes into ``results.csv``."""
+    network, recipe, data = summary["network"], summary["recipe"], summary["data"]
+    last = summary.get("last_epoch") or {}
+    return {
+        "name": summary["name"],
+        "status": summary["status"],
+        "network": network["network"],
+        "width": network["width"],
+        "method": network["method"],
+        "rate": summary["rate"],
+        "parameters": summary["parameters"],
+        "stored_bytes": summary["stored_bytes"],
+        "data": data["label"],
+        "train_images": data["train_images"],
+        "test_images": data["test_images"],
+        "size": data["size"],
+        "epochs": last.get("epoch", 0),
+        "test_accuracy": last.get("test_accuracy"),
+        "test_loss": last.get("test_loss"),
+        "train_loss": last.get("train_loss"),
+        "mixing": network["mixing"],
+        "frame": network["frame"],
+        "base": network["base"],
+        "scale": network["scale"],
+        "lr": recipe["lr"],
+        "batch_size": recipe["batch_size"],
+        "amp": recipe["amp"],
+        "seed": recipe["seed"],
+        "seconds": summary.get("seconds"),
+        "hardware": summary["hardware"].get("gpu", summary["hardware"]["cpu"]),
+        "threads": summary["hardware"]["threads"],
+        "torch": summary["versions"]["torch"],
+        "sketchlayers": summary["versions"]["sketchlayers"],
+    }
+
+
+def _curve(path: Path, summary: dict[str, Any]) -> Curve:
+    rows = read_csv(path / "log.csv")
+    name = f"{summary['name']} ({summary['parameters'] / 1000:.0f}k parameters)"
+    return Curve(
+        name,
+        summary["parameters"],
+        tuple(int(row["epoch"]) for row in rows),
+        tuple(float(row["test_accuracy"]) for row in rows),
+    )
+
+
+def _title(summary: dict[str, Any]) -> str:
+    network, data = summary["network"], summary["data"]
+    width = "" if network["width"] == 1 else f" at width {network['width']:g}"
+    return f"{network['network']}{width} on {data['label']}, {data['train_images']:,} images"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The folder of one training run: checkpoint, log and summary, none of which a kill can harm.
+
+Every file is written beside its place, flushed to disk and renamed over the old one, so at any
+moment each is either the old or the new version, whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+CHECKPOINT_FORMAT = 1
+
+
+class RunError(Exception):
+    """A run folder cannot be used; the message says which file and what to do."""
+
+
+class RunFolder:
+    """Reads and writes ``checkpoint.pt``, ``log.csv`` and ``summary.json`` in one folder."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.log = self.path / "log.csv"
+        self.summary = self.path / "summary.json"
+
+    def prepare(self, *, resume: bool) -> None:
+        """Makes the folder.
+
+        Raises:
+            RunError: if it holds a run already and `resume` is false, or cannot be made.
+        """
+        if not resume and (self.checkpoint.exists() or self.summary.exists()):
+            raise RunError(
+                f"out: {self.path} already holds a run; continue it with --resume or choose "
+                "another folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"out: cannot make the folder {self.path} ({error})") from error
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replaces the checkpoint: tensors, numbers, strings, lists and dicts."""
+        whole = {"format": CHECKPOINT_FORMAT, **state}
+        write_atomically(self.checkpoint, lambda file: torch.save(whole, file))
+
+    def load_checkpoint(self, expected: Mapping[str, object]) -> dict[str, Any] | None:
+        """The last checkpoint, or None if there is none yet.
+
+        Args:
+            expected: the run's arguments, which must be those the checkpoint was made with.
+
+        Raises:
+            RunError: if the file is unreadable, of another format or of another run.
+        """
+        if not self.checkpoint.exists():
+            return None
+        state = self.read_checkpoint(self.checkpoint)
+        self._check_same_run(state["arguments"], expected)
+        return state
+
+    @staticmethod
+    def read_checkpoint(path: Path) -> dict[str, Any]:
+        """Reads any run's checkpoint.
+
+        Raises:
+            RunError: if the file is unreadable or of another format.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        # Damaged files show as anything from EOFError to errors of the zip or pickle reader.
+        except Exception as error:
+            first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise RunError(
+                f"checkpoint: {path} must be a readable checkpoint (got: {first_line}); "
+                "move it away to start the run anew"
+            ) from error
+        if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+            raise RunError(
+                f"checkpoint: {path} must be a checkpoint of a training run, format "
+                f"{CHECKPOINT_FORMAT} (got something else)"
+            )
+        return state
+
+    def _check_same_run(self, saved: Mapping[str, object], now: Mapping[str, object]) -> None:
+        different = [
+            f"{key}={saved.get(key)!r} then and {now.get(key)!r} now"
+            for key in sorted(saved.keys() | now.keys())
+            if saved.get(key) != now.get(key)
+        ]
+        if different:
+            raise RunError(
+                f"checkpoint: {self.checkpoint} must come from a run with the same arguments "
+                f"(got {'; '.join(different)})"
+            )
+
+    def write_log(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Replaces ``log.csv``, one row an epoch."""
+        write_csv(self.log, rows)
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Replaces ``summary.json``."""
+        text = json.dumps(summary, indent=2, default=str) + "\n"
+        write_atomically(self.summary, lambda file: file.write(text.encode()))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then renames it over `path`."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Replaces a CSV file; the first row's keys are the columns, floats get six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {
+                key: f"{value:.6g}" if isinstance(value, float) else value
+                for key, value in row.items()
+            }
+        )
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "sketchlayers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, object]:
+    """Processor, threads used and, when training there, the GPU."""
+    found: dict[str, object] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,48 @@
+"""Aligned plain-text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the key in a row, its heading and how a value is written."""
+
+    key: str
+    heading: str
+    write: Callable[[object], str] = str
+    left: bool = False
+
+
+def format_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) -> str:
+    """Rows below headings and a rule; numbers flush right; a missing value is a dash."""
+    headings = [column.heading for column in columns]
+    cells = [[_cell(row, column) for column in columns] for row in rows]
+    widths = [max(map(len, texts)) for texts in zip(headings, *cells, strict=True)]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = [
+            text.ljust(width) if column.left else text.rjust(width)
+            for text, width, column in zip(texts, widths, columns, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(headings), rule, *map(line, cells)])
+
+
+def whole(value: object) -> str:
+    """A number without decimals, thousands separated: ``12,345``."""
+    return f"{float(str(value)):,.0f}"
+
+
+def decimals(digits: int) -> Callable[[object], str]:
+    """Writes numbers with this many decimals."""
+    return lambda value: f"{float(str(value)):.{digits}f}"
+
+
+def _cell(row: Mapping[str, object], column: Column) -> str:
+    value = row.get(column.key)
+    return "-" if value is None else column.write(value)

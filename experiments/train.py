@@ -1,0 +1,221 @@
+"""Trains one network, dense or compressed, on one data set.
+
+    python experiments/train.py --data cifar10 --root DIR --out runs/dense
+    python experiments/train.py --data cifar10 --root DIR --method sketch --rate 0.15 --out runs/015
+    torchrun --nproc-per-node 2 experiments/train.py ...
+
+The folder given by --out gets log.csv (one row an epoch), summary.json (arguments, versions,
+hardware, results) and checkpoint.pt. With --resume a run that was killed goes on as if nothing had
+happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from distributed import join
+from experiment import NetworkSpec, run
+from image_data import DATA_SETS, DataError, load
+from networks import NETWORKS
+from runs import RunError, RunFolder
+from training import Recipe
+
+DENSE_LR = 0.05
+SKETCH_LR = 0.1
+"""Compressed networks take, and need, the larger learning rate."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options of a training run."""
+    defaults = Recipe()
+    spec = NetworkSpec()
+    description, _, details = (__doc__ or "").partition("\n\n")
+    root = argparse.ArgumentParser(
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    data = root.add_argument_group("data")
+    data.add_argument("--data", choices=list(DATA_SETS), default="digits")
+    data.add_argument("--root", type=Path, help="folder with the data set's files")
+    data.add_argument("--size", type=int, help="height and width of images (default 32, digits 16)")
+    data.add_argument("--subset", type=int, help="number of training images, evenly over classes")
+    data.add_argument("--test-subset", type=int, help="the same for test images")
+    data.add_argument("--stream", action="store_true", help="decode images anew in every epoch")
+    data.add_argument("--label", help="what figures call the data set")
+
+    network = root.add_argument_group("network")
+    network.add_argument("--network", choices=list(NETWORKS), default=spec.network)
+    network.add_argument("--width", type=float, default=spec.width, help="factor on channels")
+    network.add_argument("--no-batch-norm", dest="batch_norm", action="store_false")
+    network.add_argument("--dropout", type=float, help="probability (default: the network's own)")
+
+    method = root.add_argument_group("compression")
+    method.add_argument("--method", choices=["dense", "sketch"], default=spec.method)
+    method.add_argument("--rate", type=float, help="parameters after / before, whole network")
+    method.add_argument(
+        "--layer-rate",
+        action="append",
+        type=_layer_rate,
+        metavar="PATTERN=RATE",
+        help="instead of --rate: rate of the layers with such names; may be repeated",
+    )
+    method.add_argument("--num-sketches", type=int, default=spec.num_sketches)
+    method.add_argument("--mixing", choices=["spatial", "channel"], default=spec.mixing)
+    method.add_argument("--scale", type=_scale, default=spec.scale, help="paper, normalized or c")
+    method.add_argument("--base", choices=["random"])
+    method.add_argument("--frame", choices=["signs"])
+    method.add_argument("--init", choices=["random", "fit"], default=spec.init)
+    method.add_argument("--start", help="checkpoint.pt of a dense run to compress")
+
+    recipe = root.add_argument_group("training")
+    recipe.add_argument("--epochs", type=int, default=defaults.epochs)
+    recipe.add_argument("--batch-size", type=int, default=defaults.batch_size)
+    recipe.add_argument("--lr", type=float, help=f"default {DENSE_LR}, compressed {SKETCH_LR}")
+    recipe.add_argument("--momentum", type=float, default=defaults.momentum)
+    recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
+    recipe.add_argument("--warmup", type=float, default=defaults.warmup, help="epochs")
+    recipe.add_argument("--schedule", choices=["cosine", "step"], default=defaults.schedule)
+    recipe.add_argument("--label-smoothing", type=float, default=defaults.label_smoothing)
+    recipe.add_argument("--amp", choices=["off", "bf16", "fp16"], default=defaults.amp)
+    recipe.add_argument("--channels-first", dest="channels_last", action="store_false")
+    recipe.add_argument("--compile", action="store_true", help="use torch.compile")
+    recipe.add_argument("--deterministic", action="store_true", help="deterministic kernels only")
+    recipe.add_argument("--seed", type=int, default=defaults.seed)
+
+    where = root.add_argument_group("run")
+    where.add_argument("--out", type=Path, required=True, help="folder of results")
+    where.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    where.add_argument("--name", help="name of the run in plots (default: the folder's)")
+    where.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    where.add_argument("--threads", type=int, help="processor threads (default: PyTorch's choice)")
+    where.add_argument(
+        "--workers", type=int, default=2, help="processes that decode streamed images"
+    )
+    where.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too")
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 when training finished, 1 when it diverged, 2 when it could not start."""
+    args = parser().parse_args(arguments)
+    try:
+        return _train(args)
+    except (DataError, RunError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; --resume goes on from the last epoch in {args.out}", file=sys.stderr)
+        return 130
+
+
+def _train(args: argparse.Namespace) -> int:
+    spec, recipe = network_spec(args), training_recipe(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    with join(args.device) as world:
+        data = load(
+            args.data,
+            args.root,
+            size=args.size,
+            subset=args.subset,
+            test_subset=args.test_subset,
+            stream=args.stream or None,
+        )
+        name = args.name or args.out.name
+        _, summary = run(
+            spec,
+            data,
+            recipe,
+            RunFolder(args.out),
+            world=world,
+            name=name,
+            label=args.label,
+            resume=args.resume,
+            workers=args.workers,
+            tensorboard=args.tensorboard,
+        )
+        if world.is_main:
+            print(_last_words(name, summary, args.out))
+    return 0 if summary["status"] == "finished" else 1
+
+
+def network_spec(args: argparse.Namespace) -> NetworkSpec:
+    """The network that the options describe."""
+    if args.rate is not None and args.layer_rate:
+        raise ValueError("rate: give --rate or --layer-rate (got both)")
+    return NetworkSpec(
+        network=args.network,
+        width=args.width,
+        batch_norm=args.batch_norm,
+        dropout=args.dropout,
+        method=args.method,
+        rate=dict(args.layer_rate) if args.layer_rate else args.rate,
+        num_sketches=args.num_sketches,
+        mixing=args.mixing,
+        scale=args.scale,
+        base=args.base,
+        frame=args.frame,
+        init=args.init,
+        start=args.start,
+        seed=args.seed,
+    )
+
+
+def training_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that the options describe."""
+    default_lr = DENSE_LR if args.method == "dense" else SKETCH_LR
+    return Recipe(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=default_lr if args.lr is None else args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        warmup=args.warmup,
+        schedule=args.schedule,
+        label_smoothing=args.label_smoothing,
+        amp=args.amp,
+        channels_last=args.channels_last,
+        compile=args.compile,
+        deterministic=args.deterministic,
+        seed=args.seed,
+    )
+
+
+def _last_words(name: str, summary: dict[str, object], out: Path) -> str:
+    last = summary["last_epoch"]
+    assert isinstance(last, dict)
+    accuracy = f"test accuracy {last['test_accuracy']:.2f} %, " if last else ""
+    return (
+        f"{name}: {summary['status']}, {accuracy}{summary['parameters']:,} parameters "
+        f"(rate {summary['rate']:.3f}), results in {out}"
+    )
+
+
+def _layer_rate(text: str) -> tuple[str, float]:
+    pattern, _, rate = text.rpartition("=")
+    try:
+        return pattern, float(rate)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be PATTERN=RATE (got {text!r})") from None
+
+
+def _scale(text: str) -> str | float:
+    if text in ("paper", "normalized"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be paper, normalized or a number (got {text!r})"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

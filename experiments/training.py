@@ -1,0 +1,447 @@
+"""The one training loop of all experiments: SGD, schedule, mixed precision, DDP, exact resume."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from distributed import World
+from image_data import Batches, DataSet, EpochOrder
+from runs import RunError, RunFolder
+from sketchlayers import param_groups
+
+CHECK_EVERY = 10
+"""Steps between looks at the loss; on a GPU each look waits for the device."""
+
+_AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images in a step, over all processes.
+        lr: largest learning rate.
+        momentum: of SGD.
+        weight_decay: of weights; biases and normalisation layers have none.
+        warmup: epochs in which the learning rate rises linearly from 0.
+        schedule: ``"cosine"`` to 0, or ``"step"``: a tenth at half and at three quarters.
+        label_smoothing: share of the target given to all classes evenly.
+        amp: ``"off"``, ``"bf16"`` or ``"fp16"``, the type of mixed precision.
+        channels_last: keep images and weights with the channels innermost.
+        compile: run the network through ``torch.compile``.
+        deterministic: allow deterministic kernels only.
+        seed: fixes order, augmentation and dropout.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 1.0
+    schedule: Literal["cosine", "step"] = "cosine"
+    label_smoothing: float = 0.0
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _check("lr", self.lr, 0 < self.lr < math.inf, "positive")
+        _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
+        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _check("warmup", self.warmup, self.warmup >= 0, "at least 0")
+        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        _check("schedule", self.schedule, self.schedule in ("cosine", "step"), "cosine or step")
+        _check("amp", self.amp, self.amp in _AMP_TYPES, "off, bf16 or fp16")
+        _check("seed", self.seed, self.seed >= 0, "at least 0")
+
+    def factor(self, epoch: float) -> float:
+        """Learning rate, as a share of `lr`, after `epoch` passes (a fraction inside a pass)."""
+        if epoch < self.warmup:
+            return epoch / self.warmup
+        if self.schedule == "step":
+            return 0.1 ** ((epoch >= self.epochs / 2) + (epoch >= 3 * self.epochs / 4))
+        progress = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training images gave; accuracies in percent, times in seconds."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    train_seconds: float
+    test_seconds: float
+    train_images_per_second: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended; ``status`` is ``"finished"`` or ``"diverged"``."""
+
+    status: Literal["finished", "diverged"]
+    history: list[Epoch] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last epoch, in percent; NaN when there was none."""
+        return self.history[-1].test_accuracy if self.history else math.nan
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training and testing, over all parts of an interrupted run."""
+        return sum(epoch.train_seconds + epoch.test_seconds for epoch in self.history)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss and accuracy (percent) over a set of images."""
+
+    loss: float
+    accuracy: float
+
+
+class DivergedError(Exception):
+    """The training loss is no longer a finite number."""
+
+
+class Trainer:
+    """Trains one network on one data set.
+
+    The state of every random generator at the start of an epoch is a function of (seed, epoch,
+    process), so a checkpoint at the end of each epoch is all that an exact resume needs.
+
+    Args:
+        network: trained in place; moved to the world's device.
+        data: images to train and test on.
+        recipe: how to train.
+        world: processes of this run.
+        folder: where checkpoint and log go; None keeps nothing.
+        arguments: further arguments that a resumed run must share, as JSON values.
+        name: shown in front of progress.
+        workers: processes that decode streamed images.
+        tensorboard: write TensorBoard events into the folder as well.
+
+    Raises:
+        ValueError: if the batch cannot be shared out among the processes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: DataSet,
+        recipe: Recipe,
+        *,
+        world: World | None = None,
+        folder: RunFolder | None = None,
+        arguments: Mapping[str, object] | None = None,
+        name: str = "",
+        workers: int = 0,
+        tensorboard: bool = False,
+    ) -> None:
+        self.world = world or World()
+        if recipe.batch_size % self.world.size:
+            raise ValueError(
+                f"batch_size: must be a multiple of the {self.world.size} processes "
+                f"(got {recipe.batch_size})"
+            )
+        self.recipe = recipe
+        self.folder = folder
+        self.arguments = {
+            **{f"recipe.{key}": value for key, value in asdict(recipe).items()},
+            **{f"data.{key}": value for key, value in data.describe().items()},
+            **(arguments or {}),
+        }
+        self.name = name
+        self.history: list[Epoch] = []
+        self.memory_format = (
+            torch.channels_last if recipe.channels_last else torch.contiguous_format
+        )
+        self.network = network.to(self.world.device, memory_format=self.memory_format)
+        self.train_batches, self.test_batches = make_batches(data, recipe, self.world, workers)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.optimizer = _sgd(self.network, recipe)
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=recipe.amp == "fp16")
+        self.forward = self._forward_module()
+        self.events = _event_writer(folder) if tensorboard and folder else None
+
+    def fit(self, *, resume: bool = False) -> Outcome:
+        """Trains to the last epoch, or from the folder's checkpoint on, or until divergence.
+
+        Raises:
+            RunError: if the checkpoint to resume from cannot be used.
+        """
+        torch.use_deterministic_algorithms(self.recipe.deterministic)
+        if resume:
+            self._restore()
+        try:
+            for epoch in range(len(self.history), self.recipe.epochs):
+                self._run_epoch(epoch)
+        except DivergedError:
+            return Outcome("diverged", self.history)
+        finally:
+            if self.events is not None:
+                self.events.close()
+        return Outcome("finished", self.history)
+
+    def evaluate(self) -> Score:
+        """Loss and accuracy on the test images, in eval mode."""
+        return evaluate(
+            self.network,
+            self.test_batches,
+            world=self.world,
+            amp=self.recipe.amp,
+            memory_format=self.memory_format,
+        )
+
+    def _run_epoch(self, epoch: int) -> None:
+        started = time.perf_counter()
+        train = self._train_epoch(epoch)
+        trained = time.perf_counter()
+        test = self.evaluate()
+        images = len(self.train_batches) * self.train_batches.order.batch_size
+        record = Epoch(
+            epoch=epoch + 1,
+            learning_rate=self.recipe.lr * self.recipe.factor(epoch + 1),
+            train_loss=train.loss,
+            train_accuracy=train.accuracy,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            train_seconds=trained - started,
+            test_seconds=time.perf_counter() - trained,
+            train_images_per_second=images / (trained - started),
+        )
+        self.history.append(record)
+        if self.world.is_main:
+            self._save()
+            self._report(record)
+
+    def _train_epoch(self, epoch: int) -> Score:
+        seed_generators(self.recipe.seed, epoch, self.world.rank)
+        self.forward.train()
+        self.train_batches.order.epoch = epoch
+        totals = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        steps = len(self.train_batches)
+        with self._bar(epoch, steps) as bar:
+            for step, (images, labels) in enumerate(self.train_batches):
+                self._set_learning_rate(epoch + step / steps)
+                totals += self._step(images, labels)
+                bar.update()
+                if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+                    score = _score(self.world.total(totals))
+                    if not math.isfinite(score.loss):
+                        raise DivergedError(f"loss {score.loss} in epoch {epoch + 1}")
+                    bar.set_postfix(loss=f"{score.loss:.3f}", accuracy=f"{score.accuracy:.1f}%")
+        return score
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=self.memory_format)
+        with _autocast(self.world.device, self.recipe.amp):
+            logits = self.forward(images)
+            loss = self.criterion(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return _totals(loss.detach(), logits.detach(), labels)
+
+    def _set_learning_rate(self, epoch: float) -> None:
+        factor = self.recipe.factor(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def _forward_module(self) -> nn.Module:
+        module = self.network
+        if self.world.size > 1:
+            devices = [self.world.device] if self.world.device.type == "cuda" else None
+            module = DistributedDataParallel(module, device_ids=devices)
+        return torch.compile(module) if self.recipe.compile else module  # type: ignore[return-value]
+
+    def _bar(self, epoch: int, steps: int) -> tqdm[Any]:
+        return tqdm(
+            total=steps,
+            desc=f"{self.name} epoch {epoch + 1}/{self.recipe.epochs}".strip(),
+            leave=False,
+            # None lets tqdm stay quiet where the output is no terminal.
+            disable=None if self.world.is_main else True,
+        )
+
+    def _report(self, record: Epoch) -> None:
+        left = (self.recipe.epochs - record.epoch) * (record.train_seconds + record.test_seconds)
+        tqdm.write(
+            f"{self.name} epoch {record.epoch}/{self.recipe.epochs}: "
+            f"loss {record.train_loss:.3f}, accuracy {record.train_accuracy:.1f} %, "
+            f"test loss {record.test_loss:.3f}, test accuracy {record.test_accuracy:.1f} %, "
+            f"{record.train_images_per_second:.0f} images/s, {_duration(left)} left".strip()
+        )
+        if self.events is not None:
+            for key, value in asdict(record).items():
+                self.events.add_scalar(key, value, record.epoch)
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        rows = [asdict(epoch) for epoch in self.history]
+        self.folder.save_checkpoint(
+            {
+                "arguments": self.arguments,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "history": rows,
+            }
+        )
+        self.folder.write_log(rows)
+
+    def _restore(self) -> None:
+        state = self.folder.load_checkpoint(self.arguments) if self.folder else None
+        if state is None:
+            return
+        check_fits(self.network, state["network"])
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.history = [Epoch(**row) for row in state["history"]]
+        if self.world.is_main and self.folder is not None:
+            self.folder.write_log(state["history"])
+
+
+def make_batches(
+    data: DataSet, recipe: Recipe, world: World, workers: int = 0
+) -> tuple[Batches, Batches]:
+    """Training batches (shuffled, augmented) and test batches of this process's share."""
+    train = Batches(
+        data.train,
+        EpochOrder(
+            len(data.train),
+            recipe.batch_size,
+            shuffle=True,
+            seed=recipe.seed,
+            rank=world.rank,
+            world_size=world.size,
+        ),
+        data.normalisation,
+        data.augmentation,
+        size=data.size,
+        workers=workers,
+        device=world.device,
+    )
+    test = Batches(
+        data.test,
+        EpochOrder(len(data.test), 256, shuffle=False, rank=world.rank, world_size=world.size),
+        data.normalisation,
+        size=data.size,
+        workers=workers,
+        device=world.device,
+    )
+    return train, test
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    batches: Batches,
+    *,
+    world: World | None = None,
+    amp: str = "off",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Score:
+    """Mean loss and accuracy of a network in eval mode; its mode is left as it was."""
+    world = world or World()
+    world.share_buffers(network)
+    was_training = network.training
+    network.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
+    for images, labels in batches:
+        with _autocast(world.device, amp):
+            logits = network(images.contiguous(memory_format=memory_format)).float()
+        totals += _totals(F.cross_entropy(logits, labels), logits, labels)
+    network.train(was_training)
+    return _score(world.total(totals))
+
+
+def seed_generators(seed: int, epoch: int, rank: int) -> None:
+    """Sets the generators of Python, NumPy and PyTorch as they shall be when an epoch starts."""
+    value = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def _sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    groups = param_groups(network, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _autocast(device: torch.device, amp: str) -> torch.autocast:
+    dtype = _AMP_TYPES[amp]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def _totals(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of losses, number of right answers, number of images."""
+    count = torch.tensor(len(labels), device=labels.device)
+    right = (logits.argmax(1) == labels).sum()
+    return torch.stack([loss.double() * count, right.double(), count.double()])
+
+
+def _score(totals: Tensor) -> Score:
+    loss, right, count = totals.tolist()
+    return Score(loss / count, 100 * right / count)
+
+
+def check_fits(network: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Names and shapes must agree before anything is loaded, so that a misfit changes nothing."""
+    here = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    there = {key: tuple(value.shape) for key, value in saved.items()}
+    for key in sorted(here.keys() | there.keys()):
+        if here.get(key) != there.get(key):
+            raise RunError(
+                f"checkpoint: {key} must have the network's shape "
+                f"(got {there.get(key)}, the network has {here.get(key)})"
+            )
+
+
+def _event_writer(folder: RunFolder) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder.path))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _check(name: str, value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}: must be {rule} (got {value})")
