@@ -1,8 +1,10 @@
-// Packed Rademacher signs. This is a file format (checkpoints store only the seed): it never changes.
+// Packed Rademacher signs. This is a file format (checkpoints store only the seed): it never
+// changes.
 //
-// A sign is a pure function of (seed, matrix, row, column): Philox 4x32-10 with the seed as key and the counter
-// (column >> 7, row, matrix, version); the 128 output bits, least significant first, are 128 neighbouring columns;
-// bit 1 means -1. A row is padded to whole blocks of 128 columns; padding keeps the generator's bits and is ignored.
+// A sign is a pure function of (seed, matrix, row, column): Philox 4x32-10 with the seed as key and
+// the counter (column >> 7, row, matrix, version); the 128 output bits, least significant first,
+// are 128 neighbouring columns; bit 1 means -1. A row is padded to whole blocks of 128 columns;
+// padding keeps the generator's bits and is ignored.
 #pragma once
 
 #include <cstdint>

@@ -10,11 +10,13 @@ namespace sketchlayers {
 namespace {
 
 template <c10::DispatchKey key>
-at::Tensor sk_conv2d_factored_autocast(
-    const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-    const at::Tensor& u2, const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
-    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale) {
+at::Tensor sk_conv2d_factored_autocast(const at::Tensor& input, const at::Tensor& s1,
+                                       const at::Tensor& s2, const at::Tensor& u1,
+                                       const at::Tensor& u2, const std::optional<at::Tensor>& bias,
+                                       at::IntArrayRef stride, at::IntArrayRef padding,
+                                       at::IntArrayRef dilation, int64_t groups,
+                                       c10::string_view mixing, int64_t num_sketches,
+                                       std::optional<double> scale) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
   return sk_conv2d_factored(lower(input), lower(s1), lower(s2), u1, u2, lower(bias),
                             {stride.vec(), padding.vec(), dilation.vec(), groups},

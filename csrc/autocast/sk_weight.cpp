@@ -1,4 +1,5 @@
-// W_hat is formed in the type of the parameters, so that autocast rounds it once, when the convolution casts it.
+// W_hat is formed in the type of the parameters, so that autocast rounds it once, when the
+// convolution casts it.
 #include "ops/sk_weight.h"
 
 #include <ATen/autocast_mode.h>

@@ -1,6 +1,9 @@
-// Derivatives of the factored layers. f(x, theta) with theta = (s1, s2) is linear in x and linear in theta, so with
-//   B(g, x, theta) = (dx, dtheta)   (the backward operator; dx depends on g and theta, dtheta on g and x)
-// the derivative of B along (ggx, ggtheta) needs no new kernels, and derivatives of every order exist:
+// Derivatives of the factored layers. f(x, theta) with theta = (s1, s2) is linear in x and linear
+// in theta, so with
+//   B(g, x, theta) = (dx, dtheta)   (the backward operator; dx depends on g and theta, dtheta on g
+//   and x)
+// the derivative of B along (ggx, ggtheta) needs no new kernels, and derivatives of every order
+// exist:
 //   for g:      f(ggx, theta) + f(x, ggtheta)
 //   for x:      dx of B(g, ., ggtheta)
 //   for theta:  dtheta of B(g, ggx, .)
@@ -76,8 +79,7 @@ class BilinearBackward : public torch::autograd::Function<BilinearBackward<Layer
     ctx->save_for_backward({grad, input, s1, s2, u1, u2});
     ctx->saved_data["output_mask"] =
         c10::List<bool>({output_mask[0], output_mask[1], output_mask[2]});
-    auto [grad_input, grad_s1, grad_s2] =
-        layer.backward(grad, input, s1, s2, u1, u2, output_mask);
+    auto [grad_input, grad_s1, grad_s2] = layer.backward(grad, input, s1, s2, u1, u2, output_mask);
     return {grad_input, grad_s1, grad_s2};
   }
 
@@ -103,8 +105,8 @@ class BilinearBackward : public torch::autograd::Function<BilinearBackward<Layer
       }
     }
     if (has_theta && ctx->needs_input_grad(1)) {
-      for_input = std::get<0>(
-          layer.backward(grad, input, grad_s1, grad_s2, u1, u2, {true, false, false}));
+      for_input =
+          std::get<0>(layer.backward(grad, input, grad_s1, grad_s2, u1, u2, {true, false, false}));
     }
     if (has_input && (ctx->needs_input_grad(2) || ctx->needs_input_grad(3))) {
       const std::array<bool, 3> mask{false, ctx->needs_input_grad(2), ctx->needs_input_grad(3)};

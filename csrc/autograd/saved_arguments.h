@@ -1,4 +1,5 @@
-// Keeps the plain arguments of a sketched weight for the backward pass (tensors go through save_for_backward).
+// Keeps the plain arguments of a sketched weight for the backward pass (tensors go through
+// save_for_backward).
 #pragma once
 
 #include <torch/csrc/autograd/custom_function.h>

@@ -42,15 +42,16 @@ struct Conv {
   static at::Tensor bias_gradient(const at::Tensor& grad) { return grad.sum({0, 2, 3}); }
 };
 
-at::Tensor sk_conv2d_factored_autograd(
-    const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-    const at::Tensor& u2, const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
-    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale) {
-  return Bilinear<Conv>::apply(
-      input, s1, s2, bias, u1, u2,
-      Conv{{stride.vec(), padding.vec(), dilation.vec(), groups},
-           SketchArguments{std::string(mixing), num_sketches, scale}});
+at::Tensor sk_conv2d_factored_autograd(const at::Tensor& input, const at::Tensor& s1,
+                                       const at::Tensor& s2, const at::Tensor& u1,
+                                       const at::Tensor& u2, const std::optional<at::Tensor>& bias,
+                                       at::IntArrayRef stride, at::IntArrayRef padding,
+                                       at::IntArrayRef dilation, int64_t groups,
+                                       c10::string_view mixing, int64_t num_sketches,
+                                       std::optional<double> scale) {
+  return Bilinear<Conv>::apply(input, s1, s2, bias, u1, u2,
+                               Conv{{stride.vec(), padding.vec(), dilation.vec(), groups},
+                                    SketchArguments{std::string(mixing), num_sketches, scale}});
 }
 
 Gradients sk_conv2d_factored_backward_autograd(

@@ -41,10 +41,11 @@ at::Tensor sk_linear_factored_autograd(const at::Tensor& input, const at::Tensor
                                  Linear{SketchArguments{"spatial", num_sketches, scale}});
 }
 
-Gradients sk_linear_factored_backward_autograd(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    int64_t num_sketches, std::optional<double> scale) {
+Gradients sk_linear_factored_backward_autograd(const at::Tensor& grad, const at::Tensor& input,
+                                               const at::Tensor& s1, const at::Tensor& s2,
+                                               const at::Tensor& u1, const at::Tensor& u2,
+                                               std::array<bool, 3> output_mask,
+                                               int64_t num_sketches, std::optional<double> scale) {
   const auto grads =
       BilinearBackward<Linear>::apply(grad, input, s1, s2, u1, u2, output_mask,
                                       Linear{SketchArguments{"spatial", num_sketches, scale}});

@@ -1,4 +1,5 @@
-// W_hat is linear in (s1, s2): its derivative is the adjoint, whose derivative is W_hat again (without the base).
+// W_hat is linear in (s1, s2): its derivative is the adjoint, whose derivative is W_hat again
+// (without the base).
 #include "ops/sk_weight.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -73,8 +74,7 @@ std::tuple<at::Tensor, at::Tensor> sk_weight_backward_autograd(
     const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
     int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
   auto grads = SKWeightBackward::apply(
-      grad, u1, u2,
-      SketchArguments{std::string(mixing), num_sketches, scale, std::nullopt, frame});
+      grad, u1, u2, SketchArguments{std::string(mixing), num_sketches, scale, std::nullopt, frame});
   return {grads[0], grads[1]};
 }
 

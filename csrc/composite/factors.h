@@ -11,8 +11,8 @@ namespace sketchlayers {
 
 // S2 (groups, d1, second_rank) -> [c A, c S2] (groups, d1, rank + second_rank).
 inline at::Tensor output_factor(const at::Tensor& s2, const at::Tensor& u1, const Sketch& sketch) {
-  const at::Tensor a = unpack_signs(u1, sketch.out_channels, 0, s2.scalar_type(),
-                                    sketch.scale * sketch.u1_scale);
+  const at::Tensor a =
+      unpack_signs(u1, sketch.out_channels, 0, s2.scalar_type(), sketch.scale * sketch.u1_scale);
   return at::cat({a.transpose(1, 2), s2 * sketch.scale}, 2);
 }
 

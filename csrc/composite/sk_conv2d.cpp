@@ -1,6 +1,7 @@
 // The factored convolution from ATen's convolutions, for every device.
-//   Spatial mixing: z = [S1; B] * x (one convolution with stacked filters), y = [c A, c S2] z (one 1x1 convolution).
-//   Channel mixing: y = c A (S1 * x) + (c S2) * (B x), where B mixes channels only (a 1x1 convolution).
+//   Spatial mixing: z = [S1; B] * x (one convolution with stacked filters), y = [c A, c S2] z (one
+//   1x1 convolution). Channel mixing: y = c A (S1 * x) + (c S2) * (B x), where B mixes channels
+//   only (a 1x1 convolution).
 #include "ops/sk_conv2d.h"
 
 #include <ATen/ops/cat.h>
@@ -73,12 +74,12 @@ class Filters {
 
 at::Tensor pointwise_conv(const at::Tensor& input, const at::Tensor& filter, int64_t groups,
                           const std::optional<at::Tensor>& bias = std::nullopt) {
-  return at::conv2d(input, filter, bias, 1, 0, 1, groups);
+  return at::conv2d(input, filter, bias, /*stride=*/{1, 1}, at::IntArrayRef{0, 0}, {1, 1}, groups);
 }
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& filter, const ConvArguments& conv) {
-  return at::conv2d(input, filter, std::nullopt, conv.stride, conv.padding, conv.dilation,
-                    conv.groups);
+  return at::conv2d(input, filter, std::nullopt, conv.stride, at::IntArrayRef(conv.padding),
+                    conv.dilation, conv.groups);
 }
 
 // Gradients of a convolution without bias for (input, filter).
@@ -86,20 +87,22 @@ std::pair<at::Tensor, at::Tensor> conv_backward(const at::Tensor& grad, const at
                                                 const at::Tensor& filter, const ConvArguments& conv,
                                                 bool want_input, bool want_filter) {
   auto grads = at::convolution_backward(grad, input, filter, std::nullopt, conv.stride,
-                                        conv.padding, conv.dilation, /*transposed=*/false,
-                                        {0, 0}, conv.groups, {want_input, want_filter, false});
+                                        conv.padding, conv.dilation, /*transposed=*/false, {0, 0},
+                                        conv.groups, {want_input, want_filter, false});
   return {std::get<0>(grads), std::get<1>(grads)};
 }
 
-at::Tensor sk_conv2d_factored_kernel(
-    const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-    const at::Tensor& u2, const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
-    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale) {
+at::Tensor sk_conv2d_factored_kernel(const at::Tensor& input, const at::Tensor& s1,
+                                     const at::Tensor& s2, const at::Tensor& u1,
+                                     const at::Tensor& u2, const std::optional<at::Tensor>& bias,
+                                     at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation, int64_t groups,
+                                     c10::string_view mixing, int64_t num_sketches,
+                                     std::optional<double> scale) {
   constexpr const char* kName = "sk_conv2d_factored";
   const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_sketch(
-      kName, s1, s2, u1, u2, SketchArguments{std::string(mixing), num_sketches, scale});
+  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2,
+                                     SketchArguments{std::string(mixing), num_sketches, scale});
   check_conv_input(kName, input, bias, s1, sketch, arguments);
   const Filters filters(s1, s2, u1, u2, sketch);
   at::Tensor output;
@@ -108,8 +111,8 @@ at::Tensor sk_conv2d_factored_kernel(
                             filters.stacked_outputs(), groups, bias);
   } else {
     output = pointwise_conv(conv(input, s1, arguments), filters.output_signs(), groups, bias);
-    output.add_(conv(pointwise_conv(input, filters.input_signs(), groups), filters.scaled_s2(),
-                     arguments));
+    output.add_(
+        conv(pointwise_conv(input, filters.input_signs(), groups), filters.scaled_s2(), arguments));
   }
   return output.contiguous(common_memory_format(input, s1));
 }
@@ -159,9 +162,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> channel_backward(
   }
   if (output_mask[0] || output_mask[2]) {
     const at::Tensor features = pointwise_conv(input, filters.input_signs(), sketch.groups);
-    auto [grad_features, grad_filter] =
-        conv_backward(grad, features, filters.scaled_s2(), arguments, output_mask[0],
-                      output_mask[2]);
+    auto [grad_features, grad_filter] = conv_backward(grad, features, filters.scaled_s2(),
+                                                      arguments, output_mask[0], output_mask[2]);
     if (output_mask[0]) {
       grad_input.add_(
           pointwise_conv(grad_features, filters.input_signs_transposed(), sketch.groups));
@@ -178,10 +180,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_kerne
     c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
   constexpr const char* kName = "sk_conv2d_factored_backward";
   const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_sketch(
-      kName, s1, s2, u1, u2, SketchArguments{std::string(mixing), num_sketches, scale});
-  const auto output_sizes =
-      check_conv_input(kName, input, std::nullopt, s1, sketch, arguments);
+  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2,
+                                     SketchArguments{std::string(mixing), num_sketches, scale});
+  const auto output_sizes = check_conv_input(kName, input, std::nullopt, s1, sketch, arguments);
   check_conv_gradient(kName, grad, output_sizes, s1);
   const Filters filters(s1, s2, u1, u2, sketch);
   const auto pull_back = sketch.mixes_space() ? spatial_backward : channel_backward;

@@ -1,11 +1,12 @@
 // The factored fully connected layer: two GEMMs, x -> z = [S1; B] x -> [c A, c S2] z.
+#include "ops/sk_linear.h"
+
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <torch/library.h>
 
 #include "composite/factors.h"
-#include "ops/sk_linear.h"
 
 namespace sketchlayers {
 namespace {

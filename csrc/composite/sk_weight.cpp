@@ -1,4 +1,5 @@
-// sk_weight and its adjoint from ATen's batched GEMMs and unpacked tiles of signs: one code for every device.
+// sk_weight and its adjoint from ATen's batched GEMMs and unpacked tiles of signs: one code for
+// every device.
 #include "composite/sk_weight.h"
 
 #include <ATen/ops/baddbmm.h>
@@ -19,8 +20,8 @@
 namespace sketchlayers {
 namespace {
 
-// Signs are unpacked tile by tile, so that a float copy of U2 never exists: a tile's elements, small enough for a
-// CPU's second-level cache and large enough to keep a GPU busy.
+// Signs are unpacked tile by tile, so that a float copy of U2 never exists: a tile's elements,
+// small enough for a CPU's second-level cache and large enough to keep a GPU busy.
 int64_t tile_elements(const at::Tensor& like) { return like.is_cpu() ? 1 << 18 : 1 << 24; }
 
 int64_t tile_columns(const Sketch& sketch, const at::Tensor& like) {
@@ -67,10 +68,8 @@ void spatial_weight(at::Tensor weight, const at::Tensor& s1, const at::Tensor& s
   const at::Tensor left = output_factor(s2, u1, sketch);
   const bool in_place = type == weight.scalar_type() && !arguments.frame && !arguments.base;
   for_each_tile(sketch.inputs(), tile_columns(sketch, s1), [&](int64_t start, int64_t length) {
-    const at::Tensor right =
-        at::cat({s1.narrow(2, start, length),
-                 unpack_signs(u2, length, start, type, sketch.u2_scale)},
-                1);
+    const at::Tensor right = at::cat(
+        {s1.narrow(2, start, length), unpack_signs(u2, length, start, type, sketch.u2_scale)}, 1);
     if (in_place) {
       at::Tensor tile = weight.narrow(2, start, length);
       at::bmm_out(tile, left, right);
@@ -80,13 +79,15 @@ void spatial_weight(at::Tensor weight, const at::Tensor& s1, const at::Tensor& s
   });
 }
 
-// Channel mixing: rows of c A S1, plus S2 (rows and positions) times B (channels), moved to (channel, position).
+// Channel mixing: rows of c A S1, plus S2 (rows and positions) times B (channels), moved to
+// (channel, position).
 void channel_weight(at::Tensor weight, const at::Tensor& s1, const at::Tensor& s2,
                     const at::Tensor& u1, const at::Tensor& u2, const Sketch& sketch,
                     const SketchArguments& arguments) {
   const auto type = s1.scalar_type();
   const int64_t positions = sketch.positions();
-  const at::Tensor a = unpack_signs(u1, sketch.out_channels, 0, type, sketch.scale * sketch.u1_scale);
+  const at::Tensor a =
+      unpack_signs(u1, sketch.out_channels, 0, type, sketch.scale * sketch.u1_scale);
   const at::Tensor b =
       unpack_signs(u2, sketch.in_channels, 0, type, sketch.scale * sketch.u2_scale);
   for_each_tile(sketch.out_channels, tile_rows(sketch, s1), [&](int64_t start, int64_t rows) {
@@ -131,8 +132,7 @@ void spatial_adjoint(at::Tensor grad_s1, at::Tensor grad_s2, const at::Tensor& g
         gradient_tile(grad, arguments, 0, sketch.out_channels, start, length, type);
     at::Tensor s1_tile = grad_s1.narrow(2, start, length);
     at::bmm_out(s1_tile, a, tile);
-    const at::Tensor b =
-        unpack_signs(u2, length, start, type, sketch.scale * sketch.u2_scale);
+    const at::Tensor b = unpack_signs(u2, length, start, type, sketch.scale * sketch.u2_scale);
     grad_s2.baddbmm_(tile, b.transpose(1, 2));
   });
 }
@@ -145,8 +145,7 @@ void channel_adjoint(at::Tensor grad_s1, at::Tensor grad_s2, const at::Tensor& g
   const at::Tensor b =
       unpack_signs(u2, sketch.in_channels, 0, type, sketch.scale * sketch.u2_scale);
   for_each_tile(sketch.out_channels, tile_rows(sketch, grad), [&](int64_t start, int64_t rows) {
-    const at::Tensor tile =
-        gradient_tile(grad, arguments, start, rows, 0, sketch.inputs(), type);
+    const at::Tensor tile = gradient_tile(grad, arguments, start, rows, 0, sketch.inputs(), type);
     grad_s1.baddbmm_(a.narrow(2, start, rows), tile);
     const at::Tensor second = at::bmm(rows_by_position(tile, positions), b.transpose(1, 2));
     grad_s2.narrow(1, start, rows)
@@ -167,8 +166,8 @@ std::tuple<at::Tensor, at::Tensor> sk_weight_backward_kernel(
       unpack_signs(u1, sketch.out_channels, 0, type, sketch.scale * sketch.u1_scale);
   const auto options = grad.options().dtype(type);
   at::Tensor grad_s1 = at::zeros({sketch.groups, sketch.rank, sketch.inputs()}, options);
-  at::Tensor grad_s2 = at::zeros(
-      {sketch.groups, sketch.out_channels, sketch.rank * sketch.positions()}, options);
+  at::Tensor grad_s2 =
+      at::zeros({sketch.groups, sketch.out_channels, sketch.rank * sketch.positions()}, options);
   const auto pull_back = sketch.mixes_space() ? spatial_adjoint : channel_adjoint;
   pull_back(grad_s1, grad_s2, matrix, a, u2, sketch, arguments);
   return {grad_s1.view(sketch.s1_sizes()).to(grad.scalar_type()),

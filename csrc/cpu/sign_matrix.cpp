@@ -40,7 +40,8 @@ at::Tensor sign_matrix_cpu(int64_t seed, int64_t matrix, int64_t rows, int64_t c
 
 // Word by word, so that the compiler can vectorise the 32 selections.
 template <typename T>
-void unpack_row(T* out, const int32_t* packed_row, int64_t start, int64_t columns, T plus, T minus) {
+void unpack_row(T* out, const int32_t* packed_row, int64_t start, int64_t columns, T plus,
+                T minus) {
   int64_t column = 0;
   while (column < columns) {
     const int64_t at = start + column;

@@ -26,8 +26,7 @@ __global__ void unpack_signs_kernel(T* out, const int32_t* packed, int64_t rows,
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * columns;
        i += stride) {
     const int64_t at = start + i % columns;
-    const uint32_t word =
-        static_cast<uint32_t>(packed[i / columns * words + at / kSignsPerWord]);
+    const uint32_t word = static_cast<uint32_t>(packed[i / columns * words + at / kSignsPerWord]);
     out[i] = (word >> (at % kSignsPerWord)) & 1u ? minus : plus;
   }
 }

@@ -1,5 +1,3 @@
-#include "ops/sign_matrix.h"
-
 #include <ATen/Dispatch.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
@@ -10,6 +8,7 @@
 #include <algorithm>
 
 #include "cuda/sign_kernels.cuh"
+#include "ops/sign_matrix.h"
 
 namespace sketchlayers {
 namespace {
@@ -19,7 +18,8 @@ constexpr int kThreads = 256;
 // A grid-stride loop covers what a grid of this size does not.
 unsigned int grid_for(int64_t items) {
   const int64_t wanted = (items + kThreads - 1) / kThreads;
-  const int64_t most = 32 * static_cast<int64_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount);
+  const int64_t most =
+      32 * static_cast<int64_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount);
   return static_cast<unsigned int>(std::min(wanted, most));
 }
 

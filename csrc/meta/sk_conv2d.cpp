@@ -7,15 +7,14 @@ namespace sketchlayers {
 namespace {
 
 at::Tensor sk_conv2d_factored_meta(const at::Tensor& input, const at::Tensor& s1,
-                                   const at::Tensor& s2, const at::Tensor& u1,
-                                   const at::Tensor& u2, const std::optional<at::Tensor>& bias,
-                                   at::IntArrayRef stride, at::IntArrayRef padding,
-                                   at::IntArrayRef dilation, int64_t groups,
-                                   c10::string_view mixing, int64_t num_sketches,
+                                   const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+                                   const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                                   at::IntArrayRef padding, at::IntArrayRef dilation,
+                                   int64_t groups, c10::string_view mixing, int64_t num_sketches,
                                    std::optional<double> scale) {
   constexpr const char* kName = "sk_conv2d_factored";
-  const Sketch sketch = check_sketch(
-      kName, s1, s2, u1, u2, SketchArguments{std::string(mixing), num_sketches, scale});
+  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2,
+                                     SketchArguments{std::string(mixing), num_sketches, scale});
   const auto sizes =
       check_conv_input(kName, input, bias, s1, sketch,
                        ConvArguments{stride.vec(), padding.vec(), dilation.vec(), groups});
@@ -28,8 +27,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_meta(
     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
     c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
   constexpr const char* kName = "sk_conv2d_factored_backward";
-  const Sketch sketch = check_sketch(
-      kName, s1, s2, u1, u2, SketchArguments{std::string(mixing), num_sketches, scale});
+  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2,
+                                     SketchArguments{std::string(mixing), num_sketches, scale});
   const auto sizes =
       check_conv_input(kName, input, std::nullopt, s1, sketch,
                        ConvArguments{stride.vec(), padding.vec(), dilation.vec(), groups});

@@ -7,9 +7,9 @@ namespace sketchlayers {
 namespace {
 
 at::Tensor sk_linear_factored_meta(const at::Tensor& input, const at::Tensor& s1,
-                                   const at::Tensor& s2, const at::Tensor& u1,
-                                   const at::Tensor& u2, const std::optional<at::Tensor>& bias,
-                                   int64_t num_sketches, std::optional<double> scale) {
+                                   const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+                                   const std::optional<at::Tensor>& bias, int64_t num_sketches,
+                                   std::optional<double> scale) {
   constexpr const char* kName = "sk_linear_factored";
   const Sketch sketch =
       check_sketch(kName, s1, s2, u1, u2, SketchArguments{"spatial", num_sketches, scale});

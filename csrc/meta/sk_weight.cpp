@@ -10,9 +10,8 @@ at::Tensor sk_weight_meta(const at::Tensor& s1, const at::Tensor& s2, const at::
                           const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
                           std::optional<double> scale, const std::optional<at::Tensor>& base,
                           const std::optional<at::Tensor>& frame) {
-  const Sketch sketch =
-      check_sketch("sk_weight", s1, s2, u1, u2,
-                   {std::string(mixing), num_sketches, scale, base, frame});
+  const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2,
+                                     {std::string(mixing), num_sketches, scale, base, frame});
   return at::empty(sketch.weight_sizes(), s1.options(), common_memory_format(s1, s1));
 }
 

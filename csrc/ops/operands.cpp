@@ -2,7 +2,7 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/functorch/DynamicLayer.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 namespace sketchlayers {
 
@@ -10,8 +10,8 @@ Path parse_path(const char* op, const std::string& path, const SketchArguments& 
   const bool needs_folded = arguments.base.has_value() || arguments.frame.has_value();
   if (path == "auto") return needs_folded ? Path::kFolded : Path::kAuto;
   if (path == "folded") return Path::kFolded;
-  TORCH_CHECK_VALUE(path == "factored", op,
-                    ": path must be 'auto', 'factored' or 'folded' (got '", path, "')");
+  TORCH_CHECK_VALUE(path == "factored", op, ": path must be 'auto', 'factored' or 'folded' (got '",
+                    path, "')");
   TORCH_CHECK_VALUE(!needs_folded, op,
                     ": a base or a frame needs the dense weight, so path must be 'auto' or "
                     "'folded' (got 'factored')");
@@ -36,14 +36,16 @@ void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at:
   if (!bias) return;
   check_operand(op, "bias", *bias, s1);
   const int64_t out_channels = sketch.groups * sketch.out_channels;
-  TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == out_channels, op,
-              ": bias must have shape (", out_channels, ") (got ", bias->sym_sizes(), ")");
+  TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == out_channels, op, ": bias must have shape (",
+              out_channels, ") (got ", bias->sym_sizes(), ")");
 }
 
 bool trains(const at::Tensor& s1, const at::Tensor& s2) {
   return at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
 }
 
-bool inside_torch_func() { return at::functorch::maybeCurrentDynamicLayer().has_value(); }
+bool inside_torch_func() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
 
 }  // namespace sketchlayers

@@ -19,7 +19,8 @@ void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at:
 // Whether gradients for the parameters will be wanted, which makes forming W_hat dearer.
 bool trains(const at::Tensor& s1, const at::Tensor& s2);
 
-// torch.func refuses C++ autograd functions, so there the weight is folded from differentiable ATen operations.
+// torch.func refuses C++ autograd functions, so there the weight is folded from differentiable ATen
+// operations.
 bool inside_torch_func();
 
 }  // namespace sketchlayers

@@ -20,10 +20,10 @@ at::Tensor sign_matrix(int64_t seed, int64_t matrix, c10::SymInt rows, c10::SymI
 
 at::Tensor unpack_signs(const at::Tensor& packed, c10::SymInt columns, c10::SymInt start,
                         at::ScalarType dtype, double scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("sketchlayers::unpack_signs", "")
-                             .typed<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt,
-                                               at::ScalarType, double)>();
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("sketchlayers::unpack_signs", "")
+          .typed<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt, at::ScalarType, double)>();
   return op.call(packed, std::move(columns), std::move(start), dtype, scale);
 }
 
@@ -37,10 +37,9 @@ void check_sign_matrix(int64_t /*seed*/, int64_t matrix, const c10::SymInt& rows
   TORCH_CHECK_VALUE(columns >= 0 && columns <= kWordLimit * kSignsPerBlock,
                     "sign_matrix: columns must be in [0, 2^39] (got columns=", columns, ")");
   if (columns == 0 || rows == 0) return;
-  TORCH_CHECK_VALUE(
-      rows <= std::numeric_limits<int64_t>::max() / 4 / sign_words(columns),
-      "sign_matrix: the packed matrix must have fewer than 2^63 bytes (got rows=", rows,
-      ", columns=", columns, ")");
+  TORCH_CHECK_VALUE(rows <= std::numeric_limits<int64_t>::max() / 4 / sign_words(columns),
+                    "sign_matrix: the packed matrix must have fewer than 2^63 bytes (got rows=",
+                    rows, ", columns=", columns, ")");
 }
 
 void check_unpack_signs(const at::Tensor& packed, const c10::SymInt& columns,
@@ -57,7 +56,8 @@ void check_unpack_signs(const at::Tensor& packed, const c10::SymInt& columns,
   // Compared without start + columns, which could overflow.
   TORCH_CHECK_VALUE(start <= available && columns <= available - start,
                     "unpack_signs: columns [start, start + columns) must lie in the packed row (got"
-                    " start=", start, ", columns=", columns, ", row of ", available, ")");
+                    " start=",
+                    start, ", columns=", columns, ", row of ", available, ")");
 }
 
 namespace {

@@ -10,7 +10,8 @@ namespace sketchlayers {
 at::Tensor sign_matrix(int64_t seed, int64_t matrix, c10::SymInt rows, c10::SymInt columns,
                        std::optional<at::Device> device = std::nullopt);
 
-// Columns [start, start + columns) of packed signs (..., words) as scale * (+1 or -1): (..., columns) of `dtype`.
+// Columns [start, start + columns) of packed signs (..., words) as scale * (+1 or -1): (...,
+// columns) of `dtype`.
 at::Tensor unpack_signs(const at::Tensor& packed, c10::SymInt columns, c10::SymInt start = 0,
                         at::ScalarType dtype = at::kFloat, double scale = 1.0);
 

@@ -23,9 +23,9 @@ at::Tensor sk_conv2d(const at::Tensor& input, const at::Tensor& s1, const at::Te
                             c10::string_view, int64_t, std::optional<double>,
                             const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
                             c10::string_view)>();
-  return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation,
-                 conv.groups, arguments.mixing, arguments.num_sketches, arguments.scale,
-                 arguments.base, arguments.frame, path);
+  return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
+                 arguments.mixing, arguments.num_sketches, arguments.scale, arguments.base,
+                 arguments.frame, path);
 }
 
 at::Tensor sk_conv2d_factored(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
@@ -39,8 +39,8 @@ at::Tensor sk_conv2d_factored(const at::Tensor& input, const at::Tensor& s1, con
                             const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                             at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
                             c10::string_view, int64_t, std::optional<double>)>();
-  return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation,
-                 conv.groups, arguments.mixing, arguments.num_sketches, arguments.scale);
+  return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
+                 arguments.mixing, arguments.num_sketches, arguments.scale);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward(
@@ -55,9 +55,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward(
               const at::Tensor&, const at::Tensor&, std::array<bool, 3>, at::IntArrayRef,
               at::IntArrayRef, at::IntArrayRef, int64_t, c10::string_view, int64_t,
               std::optional<double>)>();
-  return op.call(grad, input, s1, s2, u1, u2, output_mask, conv.stride, conv.padding,
-                 conv.dilation, conv.groups, arguments.mixing, arguments.num_sketches,
-                 arguments.scale);
+  return op.call(grad, input, s1, s2, u1, u2, output_mask, conv.stride, conv.padding, conv.dilation,
+                 conv.groups, arguments.mixing, arguments.num_sketches, arguments.scale);
 }
 
 namespace {
@@ -114,9 +113,8 @@ std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& inpu
 
 void check_conv_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
                          const at::Tensor& s1) {
-  TORCH_CHECK(grad.sym_sizes() == output_sizes, op,
-              ": grad must have the shape of the output, ", output_sizes, " (got ",
-              grad.sym_sizes(), ")");
+  TORCH_CHECK(grad.sym_sizes() == output_sizes, op, ": grad must have the shape of the output, ",
+              output_sizes, " (got ", grad.sym_sizes(), ")");
   check_operand(op, "grad", grad, s1);
 }
 
@@ -168,11 +166,10 @@ at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, co
   const at::Tensor batch = batched ? input : input.unsqueeze(0);
   const auto output_sizes = check_conv_input(kName, batch, bias, s1, sketch, conv);
   if (chosen == Path::kAuto) chosen = plan_path(batch, output_sizes, s1, s2, sketch);
-  const at::Tensor output =
-      chosen == Path::kFactored
-          ? sk_conv2d_factored(batch, s1, s2, u1, u2, bias, conv, arguments)
-          : at::conv2d(batch, sk_weight(s1, s2, u1, u2, arguments), bias, stride, padding,
-                       dilation, groups);
+  const at::Tensor output = chosen == Path::kFactored
+                                ? sk_conv2d_factored(batch, s1, s2, u1, u2, bias, conv, arguments)
+                                : at::conv2d(batch, sk_weight(s1, s2, u1, u2, arguments), bias,
+                                             stride, padding, dilation, groups);
   return batched ? output : output.squeeze(0);
 }
 

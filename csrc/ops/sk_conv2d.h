@@ -15,8 +15,8 @@ struct ConvArguments {
   int64_t groups = 1;
 };
 
-// conv2d(input, W_hat, bias) for input (batch, channels, height, width) or without the batch; `path` is "auto",
-// "factored" or "folded".
+// conv2d(input, W_hat, bias) for input (batch, channels, height, width) or without the batch;
+// `path` is "auto", "factored" or "folded".
 at::Tensor sk_conv2d(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
                      const at::Tensor& u1, const at::Tensor& u2,
                      const std::optional<at::Tensor>& bias, const ConvArguments& conv,
@@ -34,7 +34,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward(
     const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
     const ConvArguments& conv, const SketchArguments& arguments);
 
-// Raises unless input (4-D), bias and the convolution's arguments fit the sketch; returns the output's sizes.
+// Raises unless input (4-D), bias and the convolution's arguments fit the sketch; returns the
+// output's sizes.
 std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& input,
                                           const std::optional<at::Tensor>& bias,
                                           const at::Tensor& s1, const Sketch& sketch,

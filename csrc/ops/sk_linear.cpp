@@ -42,15 +42,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward(
     const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
     const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
     const SketchArguments& arguments) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::sk_linear_factored_backward", "")
-          .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-              const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-              const at::Tensor&, const at::Tensor&, std::array<bool, 3>, int64_t,
-              std::optional<double>)>();
-  return op.call(grad, input, s1, s2, u1, u2, output_mask, arguments.num_sketches,
-                 arguments.scale);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("sketchlayers::sk_linear_factored_backward", "")
+                             .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+                                 const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                 const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                 std::array<bool, 3>, int64_t, std::optional<double>)>();
+  return op.call(grad, input, s1, s2, u1, u2, output_mask, arguments.num_sketches, arguments.scale);
 }
 
 void check_linear_input(const char* op, const at::Tensor& input,
@@ -70,8 +68,8 @@ void check_linear_gradient(const char* op, const at::Tensor& grad, const at::Ten
   auto expected = input.sym_sizes().vec();
   expected.back() = sketch.out_channels;
   TORCH_CHECK(grad.sym_sizes() == c10::SymIntArrayRef(expected), op,
-              ": grad must have the shape of the output, ", c10::SymIntArrayRef(expected),
-              " (got ", grad.sym_sizes(), ")");
+              ": grad must have the shape of the output, ", c10::SymIntArrayRef(expected), " (got ",
+              grad.sym_sizes(), ")");
   check_operand(op, "grad", grad, s1);
 }
 

@@ -25,7 +25,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward(
     const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
     const SketchArguments& arguments);
 
-// Raises unless input (..., d2) and bias (d1) fit the sketch. Types are compared unless autocast will unify them.
+// Raises unless input (..., d2) and bias (d1) fit the sketch. Types are compared unless autocast
+// will unify them.
 void check_linear_input(const char* op, const at::Tensor& input,
                         const std::optional<at::Tensor>& bias, const at::Tensor& s1,
                         const Sketch& sketch);

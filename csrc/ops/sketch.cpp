@@ -62,8 +62,9 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
               u1.sym_sizes(), ")");
   const int64_t groups = size(u1, 0);
   const int64_t rank = size(u1, 1);
-  TORCH_CHECK(groups >= 1 && rank >= 1, op, ": groups and rank must be at least 1 (got groups=",
-              groups, ", rank=", rank, " from u1)");
+  TORCH_CHECK(groups >= 1 && rank >= 1, op,
+              ": groups and rank must be at least 1 (got groups=", groups, ", rank=", rank,
+              " from u1)");
   TORCH_CHECK(!is_linear || groups == 1, op, ": a linear layer has one group (got groups=", groups,
               " from u1)");
   TORCH_CHECK(out_channels >= 1 && in_channels >= 1 && kernel_h >= 1 && kernel_w >= 1, op,
@@ -146,8 +147,8 @@ Sketch check_sketch(const char* op, const at::Tensor& s1, const at::Tensor& s2,
   const Sketch sketch = check_fixed_part(op, u1, u2, size(s2, 0), size(s1, 1), kernel_h, kernel_w,
                                          is_linear, s1, arguments);
   TORCH_CHECK(size(s1, 0) == sketch.groups * sketch.rank, op,
-              ": s1 must have groups * rank rows (got s1 ", s1.sym_sizes(), ", groups=",
-              sketch.groups, ", rank=", sketch.rank, " from u1)");
+              ": s1 must have groups * rank rows (got s1 ", s1.sym_sizes(),
+              ", groups=", sketch.groups, ", rank=", sketch.rank, " from u1)");
   TORCH_CHECK(s2.sym_sizes() == c10::fromIntArrayRefSlow(sketch.s2_sizes()), op,
               ": s2 must have shape ", c10::ArrayRef<int64_t>(sketch.s2_sizes()), " to match s1 ",
               s1.sym_sizes(), " and u1 (got ", s2.sym_sizes(), ")");

@@ -1,6 +1,8 @@
 // What the operators take: one sketched weight
-//   W_hat = sqrt(2/n) base + c frame o (A S1 + S2 B),   A = U1^T / sqrt(k),   B = U2 / sqrt(k h w)  (channel: / sqrt(k))
-// (Kasiviswanathan, Narodytska, Jin, IJCAI 2018, equation 1, with the l sketches stacked along the rank axis).
+//   W_hat = sqrt(2/n) base + c frame o (A S1 + S2 B),   A = U1^T / sqrt(k),   B = U2 / sqrt(k h w)
+//   (channel: / sqrt(k))
+// (Kasiviswanathan, Narodytska, Jin, IJCAI 2018, equation 1, with the l sketches stacked along the
+// rank axis).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,7 +27,7 @@ struct SketchArguments {
 // The same, checked: sizes per group, and the constants of the formula.
 struct Sketch {
   int64_t groups;
-  int64_t rank;         // l * k, the rows of U1
+  int64_t rank;          // l * k, the rows of U1
   int64_t out_channels;  // of one group
   int64_t in_channels;   // of one group
   int64_t kernel_h;
@@ -48,7 +50,8 @@ struct Sketch {
   std::vector<int64_t> s2_sizes() const;
 };
 
-// Every rule about s1, s2 and the packed signs; raises before any work is done. `op` names the operator in messages.
+// Every rule about s1, s2 and the packed signs; raises before any work is done. `op` names the
+// operator in messages.
 Sketch check_sketch(const char* op, const at::Tensor& s1, const at::Tensor& s2,
                     const at::Tensor& u1, const at::Tensor& u2, const SketchArguments& arguments);
 

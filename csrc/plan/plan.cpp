@@ -9,14 +9,15 @@ namespace {
 constexpr double kUnknownBatch = 64;
 constexpr double kUnknownPixels = 1024;
 
-// Time per multiply-add of the factored path over that of one large convolution. Its products are thin (few rows) and
-// its intermediate maps go through memory. Measured on CPUs with float32; see `sketchlayers bench`.
+// Time per multiply-add of the factored path over that of one large convolution. Its products are
+// thin (few rows) and its intermediate maps go through memory. Measured on CPUs with float32; see
+// `sketchlayers bench`.
 constexpr double kThinProductCost = 1.6;
 constexpr double kThinConvolutionCost = 3.0;
 
 struct Costs {
   double dense;
-  double form;      // forming W_hat once
+  double form;  // forming W_hat once
   double factored;
 };
 
@@ -67,7 +68,8 @@ Plan plan(const PlanProblem& problem) {
     plan.reason = "a base or a frame needs the dense weight";
     return plan;
   }
-  // Training: two more products of every kind, the adjoint of forming W_hat, and the factored path's features again.
+  // Training: two more products of every kind, the adjoint of forming W_hat, and the factored
+  // path's features again.
   const double product_cost =
       problem.kernel_h * problem.kernel_w == 1 ? kThinProductCost : kThinConvolutionCost;
   const double folded_time =

@@ -9,8 +9,8 @@
 
 namespace sketchlayers {
 
-// One call of a layer. A fully connected layer is a 1x1 convolution on one pixel. Sizes that are unknown while a
-// graph is traced are absent.
+// One call of a layer. A fully connected layer is a 1x1 convolution on one pixel. Sizes that are
+// unknown while a graph is traced are absent.
 struct PlanProblem {
   std::optional<int64_t> batch;
   int64_t in_channels = 1;
