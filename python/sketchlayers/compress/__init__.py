@@ -1,0 +1,31 @@
+"""Whole models: survey -> allocate -> build -> swap -> report.
+
+The package shares its name with its main function, and importing a submodule binds the package's
+name in the parent. So the module itself can be called: ``sketchlayers.compress(model, rate=0.2)``
+works whichever of the two the name stands for.
+"""
+
+import sys
+from types import ModuleType
+
+from sketchlayers.compress.convert import Compressed, compress, fold, inspect, layer_seed
+from sketchlayers.compress.report import Inspection, LayerInspection, LayerReport, Report
+
+__all__ = [
+    "Compressed",
+    "Inspection",
+    "LayerInspection",
+    "LayerReport",
+    "Report",
+    "compress",
+    "fold",
+    "inspect",
+    "layer_seed",
+]
+
+
+class _CallableModule(ModuleType):
+    __call__ = staticmethod(compress)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,142 @@
+"""Putting new layers in the place of old ones, in a copy of the model or in the model itself."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _WrappedHook
+
+from sketchlayers import methods
+
+# What a hook was registered with (`with_kwargs`, `always_call`) is kept in dicts by the same ids.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy; ``memo`` says by ``id`` what takes the place of which object.
+
+    Works also for models whose modules hold computed tensors, as the old ``weight_norm`` does.
+
+    Raises:
+        TypeError: something in the model cannot be copied.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in (*vars(module).values(), *module._buffers.values()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TypeError(
+            "compress: the model must allow copy.deepcopy, or be changed with inplace=True "
+            f"(got {type(error).__name__}: {error})"
+        ) from error
+
+
+def replace_layers(
+    model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *, inplace: bool
+) -> nn.Module:
+    """The model with new layers in place of old ones, wherever the old ones are registered.
+
+    Hooks and attributes that a user has set on an old layer carry over to its replacement: moved
+    when ``inplace`` (the handles of hooks stay valid), copied with the model otherwise. If anything
+    fails the model is as it was.
+
+    Args:
+        model: a module; itself unchanged unless ``inplace``.
+        replacements: what to replace by what.
+        inplace: change ``model`` itself.
+
+    Raises:
+        ValueError: ``inplace`` and the model itself is to be replaced, so that nothing holds it.
+        TypeError: the model cannot be copied.
+    """
+    if inplace:
+        _replace_inplace(model, replacements)
+        return model
+    memo: dict[int, Any] = {id(old): new for old, new in replacements.items()}
+    result = copy_model(model, memo)
+    for old, new in replacements.items():
+        _carry_over(old, new, memo)
+    # A __deepcopy__ of its own may have made copies of the old layers regardless of the memo.
+    for name, old in model.named_modules(remove_duplicate=False):
+        if name and old in replacements:
+            parent, _, child = name.rpartition(".")
+            if result.get_submodule(parent)._modules[child] is not replacements[old]:
+                result.get_submodule(parent)._modules[child] = replacements[old]
+    return result
+
+
+def _replace_inplace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    if model in replacements:
+        raise ValueError(
+            "compress: inplace must be False where the model itself is the layer to replace "
+            f"(got {type(model).__name__})"
+        )
+    places = [
+        (parent, child, old)
+        for parent in list(model.modules())
+        for child, old in parent._modules.items()
+        if old is not None and old in replacements
+    ]
+    for old, new in replacements.items():
+        _carry_over(old, new, None)
+    for parent, child, old in places:
+        parent._modules[child] = replacements[old]
+
+
+def _carry_over(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> None:
+    """Gives ``new`` the hooks and the user's own attributes of ``old``: copies, if there is a memo.
+
+    Not carried: attributes of the weight tensor itself, and what ``Module.compile`` left behind.
+    """
+    take = (lambda x: x) if memo is None else functools.partial(copy.deepcopy, memo=memo)
+    new.training = old.training
+    for kind in _HOOKS:
+        theirs, own = getattr(old, kind), getattr(new, kind)
+        hooks = take(theirs)
+        if kind.startswith("_load_state_dict") and memo is None:
+            for key, hook in hooks.items():
+                if isinstance(hook, _WrappedHook) and hook.with_module:
+                    hooks[key] = _WrappedHook(hook.hook, new)
+        hooks.update({key: hook for key, hook in own.items() if key not in hooks})
+        setattr(new, kind, hooks)
+    new._is_full_backward_hook = old._is_full_backward_hook
+    standard = _standard_attributes(type(old)) | vars(new).keys()  # type: ignore[arg-type]
+    for name, value in vars(old).items():
+        if name not in standard:
+            vars(new)[name] = take(value)
+
+
+@functools.cache
+def _standard_attributes(kind: type[nn.Module]) -> frozenset[str]:
+    """Names in ``vars`` of any layer of this class, plain or compressed, as it comes new."""
+    plain = (nn.Conv2d(8, 8, 3, device="meta"), nn.Linear(8, 8, device="meta"))
+    all_methods = [methods.get(name) for name in methods.names()]
+    built = (
+        method.build(layer, 1, init="random", seed=0)
+        for method in all_methods
+        for layer in plain
+        if method.refusal(layer) is None
+    )
+    names = {name for layer in (*plain, *built) if isinstance(layer, kind) for name in vars(layer)}
+    if issubclass(kind, nn.Conv2d | nn.Linear):
+        names |= vars(plain[0]).keys() | vars(plain[1]).keys()
+    return frozenset(names | {"_compiled_call_impl"})

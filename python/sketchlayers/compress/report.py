@@ -1,0 +1,342 @@
+"""What can be done to a model (`Inspection`) and what has been done (`Report`).
+
+Both print as an aligned table and export as plain dict and JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sketchlayers.compress._table import Footnotes, Table, fraction, joined, quantity
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer before and after.
+
+    Attributes:
+        name: qualified name in the model; "" for the model itself.
+        kind: class of the original layer.
+        shape: shape of its weight.
+        method: name of the method; None if the layer is left alone.
+        rank: size of the replacement; None if the layer is left alone.
+        parameters_before: parameters, bias included; one shared with an earlier layer not counted.
+        parameters_after: the same of the new layer.
+        bytes_before: what a checkpoint holds of it: parameters and persistent buffers.
+        bytes_after: the same of the new layer, its seed included.
+        multiply_adds_before: of one run on the example inputs; None where not known.
+        multiply_adds_after: the same of the new layer.
+        relative_error: ``|W_hat - W| / |W|`` (Frobenius) after a fit; None otherwise.
+        reason: why the layer is left alone; None if it is replaced.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    method: str | None
+    rank: int | None
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    multiply_adds_before: int | None = None
+    multiply_adds_after: int | None = None
+    relative_error: float | None = None
+    reason: str | None = None
+
+    @property
+    def rate(self) -> float:
+        """Parameters after / before; 1 for a layer that brings none."""
+        return _ratio(self.parameters_after, self.parameters_before)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dict, list, str, int, float and None."""
+        return {**dataclasses.asdict(self), "shape": list(self.shape), "rate": self.rate}
+
+
+class _Exported:
+    """Export as JSON; the table in place of a long ``repr``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dict, list, str, int, float and None."""
+        raise NotImplementedError
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Report(_Exported):
+    """What ``compress`` has done.
+
+    Attributes:
+        method: name of the method.
+        options: its options.
+        init: "fit" or "random".
+        seed: what the layers' seeds were derived from, together with their names.
+        rate_asked: of the whole model, or the rate of each named layer or pattern.
+        layers: every layer of the model, replaced or left alone, in order of registration.
+        other_parameters: parameters outside of the layers, such as those of normalisation.
+        other_bytes: what a checkpoint holds of that, running statistics included.
+        notes: what one must know besides, such as why a rate was not met.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    init: str
+    seed: int
+    rate_asked: float | Mapping[str, float]
+    layers: tuple[LayerReport, ...]
+    other_parameters: int
+    other_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of the whole original model."""
+        return self.other_parameters + sum(row.parameters_before for row in self.layers)
+
+    @property
+    def parameters_after(self) -> int:
+        """Parameters of the whole smaller model."""
+        return self.other_parameters + sum(row.parameters_after for row in self.layers)
+
+    @property
+    def rate(self) -> float:
+        """Parameters after / before, of the whole model."""
+        return _ratio(self.parameters_after, self.parameters_before)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes that a checkpoint of the original model holds."""
+        return self.other_bytes + sum(row.bytes_before for row in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes that a checkpoint of the smaller model holds."""
+        return self.other_bytes + sum(row.bytes_after for row in self.layers)
+
+    @property
+    def multiply_adds_before(self) -> int | None:
+        """Of the convolutions and linear layers together; None without example inputs."""
+        return _sum_known(row.multiply_adds_before for row in self.layers)
+
+    @property
+    def multiply_adds_after(self) -> int | None:
+        """The same of the smaller model."""
+        return _sum_known(row.multiply_adds_after for row in self.layers)
+
+    @property
+    def replaced(self) -> tuple[LayerReport, ...]:
+        """The layers that were replaced."""
+        return tuple(row for row in self.layers if row.method is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dict, list, str, int, float and None."""
+        asked = self.rate_asked
+        return {
+            "method": self.method,
+            "options": dict(self.options),
+            "init": self.init,
+            "seed": self.seed,
+            "rate_asked": dict(asked) if isinstance(asked, Mapping) else asked,
+            "rate": self.rate,
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "multiply_adds_before": self.multiply_adds_before,
+            "multiply_adds_after": self.multiply_adds_after,
+            "other_parameters": self.other_parameters,
+            "other_bytes": self.other_bytes,
+            "notes": list(self.notes),
+            "layers": [row.to_dict() for row in self.layers],
+        }
+
+    def __str__(self) -> str:
+        reasons = Footnotes()
+        counted = self.multiply_adds_before is not None
+        fitted = any(row.relative_error is not None for row in self.layers)
+        headers = [("", "layer"), ("", "method"), ("", "shape"), ("", "rank")]
+        for what in ["parameters", "stored bytes"] + ["multiply-adds"] * counted:
+            headers += [(what, "before"), (what, "after")]
+        table = Table(*headers, ("", "error" if fitted else ""), left=3)
+
+        def add(of: LayerReport | Report, *cells: str, last: str = "") -> None:
+            pairs = [f"{of.parameters_before:,}", f"{of.parameters_after:,}"]
+            pairs += [quantity(of.bytes_before, "B"), quantity(of.bytes_after, "B")]
+            if counted:
+                pairs += [quantity(of.multiply_adds_before), quantity(of.multiply_adds_after)]
+            table.add(*cells, *pairs, last)
+
+        for row in self.layers:
+            rank = "-" if row.rank is None else str(row.rank)
+            error = "" if row.relative_error is None else f"{row.relative_error:.3f}"
+            last = reasons.mark(row.reason) if row.reason else error
+            add(row, _name(row.name), row.method or "-", joined(row.shape), rank, last=last)
+        add(self._other, "everything else", "-", "-", "-")
+        table.rule()
+        add(self, "whole model", "", "", "")
+        notes = [f"note: {note}" for note in self.notes]
+        left_alone = ["left alone:", *reasons.lines()] if reasons.lines() else []
+        return "\n".join([str(table), "", self._summary, *notes, *left_alone])
+
+    @property
+    def _other(self) -> LayerReport:
+        count, size = self.other_parameters, self.other_bytes
+        return LayerReport("", "", (), None, None, count, count, size, size)
+
+    @property
+    def _summary(self) -> str:
+        rate = self.rate_asked
+        asked = "" if isinstance(rate, Mapping) else f" (asked: {fraction(rate)})"
+        return (
+            f"rate {fraction(self.rate)}{asked}, "
+            f"stored bytes {fraction(_ratio(self.bytes_after, self.bytes_before))}; "
+            f"{len(self.replaced)} of {len(self.layers)} layers replaced; seed {self.seed}"
+        )
+
+
+@dataclass(frozen=True)
+class LayerInspection:
+    """One layer and what a method could make of it.
+
+    Attributes:
+        name: qualified name in the model; "" for the model itself.
+        kind: class of the layer.
+        shape: shape of its weight.
+        parameters: parameters, bias included; one shared with an earlier layer not counted.
+        bytes: what a checkpoint holds of it.
+        multiply_adds: of one run on the example inputs; None where not known.
+        largest_rank: the largest rank that makes it smaller; None if it must be left alone.
+        smallest_parameters: parameters at rank 1; as they are, if it must be left alone.
+        reason: why it must be left alone; None if it can be replaced.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    bytes: int
+    multiply_adds: int | None
+    largest_rank: int | None
+    smallest_parameters: int
+    reason: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dict, list, str, int and None."""
+        return {**dataclasses.asdict(self), "shape": list(self.shape)}
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection(_Exported):
+    """What could be compressed.
+
+    Attributes:
+        method: name of the method.
+        layers: every layer of the model in order of registration.
+        other_parameters: parameters outside of the layers, such as those of normalisation.
+        other_bytes: what a checkpoint holds of that.
+    """
+
+    method: str
+    layers: tuple[LayerInspection, ...]
+    other_parameters: int
+    other_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model."""
+        return self.other_parameters + sum(row.parameters for row in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that a checkpoint of the model holds."""
+        return self.other_bytes + sum(row.bytes for row in self.layers)
+
+    @property
+    def multiply_adds(self) -> int | None:
+        """Of the convolutions and linear layers together; None without example inputs."""
+        return _sum_known(row.multiply_adds for row in self.layers)
+
+    @property
+    def compressible_parameters(self) -> int:
+        """Parameters of the layers that can be replaced."""
+        return sum(row.parameters for row in self.layers if row.reason is None)
+
+    @property
+    def smallest_parameters(self) -> int:
+        """Parameters of the whole model when each layer that can be replaced has rank 1."""
+        return self.other_parameters + sum(row.smallest_parameters for row in self.layers)
+
+    @property
+    def smallest_rate(self) -> float:
+        """Those over the parameters of the whole model."""
+        return _ratio(self.smallest_parameters, self.parameters)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dict, list, str, int, float and None."""
+        return {
+            "method": self.method,
+            "parameters": self.parameters,
+            "compressible_parameters": self.compressible_parameters,
+            "smallest_parameters": self.smallest_parameters,
+            "smallest_rate": self.smallest_rate,
+            "bytes": self.bytes,
+            "multiply_adds": self.multiply_adds,
+            "other_parameters": self.other_parameters,
+            "other_bytes": self.other_bytes,
+            "layers": [row.to_dict() for row in self.layers],
+        }
+
+    def __str__(self) -> str:
+        reasons = Footnotes()
+        counted = self.multiply_adds is not None
+        headers = ["layer", "kind", "shape", "ranks", "parameters", "share", "at rank 1"]
+        headers += ["stored bytes"] + ["multiply-adds"] * counted + [""]
+        table = Table(*(("", header) for header in headers), left=4)
+
+        def add(of: LayerInspection | Inspection, *cells: str, last: str = "") -> None:
+            share = f"{100 * _ratio(of.parameters, self.parameters):.1f} %"
+            numbers = [f"{of.parameters:,}", share, f"{of.smallest_parameters:,}"]
+            numbers += [quantity(of.bytes, "B"), *[quantity(of.multiply_adds)] * counted]
+            table.add(*cells, *numbers, last)
+
+        for row in self.layers:
+            ranks = "-" if row.largest_rank is None else f"1-{row.largest_rank}"
+            mark = reasons.mark(row.reason) if row.reason else ""
+            add(row, _name(row.name), row.kind, joined(row.shape), ranks, last=mark)
+        count, size = self.other_parameters, self.other_bytes
+        other = LayerInspection("", "", (), count, size, None, None, count, None)
+        add(other, "everything else", "-", "-", "-")
+        table.rule()
+        add(self, "whole model", "", "", "")
+        share = 100 * _ratio(self.compressible_parameters, self.parameters)
+        summary = (
+            f"{sum(row.reason is None for row in self.layers)} of {len(self.layers)} layers, "
+            f"{share:.1f} % of the parameters, can be compressed; "
+            f"smallest rate {fraction(self.smallest_rate)}"
+        )
+        left_alone = ["cannot be compressed:", *reasons.lines()] if reasons.lines() else []
+        return "\n".join([str(table), "", summary, *left_alone])
+
+
+def _name(name: str) -> str:
+    return name or "(the model)"
+
+
+def _ratio(after: int, before: int) -> float:
+    return after / before if before else 1.0
+
+
+def _sum_known(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,18 @@
+"""Compression methods: one file each, found by name.
+
+A method is a config dataclass (`Method`) that knows which layers it takes, how many parameters a
+replacement has at a rank, and how to build the replacement. Every module of this package whose
+name has no leading underscore is imported here, so a new method is a new file.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from sketchlayers.methods._method import Method, compressed_layers, get, names, register
+from sketchlayers.methods.sketch import Sketch
+
+for _module in iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Method", "Sketch", "compressed_layers", "get", "names", "register"]

@@ -1,0 +1,124 @@
+"""What a compression method is, and the table of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar
+
+from torch import Tensor, nn
+
+Init = Literal["fit", "random"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """How to make one layer smaller; the fields of a subclass are the method's options.
+
+    A method sizes its replacement by one whole number, the rank: at least 1, more parameters the
+    larger it is.
+    """
+
+    name: ClassVar[str]
+    """What ``compress(model, method=name)`` calls it; set by `register`."""
+    layers: ClassVar[tuple[type[nn.Module], ...]]
+    """The classes of the replacements. Each has ``fold()``, the plain layer;
+    ``multiply_adds(input_shape)`` of one call; and ``fit_error``, the relative error of the weight
+    in the norm of the fit, None without one."""
+
+    @abstractmethod
+    def refusal(self, layer: nn.Module) -> str | None:
+        """Why the method cannot take this layer, in a few words; None if it can."""
+
+    @abstractmethod
+    def largest_rank(self, layer: nn.Module) -> int:
+        """Largest rank at which the replacement has fewer parameters; 0 if there is none."""
+
+    @abstractmethod
+    def parameters(self, layer: nn.Module, rank: int) -> int:
+        """Parameters of the replacement, bias included."""
+
+    @abstractmethod
+    def build(
+        self,
+        layer: nn.Module,
+        rank: int,
+        *,
+        init: Init,
+        seed: int,
+        second_moment: Tensor | None = None,
+    ) -> nn.Module:
+        """The replacement, on the layer's device, in its dtype, memory format and mode.
+
+        Args:
+            layer: the layer to replace; it is not changed.
+            rank: size of the replacement.
+            init: "fit" approximates the layer's weight, "random" starts training from scratch.
+            seed: what the replacement's fixed random numbers are made from, at most 63 bits.
+            second_moment: ``E[x x^T]`` of the layer's input patches, (n, n) with
+                ``n = in_channels / groups * h * w``, in whose norm to fit; None for the identity.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """The options by name, as given."""
+        return dataclasses.asdict(self)
+
+
+_methods: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: makes a method known to `get` and ``compress`` by ``name``."""
+
+    def add(method: M) -> M:
+        if name in _methods:
+            raise ValueError(f"methods.register: the name must be new (got {name!r} again)")
+        method.name = name
+        _methods[name] = method
+        return method
+
+    return add
+
+
+def names() -> list[str]:
+    """Names of all methods, sorted."""
+    return sorted(_methods)
+
+
+def get(method: str | Method, **options: Any) -> Method:
+    """The method of this name with these options, or the given config with these options changed.
+
+    Raises:
+        TypeError: ``method`` is neither a name nor a config, or has no such option.
+        ValueError: no method has this name, or an option's value is wrong.
+    """
+    if isinstance(method, type) and issubclass(method, Method):
+        method = method.name
+    if isinstance(method, str) and method not in _methods:
+        raise ValueError(
+            f"compress: method must be one of {', '.join(map(repr, names()))} (got {method!r})"
+        )
+    if not isinstance(method, str | Method):
+        raise TypeError(
+            "compress: method must be a name or a config object such as methods.Sketch() "
+            f"(got {type(method).__name__})"
+        )
+    kind = _methods[method] if isinstance(method, str) else type(method)
+    known = [field.name for field in dataclasses.fields(kind)]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise TypeError(
+                f"compress: method {kind.name!r} has no option {option!r} "
+                f"({hint}its options: {', '.join(known) or 'none'})"
+            )
+    return kind(**options) if isinstance(method, str) else dataclasses.replace(method, **options)
+
+
+def compressed_layers() -> tuple[type[nn.Module], ...]:
+    """The classes of all methods' replacements."""
+    return tuple(dict.fromkeys(layer for method in _methods.values() for layer in method.layers))

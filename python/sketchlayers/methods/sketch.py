@@ -1,0 +1,151 @@
+"""Tensor sketching: SK-CONV and SK-FC (Kasiviswanathan, Narodytska, Jin, IJCAI 2018)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from sketchlayers.methods._method import Init, Method, register
+from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn._sizes import dense_parameters, max_rank, sketch_parameters
+
+Sizes = tuple[int, int, tuple[int, int]]
+
+
+@register("sketch")
+@dataclass(frozen=True, kw_only=True)
+class Sketch(Method):
+    """``W_hat = c sum_i (U1_i^T S1_i + S2_i U2_i)`` (equation 1): signs U fixed, S trained.
+
+    Attributes:
+        num_sketches: the ``l`` of the paper, how many sketches are summed.
+        mixing: "spatial" (Definition 3, the paper's) or "channel" (Definition 2, fewer operations).
+        scale: the factor c: "paper" is ``1/(2l)``, "normalized" ``1/sqrt(2l)``, or a number.
+        base: None, or "random" to add a fixed random weight made from the seed.
+        frame: None, or "signs" to multiply elementwise by fixed random signs made from the seed.
+    """
+
+    layers: ClassVar[tuple[type[nn.Module], ...]] = (SKConv2d, SKLinear)
+
+    num_sketches: int = 1
+    mixing: Literal["spatial", "channel"] = "spatial"
+    scale: Literal["paper", "normalized"] | float = "paper"
+    base: Literal["random"] | None = None
+    frame: Literal["signs"] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_sketches, bool) or not isinstance(self.num_sketches, int):
+            raise TypeError(
+                "Sketch: num_sketches must be a whole number "
+                f"(got {type(self.num_sketches).__name__})"
+            )
+        if self.num_sketches < 1:
+            raise ValueError(
+                f"Sketch: num_sketches must be at least 1 (got num_sketches={self.num_sketches})"
+            )
+        _check_choice("mixing", self.mixing, ("spatial", "channel"))
+        _check_choice("base", self.base, (None, "random"))
+        _check_choice("frame", self.frame, (None, "signs"))
+        if isinstance(self.scale, str):
+            _check_choice("scale", self.scale, ("paper", "normalized"))
+        elif not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"Sketch: scale must be positive and finite (got scale={self.scale})")
+
+    def refusal(self, layer: nn.Module) -> str | None:
+        """See `Method.refusal`: takes ``nn.Conv2d`` and ``nn.Linear``, but no depthwise layers."""
+        if isinstance(layer, nn.Linear):
+            return None
+        if not isinstance(layer, nn.Conv2d):
+            return f"{type(layer).__name__} is not a layer that sketching takes"
+        if layer.groups > 1 and layer.groups == layer.in_channels:
+            return "depthwise convolution"
+        return None
+
+    def largest_rank(self, layer: nn.Module) -> int:
+        """See `Method.largest_rank`."""
+        in_channels, out_channels, kernel = _sizes(layer)
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        dense = dense_parameters(in_channels, out_channels, kernel, groups=groups, bias=False)
+        per_rank = sketch_parameters(
+            in_channels,
+            out_channels,
+            kernel,
+            rank=1,
+            num_sketches=self.num_sketches,
+            bias=False,
+        )
+        shrinks = max(0, dense - 1) // per_rank if per_rank else 0
+        exists = max_rank(in_channels, out_channels, groups=groups, num_sketches=self.num_sketches)
+        return min(shrinks, exists)
+
+    def parameters(self, layer: nn.Module, rank: int) -> int:
+        """See `Method.parameters`: ``l k h w (d1 + d2)`` and the bias."""
+        in_channels, out_channels, kernel = _sizes(layer)
+        return sketch_parameters(
+            in_channels,
+            out_channels,
+            kernel,
+            rank=rank,
+            num_sketches=self.num_sketches,
+            bias=layer.bias is not None,
+        )
+
+    def build(
+        self,
+        layer: nn.Module,
+        rank: int,
+        *,
+        init: Init,
+        seed: int,
+        second_moment: Tensor | None = None,
+    ) -> nn.Module:
+        """See `Method.build`."""
+        if isinstance(layer, nn.Conv2d):
+            return SKConv2d.from_conv(
+                layer,
+                rank=rank,
+                num_sketches=self.num_sketches,
+                mixing=self.mixing,
+                scale=self.scale,
+                base=self.base,
+                frame=self.frame,
+                seed=seed,
+                init=init,
+                second_moment=second_moment,
+            )
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(
+                f"Sketch: the layer must be nn.Conv2d or nn.Linear (got {type(layer).__name__})"
+            )
+        return SKLinear.from_linear(
+            layer,
+            rank=rank,
+            num_sketches=self.num_sketches,
+            scale=self.scale,
+            base=self.base,
+            frame=self.frame,
+            seed=seed,
+            init=init,
+            second_moment=second_moment,
+        )
+
+
+def _sizes(layer: nn.Module) -> Sizes:
+    """Input channels, output channels and kernel size; those of a linear layer are (1, 1)."""
+    if isinstance(layer, nn.Conv2d):
+        height, width = layer.kernel_size
+        return layer.in_channels, layer.out_channels, (height, width)
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features, (1, 1)
+    raise TypeError(
+        f"Sketch: the layer must be nn.Conv2d or nn.Linear (got {type(layer).__name__})"
+    )
+
+
+def _check_choice(option: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"Sketch: {option} must be one of {listed} (got {option}={value!r})")
