@@ -67,7 +67,7 @@ class NetworkSpec:
             raise ValueError("init: 'fit' needs a trained network to start from (got start=None)")
 
     @property
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """Arguments of the sketch for `sketchlayers.compress`."""
         names = ("num_sketches", "mixing", "scale", "base", "frame")
         return {name: getattr(self, name) for name in names}

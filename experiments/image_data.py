@@ -478,10 +478,10 @@ def _read_cifar10_python(folder: Path, train: bool) -> Images:
 def _read_cifar10_binary(folder: Path, train: bool) -> Images:
     """Records of one label byte and 3,072 bytes of pixels: the planes R, G, B, row by row."""
     if (folder / "train.bin").is_file():
-        files = ("train.bin",) if train else ("test.bin",)
+        names: tuple[str, ...] = ("train",) if train else ("test",)
     else:
         names = _CIFAR10_BATCHES if train else ("test_batch",)
-        files = tuple(f"{name}.bin" for name in names)
+    files = tuple(f"{name}.bin" for name in names)
 
     def read() -> Images:
         parts = [np.fromfile(folder / file, dtype=np.uint8) for file in files]

@@ -17,6 +17,8 @@ from typing import Any
 from plots import Curve, plot_curves
 from runs import RunError, read_csv, write_csv
 
+_SKETCH_OPTIONS = ("num_sketches", "mixing", "scale", "base", "frame")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 when there is nothing to draw."""
@@ -56,6 +58,7 @@ def result_row(summary: dict[str, Any]) -> dict[str, object]:
     """What of a run's ``summary.json`` goes into ``results.csv``."""
     network, recipe, data = summary["network"], summary["recipe"], summary["data"]
     last = summary.get("last_epoch") or {}
+    sketched = network["method"] == "sketch"
     return {
         "name": summary["name"],
         "status": summary["status"],
@@ -73,10 +76,7 @@ def result_row(summary: dict[str, Any]) -> dict[str, object]:
         "test_accuracy": last.get("test_accuracy"),
         "test_loss": last.get("test_loss"),
         "train_loss": last.get("train_loss"),
-        "mixing": network["mixing"],
-        "frame": network["frame"],
-        "base": network["base"],
-        "scale": network["scale"],
+        **{option: network[option] if sketched else None for option in _SKETCH_OPTIONS},
         "lr": recipe["lr"],
         "batch_size": recipe["batch_size"],
         "amp": recipe["amp"],

@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # Files only: works without a display.
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito's palette, distinguishable with any colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -53,7 +53,7 @@ def _plot_learning(axes: Axes, curves: Sequence[Curve]) -> None:
                 label=f"{curve.name}: {curve.accuracies[-1]:.1f} %",
             )
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Training")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
 

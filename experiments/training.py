@@ -183,7 +183,7 @@ class Trainer:
         self.memory_format = (
             torch.channels_last if recipe.channels_last else torch.contiguous_format
         )
-        self.network = network.to(self.world.device, memory_format=self.memory_format)
+        self.network = network.to(self.world.device).to(memory_format=self.memory_format)
         self.train_batches, self.test_batches = make_batches(data, recipe, self.world, workers)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.optimizer = _sgd(self.network, recipe)

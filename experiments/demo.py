@@ -1,0 +1,224 @@
+"""Trains Network-in-Network dense and sketched, compresses the trained one, compares them all.
+
+    make demo                       scikit-learn's handwritten digits
+    make demo DATA=folder           CIFAR-10: python batches, binary batches or folders of images
+
+Every number printed is measured in the run. The table, a plot and a summary go to runs/demo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import sketchlayers
+from distributed import World, join
+from experiment import NetworkSpec, build
+from image_data import DataError, DataSet, load
+from networks import count_parameters, stored_bytes
+from plots import Curve, plot_curves
+from runs import RunError, RunFolder, hardware, versions, write_csv
+from speed import measure_speeds
+from tables import Column, decimals, format_table, whole
+from training import Epoch, Recipe, Trainer, make_batches
+
+COLUMNS = (
+    Column("network", "network", left=True),
+    Column("parameters", "parameters", whole),
+    Column("rate", "rate", decimals(3)),
+    Column("stored_bytes", "stored bytes", whole),
+    Column("accuracy", "accuracy %", decimals(1)),
+    Column("inference", "inference images/s", whole),
+    Column("training", "training images/s", whole),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much the demo does on a data set; chosen to end in time on two cores."""
+
+    data: str
+    label: str
+    width: float
+    epochs: int
+    tuning_epochs: int
+    dropout: float
+    subset: int | None = None
+    test_subset: int | None = None
+
+
+DIGITS = Plan("digits", "handwritten digits", 0.5, epochs=12, tuning_epochs=4, dropout=0.2)
+CIFAR10 = Plan(
+    "cifar10",
+    "CIFAR-10",
+    0.5,
+    epochs=5,
+    tuning_epochs=2,
+    dropout=0.0,
+    subset=5000,
+    test_subset=2000,
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One line of the table: a network, its test accuracy, and how it got there by epoch."""
+
+    name: str
+    network: nn.Module
+    accuracy: float
+    history: tuple[Epoch, ...] = ()
+
+    @property
+    def curve(self) -> Curve:
+        """What the plot shows."""
+        epochs = tuple(epoch.epoch for epoch in self.history) or (0,)
+        accuracies = tuple(epoch.test_accuracy for epoch in self.history) or (self.accuracy,)
+        return Curve(self.name, count_parameters(self.network), epochs, accuracies)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 on success, 2 when it could not start."""
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, help="folder with CIFAR-10 (default: digits)")
+    parser.add_argument("--rate", type=float, default=0.15, help="parameters after / before")
+    parser.add_argument("--epochs", type=int, help="epochs of each training")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of results")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    try:
+        with join(args.device) as world:
+            _demo(args, world)
+    except (DataError, RunError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _demo(args: argparse.Namespace, world: World) -> None:
+    started = time.time()
+    plan = DIGITS if args.data is None else CIFAR10
+    plan = replace(plan, epochs=args.epochs or plan.epochs)
+    data = load(plan.data, args.data, subset=plan.subset, test_subset=plan.test_subset)
+    folder = RunFolder(args.out)
+    folder.prepare(resume=True)
+    print(
+        f"{plan.label}: {len(data.train):,} training and {len(data.test):,} test images, "
+        f"{data.size}x{data.size}; Network-in-Network at width {plan.width:g}, "
+        f"{plan.epochs} epochs each, on {world.device}"
+    )
+    candidates = _candidates(plan, data, args.rate, args.seed, world)
+    rows = _rows(candidates, data, world)
+    table = format_table(rows, COLUMNS)
+    print(f"\n{table}\n")
+
+    write_csv(args.out / "results.csv", rows)
+    plot = args.out / "accuracy.png"
+    title = f"Network-in-Network at width {plan.width:g} on {plan.label}"
+    plot_curves([candidate.curve for candidate in candidates], plot, title=title)
+    seconds = time.time() - started
+    folder.write_summary(
+        {
+            "plan": asdict(plan),
+            "rate": args.rate,
+            "seed": args.seed,
+            "rows": rows,
+            "seconds": seconds,
+            "versions": versions(),
+            "hardware": hardware(world.device),
+        }
+    )
+    print(_last_words(args, plan, seconds))
+
+
+def _candidates(plan: Plan, data: DataSet, rate: float, seed: int, world: World) -> list[Candidate]:
+    dense_spec = NetworkSpec(width=plan.width, dropout=plan.dropout, seed=seed)
+    sketch_spec = replace(dense_spec, method="sketch", rate=rate)
+    dense = _trained("dense", dense_spec, data, _recipe(plan, 0.05, seed), world)
+    sketched = _trained("sketched", sketch_spec, data, _recipe(plan, 0.1, seed), world)
+
+    name = "dense, then sketched"
+    print(f"{name}: least-squares fit of every layer, no training")
+    with warnings.catch_warnings():
+        # The fit warns about large errors; here the accuracy in the table tells.
+        warnings.simplefilter("ignore")
+        network, report = sketchlayers.compress(dense.network, rate=rate, init="fit", seed=seed)
+    print(report)
+    recipe = replace(_recipe(plan, 0.05, seed), epochs=plan.tuning_epochs, warmup=0.5)
+    fitted = Trainer(copy.deepcopy(network), data, recipe, world=world)
+    tuned = Trainer(network, data, recipe, world=world, name=f"{name}, trained on")
+    outcome = tuned.fit()
+    return [
+        dense,
+        sketched,
+        Candidate(name, fitted.network, fitted.evaluate().accuracy),
+        Candidate(tuned.name, tuned.network, outcome.accuracy, tuple(outcome.history)),
+    ]
+
+
+def _trained(
+    name: str, spec: NetworkSpec, data: DataSet, recipe: Recipe, world: World
+) -> Candidate:
+    trainer = Trainer(build(spec, len(data.classes)).network, data, recipe, world=world, name=name)
+    outcome = trainer.fit()
+    return Candidate(name, trainer.network, outcome.accuracy, tuple(outcome.history))
+
+
+def _recipe(plan: Plan, lr: float, seed: int) -> Recipe:
+    return Recipe(epochs=plan.epochs, batch_size=64, lr=lr, seed=seed)
+
+
+def _rows(candidates: Sequence[Candidate], data: DataSet, world: World) -> list[dict[str, object]]:
+    print("measuring speed ...")
+    batches, _ = make_batches(data, Recipe(), world)
+    images, labels = next(iter(batches))
+    images = images.contiguous(memory_format=torch.channels_last)
+    networks = {candidate.name: candidate.network for candidate in candidates}
+    speeds = measure_speeds(networks, images, labels)
+    dense_parameters = count_parameters(candidates[0].network)
+    return [
+        {
+            "network": candidate.name,
+            "parameters": count_parameters(candidate.network),
+            "rate": count_parameters(candidate.network) / dense_parameters,
+            "stored_bytes": stored_bytes(candidate.network),
+            "accuracy": candidate.accuracy,
+            "inference": speeds[candidate.name].inference,
+            "training": speeds[candidate.name].training,
+        }
+        for candidate in candidates
+    ]
+
+
+def _last_words(args: argparse.Namespace, plan: Plan, seconds: float) -> str:
+    lines = [
+        f"Done in {seconds:.0f} s. Table, plot and summary are in {args.out}:",
+        "  results.csv  accuracy.png  summary.json",
+        "Next:",
+    ]
+    if plan.data == "digits":
+        lines.append("  make demo DATA=folder     the same on CIFAR-10")
+    lines += [
+        "  python experiments/train.py --help     one network, longer, on other data sets",
+        "  experiments/README.md     what has been measured and how",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
