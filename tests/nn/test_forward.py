@@ -35,6 +35,7 @@ def gradients(output, tensors):
     return torch.autograd.grad((output * weights).sum(), tensors)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of nn.Conv2d
 @pytest.mark.parametrize("arguments", CONVOLUTIONS)
 @pytest.mark.parametrize("path", ["auto", "factored", "folded"])
 def test_convolution_equals_the_dense_one(arguments, path):

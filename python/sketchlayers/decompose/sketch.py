@@ -19,6 +19,8 @@ from torch import Tensor
 from ._checks import check_finite
 from ._second_moment import second_moment_factor
 
+_WELL_CONDITIONED = 1e8
+
 
 class SketchFactors(NamedTuple):
     """Factors in the shapes that the layers hold, float64.
@@ -55,8 +57,8 @@ def sketch_least_squares(
     Of all the minimisers this is the balanced one: what both terms could represent, ``P W G B``,
     is shared equally. For an isotropic weight and ``Sigma = I`` the squared relative error is
     ``(1 - l k / d1) (1 - l k / d2)`` on average. ``G`` comes from a QR decomposition of
-    ``L^T B^T``, ``Sigma = L L^T``, and singular values below rounding are left out, so dependent
-    signs do no harm.
+    ``L^T B^T``, ``Sigma = L L^T``; where that is singular the singular values below rounding are
+    left out, so dependent signs do no harm.
 
     Args:
         weight: ``(d1, d2 / groups, h, w)`` or ``(d1, d2)``.
@@ -201,11 +203,17 @@ class _Problem:
 
 
 def _basis_and_pseudo_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis of the range of a tall matrix, and its pseudo-inverse (both batched).
+    """Orthonormal basis of the range of a matrix, and its pseudo-inverse (both batched).
 
     Columns of the basis beyond the numerical rank are zero.
     """
     q, r = torch.linalg.qr(matrix)
+    if r.shape[-2] == r.shape[-1]:
+        identity = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device).expand_as(r)
+        inverse = torch.linalg.solve_triangular(r, identity, upper=True)
+        condition = torch.linalg.matrix_norm(r, 1) * torch.linalg.matrix_norm(inverse, 1)
+        if (condition < _WELL_CONDITIONED).all():  # the rule for random signs, and much cheaper
+            return q, inverse @ q.mT
     u, s, vh = torch.linalg.svd(r, full_matrices=False)
     threshold = s[..., :1] * max(matrix.shape[-2:]) * torch.finfo(s.dtype).eps
     kept = s > threshold

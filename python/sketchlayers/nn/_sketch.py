@@ -20,6 +20,7 @@ from ._seeded import SeededModule
 from ._sizes import rank_for_rate, sketch_rate
 
 Mixing = Literal["spatial", "channel"]
+Path = Literal["auto", "factored", "folded"]
 Scale = Literal["paper", "normalized"] | float
 Base = Literal["random"] | None
 Frame = Literal["signs"] | None
@@ -126,7 +127,7 @@ class SketchLayer(SeededModule):
             groups=groups,
             bias=bias,
         )
-        self._path = "auto"
+        self._path: Path = "auto"
         self._groups = groups
         self._kernel = kernel
         self._group_inputs = in_channels // groups
@@ -154,6 +155,8 @@ class SketchLayer(SeededModule):
         """
         self._restore_seeded()
         self.fit_error = None
+        if self.s1.is_meta:
+            return
         deviation = math.sqrt(2 / self._patch) / (self.scale * math.sqrt(2 * self.num_sketches))
         if self.base is not None:
             deviation = 0.0
@@ -179,12 +182,12 @@ class SketchLayer(SeededModule):
         return 1, self._group_inputs
 
     @property
-    def path(self) -> str:
+    def path(self) -> Path:
         """Computation path: ``"auto"`` plans each call, ``"factored"``, ``"folded"`` freeze it."""
         return self._path
 
     @path.setter
-    def path(self, path: str) -> None:
+    def path(self, path: Path) -> None:
         owner = type(self).__name__
         one_of(owner, "path", path, ("auto", "factored", "folded"))
         if path == "factored" and self._needs_folded:
