@@ -100,7 +100,13 @@ format: $(STAMPS)/environment ## put the sources in shape
 
 CPP_BUILD := build/cpp
 
-cpp-test: $(STAMPS)/environment ## the C++ library alone, with CMake, and its tests
+# GoogleTest: the system's if it is there, else from the package index.
+$(STAMPS)/googletest: $(STAMPS)/environment
+	test -e /usr/include/gtest/gtest.h || $(PY) -m pip install --quiet ros-gtest-vendor || \
+		echo "The C++ tests will be skipped."
+	@touch $@
+
+cpp-test: $(STAMPS)/googletest ## the C++ library alone, with CMake, and its tests
 	cmake -S . -B $(CPP_BUILD) -G Ninja -DPython_EXECUTABLE=$$(command -v $(PY)) -DSKETCHLAYERS_TESTS=ON
 	cmake --build $(CPP_BUILD)
 	ctest --test-dir $(CPP_BUILD) --output-on-failure

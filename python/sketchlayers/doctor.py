@@ -103,8 +103,8 @@ def missing_files(package: Path) -> tuple[str, ...]:
 
 def _load_compiled_part() -> tuple[Mapping[str, Any] | None, str]:
     try:
-        importlib.import_module("sketchlayers._extension")
-        return importlib.import_module("sketchlayers._C").build_info(), ""
+        extension = importlib.import_module("sketchlayers._extension")
+        return extension._C.build_info(), ""
     except Exception as error:  # whatever it is, it is what the reader needs to see
         return None, f"{type(error).__name__}: {error}"
 

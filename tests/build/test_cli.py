@@ -1,0 +1,59 @@
+"""The command line: which commands there are, and how mistakes are told."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import sketchlayers
+from sketchlayers import cli, doctor
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for name in ("doctor", "inspect", "compress", "bench"):
+        assert name in printed
+
+
+@pytest.mark.parametrize("command", ["doctor", "inspect", "compress", "bench"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: sketchlayers {command}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == f"sketchlayers {sketchlayers.__version__}"
+
+
+def test_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["shrink"])
+    assert stop.value.code == 2
+    assert "shrink" in capsys.readouterr().err
+
+
+def test_doctor_imports_no_other_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.startswith("sketchlayers.compress")]:
+        monkeypatch.delitem(sys.modules, module)
+    cli.build_parser("doctor")
+    assert "sketchlayers.compress.command" not in sys.modules
+
+
+@pytest.mark.parametrize("error", [ValueError("rate must be in (0, 1]"), FileNotFoundError("gone")])
+def test_errors_are_told_in_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(doctor, "run", fail)
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().err == f"sketchlayers doctor: {error}\n"

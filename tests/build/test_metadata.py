@@ -1,0 +1,49 @@
+"""What the installed package says about itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import torch
+
+import sketchlayers
+from sketchlayers._extension import _C, LIBRARY
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_one_version_everywhere() -> None:
+    assert importlib.metadata.version("sketchlayers") == sketchlayers.__version__
+    assert _C.build_info()["version"] == sketchlayers.__version__
+
+
+def test_minor_version_of_pytorch_is_pinned() -> None:
+    requirements = importlib.metadata.requires("sketchlayers") or []
+    needed = [line for line in requirements if "extra ==" not in line]
+    built_for = re.match(r"\d+\.\d+", _C.build_info()["torch"])
+    assert built_for is not None
+    assert needed == [f"torch=={built_for.group()}.*"]
+    assert torch.__version__.startswith(built_for.group() + ".")
+
+
+def test_console_script() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="sketchlayers")
+    assert script.value == "sketchlayers.cli:main"
+
+
+def test_library_has_no_python() -> None:
+    """C++ programs link the operators without any Python."""
+    content = LIBRARY.read_bytes()
+    assert b"libtorch_cpu.so" in content
+    for forbidden in (rb"libpython", rb"libtorch_python", rb"\0Py[A-Za-z]+_[A-Z]\w*\0"):
+        assert re.search(forbidden, content) is None
+
+
+def test_no_standard_or_architecture_is_forced() -> None:
+    """PyTorch sets both, and another flag would contradict it."""
+    for name in ("setup.py", "pyproject.toml", "Makefile"):
+        text = (ROOT / name).read_text()
+        assert "-std=" not in text
+        assert "gencode" not in text

@@ -1,0 +1,153 @@
+"""Which CUDA toolkit is found, preferred and refused, with toolkits made of files."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from sketchlayers import _toolkit
+from sketchlayers._toolkit import Toolkit, ToolkitError
+
+
+def make_toolkit(home: Path, version: str) -> Path:
+    """A folder that looks like a toolkit: an nvcc that answers like the real one."""
+    nvcc = home / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" = --version ] && echo "Cuda compilation tools, release {version}, V{version}.48"\n'
+        f'[ "$1" = --dryrun ] && echo "#$ TOP={home}/bin/.." >&2\n'
+        "exit 0\n"
+    )
+    nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
+    return home
+
+
+def make_wrapper(folder: Path, nvcc: Path) -> Path:
+    """A script called nvcc in another folder, as distributions install it."""
+    folder.mkdir(parents=True)
+    wrapper = folder / "nvcc"
+    wrapper.write_text(f'#!/bin/sh\nexec {nvcc} "$@"\n')
+    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+@pytest.fixture
+def bare_machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nothing is found but what a test puts there."""
+    monkeypatch.setattr(_toolkit, "system_toolkits", lambda prefix: [])
+    monkeypatch.setattr(_toolkit, "nvidia_package_folders", list)
+    return monkeypatch
+
+
+def test_cpu_pytorch_needs_no_toolkit() -> None:
+    choice = _toolkit.choose(None, {})
+    assert choice.toolkit is None
+    assert "without CUDA" in choice.reason
+
+
+def test_order_of_preference(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    explicit = make_toolkit(tmp_path / "explicit", "13.1")
+    on_path = make_toolkit(tmp_path / "path", "13.0")
+    system = make_toolkit(tmp_path / "system", "13.2")
+    package = make_toolkit(tmp_path / "package", "13.3")
+    bare_machine.setattr(_toolkit, "nvidia_package_folders", lambda: [package])
+
+    def chosen(environ: dict[str, str]) -> tuple[Path, str]:
+        toolkit = _toolkit.choose("13.2", environ).toolkit
+        assert toolkit is not None
+        return toolkit.home, toolkit.version
+
+    assert chosen({}) == (package, "13.3")
+    bare_machine.setattr(_toolkit, "system_toolkits", lambda prefix: [system])
+    assert chosen({}) == (system, "13.2")
+    path = {"PATH": str(on_path / "bin") + ":/bin"}
+    assert chosen(path) == (on_path, "13.0")
+    assert chosen({**path, "CUDA_HOME": str(explicit)}) == (explicit, "13.1")
+
+
+def test_wrapper_script_is_followed(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = make_toolkit(tmp_path / "cuda", "13.0")
+    folder = make_wrapper(tmp_path / "usr" / "bin", home / "bin" / "nvcc")
+    assert _toolkit.toolkit_home(str(folder / "nvcc")) == home
+    toolkit = _toolkit.choose("13.2", {"PATH": f"{folder}:/bin"}).toolkit
+    assert toolkit == Toolkit(home, "13.0", "nvcc on PATH")
+
+
+def test_other_major_version_is_passed_over(
+    bare_machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = make_toolkit(tmp_path / "old", "12.4")
+    bare_machine.setattr(_toolkit, "system_toolkits", lambda prefix: [old])
+    choice = _toolkit.choose("13.2", {})
+    assert choice.toolkit is None
+    assert "PyTorch needs CUDA 13.2" in choice.reason
+    assert "12.4" in choice.reason
+
+    fitting = make_toolkit(tmp_path / "fitting", "13.2")
+    bare_machine.setattr(_toolkit, "nvidia_package_folders", lambda: [fitting])
+    toolkit = _toolkit.choose("13.2", {}).toolkit
+    assert toolkit is not None and toolkit.home == fitting
+
+
+def test_force_cuda(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = make_toolkit(tmp_path / "cuda", "13.0")
+    found = {"CUDA_HOME": str(home)}
+    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "0"}).toolkit is None
+    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "1"}).toolkit is not None
+    with pytest.raises(ToolkitError, match=r"FORCE_CUDA=1 .* without CUDA"):
+        _toolkit.choose(None, {**found, "FORCE_CUDA": "1"})
+    with pytest.raises(ToolkitError, match=r'no nvcc .* pip install "cuda-toolkit\[nvcc,cccl\]'):
+        _toolkit.choose("13.2", {"FORCE_CUDA": "1"})
+    with pytest.raises(ValueError, match=r"FORCE_CUDA must be 0 or 1 \(got 'yes'\)"):
+        _toolkit.choose("13.2", {"FORCE_CUDA": "yes"})
+
+
+def test_empty_cuda_home_is_named(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    choice = _toolkit.choose("13.2", {"CUDA_HOME": str(tmp_path)})
+    assert choice.toolkit is None
+    assert f"no nvcc in CUDA_HOME={tmp_path}" in choice.reason
+
+
+def test_newest_system_toolkit_comes_first(tmp_path: Path) -> None:
+    for name in ("cuda-9.2", "cuda-13.0", "cuda-12.8"):
+        make_toolkit(tmp_path / name, "1.0")
+    (tmp_path / "cuda-14.0").mkdir()  # without a compiler
+    assert [folder.name for folder in _toolkit.system_toolkits(tmp_path)] == [
+        "cuda-13.0",
+        "cuda-12.8",
+        "cuda-9.2",
+    ]
+
+
+def test_missing_headers_come_from_the_packages(tmp_path: Path) -> None:
+    toolkit = Toolkit(tmp_path / "cuda", "13.0", "system")
+    package = tmp_path / "nvidia" / "cu13"
+    other = tmp_path / "nvidia" / "cudnn"
+    for folder in (toolkit.home, package, other):
+        (folder / "include").mkdir(parents=True)
+    for header in _toolkit.MATH_LIBRARY_HEADERS:
+        (package / "include" / header).touch()
+    assert _toolkit.extra_include_folders(toolkit, [package, other]) == [package / "include"]
+
+    for header in _toolkit.MATH_LIBRARY_HEADERS:
+        (toolkit.home / "include" / header).touch()
+    assert _toolkit.extra_include_folders(toolkit, [package, other]) == []
+
+
+def test_runtime_library_without_a_development_link(tmp_path: Path) -> None:
+    toolkit = Toolkit(tmp_path / "cuda", "13.0", "package index")
+    package = tmp_path / "cu13"
+    with pytest.raises(ToolkitError, match=r"libcudart\.so\.13 must be in"):
+        _toolkit.cuda_runtime_library(toolkit, [package])
+    (package / "lib").mkdir(parents=True)
+    library = package / "lib" / "libcudart.so.13"
+    library.touch()
+    assert _toolkit.cuda_runtime_library(toolkit, [package]) == library
+
+    (toolkit.home / "lib64").mkdir(parents=True)
+    own = toolkit.home / "lib64" / "libcudart.so"
+    own.touch()
+    assert _toolkit.cuda_runtime_library(toolkit, [package]) == own
