@@ -4,6 +4,8 @@
 //   only (a 1x1 convolution).
 #include "ops/sk_conv2d.h"
 
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
@@ -92,6 +94,30 @@ std::pair<at::Tensor, at::Tensor> conv_backward(const at::Tensor& grad, const at
   return {std::get<0>(grads), std::get<1>(grads)};
 }
 
+bool is_pixelwise(const at::Tensor& input, const Sketch& sketch, const ConvArguments& conv) {
+  const bool plain = conv.stride == std::vector<int64_t>{1, 1} &&
+                     conv.padding == std::vector<int64_t>{0, 0} && conv.groups == 1;
+  // With few pixels in an image the gradients of the filters, one for each image, would outweigh
+  // the images.
+  const bool many_pixels = input.size(2) * input.size(3) >= 2 * sketch.rank;
+  return plain && sketch.positions() == 1 && many_pixels && input.is_contiguous();
+}
+
+// The matrix of a pointwise filter, once for each image.
+at::Tensor for_each_image(const at::Tensor& filter, const at::Tensor& images) {
+  return filter.flatten(1).expand({images.size(0), -1, -1});
+}
+
+at::Tensor pixelwise_forward(const at::Tensor& input, const Filters& filters,
+                             const std::optional<at::Tensor>& bias) {
+  const at::Tensor images = input.flatten(2);
+  const at::Tensor inner = at::bmm(for_each_image(filters.stacked_inputs(), input), images);
+  const at::Tensor left = for_each_image(filters.stacked_outputs(), input);
+  const at::Tensor output =
+      bias ? at::baddbmm(bias->view({1, -1, 1}), left, inner) : at::bmm(left, inner);
+  return output.unflatten(2, input.sizes().slice(2));
+}
+
 at::Tensor sk_conv2d_factored_kernel(const at::Tensor& input, const at::Tensor& s1,
                                      const at::Tensor& s2, const at::Tensor& u1,
                                      const at::Tensor& u2, const std::optional<at::Tensor>& bias,
@@ -106,7 +132,9 @@ at::Tensor sk_conv2d_factored_kernel(const at::Tensor& input, const at::Tensor& 
   check_conv_input(kName, input, bias, s1, sketch, arguments);
   const Filters filters(s1, s2, u1, u2, sketch);
   at::Tensor output;
-  if (sketch.mixes_space()) {
+  if (is_pixelwise(input, sketch, arguments)) {
+    output = pixelwise_forward(input, filters, bias);
+  } else if (sketch.mixes_space()) {
     output = pointwise_conv(conv(input, filters.stacked_inputs(), arguments),
                             filters.stacked_outputs(), groups, bias);
   } else {
@@ -121,6 +149,33 @@ at::Tensor sk_conv2d_factored_kernel(const at::Tensor& input, const at::Tensor& 
 at::Tensor sketch_rows(const at::Tensor& inner, const Sketch& sketch) {
   if (sketch.groups == 1) return inner.narrow(1, 0, sketch.rank);
   return inner.unflatten(1, {sketch.groups, -1}).narrow(2, 0, sketch.rank).flatten(1, 2);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> pixelwise_backward(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const Filters& filters, const Sketch& sketch, const ConvArguments& /*arguments*/,
+    std::array<bool, 3> output_mask) {
+  const at::Tensor images = input.flatten(2);
+  const at::Tensor grad_images = grad.flatten(2);
+  at::Tensor grad_input, grad_s1, grad_s2;
+  if (output_mask[0] || output_mask[1]) {
+    const at::Tensor inner =
+        at::bmm(for_each_image(filters.stacked_outputs_transposed(), input), grad_images);
+    if (output_mask[0]) {
+      const at::Tensor inputs = for_each_image(filters.stacked_inputs(), input);
+      grad_input = at::bmm(inputs.transpose(1, 2), inner).view_as(input);
+    }
+    if (output_mask[1]) {
+      grad_s1 =
+          at::bmm(inner.narrow(1, 0, sketch.rank), images.transpose(1, 2)).sum(0).view(s1.sizes());
+    }
+  }
+  if (output_mask[2]) {
+    const at::Tensor features = at::bmm(for_each_image(filters.input_signs(), input), images);
+    grad_s2 =
+        at::bmm(grad_images, features.transpose(1, 2)).sum(0).view(s2.sizes()).mul_(sketch.scale);
+  }
+  return {grad_input, grad_s1, grad_s2};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_backward(
@@ -185,7 +240,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_kerne
   const auto output_sizes = check_conv_input(kName, input, std::nullopt, s1, sketch, arguments);
   check_conv_gradient(kName, grad, output_sizes, s1);
   const Filters filters(s1, s2, u1, u2, sketch);
-  const auto pull_back = sketch.mixes_space() ? spatial_backward : channel_backward;
+  const auto pull_back = is_pixelwise(input, sketch, arguments) ? pixelwise_backward
+                         : sketch.mixes_space()                 ? spatial_backward
+                                                                : channel_backward;
   auto [grad_input, grad_s1, grad_s2] =
       pull_back(grad, input, s1, s2, filters, sketch, arguments, output_mask);
   const auto wanted = [](bool want, const at::Tensor& gradient, const at::Tensor& like) {

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "signs.h"
 
@@ -38,10 +39,33 @@ at::Tensor sign_matrix_cpu(int64_t seed, int64_t matrix, int64_t rows, int64_t c
   return packed;
 }
 
-// Word by word, so that the compiler can vectorise the 32 selections.
+// Signs leave four at a time, looked up by the four bits that they come from.
 template <typename T>
-void unpack_row(T* out, const int32_t* packed_row, int64_t start, int64_t columns, T plus,
-                T minus) {
+class SignTable {
+ public:
+  explicit SignTable(double scale) {
+    for (int bits = 0; bits < 16; ++bits) {
+      for (int i = 0; i < 4; ++i) {
+        signs_[bits][i] = static_cast<T>((bits >> i) & 1 ? -scale : scale);
+      }
+    }
+  }
+
+  void unpack_word(T* out, uint32_t word) const {
+    for (int i = 0; i < kSignsPerWord / 4; ++i) {
+      std::memcpy(out + 4 * i, signs_[(word >> (4 * i)) & 15u], 4 * sizeof(T));
+    }
+  }
+
+  T sign(uint32_t bit) const { return signs_[bit][0]; }
+
+ private:
+  T signs_[16][4];
+};
+
+template <typename T>
+void unpack_row(T* out, const int32_t* packed_row, int64_t start, int64_t columns,
+                const SignTable<T>& table) {
   int64_t column = 0;
   while (column < columns) {
     const int64_t at = start + column;
@@ -49,12 +73,10 @@ void unpack_row(T* out, const int32_t* packed_row, int64_t start, int64_t column
     const int shift = static_cast<int>(at % kSignsPerWord);
     const int count = static_cast<int>(std::min<int64_t>(kSignsPerWord - shift, columns - column));
     if (count == kSignsPerWord) {
-      for (int bit = 0; bit < kSignsPerWord; ++bit) {
-        out[column + bit] = (word >> bit) & 1u ? minus : plus;
-      }
+      table.unpack_word(out + column, word);
     } else {
       for (int bit = 0; bit < count; ++bit) {
-        out[column + bit] = (word >> (shift + bit)) & 1u ? minus : plus;
+        out[column + bit] = table.sign((word >> (shift + bit)) & 1u);
       }
     }
     column += count;
@@ -75,12 +97,10 @@ at::Tensor unpack_signs_cpu(const at::Tensor& packed, int64_t columns, int64_t s
   const int64_t grain = std::max<int64_t>(1, 16384 / columns);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "unpack_signs", [&] {
     scalar_t* target = out.mutable_data_ptr<scalar_t>();
-    const auto plus = static_cast<scalar_t>(scale);
-    const auto minus = static_cast<scalar_t>(-scale);
+    const SignTable<scalar_t> table(scale);
     at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
       for (int64_t row = first; row < last; ++row) {
-        unpack_row<scalar_t>(target + row * columns, data + row * words, start, columns, plus,
-                             minus);
+        unpack_row(target + row * columns, data + row * words, start, columns, table);
       }
     });
   });

@@ -48,7 +48,8 @@ void check_unpack_signs(const at::Tensor& packed, const c10::SymInt& columns,
                    "unpack_signs: packed signs must be int32 (got ", packed.scalar_type(), ")");
   TORCH_CHECK_TYPE(at::isFloatingType(dtype), "unpack_signs: dtype must be floating point (got ",
                    dtype, ")");
-  TORCH_CHECK(packed.dim() >= 1, "unpack_signs: packed signs must have at least one dimension");
+  TORCH_CHECK(packed.dim() >= 1,
+              "unpack_signs: packed signs must have at least one dimension (got a scalar)");
   TORCH_CHECK_VALUE(columns >= 0 && start >= 0,
                     "unpack_signs: columns and start must not be negative (got columns=", columns,
                     ", start=", start, ")");

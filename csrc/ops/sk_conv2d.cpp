@@ -73,7 +73,6 @@ void check_geometry(const char* op, const Sketch& sketch, const ConvArguments& c
   TORCH_CHECK(conv.groups == sketch.groups, op,
               ": groups must be the first size of u1 (got groups=", conv.groups, " and ",
               sketch.groups, ")");
-  TORCH_CHECK(!sketch.is_linear, op, ": s1 and s2 must have 4 dimensions (got 2)");
 }
 
 // (size + 2 padding - dilation (kernel - 1) - 1) / stride + 1
@@ -97,6 +96,7 @@ std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& inpu
                                           const std::optional<at::Tensor>& bias,
                                           const at::Tensor& s1, const Sketch& sketch,
                                           const ConvArguments& conv) {
+  TORCH_CHECK(!sketch.is_linear, op, ": s1 and s2 must have 4 dimensions (got 2)");
   check_geometry(op, sketch, conv);
   const int64_t channels = sketch.groups * sketch.in_channels;
   TORCH_CHECK(input.dim() == 4 && input.sym_size(1) == channels, op,

@@ -65,8 +65,10 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
   TORCH_CHECK(groups >= 1 && rank >= 1, op,
               ": groups and rank must be at least 1 (got groups=", groups, ", rank=", rank,
               " from u1)");
-  TORCH_CHECK(!is_linear || groups == 1, op, ": a linear layer has one group (got groups=", groups,
-              " from u1)");
+  TORCH_CHECK(!is_linear || groups == 1, op,
+              ": parameters of 2 dimensions are those of a linear layer, which has one group (got "
+              "groups=",
+              groups, " from u1)");
   TORCH_CHECK(out_channels >= 1 && in_channels >= 1 && kernel_h >= 1 && kernel_w >= 1, op,
               ": channels and kernel sizes must be at least 1 (got out_channels=", out_channels,
               ", in_channels/groups=", in_channels, ", kernel=(", kernel_h, ", ", kernel_w, "))");
