@@ -16,7 +16,7 @@ def reason_to_skip() -> str | None:
     """Why nothing here can run, or None."""
     if not torch.cuda.is_available():
         return "no CUDA device"
-    from sketchlayers import _C
+    from sketchlayers._extension import _C
 
     return None if _C.build_info()["cuda"] else "sketchlayers was built without CUDA"
 

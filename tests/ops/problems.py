@@ -360,6 +360,14 @@ def relative_error(actual: Tensor, expected: Array | Tensor) -> float:
     return difference / float(np.linalg.norm(target)) if difference else 0.0
 
 
+def strides(tensor: Tensor) -> tuple[int, ...]:
+    """The strides that matter: 0 for axes of one element, all 0 for a tensor of none."""
+    return tuple(
+        stride if size > 1 and tensor.numel() else 0
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+
+
 def lay_out(tensor: Tensor, layout: str) -> Tensor:
     """The same values with other strides: contiguous, channels_last, transposed or sliced."""
     if layout == "channels_last" and tensor.dim() == 4:

@@ -102,7 +102,7 @@ def _right_matrix(u2: Array, rank: int, kernel: tuple[int, int], mixing: str) ->
     return np.kron(u2 / math.sqrt(rank), np.eye(taps))
 
 
-def _per_sketch(
+def per_sketch(
     signs: Signs, sketch: Sketch, group: int, stacked: int, kernel: tuple[int, int]
 ) -> list[tuple[slice, Array, Array]]:
     """For each sketch of one group: its rows of the stack, U1_i (k, d1/g) and U2_i (k*h*w, n)."""
@@ -142,7 +142,7 @@ def weight(s1: Array, s2: Array, signs: Signs, sketch: Sketch) -> Array:
         s1_group = s1[group * stacked : (group + 1) * stacked].reshape(stacked, -1)
         s2_group = s2[group * outputs : (group + 1) * outputs]
         total = np.zeros((outputs, s1_group.shape[1]))
-        for rows, u1, u2 in _per_sketch(signs, sketch, group, stacked, (kernel[0], kernel[1])):
+        for rows, u1, u2 in per_sketch(signs, sketch, group, stacked, (kernel[0], kernel[1])):
             total += u1.T @ s1_group[rows] + s2_group[:, rows].reshape(outputs, -1) @ u2
         total *= sketch.factor
         if signs.frame is not None:
@@ -166,7 +166,7 @@ def weight_adjoint(
         g = grad[own].reshape(outputs, -1)
         if signs.frame is not None:
             g = g * signs.frame[group]
-        for rows, u1, u2 in _per_sketch(signs, sketch, group, stacked, (kernel[0], kernel[1])):
+        for rows, u1, u2 in per_sketch(signs, sketch, group, stacked, (kernel[0], kernel[1])):
             at = slice(group * stacked + rows.start, group * stacked + rows.stop)
             grad_s1[at] = (sketch.factor * u1 @ g).reshape(-1, *s1_shape[1:])
             grad_s2[own, rows] = (sketch.factor * g @ u2.T).reshape(outputs, -1, *s2_shape[2:])

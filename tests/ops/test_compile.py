@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from sketchlayers import ops
 
@@ -71,7 +72,7 @@ def test_inductor_step_equals_eager(name, path):
 def test_a_symbolic_batch_compiles_once(name, path):
     """A dynamic batch adds no guard, so that a second batch size does not compile anew."""
     layer = LAYERS[name]
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     step = stepper(layer, path)
     compiled = torch.compile(step, fullgraph=True, backend=counter)
     for batch in (4, 7, 33):
@@ -116,6 +117,49 @@ def test_export_with_a_dynamic_batch(name, path):
     for size in (1, 4, 9):
         x = torch.randn(size, *x.shape[1:], dtype=x.dtype)
         assert relative_error(exported.module()(x), module(x)) < 1e-12
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+def test_a_saved_program_computes_the_same(name, path, tmp_path):
+    module = Module(LAYERS[name], path)
+    x = LAYERS[name].operands().input
+    torch.export.save(torch.export.export(module, (x,)), tmp_path / "program.pt2")
+    loaded = torch.export.load(tmp_path / "program.pt2")
+    assert relative_error(loaded.module()(x), module(x)) < 1e-12
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+def test_every_size_may_be_symbolic(name, path):
+    """Batch, height and width that change from call to call: one graph after the first."""
+    layer = LAYERS[name]
+    counter = CompileCounterWithBackend("aot_eager")
+    module = Module(layer, path)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    shape = layer.operands().input.shape
+    for more in (1, 2, 5):  # from sizes that differ from each other and from the channels
+        sizes = [shape[0] + 4 * more, *shape[1:]]
+        if isinstance(layer, Conv):
+            sizes[2:] = [shape[2] + 2 * more, shape[3] + 3 * more]
+        x = torch.randn(sizes, dtype=torch.float64)
+        assert relative_error(compiled(x), module(x)) < 1e-12
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+def test_a_batch_whose_size_depends_on_data(name, path):
+    """Samples picked by a mask: the compiler never knows how many there are."""
+    layer = LAYERS[name]
+    module = Module(layer, path)
+
+    def pick(x: Tensor, keep: Tensor) -> Tensor:
+        return module(x[keep])
+
+    x, keep = layer.operands().input, torch.tensor([True, False, True, True])
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(pick, fullgraph=True, backend="aot_eager")
+        output = compiled(x, keep)
+        output.sum().backward()
+    assert relative_error(output, pick(x, keep)) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["spatial", "channel", "base", "linear"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .problems import GRADIENTS, Conv, Layer, Linear, Operands, lay_out, paths
+from .problems import GRADIENTS, Conv, Layer, Linear, Operands, lay_out, paths, strides
 
 LAYERS = {
     "spatial": Conv(padding=(1, 1)),
@@ -56,44 +56,51 @@ def test_output_is_channels_last_if_the_input_or_s1_is(name, input_format, s1_fo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(("input_format", "s1_format"), BOTH_FORMATS)
-def test_paths_and_the_meta_device_agree_on_strides(name, input_format, s1_format, dtype):
+def test_paths_and_fake_tensors_agree_on_strides(name, input_format, s1_format, dtype):
+    """Compilers plan with fake tensors: shape, type and strides must be those of what runs."""
     layer = LAYERS[name]
     operands = formatted(layer, input_format, s1_format, dtype=dtype)
-    expected = torch.Size(layer.output_shape())
+    grad = torch.ones(layer.output_shape(), dtype=dtype)
+    of_paths = set()
     for path in paths(layer):
-        real = layer(operands, path)
-        meta = layer(operands.to("meta"), path)
-        assert real.shape == expected
-        assert real.dtype == meta.dtype == dtype
-        assert meta.device.type == "meta"
-        assert meta.shape == real.shape
-        assert meta.stride() == real.stride(), path
+        real = [layer(operands, path), *layer.gradients(operands, grad, path).values()]
+        with FakeTensorMode() as mode:
+            leaves = Operands(*map(mode.from_tensor, operands)).requiring(*GRADIENTS)
+            signs = {
+                sign: None if packed is None else mode.from_tensor(packed)
+                for sign, packed in layer.packed_signs().items()
+            }
+            output = layer.forward(leaves, path, signs)
+            fake = [output, *torch.autograd.grad(output, list(leaves), mode.from_tensor(grad))]
+        assert real[0].shape == torch.Size(layer.output_shape())
+        for a, b in zip(real, fake, strict=True):
+            assert a.dtype == b.dtype == dtype
+            assert a.shape == b.shape
+            assert strides(a) == strides(b), path
+        of_paths.add(strides(real[0]))
+    assert len(of_paths) == 1, "the memory format depends on the path"
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_fake_gradients_look_like_the_real_ones(name):
-    """What compilers see of the backward pass has the strides of what runs."""
+@pytest.mark.parametrize("format_", FORMATS)
+def test_the_meta_device(name, format_):
     layer = LAYERS[name]
-    for path, format_ in itertools.product(paths(layer), FORMATS):
-        operands = formatted(layer, format_, "contiguous")
-        grad = torch.ones(layer.output_shape(), dtype=torch.float64)
-        real = layer.gradients(operands, grad, path)
-        with FakeTensorMode() as mode:
-            fake_operands = Operands(
-                *(None if t is None else mode.from_tensor(t) for t in operands)
-            )
-            signs = {
-                name: None if packed is None else mode.from_tensor(packed)
-                for name, packed in layer.packed_signs().items()
-            }
-            leaves = fake_operands.requiring(*GRADIENTS)
-            output = layer.forward(leaves, path, signs)
-            named = leaves.named()
-            fake = torch.autograd.grad(output, list(named.values()), mode.from_tensor(grad))
-        for (operand, expected), gradient in zip(real.items(), fake, strict=True):
-            assert gradient.shape == expected.shape
-            assert gradient.dtype == expected.dtype
-            assert gradient.stride() == expected.stride(), (path, format_, operand)
+    operands = formatted(layer, format_, "contiguous")
+    meta = operands.to("meta")
+    weight = layer.weight(meta).view(layer.out_channels, -1, *layer.kernel_size)
+    for path in paths(layer):
+        output = layer(meta, path)
+        assert output.device.type == "meta"
+        assert output.dtype == torch.float64
+        # PyTorch's own convolution forgets the memory format on the meta device.
+        expected = (
+            layer(operands, path)
+            if path == "factored"
+            else layer.dense(meta.input, weight, meta.bias)
+        )
+        assert output.shape == torch.Size(layer.output_shape())
+        if path != "auto":
+            assert strides(output) == strides(expected)
 
 
 @pytest.mark.parametrize("path", ["factored", "folded"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sketchlayers import _C
+from sketchlayers._extension import _C
 
 
 def plan(**changes):

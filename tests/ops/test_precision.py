@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from .problems import DTYPES, Conv, Layer, Linear, Operands, as_array, paths, relative_error
-from .reference import Array, convolve_adjoint
+from .problems import DTYPES, Conv, Layer, Linear, Operands, paths, relative_error
+from .reference import Array, per_sketch
 
 LAYERS = {
     "spatial": Conv(
@@ -34,32 +34,52 @@ LAYERS = {
 }  # fmt: skip
 
 
-def dense_step(layer: Layer, operands: Operands, grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output and gradients of PyTorch's layer, its weight the exact W_hat rounded once."""
-    weight = torch.from_numpy(layer.reference_weight(operands)).to(operands.s1)
-    leaves = {"input": operands.input, "weight": weight, "bias": operands.bias}
-    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-    output = layer.dense(*leaves.values())
-    gradients = torch.autograd.grad(output, list(leaves.values()), grad)
-    return output, dict(zip(leaves, gradients, strict=True))
+def explicit_weight(layer: Layer, s1: Tensor, s2: Tensor) -> Tensor:
+    """Equation (1) as PyTorch computes it from float signs, sketch by sketch."""
+    signs, blocks = layer.signs(), []
+    groups, outputs = layer.geometry.groups, layer.out_channels // layer.geometry.groups
+    for group in range(groups):
+        first = s1[group * layer.stacked : (group + 1) * layer.stacked].flatten(1)
+        second = s2[group * outputs : (group + 1) * outputs]
+        parts = per_sketch(signs, layer.sketch, group, layer.stacked, layer.kernel_size)
+        block = sum(
+            torch.from_numpy(u1).to(s1).T @ first[rows]
+            + second[:, rows].flatten(1) @ torch.from_numpy(u2).to(s2)
+            for rows, u1, u2 in parts
+        )
+        block = layer.sketch.factor * block
+        if signs.frame is not None:
+            block = block * torch.from_numpy(signs.frame[group]).to(s1)
+        blocks.append(block)
+    return torch.cat(blocks).view(layer.out_channels, -1, *layer.kernel_size)
 
 
 def dense_errors(layer: Layer, operands: Operands, grad: Tensor) -> dict[str, float]:
-    """Relative errors of the dense layer: output and gradients, its weight's for s1 and s2."""
-    output, gradients = dense_step(layer, operands, grad)
+    """Relative errors of PyTorch's own layer.
+
+    Its weight is the exact W_hat rounded once, for the output and the gradients of the input and
+    the bias. For those of s1 and s2 its gradient is pulled back through ``explicit_weight``.
+    """
+    dtype = operands.s1.dtype
+    weight = torch.from_numpy(layer.reference_weight(operands)).to(operands.s1)
+    leaves = [leaf.detach().requires_grad_() for leaf in (operands.input, weight, operands.bias)]
+    output = layer.dense(*leaves)
+    grad_input, grad_weight, grad_bias = torch.autograd.grad(output, leaves, grad)
+
+    accumulation = dtype if dtype == torch.float64 else torch.float32
+    factors = [
+        factor.detach().to(accumulation).requires_grad_() for factor in (operands.s1, operands.s2)
+    ]
+    grad_s1, grad_s2 = torch.autograd.grad(
+        explicit_weight(layer, *factors), factors, grad_weight.to(accumulation)
+    )
+    computed = {"input": grad_input, "s1": grad_s1, "s2": grad_s2, "bias": grad_bias}
     expected = layer.reference_gradients(operands, grad)
-    x = layer.as_batch(as_array(operands.input))
-    grad_weight = convolve_adjoint(
-        layer.as_batch(as_array(grad)), x, layer.reference_weight(operands), layer.geometry
-    )[1]
-    weight_error = relative_error(gradients["weight"], grad_weight)
-    return {
-        "output": relative_error(output, layer.reference_output(operands)),
-        "input": relative_error(gradients["input"], expected["input"]),
-        "bias": relative_error(gradients["bias"], expected["bias"]),
-        "s1": weight_error,
-        "s2": weight_error,
+    errors = {
+        name: relative_error(gradient.to(dtype), expected[name])
+        for name, gradient in computed.items()
     }
+    return {"output": relative_error(output, layer.reference_output(operands)), **errors}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sketchlayers import ops
 
 from . import reference
-from .problems import sizes
+from .problems import DTYPES, sizes
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=80)
 SEEDS = [2**31, 2**32 - 1, 2**32, 2**63 - 1]
@@ -54,6 +54,7 @@ def test_bits_equal_the_reference(seed, matrix, rows, columns):
     assert torch.equal(packed, expected)
 
 
+@pytest.mark.parametrize("threads", [3], indirect=True)
 def test_a_large_matrix_equals_the_reference():
     """Large enough for the kernel to split its work among threads, at odd places."""
     packed = ops.sign_matrix(3, 1, 1021, 8191)
@@ -102,7 +103,38 @@ def test_the_same_call_gives_the_same_bits():
     assert torch.equal(ops.sign_matrix(9, 4, 33, 1000), ops.sign_matrix(9, 4, 33, 1000))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_negative_seed_is_the_key_with_the_same_bits():
+    assert torch.equal(
+        ops.sign_matrix(-1, 2, 3, 300), torch.from_numpy(reference.sign_words(2**64 - 1, 2, 3, 300))
+    )
+
+
+def test_the_device_is_the_default_one_unless_given():
+    with torch.device("meta"):
+        assert ops.sign_matrix(0, 0, 2, 5).device.type == "meta"
+        assert ops.sign_matrix(0, 0, 2, 5, device="cpu").device.type == "cpu"
+    assert ops.sign_matrix(0, 0, 2, 5).device.type == "cpu"
+    meta = ops.sign_matrix(0, 0, 2, 129, device=torch.device("meta"))
+    assert (meta.shape, meta.dtype) == ((2, 8), torch.int32)
+    assert ops.unpack_signs(meta, 129, dtype=torch.bfloat16).shape == (2, 129)
+
+
+@given(
+    start=sizes(0, 140),
+    columns=sizes(0, 140),
+    scale=st.sampled_from([1.0, 0.25, -3.0]),
+    dtype=st.sampled_from(DTYPES),
+)
+@SETTINGS
+def test_unpacking_a_range_of_columns(start, columns, scale, dtype):
+    packed = ops.sign_matrix(23, 1, 5, 300)
+    part = ops.unpack_signs(packed, columns, start=start, dtype=dtype, scale=scale)
+    whole = torch.from_numpy(reference.unpack(packed.numpy(), 300))
+    assert part.dtype == dtype
+    assert torch.equal(part.double(), scale * whole[:, start : start + columns])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [1, 31, 32, 33, 128, 200])
 def test_unpacking_gives_every_bit_in_any_type(dtype, columns):
     packed = ops.sign_matrix(17, 1, 6, 200).view(2, 3, -1)

@@ -105,7 +105,22 @@ LARGE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("layer", LARGE, ids=lambda layer: f"{layer.in_channels}")
+# Sizes for which the signs of one weight are more than the operators unpack at a time.
+TILED = [
+    Linear(lead=(3,), in_channels=3001, out_channels=130, rank=100, base=True),
+    Conv(batch=1, in_channels=230, out_channels=47, kernel=(3, 3), size=(4, 4), rank=22,
+         num_sketches=2),
+    Conv(batch=1, in_channels=460, out_channels=22, kernel=(3, 3), size=(4, 4), rank=22,
+         num_sketches=2, groups=2, base=True, frame=True),
+    Conv(batch=1, in_channels=160, out_channels=201, kernel=(5, 5), size=(5, 5), rank=3,
+         mixing="channel"),
+    Conv(batch=1, in_channels=320, out_channels=202, kernel=(5, 5), size=(5, 5), rank=3,
+         mixing="channel", groups=2, base=True, frame=True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+@pytest.mark.parametrize("layer", LARGE + TILED, ids=lambda layer: f"{layer.in_channels}")
 def test_sizes_of_real_layers(layer: Layer):
     check_against_reference(layer, layer.operands(), "contiguous")
 
@@ -229,6 +244,7 @@ def test_signs_of_any_strides(layer: Layer, path):
     assert torch.equal(layer.forward(operands, path, signs), layer.forward(operands, path, strided))
 
 
+@pytest.mark.parametrize("threads", [3], indirect=True)
 @pytest.mark.parametrize("path", ["factored", "folded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
