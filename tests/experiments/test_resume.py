@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import train
+import training
+from experiment import load_weights
+from networks import ninn
+from runs import RunError, RunFolder, write_atomically
+
+EXPERIMENTS = Path(train.__file__).parent
+SMALL = ["--width", "0.1", "--subset", "320", "--test-subset", "50", "--size", "8"]
+SKETCH = ["--method", "sketch", "--rate", "0.5", "--batch-size", "32", "--threads", "1"]
+ARGUMENTS = [*SMALL, *SKETCH, "--epochs", "8"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert train.main([*ARGUMENTS, "--out", str(out)]) == 0
+    return RunFolder(out)
+
+
+def network(folder: RunFolder) -> dict[str, Tensor]:
+    return RunFolder.read_checkpoint(folder.checkpoint)["network"]
+
+
+def check_same_run(folder: RunFolder, other: RunFolder) -> None:
+    first, second = network(folder), network(other)
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+    histories = [
+        [
+            {key: value for key, value in row.items() if "second" not in key}
+            for row in RunFolder.read_checkpoint(each.checkpoint)["history"]
+        ]
+        for each in (folder, other)
+    ]
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 8
+
+
+def test_killed_run_resumes_to_bit_identical_weights(
+    tmp_path: Path, uninterrupted: RunFolder
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    command = [sys.executable, str(EXPERIMENTS / "train.py"), *ARGUMENTS, "--out", str(folder.path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    assert process.stdout is not None
+    # The line of the third epoch is out: whatever comes next is in the middle of the fourth.
+    for line in process.stdout:
+        if "epoch 3/8" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    done = len(RunFolder.read_checkpoint(folder.checkpoint)["history"])
+    assert 3 <= done < 8
+    assert train.main([*ARGUMENTS, "--out", str(folder.path), "--resume"]) == 0
+    check_same_run(folder, uninterrupted)
+
+
+def test_run_stopped_within_an_epoch_resumes_to_bit_identical_weights(
+    tmp_path: Path, uninterrupted: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    steps = 0
+    step = training.Trainer._step
+
+    def stop_in_step_25(self: training.Trainer, *batch: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 25:
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "_step", stop_in_step_25)
+        assert train.main([*ARGUMENTS, "--out", str(folder.path)]) == 130
+    assert len(RunFolder.read_checkpoint(folder.checkpoint)["history"]) == 2
+    assert train.main([*ARGUMENTS, "--out", str(folder.path), "--resume"]) == 0
+    check_same_run(folder, uninterrupted)
+
+
+def test_finished_run_is_left_alone_by_resume(uninterrupted: RunFolder) -> None:
+    before = uninterrupted.checkpoint.read_bytes()
+    assert train.main([*ARGUMENTS, "--out", str(uninterrupted.path), "--resume"]) == 0
+    assert uninterrupted.checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other format"])
+def test_damaged_checkpoint_gives_one_error_and_stays(
+    tmp_path: Path,
+    uninterrupted: RunFolder,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = RunFolder(tmp_path)
+    whole = uninterrupted.checkpoint.read_bytes()
+    if damage == "other format":
+        torch.save({"weights": torch.ones(2)}, folder.checkpoint)
+    else:
+        contents = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"no checkpoint"}
+        folder.checkpoint.write_bytes(contents[damage])
+    before = folder.checkpoint.read_bytes()
+    assert train.main([*ARGUMENTS, "--out", str(tmp_path), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: checkpoint: {folder.checkpoint} must be a ")
+    assert error.count("\n") == 1
+    assert folder.checkpoint.read_bytes() == before
+
+
+def test_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save({"format": 1, "network": Harmful()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(RunError, match="must be a readable checkpoint"):
+        RunFolder(tmp_path).load_checkpoint({})
+    assert not (tmp_path / "harm").exists()
+
+
+def test_other_arguments_are_refused(
+    uninterrupted: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = uninterrupted.checkpoint.read_bytes()
+    arguments = [*ARGUMENTS, "--lr", "0.07", "--out", str(uninterrupted.path), "--resume"]
+    assert train.main(arguments) == 2
+    assert "(got recipe.lr=0.1 then and 0.07 now)" in capsys.readouterr().err
+    assert uninterrupted.checkpoint.read_bytes() == before
+
+
+def test_a_folder_with_a_run_is_not_overwritten(
+    uninterrupted: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = uninterrupted.checkpoint.read_bytes()
+    assert train.main([*ARGUMENTS, "--out", str(uninterrupted.path)]) == 2
+    assert "already holds a run; continue it with --resume" in capsys.readouterr().err
+    assert uninterrupted.checkpoint.read_bytes() == before
+
+
+def test_checkpoint_of_another_network_is_refused_before_anything_is_loaded(
+    tmp_path: Path, uninterrupted: RunFolder
+) -> None:
+    small = ninn(width=0.1)
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    with pytest.raises(RunError, match=r"checkpoint: CONV_2\..* must have the network's shape"):
+        load_weights(small, uninterrupted.checkpoint)
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+
+
+def test_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
