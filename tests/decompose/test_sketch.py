@@ -143,6 +143,19 @@ def test_a_singular_second_moment(size, mixing):
     assert factors.s2.abs().max() < 1e3
 
 
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_directions_that_the_data_nearly_lack(mixing):
+    """They take the weight's own norm, at 1e-6 of the mean diagonal."""
+    torch.manual_seed(0)
+    problem = Problem(8, 8, (1, 2), 1, 1, 3, mixing)
+    sigma = torch.diag(torch.tensor([1.0, 0.5] * 4 + [1e-9, 1e-13] * 4, **FLOAT))
+    factors = sketch_least_squares(problem.weight, *problem.u, second_moment=sigma)
+    ridge = 1e-6 * sigma.trace() / problem.patch * torch.eye(problem.patch, **FLOAT)
+    expected, weight = problem.optimum(sigma + ridge)
+    torch.testing.assert_close(problem.sketched(factors.s1, factors.s2), weight)
+    assert factors.relative_error == pytest.approx(expected / problem.norm(sigma + ridge))
+
+
 def test_a_layer_without_input_is_fitted_as_without_second_moment():
     problem = Problem(*SIZES[0], "spatial")
     zero = torch.zeros(problem.patch, problem.patch)

@@ -175,6 +175,10 @@ def test_plan_counts_the_dense_layers_multiply_adds():
     assert plan.reason
     assert layer.multiply_adds((5, 8, 17, 20)) == plan.multiply_adds
     assert layer.plan((8, 17, 20)).dense_multiply_adds == plan.dense_multiply_adds / 5
+    with torch.no_grad():
+        inference = layer.plan((5, 8, 17, 20))
+    assert inference.reason != plan.reason  # the estimate is of another time
+    assert layer.requires_grad_(False).plan((5, 8, 17, 20)) == inference
     same = SKConv2d(8, 12, (4, 3), padding="same", rank=1)
     assert same.plan((1, 8, 9, 7)).dense_multiply_adds == 12 * 9 * 7 * 8 * 12
     linear = SKLinear(8, 12, rank=1)

@@ -19,7 +19,7 @@ def second_moment_factor(owner: str, second_moment: Tensor, groups: int, size: i
     Where a direction has a conditional second moment below 1e-6 of the mean one (dead channels,
     flat image borders, fewer patches than entries), a ridge of 1e-6 of the mean is added to the
     diagonal: the fit then takes the weight's own norm in that direction. A group without any input
-    (Sigma = 0) gets the identity.
+    (Sigma = 0) is left with the ridge alone, a multiple of the identity.
 
     Args:
         owner: name of the caller, for messages.
@@ -54,11 +54,8 @@ def second_moment_factor(owner: str, second_moment: Tensor, groups: int, size: i
             f"{owner}: second_moment must be positive semidefinite "
             f"(got trace={mean.min() * size:.3g})"
         )
-    empty = (mean == 0)[:, None, None]
-    identity = torch.eye(size, dtype=torch.float64, device=sigma.device)
-    sigma = torch.where(empty, identity, sigma)
     mean = torch.where(mean == 0, 1.0, mean)
-
+    identity = torch.eye(size, dtype=torch.float64, device=sigma.device)
     factor, info = torch.linalg.cholesky_ex(sigma)
     smallest = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
     weak = (info != 0) | ~(smallest >= _RIDGES[0] * mean)

@@ -15,12 +15,11 @@ from sketchlayers import ops
 from sketchlayers._extension import _C
 from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased_sketch
 from sketchlayers.decompose._checks import check_finite
+from sketchlayers.ops import Mixing, Path
 
 from ._seeded import SeededModule
 from ._sizes import rank_for_rate, sketch_rate
 
-Mixing = Literal["spatial", "channel"]
-Path = Literal["auto", "factored", "folded"]
 Scale = Literal["paper", "normalized"] | float
 Base = Literal["random"] | None
 Frame = Literal["signs"] | None
@@ -264,6 +263,7 @@ class SketchLayer(SeededModule):
 
     def _plan(self, batch: int, input_pixels: int, output_pixels: int) -> Plan:
         """Plan of a forward call as things stand: gradients count if they would be recorded."""
+        trained = self.s1.requires_grad or self.s2.requires_grad
         planned = _C.plan(
             batch=batch,
             in_channels=self._group_inputs * self._groups,
@@ -274,7 +274,7 @@ class SketchLayer(SeededModule):
             output_pixels=output_pixels,
             sketch_rank=self.num_sketches * self.rank,
             mixing=self.mixing,
-            training=torch.is_grad_enabled() and self.s1.requires_grad,
+            training=torch.is_grad_enabled() and trained,
             needs_folded=self._needs_folded,
         )
         path, reason = planned.path, planned.reason

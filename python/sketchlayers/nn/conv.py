@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchlayers import ops
+from sketchlayers.ops import Mixing
 
 from ._sketch import (
     Base,
     Frame,
     Init,
-    Mixing,
     Plan,
     Scale,
     SketchLayer,
