@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sketchlayers.compress._swap import copy_model
 
@@ -27,7 +28,8 @@ def record_calls(
 ) -> dict[str, list[Call]]:
     """Runs a copy of the model, in eval mode and without gradients, and notes the layers' calls.
 
-    The copy shares the parameters and has buffers of its own, so the model does not change. Hooks
+    The copy shares the parameters (but those that the run would give their shapes) and has
+    buffers of its own, so the model does not change. Hooks
     of the model run as they do in any forward call.
 
     Args:
@@ -42,7 +44,7 @@ def record_calls(
         ValueError: the model does not run on these inputs.
     """
     calls: dict[str, list[Call]] = {}
-    probe = copy_model(model, {id(p): p for p in model.parameters()})
+    probe = copy_model(model, {id(p): p for p in model.parameters() if not is_lazy(p)})
     probe.eval()
 
     def watch(name: str) -> None:

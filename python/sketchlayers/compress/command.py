@@ -8,6 +8,7 @@ What ``compress`` writes is read by ``torch.load(path, weights_only=True)``: a d
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import pickle
@@ -284,8 +285,12 @@ def _build(name: str, num_classes: int | None, *, on_meta: bool) -> nn.Module:
     from torchvision import models
 
     options = {} if num_classes is None else {"num_classes": num_classes}
-    with warnings.catch_warnings(), torch.device("meta" if on_meta else "cpu"):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how some models initialise themselves
+        if on_meta:
+            # Some models compute their sizes with tensors and cannot be made without values.
+            with contextlib.suppress(NotImplementedError), torch.device("meta"):
+                return models.get_model(name, weights=None, **options).eval()
         return models.get_model(name, weights=None, **options).eval()
 
 

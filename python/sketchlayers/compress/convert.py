@@ -306,10 +306,10 @@ def _ranks_of_whole(
     smallest = fixed + allocate.smallest(choices)
     if smallest > rate * (1 + TOLERANCE) * before:
         if choices:
-            alone = 100 * fixed / before
-            why = f"rank 1 in all {len(choices)} layers; {alone:.0f} % of the parameters stay"
+            elsewhere = f"{100 * fixed / before:.0f} % of the parameters lie elsewhere"
+            why = f"rank 1 in each layer that may be replaced; {elsewhere}"
         else:
-            why = f"no layer can be compressed: {why_not(found.layers, reasons) or 'it has none'}"
+            why = f"no layer can be replaced: {why_not(found.layers, reasons) or 'it has none'}"
         least = math.ceil(smallest / before * 1e4) / 1e4
         raise ValueError(
             f"compress: rate must be at least {least:g} for this model ({why}) (got rate={rate:g})"
@@ -320,7 +320,7 @@ def _ranks_of_whole(
         return ranks, []
     note = (
         f"rate {fraction(rate)} was asked, {fraction(got)} is the nearest: ranks are whole "
-        f"numbers, and {len(choices)} layers can be compressed"
+        f"numbers (layers to compress: {len(choices)})"
     )
     return ranks, [note]
 

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sketchlayers.compress._table import Footnotes, Table, fraction, joined, quantity
+from sketchlayers.compress._table import Footnotes, Table, fraction, joined, quantity, shorten
+
+_KIND_WIDTH = 18
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,8 @@ class Inspection(_Exported):
         for row in self.layers:
             ranks = "-" if row.largest_rank is None else f"1-{row.largest_rank}"
             mark = reasons.mark(row.reason) if row.reason else ""
-            add(row, _name(row.name), row.kind, joined(row.shape), ranks, last=mark)
+            kind = shorten(row.kind, _KIND_WIDTH)
+            add(row, _name(row.name), kind, joined(row.shape), ranks, last=mark)
         count, size = self.other_parameters, self.other_bytes
         other = LayerInspection("", "", (), count, size, None, None, count, None)
         add(other, "everything else", "-", "-", "-")

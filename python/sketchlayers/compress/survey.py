@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from sketchlayers import methods
 from sketchlayers.compress._calls import Call, ExampleInputs, record_calls
@@ -288,9 +290,7 @@ def _unusual_layer(layer: nn.Module) -> str | None:
     base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
     computed = [key for key in ("weight", "bias") if key not in layer._parameters]
     if computed:
-        others = [*layer._parameters.keys() - {"weight", "bias"}, *layer._modules]
-        sources = ", ".join(sorted(others)) or "other tensors"
-        return f"parametrised: its {' and '.join(computed)} is computed from {sources}"
+        return f"parametrised: its {' and '.join(computed)} is computed{_sources(layer)}"
     if isinstance(layer, NonDynamicallyQuantizableLinear):
         return "used through its weight (an attention layer's projection)"
     if any(
@@ -308,6 +308,16 @@ def _unusual_layer(layer: nn.Module) -> str | None:
     if weight.dtype not in _DTYPES:
         return f"its dtype is {str(weight.dtype).removeprefix('torch.')}"
     return None
+
+
+def _sources(layer: nn.Module) -> str:
+    """What a computed weight or bias is made by, or from: " (_WeightNorm)", " (weight_orig)"."""
+    if parametrize.is_parametrized(layer):
+        lists = cast(nn.ModuleDict, layer.parametrizations).values()
+        names = [type(step).__name__ for steps in lists for step in cast(nn.ModuleList, steps)]
+    else:
+        names = sorted(layer._parameters.keys() - {"weight", "bias"})
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _places(model: nn.Module) -> dict[str, list[str]]:

@@ -1,0 +1,92 @@
+"""Ranks for a budget: whole numbers, checked against exhaustive search and bounds."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sketchlayers.compress.allocate import Choices, smallest, total, uniform
+
+
+def linear(name: str, dense: int, per_rank: int, kept: int = 0) -> Choices:
+    """A layer whose replacement has ``kept + rank * per_rank`` parameters."""
+    largest = max(1, (dense - 1 - kept) // per_rank)
+    return Choices(name, dense, largest, lambda rank: kept + rank * per_rank)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> list[Choices]:
+    layers = []
+    for index in range(draw(st.integers(1, 6))):
+        per_rank = draw(st.integers(1, 400))
+        kept = draw(st.integers(0, 50))
+        dense = kept + per_rank + draw(st.integers(1, 20_000))
+        layers.append(linear(str(index), dense, per_rank, kept))
+    return layers
+
+
+@given(networks(), st.floats(0, 1.1))
+def test_ranks_are_possible_and_close_to_the_budget(layers: list[Choices], rate: float) -> None:
+    dense = sum(layer.dense for layer in layers)
+    budget = round(rate * dense)
+    ranks = uniform(layers, budget)
+    for layer in layers:
+        rank = ranks[layer.name]
+        assert rank is None or 1 <= rank <= layer.largest_rank
+    reached = total(layers, ranks)
+    if budget >= dense:
+        assert reached == dense
+    elif budget <= smallest(layers):
+        assert reached == smallest(layers)
+    else:
+        # No single step of a layer towards the budget is left that would come nearer, unless that
+        # layer has made its step; so the miss is below the largest step of the network.
+        assert abs(reached - budget) <= max(
+            layer.at(layer.larger(rank)) - layer.at(rank)
+            for layer in layers
+            for rank in range(1, layer.largest_rank + 1)
+        )
+
+
+@given(networks(), st.floats(0.05, 0.95))
+def test_layers_get_about_the_same_rate(layers: list[Choices], rate: float) -> None:
+    ranks = uniform(layers, round(rate * sum(layer.dense for layer in layers)))
+    # Ranges of the rates that round to a size at most one away: all must share a common rate.
+    low, high = 0.0, 1.0
+    for layer in layers:
+        sizes = [*range(1, layer.largest_rank + 1), None]
+        at = sizes.index(ranks[layer.name])
+        low = max(low, layer.at(sizes[max(0, at - 2)]) / layer.dense if at > 1 else 0.0)
+        high = min(high, layer.at(sizes[min(len(sizes) - 1, at + 2)]) / layer.dense)
+    assert low <= high
+
+
+def test_nearest_is_the_nearest_of_all_sizes() -> None:
+    layer = linear("a", dense=1000, per_rank=70, kept=15)
+    sizes = {rank: layer.at(rank) for rank in range(1, layer.largest_rank + 1)} | {None: 1000}
+    for target in range(1, 1001):
+        best = min(abs(size - target) for size in sizes.values())
+        assert abs(layer.at(layer.nearest(target / 1000)) - target) == best
+
+
+def test_equal_layers_share_a_budget_that_does_not_divide() -> None:
+    layers = [linear(str(index), dense=1000, per_rank=100) for index in range(5)]
+    ranks = uniform(layers, 2300)
+    assert total(layers, ranks) == 2300
+    assert sorted(ranks.values()) == [4, 4, 5, 5, 5]
+
+
+def test_small_networks_against_exhaustive_search() -> None:
+    layers = [linear("a", 900, 130, 5), linear("b", 2000, 171), linear("c", 350, 60, 20)]
+    sizes = [[*range(1, layer.largest_rank + 1), None] for layer in layers]
+    every = [
+        sum(layer.at(rank) for layer, rank in zip(layers, ranks, strict=True))
+        for ranks in itertools.product(*sizes)
+    ]
+    for budget in range(smallest(layers), 3250, 50):
+        best = min(abs(size - budget) for size in every)
+        miss = abs(total(layers, uniform(layers, budget)) - budget)
+        # Uniform rates are wanted, so the very best sum is not; a step of the smallest layer is.
+        assert best <= miss <= 60

@@ -1,0 +1,172 @@
+"""Reports: numbers that add up, tables that fit, JSON that says the same."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import sketchlayers
+from sketchlayers.compress import Inspection, Report
+from sketchlayers.compress._table import quantity, shorten
+
+from .networks import Small, images, random_init
+
+
+@pytest.fixture
+def converted() -> tuple[nn.Module, nn.Module, Report]:
+    model = Small()
+    small, report = random_init(model, 0.6, example_inputs=images(4), seed=2)
+    return model, small, report
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """Bytes of all tensors of a state dict, as they come back from a file."""
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    return sum(tensor.numel() * tensor.element_size() for tensor in loaded.values())
+
+
+def test_numbers_add_up(converted: tuple[nn.Module, nn.Module, Report]) -> None:
+    model, small, report = converted
+    for which, module in (("before", model), ("after", small)):
+        parameters = getattr(report, f"parameters_{which}")
+        assert parameters == sum(p.numel() for p in module.parameters())
+        rows = sum(getattr(row, f"parameters_{which}") for row in report.layers)
+        assert parameters == report.other_parameters + rows
+        assert getattr(report, f"bytes_{which}") == saved_bytes(module)
+    assert report.other_parameters == 32
+    for row in report.layers:
+        before, after = model.get_submodule(row.name), small.get_submodule(row.name)
+        assert row.parameters_before == sum(p.numel() for p in before.parameters())
+        assert row.parameters_after == sum(p.numel() for p in after.parameters())
+        assert row.shape == tuple(before.weight.shape)
+        assert (row.method is None) == (row.reason is not None)
+        if row.method:
+            assert row.rank == after.rank
+            assert row.bytes_after == 4 * row.parameters_after + 8  # and the seed
+
+
+def test_multiply_adds_are_those_of_the_run(
+    converted: tuple[nn.Module, nn.Module, Report],
+) -> None:
+    _, small, report = converted
+    rows = {row.name: row for row in report.layers}
+    expected = {
+        "first": 4 * 144 * 16 * 27,
+        "body.0": 4 * 144 * 32 * 16 * 9,
+        "body.2": 4 * 36 * 32 * 16 * 9,
+        "body.4": 4 * 36 * 32 * 9,
+        "head": 4 * 32 * 40,
+        "classifier": 4 * 40 * 10,
+    }
+    assert {name: row.multiply_adds_before for name, row in rows.items()} == expected
+    assert report.multiply_adds_before == sum(expected.values())
+    assert rows["first"].multiply_adds_after == expected["first"]
+    with torch.no_grad():
+        assert rows["head"].multiply_adds_after == small.head.multiply_adds((4, 32))
+        assert rows["body.2"].multiply_adds_after == small.body[2].multiply_adds((4, 32, 12, 12))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (nn.Conv1d(6, 8, 3, groups=2), (2, 6, 10), 2 * 8 * 8 * 9),
+        (nn.Conv3d(2, 4, 2), (1, 2, 3, 4, 5), 2 * 3 * 4 * 4 * 16),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2), (1, 4, 5, 7), 35 * 4 * 6 * 9),
+        (nn.Linear(5, 7), (2, 3, 5), 6 * 35),
+        (nn.Conv2d(3, 8, 3), (3, 6, 6), 16 * 8 * 27),  # without a batch
+    ],
+)
+def test_multiply_adds_of_other_layers(
+    layer: nn.Module, shape: tuple[int, ...], expected: int
+) -> None:
+    assert sketchlayers.inspect(layer, torch.zeros(shape)).multiply_adds == expected
+
+
+def test_without_example_inputs_there_are_no_multiply_adds() -> None:
+    report = random_init(Small(), 0.6).report
+    assert report.multiply_adds_before is None and report.multiply_adds_after is None
+    assert "multiply-adds" not in str(report)
+
+
+def test_json_round_trip(converted: tuple[nn.Module, nn.Module, Report]) -> None:
+    _, _, report = converted
+    data = report.to_dict()
+    assert json.loads(report.to_json()) == data
+    assert json.loads(report.to_json(indent=None)) == data
+    assert data["rate"] == report.rate and data["seed"] == 2 and data["rate_asked"] == 0.6
+    assert data["options"]["mixing"] == "spatial"
+    assert {row["name"] for row in data["layers"]} == {row.name for row in report.layers}
+    by_layer = random_init(Small(), {"head": 0.5}).report.to_dict()
+    assert json.loads(json.dumps(by_layer))["rate_asked"] == {"head": 0.5}
+
+
+def test_table(converted: tuple[nn.Module, nn.Module, Report]) -> None:
+    _, _, report = converted
+    lines = str(report).splitlines()
+    table = lines[: lines.index("")]
+    assert repr(report) == str(report)
+    (first,) = [line for line in table if line.startswith("first")]
+    (head,) = [line for line in table if line.startswith("head")]
+    assert head.split()[:3] == ["head", "sketch", "40x32"]
+    row = next(row for row in report.layers if row.name == "head")
+    assert f"{row.parameters_before:,}" in head and f"{row.parameters_after:,}" in head
+    mark = first.split()[-1]
+    assert f"{mark} the first layer is kept (keep_first=False takes it too)" in lines
+    assert f"{report.parameters_before:,}" in table[-1] and "whole model" in table[-1]
+    ends = {len(line) for line in table if set(line) == {"-"}}
+    assert len(ends) == 1 and max(map(len, table)) == ends.pop() <= 120
+    # Columns are aligned: the first of two header lines ends where its columns do.
+    at = table[1].index("before")
+    assert table[0].index("parameters") < at + len("before")
+
+
+def test_wide_names_and_numbers_fit_the_terminal() -> None:
+    layer = nn.Linear(4096, 16384, device="meta")
+    model: nn.Module = nn.Sequential(layer, nn.Linear(16384, 16384, device="meta"))
+    for name in ("encoder_with_a_rather_long_name", "transformer_blocks", "feed_forward_network"):
+        model = nn.ModuleDict({name: model})
+    inspection = sketchlayers.inspect(model)
+    assert max(map(len, str(inspection).splitlines())) <= 120
+    report = random_init(model, 0.5).report
+    assert max(map(len, str(report).splitlines()[:8])) <= 120
+    assert "encoder_with" not in str(report) or ".." in str(report)
+
+
+def test_inspection_adds_up() -> None:
+    model = Small()
+    inspection = sketchlayers.inspect(model, images())
+    assert isinstance(inspection, Inspection)
+    assert inspection.parameters == sum(p.numel() for p in model.parameters())
+    assert inspection.bytes == saved_bytes(model)
+    assert json.loads(inspection.to_json()) == inspection.to_dict()
+    assert repr(inspection) == str(inspection)
+    free = [row for row in inspection.layers if row.reason is None]
+    assert inspection.compressible_parameters == sum(row.parameters for row in free)
+    for row in free:
+        full = random_init(model, {row.name: 1e-9}).report
+        assert full.replaced[0].parameters_after == row.smallest_parameters
+        largest = sketchlayers.methods.Sketch().parameters(
+            model.get_submodule(row.name), row.largest_rank
+        )
+        assert row.smallest_parameters <= largest < row.parameters
+
+
+def test_quantities() -> None:
+    written = [quantity(n, "B") for n in (0, 7, 999, 1000, 1234, 999_499, 999_500, 1_234_567_890)]
+    assert written == [
+        "0 B", "7 B", "999 B", "1 kB", "1.23 kB", "999 kB", "1 MB", "1.23 GB"
+    ]  # fmt: skip
+    assert quantity(None) == "-" and quantity(12_300) == "12.3 k"
+
+
+def test_shorten() -> None:
+    assert shorten("layer4.0.conv1", 20) == "layer4.0.conv1"
+    short = shorten("features.denseblock4.denselayer16.conv2", 24)
+    assert len(short) == 24 and short.startswith("features") and short.endswith("layer16.conv2")

@@ -1,0 +1,156 @@
+"""The table of methods and what a method's config promises about its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import sketchlayers
+from sketchlayers import methods
+from sketchlayers.methods import _method
+
+LAYERS = [
+    nn.Conv2d(12, 20, 3),
+    nn.Conv2d(12, 20, (1, 4), bias=False),
+    nn.Conv2d(12, 24, 3, groups=3),
+    nn.Linear(30, 44),
+    nn.Linear(64, 7, bias=False),
+]
+
+
+@pytest.fixture
+def own_method() -> Iterator[type[methods.Method]]:
+    """A method of a user's own: drops the rows of the weight above the rank."""
+
+    class Rows(nn.Module):
+        fit_error: float | None = None
+
+        def __init__(self, weight: torch.Tensor, rows: int) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(weight[:rows].clone())
+            self.total = len(weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.pad(x @ self.rows.T, (0, self.total - len(self.rows)))
+
+        def multiply_adds(self, input_shape: tuple[int, ...]) -> int:
+            return input_shape[0] * self.rows.numel()
+
+        def fold(self) -> nn.Linear:
+            layer = nn.Linear(self.rows.shape[1], self.total, bias=False)
+            nn.init.zeros_(layer.weight)
+            layer.weight.data[: len(self.rows)] = self.rows.data
+            return layer
+
+    @methods.register("rows")
+    @dataclass(frozen=True, kw_only=True)
+    class RowsMethod(methods.Method):
+        layers: ClassVar[tuple[type[nn.Module], ...]] = (Rows,)
+
+        def refusal(self, layer: nn.Module) -> str | None:
+            return None if isinstance(layer, nn.Linear) else "no linear layer"
+
+        def largest_rank(self, layer: nn.Module) -> int:
+            return layer.out_features - 1
+
+        def parameters(self, layer: nn.Module, rank: int) -> int:
+            return rank * layer.in_features
+
+        def build(self, layer: nn.Module, rank: int, **_: Any) -> nn.Module:
+            return Rows(layer.weight.detach(), rank)
+
+    yield RowsMethod
+    del _method._methods["rows"]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("num_sketches", [1, 2])
+def test_sizes_are_those_of_the_layers_built(layer: nn.Module, num_sketches: int) -> None:
+    sketch = methods.Sketch(num_sketches=num_sketches)
+    dense = sum(p.numel() for p in layer.parameters())
+    assert sketch.refusal(layer) is None
+    largest = sketch.largest_rank(layer)
+    for rank in {1, largest}:
+        built = sketch.build(layer, rank, init="random", seed=5)
+        count = sum(p.numel() for p in built.parameters())
+        assert count == sketch.parameters(layer, rank) < dense
+        assert int(built.seed) == 5 and isinstance(built, sketch.layers)
+    assert sketch.parameters(layer, largest + 1) >= dense
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_largest_rank_is_zero_where_nothing_shrinks() -> None:
+    sketch = methods.Sketch()
+    assert sketch.largest_rank(nn.Linear(3, 1)) == 0
+    assert sketch.largest_rank(nn.Linear(0, 4)) == 0
+    assert sketch.largest_rank(nn.Conv2d(8, 8, 3, groups=4)) == 0
+
+
+def test_build_passes_all_options() -> None:
+    sketch = methods.Sketch(
+        num_sketches=2, mixing="channel", scale="normalized", base="random", frame="signs"
+    )
+    layer = sketch.build(nn.Conv2d(12, 20, 3), 1, init="fit", seed=9)
+    assert (layer.num_sketches, layer.mixing, layer.scale) == (2, "channel", 0.5)
+    assert (layer.base, layer.frame, int(layer.seed)) == ("random", "signs", 9)
+    linear = sketch.build(nn.Linear(12, 20), 1, init="fit", seed=9)
+    assert (linear.num_sketches, linear.base, linear.frame) == (2, "random", "signs")
+    moment = torch.diag(torch.arange(1.0, 13.0))
+    plain = methods.Sketch()
+    dense = nn.Linear(12, 20)
+    weighted = plain.build(dense, 2, init="fit", seed=9, second_moment=moment)
+    assert not torch.equal(weighted.s2, plain.build(dense, 2, init="fit", seed=9).s2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_sketches": 0}, ValueError, "num_sketches must be at least 1"),
+        ({"num_sketches": 1.0}, TypeError, "num_sketches must be a whole number"),
+        ({"mixing": "time"}, ValueError, "mixing must be one of 'spatial', 'channel'"),
+        ({"scale": "unit"}, ValueError, "scale must be one of"),
+        ({"scale": 0.0}, ValueError, "scale must be positive"),
+        ({"base": "zero"}, ValueError, "base must be one of None, 'random'"),
+        ({"frame": True}, ValueError, "frame must be one of None, 'signs'"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        methods.Sketch(**options)
+
+
+def test_get() -> None:
+    assert methods.get("sketch") == methods.Sketch()
+    assert methods.get(methods.Sketch) == methods.Sketch()
+    changed = methods.get(methods.Sketch(mixing="channel"), num_sketches=3)
+    assert changed == methods.Sketch(mixing="channel", num_sketches=3)
+    assert "sketch" in methods.names()
+    with pytest.raises(ValueError, match=r"must be one of 'sketch' \(got 'sketsch'\)"):
+        methods.get("sketsch")
+
+
+def test_names_are_taken_once() -> None:
+    with pytest.raises(ValueError, match="must be new"):
+        methods.register("sketch")(methods.Sketch)
+
+
+def test_a_new_method_works_everywhere(own_method: type[methods.Method]) -> None:
+    model = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
+    assert methods.names() == ["rows", "sketch"]
+    assert sketchlayers.inspect(model, method="rows").layers[1].largest_rank == 19
+    x = torch.randn(3, 20)
+    small, report = sketchlayers.compress(model, own_method(), rate=0.75, example_inputs=x)
+    assert report.method == "rows" and report.layers[1].rank == 10
+    assert report.layers[1].multiply_adds_after == 3 * 10 * 20
+    torch.testing.assert_close(small(x)[:, :10], model(x)[:, :10])
+    folded = sketchlayers.fold(small)
+    assert type(folded[1]) is nn.Linear
+    torch.testing.assert_close(folded(x), small(x))
+    # What one method has made is not the business of another.
+    rows = sketchlayers.inspect(small).layers
+    assert rows[1].reason == "already compressed (Rows)"
