@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sketchlayers.nn._sketch import SketchLayer
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def param_groups(
