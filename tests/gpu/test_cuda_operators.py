@@ -13,6 +13,7 @@ from ops.problems import (
     lay_out,
     paths,
     relative_error,
+    strides,
 )
 from ops.test_precision import dense_errors
 
@@ -106,8 +107,7 @@ def test_operands_of_any_strides(name, layout):
             step(layer, strided, path, grad), step(layer, plain, path, grad), strict=True
         ):
             assert relative_error(a, b) < 1e-12
-        meta = layer(strided.to("meta"), path)
-        assert layer(strided, path).stride() == meta.stride()
+    assert len({strides(layer(strided, path)) for path in paths(layer)}) == 1
 
 
 @pytest.mark.parametrize(("name", "path"), CASES)

@@ -390,6 +390,21 @@ def sizes(low: int, high: int) -> st.SearchStrategy[int]:
 
 
 @st.composite
+def pointwise_layers(draw: st.DrawFn) -> Conv:
+    """1x1 convolutions without padding or groups, which have code of their own."""
+    return Conv(
+        batch=draw(st.sampled_from([None, 0, 1, 3])),
+        in_channels=draw(sizes(1, 40)),
+        out_channels=draw(sizes(1, 40)),
+        kernel=(1, 1),
+        size=draw(st.tuples(sizes(1, 6), sizes(1, 6))),
+        stride=draw(st.sampled_from([(1, 1), (1, 1), (1, 2)])),
+        mixing=draw(st.sampled_from(["spatial", "channel"])),
+        **draw(_common()),
+    )
+
+
+@st.composite
 def conv_layers(draw: st.DrawFn) -> Conv:
     """Convolutions of every kind, small enough for the reference's loops."""
     groups = draw(st.sampled_from([1, 1, 2, 3]))

@@ -285,6 +285,92 @@ def test_an_error_leaves_the_operands_as_they_were():
         assert torch.equal(arguments[name], value)
 
 
+@pytest.mark.parametrize("path", ["auto", "folded", "factored"])
+@pytest.mark.parametrize("op", [ops.sk_conv2d, ops.sk_linear])
+def test_autocast_reconciles_no_double_with_other_types(op, path):
+    """Autocast leaves float64 alone, so that it cannot meet the half type of the others."""
+    arguments = conv_arguments() if op is ops.sk_conv2d else linear_arguments()
+    arguments |= {"input": arguments["input"].double(), "path": path}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fails(op, arguments, TypeError, "input must have the type")
+
+
+OPERATORS = torch.ops.sketchlayers
+
+
+def backward_arguments(arguments: Arguments) -> Arguments:
+    """The same operands for the backward operator of the factored path."""
+    dropped = ("bias", "base", "frame")
+    kept = {name: value for name, value in arguments.items() if name not in dropped}
+    return {"grad": torch.ones(3, 8, 3, 5), "output_mask": [True] * 3, **kept}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"grad": torch.ones(3, 8, 3, 4)}, RuntimeError, "shape of the output"),
+        ({"grad": torch.ones(8, 3, 5)}, RuntimeError, "shape of the output"),
+        ({"grad": torch.ones(3, 8, 3, 5).double()}, TypeError, "grad must have the type"),
+        ({"input": lambda t: t[:, :-1]}, RuntimeError, "input must have shape"),
+        ({"s2": lambda t: t[:, :-1]}, RuntimeError, "s2 must have"),
+        ({"u1": lambda t: t.float()}, TypeError, "u1 must be packed signs of type int32"),
+        ({"stride": 0}, ValueError, "stride must be"),
+    ],
+)
+def test_the_backward_of_the_factored_convolution(changes, error, match):
+    right = backward_arguments(conv_arguments())
+    assert len(OPERATORS.sk_conv2d_factored_backward(**right)) == 3
+    with pytest.raises(error, match=rf"^sk_conv2d_factored_backward: .*{match}.*\(got .+\)"):
+        OPERATORS.sk_conv2d_factored_backward(**changed(right, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"grad": torch.ones(3, 7)}, RuntimeError, "shape of the output"),
+        ({"grad": torch.ones(8)}, RuntimeError, "shape of the output"),
+        ({"grad": torch.ones(3, 8).half()}, TypeError, "grad must have the type"),
+        ({"s2": lambda t: t[:, :-1]}, RuntimeError, "s2 must have"),
+    ],
+)
+def test_the_backward_of_the_factored_linear_layer(changes, error, match):
+    right = backward_arguments(linear_arguments()) | {"grad": torch.ones(3, 8)}
+    assert len(OPERATORS.sk_linear_factored_backward(**right)) == 3
+    with pytest.raises(error, match=rf"^sk_linear_factored_backward: .*{match}.*\(got .+\)"):
+        OPERATORS.sk_linear_factored_backward(**changed(right, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"grad": torch.ones(8, 3, 3)}, RuntimeError, "shape of the dense weight"),
+        ({"grad": torch.ones(8, 3, 3, 3)}, RuntimeError, "u2 must have"),
+        ({"grad": torch.ones(600, 3, 3, 2)}, RuntimeError, "u1 must have"),
+        ({"grad": torch.ones(7, 3, 3, 2)}, RuntimeError, "divisible by groups"),
+        ({"grad": torch.ones(8, 3, 3, 2).int()}, TypeError, "grad must be float32"),
+        ({"mixing": "channels"}, ValueError, "mixing must be"),
+    ],
+)
+def test_the_backward_of_the_weight(changes, error, match):
+    arguments = conv_arguments()
+    kept = {name: arguments[name] for name in ("u1", "u2", "num_sketches", "mixing", "frame")}
+    right = {"grad": torch.ones(8, 3, 3, 2), **kept}
+    assert len(OPERATORS.sk_weight_backward(**right)) == 2
+    with pytest.raises(error, match=rf"^sk_weight_backward: .*(?:{match}).*\(got .+\)"):
+        OPERATORS.sk_weight_backward(**changed(right, **changes))
+
+
+@pytest.mark.parametrize("path", ["auto", "folded", "factored"])
+def test_types_are_checked_on_the_meta_device(path):
+    """Where there is no autocast to ask about."""
+    arguments = {
+        name: value.to("meta") if torch.is_tensor(value) else value
+        for name, value in conv_arguments().items()
+    }
+    changes = {"input": arguments["input"].double(), "path": path}
+    fails(ops.sk_conv2d, arguments | changes, TypeError, "input must have the type")
+
+
 def test_errors_reach_compiled_code():
     """The fake kernels raise the same errors, while the program is still being traced."""
     arguments = conv_arguments()

@@ -128,6 +128,31 @@ def test_long_sums_of_half_types_are_accumulated_in_float32(dtype, path):
     assert relative_error(layer(operands, path), expected) < 4 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", ["spatial", "channel", "many sketches", "1x1"])
+def test_gradients_that_nearly_cancel_over_the_batch(name: str, dtype: torch.dtype):
+    """Pairs of images pull the parameters in opposite directions: what is left must be right.
+
+    Rounding to a half type before the sum over the batch, and not after, would drown it.
+    """
+    layer = LAYERS[name].replace(batch=4)
+    operands = layer.operands(dtype)
+    operands.input[2:] = operands.input[:2]
+    grad = torch.randn(layer.output_shape(), generator=torch.Generator().manual_seed(1)).to(dtype)
+    grad[2:] = -grad[:2]
+    grad[3, :, 0, 0] += 1
+    allowed = {
+        parameter: 2 * error + 4 * torch.finfo(dtype).eps
+        for parameter, error in dense_errors(layer, operands, grad).items()
+    }
+    expected = layer.reference_gradients(operands, grad)
+    for path in paths(layer):
+        gradients = layer.gradients(operands, grad, path)
+        for parameter in ("s1", "s2"):
+            error = relative_error(gradients[parameter], expected[parameter])
+            assert error <= allowed[parameter], f"{path}: {parameter}"
+
+
 def test_large_and_small_float16_values_survive():
     """Half-type intermediates must not overflow where the dense layer's output does not."""
     layer = Linear(lead=(4,), in_channels=512, out_channels=64, rank=4, bias=False, scale=1e-3)

@@ -18,6 +18,7 @@ from .problems import (
     lay_out,
     linear_layers,
     paths,
+    pointwise_layers,
     relative_error,
 )
 from .reference import weight_adjoint
@@ -46,9 +47,12 @@ def laid_out(operands: Operands, layout: dict[str, str]) -> Operands:
 
 def check_against_reference(layer: Layer, operands: Operands, grad_layout: str) -> None:
     expected = layer.reference_output(operands)
-    grad = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator())
-    grad = torch.ones_like(grad[:1]).expand_as(grad) if grad_layout == "expanded" else grad
-    grad = lay_out(grad, grad_layout) if grad_layout in LAYOUTS else grad
+    if grad_layout == "expanded":
+        grad = torch.ones((), dtype=torch.float64).expand(expected.shape)
+    else:
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+        grad = lay_out(grad, grad_layout)
     expected_gradients = layer.reference_gradients(operands, grad)
     for path in paths(layer):
         assert relative_error(layer(operands, path), expected) < TOLERANCE, path
@@ -59,20 +63,29 @@ def check_against_reference(layer: Layer, operands: Operands, grad_layout: str) 
             assert error < TOLERANCE, f"{path}: {name} by {error}"
 
 
+grad_layouts = st.sampled_from([*LAYOUTS, "expanded"])
+
+
 @budget(150)
-@given(layer=conv_layers(), layout=layouts, grad_layout=st.sampled_from(LAYOUTS))
+@given(layer=conv_layers(), layout=layouts, grad_layout=grad_layouts)
 def test_conv2d(layer: Conv, layout: dict[str, str], grad_layout: str):
     check_against_reference(layer, laid_out(layer.operands(), layout), grad_layout)
 
 
+@budget(80)
+@given(layer=pointwise_layers(), layout=layouts, grad_layout=grad_layouts)
+def test_pointwise_conv2d(layer: Conv, layout: dict[str, str], grad_layout: str):
+    check_against_reference(layer, laid_out(layer.operands(), layout), grad_layout)
+
+
 @budget(60)
-@given(layer=linear_layers(), layout=layouts, grad_layout=st.sampled_from(LAYOUTS))
+@given(layer=linear_layers(), layout=layouts, grad_layout=grad_layouts)
 def test_linear(layer: Linear, layout: dict[str, str], grad_layout: str):
     check_against_reference(layer, laid_out(layer.operands(), layout), grad_layout)
 
 
 @budget(80)
-@given(layer=st.one_of(conv_layers(), linear_layers()), layout=layouts)
+@given(layer=st.one_of(conv_layers(), pointwise_layers(), linear_layers()), layout=layouts)
 def test_weight(layer: Layer, layout: dict[str, str]):
     operands = laid_out(layer.operands(), layout).requiring("s1", "s2")
     weight = layer.weight(operands)
