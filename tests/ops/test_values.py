@@ -45,14 +45,20 @@ def laid_out(operands: Operands, layout: dict[str, str]) -> Operands:
     return Operands(**{"bias": None, **tensors})
 
 
+def output_gradient(shape: tuple[int, ...], layout: str) -> torch.Tensor:
+    """Normal random numbers; ``expanded`` repeats one slice without copying it, as sums do."""
+    axis = -1 if len(shape) > 2 else 0
+    sizes = list(shape)
+    if layout == "expanded" and shape[axis] and len(shape) > 1:
+        sizes[axis] = 1
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(sizes, dtype=torch.float64, generator=generator)
+    return grad.expand(shape) if layout == "expanded" else lay_out(grad, layout)
+
+
 def check_against_reference(layer: Layer, operands: Operands, grad_layout: str) -> None:
     expected = layer.reference_output(operands)
-    if grad_layout == "expanded":
-        grad = torch.ones((), dtype=torch.float64).expand(expected.shape)
-    else:
-        generator = torch.Generator().manual_seed(1)
-        grad = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
-        grad = lay_out(grad, grad_layout)
+    grad = output_gradient(expected.shape, grad_layout)
     expected_gradients = layer.reference_gradients(operands, grad)
     for path in paths(layer):
         assert relative_error(layer(operands, path), expected) < TOLERANCE, path
