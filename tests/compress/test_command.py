@@ -114,7 +114,7 @@ def test_compress_prints_the_table(folder: Path, capsys: pytest.CaptureFixture[s
 
 def test_rates_of_patterns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["compress", NAME, *SMALL, "--init", "random", "--out", "small.pt", "--json"]
-    assert main([*arguments, "--rate", "features.12.*=0.2", "classifier.1=0.5"]) == 0
+    assert main([*arguments, "--rate", "features.12.*=0.2", "--rate", "classifier.1=0.5"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["rate_asked"] == {"features.12.*": 0.2, "classifier.1": 0.5}
     replaced = {row["name"] for row in report["layers"] if row["method"]}
@@ -206,8 +206,8 @@ def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for arguments, message in [
         ([*base, "0.001"], "rate must be at least 0.0"),
         ([*base, "7"], "rate must be in (0, 1]"),
-        ([*base, "0.5", "0.6"], "--rate must be one number, or only pairs"),
-        ([*base, "0.5", "classifier.1=0.6"], "--rate must be one number, or only pairs"),
+        ([*base, "0.5", "--rate", "0.6"], "--rate must be one number, or only pairs"),
+        ([*base, "0.5", "--rate", "classifier.1=0.6"], "--rate must be one number, or only pairs"),
         ([*base, "0.5", "--layers", "classifer.*"], "a pattern must match a layer"),
         ([*base[:-3], "--out", "nowhere/small.pt", "--rate", "0.5"], "in a folder that exists"),
         ([*base[:-3], "--out", ".", "--rate", "0.5"], "--out must be a file"),

@@ -278,3 +278,19 @@ def test_the_module_and_the_function_can_both_be_called() -> None:
     module = importlib.import_module("sketchlayers.compress")
     small, _ = module(nn.Linear(48, 48), rate=0.5, init="random")
     assert isinstance(small, SKLinear)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    model = Small().cuda()
+    random_state = torch.cuda.get_rng_state()
+    twice = [
+        random_init(model, 0.6, seed=3, example_inputs=torch.zeros(1, 3, 12, 12, device="cuda"))
+        for _ in range(2)
+    ]
+    assert torch.equal(random_state, torch.cuda.get_rng_state())
+    small, again = (result.model for result in twice)
+    assert all(tensor.is_cuda for tensor in (*small.parameters(), *small.buffers()))
+    assert torch.equal(small.head.s1, again.head.s1)
+    on_cpu = random_init(model.cpu(), 0.6, seed=3).model
+    assert torch.equal(small.head.u1.cpu(), on_cpu.head.u1)

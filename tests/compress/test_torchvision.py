@@ -78,28 +78,33 @@ FAMILIES: dict[str, tuple[Callable[..., nn.Module], int]] = {
 
 # Small enough to fit the weights of; the others start from random factors.
 FITTED = {"mobilenet_v3", "shufflenet", "squeezenet", "swin", "vit"}
+# The largest matrices are folded sooner at a smaller rate.
+RATES = {"alexnet": 0.2, "vgg": 0.1, "wide_resnet": 0.2}
 
 
 @pytest.mark.filterwarnings("ignore:compress.*training:UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_of_every_family(family: str) -> None:
     build, size = FAMILIES[family]
-    model = build().eval()
-    x = torch.randn(2, 3, size, size)
+    rate = RATES.get(family, 0.5)
+    # In float64, since a deep network makes rounding errors grow by any factor.
+    model, x = build().double().eval(), torch.randn(2, 3, size, size, dtype=torch.float64)
+    bring_to_life(model, x)
     small, report = sketchlayers.compress(
         model,
-        rate=0.5,
+        rate=rate,
         example_inputs=x,
         init="fit" if family in FITTED else "random",
         seed=1,
     )
     assert_adds_up(report, model, small)
-    assert abs(report.rate - 0.5) <= 0.005, report.notes
+    assert abs(report.rate - rate) <= 0.01 * rate, report.notes
     assert report.multiply_adds_before
     assert report.replaced
 
     output = small(x)
     assert output.shape == model(x).shape and output.isfinite().all()
+    assert not torch.equal(output[0], output[1])
     output.square().mean().backward()
     for row in report.replaced:
         layer = small.get_submodule(row.name)
@@ -110,7 +115,7 @@ def test_one_of_every_family(family: str) -> None:
     with torch.no_grad():
         again = folded(x)
     error = (again - output).norm() / output.norm()
-    assert error < 1e-4
+    assert error < 1e-9
 
 
 @pytest.mark.parametrize("name", models.list_models(module=models))
@@ -150,6 +155,20 @@ def parameters_on_meta() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "register_parameter", on_meta)
         yield
+
+
+@torch.no_grad()
+def bring_to_life(model: nn.Module, x: torch.Tensor) -> None:
+    """Gives batch norms the statistics of ``x``, and zero heads values: else outputs may vanish."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    model(x)
+    for norm in norms:
+        norm.eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            module.reset_parameters()
 
 
 def assert_adds_up(report: Report, model: nn.Module, small: nn.Module) -> None:

@@ -52,15 +52,20 @@ def add_arguments_compress(parser: argparse.ArgumentParser) -> None:
     add(
         "--rate",
         required=True,
-        nargs="+",
+        action="append",
         type=_rate,
         metavar="RATE",
-        help="parameters after / before: one number for the whole model, or PATTERN=NUMBER for "
-        "each layer or glob pattern of layers to replace",
+        help="parameters after / before: one number for the whole model, or PATTERN=NUMBER, any "
+        "number of times, for a layer or glob pattern of layers",
     )
     add("--out", required=True, type=Path, metavar="FILE", help="where to write the smaller model")
     add("--force", action="store_true", help="overwrite FILE if it exists")
-    add("--layers", nargs="+", metavar="PATTERN", help="only layers whose names match")
+    add(
+        "--layers",
+        action="append",
+        metavar="PATTERN",
+        help="only layers whose names match; any number of times",
+    )
     add(
         "--keep-first",
         action=argparse.BooleanOptionalAction,

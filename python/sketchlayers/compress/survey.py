@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from sketchlayers import methods
 from sketchlayers.compress._calls import Call, ExampleInputs, record_calls
-from sketchlayers.compress._weight_reads import weights_read
+from sketchlayers.compress._reasons import Reasons
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init
 
@@ -28,7 +25,6 @@ _OTHER_LAYERS = (
     nn.RNNBase,
     nn.RNNCellBase,
 )
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def survey(
     found = dict(_find_layers(model))
     calls = None if example_inputs is None else record_calls(model, found, example_inputs)
     parameters, sizes = _count_by_owner(model, found)
-    reasons = _Reasons(model, method, init, calls)
+    reasons = Reasons(model, method, init, calls)
     layers = []
     for name, module in found.items():
         own_calls = None if calls is None else tuple(calls.get(name, ()))
@@ -120,9 +116,9 @@ def survey(
             bytes=sizes.get(name, 0),
             calls=own_calls,
             multiply_adds=multiply_adds(module, own_calls) if own_calls else None,
-            reason=None,
+            reason=reasons.of(name, module),
         )
-        layers.append(replace(layer, reason=reasons.of(layer)))
+        layers.append(layer)
     order = found if calls is None else calls
     kinds = (*_MATRIX_LAYERS, *methods.compressed_layers())
     return Survey(
@@ -220,142 +216,3 @@ def _count_by_owner(
             parameters[owner] = parameters.get(owner, 0) + count
         sizes[owner] = sizes.get(owner, 0) + stored_bytes(tensor)
     return parameters, sizes
-
-
-class _Reasons:
-    """Why a layer must be left alone; knows the model around it."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        method: Method,
-        init: Init,
-        calls: Mapping[str, list[Call]] | None,
-    ) -> None:
-        self.method = method
-        self.init = init
-        self.calls = calls
-        self.places = _places(model)
-        self.holders = _holders(model)
-        self.readers = _readers(model)
-
-    def of(self, layer: Layer) -> str | None:
-        """The first reason that holds, in a few words; None if the layer can be replaced."""
-        module = layer.module
-        if isinstance(module, methods.compressed_layers()):
-            return f"already compressed ({layer.kind})"
-        return (
-            _unusual_layer(module)
-            or self.method.refusal(module)
-            or self._used_elsewhere(layer)
-            or self._out_of_reach(module)
-        )
-
-    def _used_elsewhere(self, layer: Layer) -> str | None:
-        path = layer.name.split(".")
-        for depth in range(len(path)):
-            name = ".".join(path[: depth + 1])
-            others = [place for place in self.places.get(name, ()) if place != name]
-            if others:
-                what = "shared" if name == layer.name else "inside a shared module"
-                return f"{what}: also registered as {others[0]!r}"
-        for key, parameter in layer.module._parameters.items():
-            if parameter is not None:
-                own = f"{layer.name}.{key}" if layer.name else key
-                others = [name for name in self.holders[_identity(parameter)] if name != own]
-                if others:
-                    return f"tied: its {key} is also {others[0]!r}"
-        if layer.name in self.readers:
-            return f"used through its weight by {self.readers[layer.name]}"
-        if self.calls is not None and layer.name not in self.calls:
-            return "not called on the example inputs"
-        return None
-
-    def _out_of_reach(self, module: nn.Module) -> str | None:
-        weight = module.get_parameter("weight")
-        if weight.is_meta and self.init == "fit":
-            return "nothing to fit: its weight is on the meta device"
-        if self.method.largest_rank(module) < 1:
-            return "would grow, even at rank 1"
-        return None
-
-
-def _unusual_layer(layer: nn.Module) -> str | None:
-    """What makes the layer more than a plain one with a weight and a bias of its own."""
-    kind = type(layer).__name__
-    if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
-        return "lazy: its shape is known only after a first forward call"
-    if not isinstance(layer, nn.Conv2d | nn.Linear):
-        return None
-    base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    computed = [key for key in ("weight", "bias") if key not in layer._parameters]
-    if computed:
-        return f"parametrised: its {' and '.join(computed)} is computed{_sources(layer)}"
-    if isinstance(layer, NonDynamicallyQuantizableLinear):
-        return "used through its weight (an attention layer's projection)"
-    if any(
-        getattr(type(layer), name, None) is not getattr(base, name, None)
-        for name in ("forward", "_conv_forward", "__call__")
-    ):
-        return f"{kind} has a forward of its own"
-    if "forward" in vars(layer):
-        return "its forward has been replaced"
-    if len(layer._parameters) > 2 or layer._buffers or layer._modules:
-        return f"{kind} holds more than a weight and a bias"
-    weight = layer._parameters["weight"]
-    if weight is None or type(weight) is not nn.Parameter or weight.layout != torch.strided:
-        return f"its weight is no plain dense parameter ({type(weight).__name__})"
-    if weight.dtype not in _DTYPES:
-        return f"its dtype is {str(weight.dtype).removeprefix('torch.')}"
-    return None
-
-
-def _sources(layer: nn.Module) -> str:
-    """What a computed weight or bias is made by, or from: " (_WeightNorm)", " (weight_orig)"."""
-    if parametrize.is_parametrized(layer):
-        lists = cast(nn.ModuleDict, layer.parametrizations).values()
-        names = [type(step).__name__ for steps in lists for step in cast(nn.ModuleList, steps)]
-    else:
-        names = sorted(layer._parameters.keys() - {"weight", "bias"})
-    return f" ({', '.join(names)})" if names else ""
-
-
-def _places(model: nn.Module) -> dict[str, list[str]]:
-    """Where each module is registered, by its first name; so are its parents called."""
-    names = {module: name for name, module in model.named_modules()}
-    places: dict[str, list[str]] = {}
-    for parent, prefix in names.items():
-        for key, child in parent._modules.items():
-            if child is not None:
-                places.setdefault(names[child], []).append(f"{prefix}.{key}" if prefix else key)
-    return places
-
-
-def _holders(model: nn.Module) -> dict[object, list[str]]:
-    """Names under which distinct modules hold the same tensor."""
-    holders: dict[object, list[str]] = {}
-    for prefix, module in model.named_modules():
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                name = f"{prefix}.{key}" if prefix else key
-                holders.setdefault(_identity(tensor), []).append(name)
-    return holders
-
-
-def _identity(tensor: Tensor) -> object:
-    """Equal for tensors that begin at the same place of the same storage."""
-    if is_lazy(tensor) or tensor.layout != torch.strided or tensor.numel() == 0:
-        return id(tensor)
-    try:
-        return tensor.untyped_storage()._cdata, tensor.storage_offset()
-    except (NotImplementedError, RuntimeError):  # tensor subclasses without a storage
-        return id(tensor)
-
-
-def _readers(model: nn.Module) -> dict[str, str]:
-    """Layers that a module around them uses through their weight: name -> class of that module."""
-    readers: dict[str, str] = {}
-    for prefix, module in model.named_modules():
-        for path in weights_read(type(module)):  # type: ignore[arg-type]
-            readers[f"{prefix}.{path}" if prefix else path] = type(module).__name__
-    return readers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -103,33 +103,22 @@ class Sketch(Method):
         second_moment: Tensor | None = None,
     ) -> nn.Module:
         """See `Method.build`."""
+        arguments: dict[str, Any] = {
+            "rank": rank,
+            "num_sketches": self.num_sketches,
+            "scale": self.scale,
+            "base": self.base,
+            "frame": self.frame,
+            "seed": seed,
+            "init": init,
+            "second_moment": second_moment,
+        }
         if isinstance(layer, nn.Conv2d):
-            return SKConv2d.from_conv(
-                layer,
-                rank=rank,
-                num_sketches=self.num_sketches,
-                mixing=self.mixing,
-                scale=self.scale,
-                base=self.base,
-                frame=self.frame,
-                seed=seed,
-                init=init,
-                second_moment=second_moment,
-            )
-        if not isinstance(layer, nn.Linear):
-            raise TypeError(
-                f"Sketch: the layer must be nn.Conv2d or nn.Linear (got {type(layer).__name__})"
-            )
-        return SKLinear.from_linear(
-            layer,
-            rank=rank,
-            num_sketches=self.num_sketches,
-            scale=self.scale,
-            base=self.base,
-            frame=self.frame,
-            seed=seed,
-            init=init,
-            second_moment=second_moment,
+            return SKConv2d.from_conv(layer, mixing=self.mixing, **arguments)
+        if isinstance(layer, nn.Linear):
+            return SKLinear.from_linear(layer, **arguments)
+        raise TypeError(
+            f"Sketch: the layer must be nn.Conv2d or nn.Linear (got {type(layer).__name__})"
         )
 
 
