@@ -84,6 +84,19 @@ demo: $(STAMPS)/installed ## train, sketch and compress a small network on real 
 test: lint cpp-test $(STAMPS)/installed ## all checks and tests
 	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST)
 
+GPU_RUNS := runs/gpu
+SANITIZER = compute-sanitizer --error-exitcode 1 --kernel-regex kns=sketchlayers
+
+gpu: $(STAMPS)/installed ## on a machine with a GPU: its tests, memory checks, timings, a short training
+	$(PY) -m pytest -m gpu $(PYTEST)
+	@if $(SANITIZER) $(PY) -c 'import torch; torch.zeros(1, device="cuda")' > /dev/null 2>&1; then \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) \
+			$(PY) -m pytest -m gpu --quiet -k "bits or unpacking or strides"; \
+	else echo "Memory checks are skipped: compute-sanitizer is not there or does not run here."; fi
+	@mkdir -p $(GPU_RUNS)
+	$(PY) -m sketchlayers bench --device cuda --csv $(GPU_RUNS)/bench.csv
+	$(PY) experiments/demo.py --device cuda --out $(GPU_RUNS)/demo
+
 # ------------------------------------------------------------------------------- parts of `test`
 
 .PHONY: lint format cpp-test
