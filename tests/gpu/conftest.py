@@ -1,4 +1,4 @@
-"""Skips every test of this folder where CUDA, or the package's CUDA part, is missing."""
+"""What the tests of CUDA share."""
 
 import os
 from pathlib import Path
@@ -12,26 +12,16 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 HERE = Path(__file__).parent
 
 
-def reason_to_skip() -> str | None:
-    """Why nothing here can run, or None."""
-    if not torch.cuda.is_available():
-        return "no CUDA device"
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips this folder where the package has no CUDA part; without a GPU all is skipped anyway."""
+    ours = [item for item in items if HERE in item.path.parents]
+    if not ours or not torch.cuda.is_available():
+        return
     from sketchlayers._extension import _C
 
-    return None if _C.build_info()["cuda"] else "sketchlayers was built without CUDA"
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ours = [item for item in items if HERE in item.path.parents]
-    reason = reason_to_skip() if ours else None
-    for item in ours:
-        item.add_marker(pytest.mark.gpu)
-        if reason:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    if not _C.build_info()["cuda"]:
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason="sketchlayers was built without CUDA"))
 
 
 @pytest.fixture(autouse=True)

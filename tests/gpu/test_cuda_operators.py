@@ -19,6 +19,8 @@ from ops.test_precision import dense_errors
 
 from sketchlayers import ops
 
+pytestmark = pytest.mark.gpu
+
 LAYERS = {
     "spatial": Conv(batch=4, in_channels=24, out_channels=32, kernel=(3, 3), size=(7, 8), rank=4,
                     num_sketches=2, padding=(1, 1)),
