@@ -64,7 +64,7 @@ def test_unpacking_gives_what_the_cpu_gives(columns, dtype):
     assert torch.equal(on_device.cpu(), ops.unpack_signs(packed, columns, dtype=dtype))
 
 
-def test_more_signs_than_32_bits_can_count():
+def test_more_signs_than_an_int_can_count():
     rows, columns = 2**11 + 1, 2**20
     if torch.cuda.mem_get_info()[0] < 6 * 2**30:
         pytest.skip("needs 6 GiB of free device memory")
