@@ -142,7 +142,7 @@ at::Tensor sk_conv2d_factored_kernel(const at::Tensor& input, const at::Tensor& 
     output.add_(
         conv(pointwise_conv(input, filters.input_signs(), groups), filters.scaled_s2(), arguments));
   }
-  return output.contiguous(common_memory_format(input, s1));
+  return in_format(output, common_memory_format(input, s1));
 }
 
 // The first `rank` of every group's rank + second_rank channels.
@@ -246,7 +246,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_kerne
   auto [grad_input, grad_s1, grad_s2] =
       pull_back(grad, input, s1, s2, filters, sketch, arguments, output_mask);
   const auto wanted = [](bool want, const at::Tensor& gradient, const at::Tensor& like) {
-    return want ? gradient.contiguous(common_memory_format(like, like)) : like.new_empty({0});
+    return want ? in_format(gradient, common_memory_format(like, like)) : like.new_empty({0});
   };
   return {wanted(output_mask[0], grad_input, input), wanted(output_mask[1], grad_s1, s1),
           wanted(output_mask[2], grad_s2, s2)};

@@ -112,7 +112,7 @@ at::Tensor sk_weight_kernel(const at::Tensor& s1, const at::Tensor& s2, const at
       at::empty({sketch.groups, sketch.out_channels, sketch.inputs()}, s1.options());
   const auto form = sketch.mixes_space() ? spatial_weight : channel_weight;
   form(weight, first, second, u1, u2, sketch, arguments);
-  return weight.view(sketch.weight_sizes()).contiguous(common_memory_format(s1, s1));
+  return in_format(weight.view(sketch.weight_sizes()), common_memory_format(s1, s1));
 }
 
 // A tile of the gradient in the type of the computation, with the frame's signs.

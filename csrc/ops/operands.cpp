@@ -5,6 +5,14 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 namespace sketchlayers {
+namespace {
+
+bool autocast_enabled(const at::Device& device) {
+  return at::autocast::is_autocast_available(device.type()) &&
+         at::autocast::is_autocast_enabled(device.type());
+}
+
+}  // namespace
 
 Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments) {
   const bool needs_folded = arguments.base.has_value() || arguments.frame.has_value();
@@ -25,8 +33,7 @@ void check_operand(const char* op, const char* name, const at::Tensor& tensor,
               s1.device(), ")");
   TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), op, ": ", name,
                    " must be floating point (got ", tensor.scalar_type(), ")");
-  TORCH_CHECK_TYPE(tensor.scalar_type() == s1.scalar_type() ||
-                       at::autocast::is_autocast_enabled(tensor.device().type()),
+  TORCH_CHECK_TYPE(tensor.scalar_type() == s1.scalar_type() || autocast_enabled(tensor.device()),
                    op, ": ", name, " must have the type of the parameters (got ",
                    tensor.scalar_type(), " and ", s1.scalar_type(), ")");
 }

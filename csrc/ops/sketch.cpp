@@ -1,5 +1,9 @@
 #include "ops/sketch.h"
 
+#include <ATen/ops/as_strided.h>
+#include <c10/core/MemoryFormat.h>
+#include <c10/util/strides.h>
+
 #include <cmath>
 #include <limits>
 
@@ -166,6 +170,17 @@ Sketch check_weight_gradient(const char* op, const at::Tensor& grad, const at::T
               grad.sym_sizes(), ")");
   return check_fixed_part(op, u1, u2, size(grad, 0), size(grad, 1), is_linear ? 1 : size(grad, 2),
                           is_linear ? 1 : size(grad, 3), is_linear, grad, arguments);
+}
+
+at::Tensor in_format(const at::Tensor& tensor, at::MemoryFormat format) {
+  if (tensor.dim() != 4) return tensor.contiguous();
+  if (!tensor.is_contiguous(format)) return tensor.contiguous(format);
+  const std::vector<int64_t> strides =
+      format == at::MemoryFormat::ChannelsLast
+          ? c10::get_channels_last_strides_2d(tensor.sizes())
+          : at::IntArrayRef(c10::contiguous_strides(tensor.sizes())).vec();
+  return tensor.strides() == at::IntArrayRef(strides) ? tensor
+                                                      : tensor.as_strided(tensor.sizes(), strides);
 }
 
 at::MemoryFormat common_memory_format(const at::Tensor& a, const at::Tensor& b) {

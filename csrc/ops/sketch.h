@@ -67,4 +67,8 @@ inline at::ScalarType compute_type(at::ScalarType type) {
 // channels_last if any of the tensors suggests it, as at::conv2d does for its input and weight.
 at::MemoryFormat common_memory_format(const at::Tensor& a, const at::Tensor& b);
 
+// The tensor with exactly the strides of the format. Tensor::contiguous() leaves a size of 1 any
+// stride, and what follows would then take the tensor for one of the other format.
+at::Tensor in_format(const at::Tensor& tensor, at::MemoryFormat format);
+
 }  // namespace sketchlayers
