@@ -128,6 +128,7 @@ cpp-test: $(STAMPS)/googletest ## the C++ library alone, with CMake, and its tes
 
 .PHONY: dist clean
 dist: $(STAMPS)/environment ## a wheel for this PyTorch, and the sources, in dist/
+	rm -rf build/lib.* build/bdist.* # or files that are gone would be packed
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	$(PY) -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
 
