@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from sketchlayers import ops
 from sketchlayers.nn import SKConv2d, SKLinear
 
 Mode = Literal["forward", "training"]
@@ -74,7 +75,9 @@ def build_dense(case: Case) -> nn.Module:
     return nn.Conv2d(case.in_channels, case.out_channels, case.kernel, padding=case.padding)
 
 
-def build_sketch(case: Case, rate: float, mixing: Any, path: str) -> SKConv2d | SKLinear:
+def build_sketch(
+    case: Case, rate: float, mixing: ops.Mixing, path: ops.Path
+) -> SKConv2d | SKLinear:
     """The sketched layer of the same shape."""
     layer: SKConv2d | SKLinear
     if case.size == 0:
@@ -154,7 +157,7 @@ def allocation_peak(step: Callable[[], None], device: torch.device) -> int:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
         step()
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profile.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     held = peak = 0
     for _, change in sorted(changes, key=lambda item: item[0]):
@@ -183,9 +186,9 @@ def run_case(
     *,
     batch: int,
     rate: float,
-    mixings: Sequence[str],
+    mixings: Sequence[ops.Mixing],
     mode: Mode,
-    path: str,
+    path: ops.Path,
     seconds: float,
     device: torch.device,
     dtype: torch.dtype,
@@ -194,26 +197,28 @@ def run_case(
     """Times one layer: the dense one and each mixing, in turn."""
     shape = (batch, case.in_channels, case.size, case.size)
     data = torch.randn(shape[:2] if case.size == 0 else shape, device=device, dtype=dtype)
-    layers = [build_dense(case), *(build_sketch(case, rate, mixing, path) for mixing in mixings)]
-    layers = [layer.to(device, dtype) for layer in layers]
+    sketches = [build_sketch(case, rate, mixing, path) for mixing in mixings]
+    layers = [build_dense(case), *sketches]
+    for layer in layers:  # in place
+        layer.to(device, dtype)
     if channels_last and case.size:
         data = data.contiguous(memory_format=torch.channels_last)
-        layers = [layer.to(memory_format=torch.channels_last) for layer in layers]
+        for layer in layers:
+            layer.to(memory_format=torch.channels_last)
     prepare = inference if mode == "forward" else training_step
     data.requires_grad_(mode == "training")
     times = paired_times([prepare(layer, data) for layer in layers], seconds, device)
     memory = [step_memory(layer, data) for layer in layers] if mode == "training" else None
     rows = []
-    for index, mixing in enumerate(mixings, start=1):
-        ratios = [dense / sketch for dense, sketch in zip(times[0], times[index], strict=True)]
+    for index, (mixing, sketch) in enumerate(zip(mixings, sketches, strict=True), start=1):
+        ratios = [dense / own for dense, own in zip(times[0], times[index], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        layer = layers[index]
-        layer.train(mode == "training")
+        sketch.train(mode == "training")
         rows.append(
             Row(
                 layer=case.name,
                 mixing=mixing if case.kernel > 1 else "any",
-                path=layer.plan(tuple(data.shape)).path if path == "auto" else path,
+                path=sketch.plan(tuple(data.shape)).path if path == "auto" else path,
                 mode=mode,
                 batch=batch,
                 dense_ms=1e3 * statistics.median(times[0]),
@@ -299,7 +304,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     hardware = machine(device)
-    mixings = [args.mixing] if args.mixing else ["spatial", "channel"]
+    mixings: list[ops.Mixing] = [args.mixing] if args.mixing else ["spatial", "channel"]
     modes: list[Mode] = [args.mode] if args.mode else ["forward", "training"]
     rows: list[Row] = []
     for mode in modes:
