@@ -361,11 +361,8 @@ def relative_error(actual: Tensor, expected: Array | Tensor) -> float:
 
 
 def strides(tensor: Tensor) -> tuple[int, ...]:
-    """The strides that matter: 0 for axes of one element, all 0 for a tensor of none."""
-    return tuple(
-        stride if size > 1 and tensor.numel() else 0
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
+    """The strides, those of axes of one element included; all 0 for a tensor of no elements."""
+    return tensor.stride() if tensor.numel() else (0,) * tensor.dim()
 
 
 def lay_out(tensor: Tensor, layout: str) -> Tensor:
