@@ -20,15 +20,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import sketchlayers
 from distributed import World, join
 from experiment import NetworkSpec, build
 from image_data import DataError, DataSet, load
 from networks import count_parameters, stored_bytes
 from plots import Curve, plot_curves
 from runs import RunError, RunFolder, hardware, versions, write_csv
+from sketchlayers import compress
 from speed import measure_speeds
 from tables import Column, decimals, format_table, whole
+from train import DENSE_LR, SKETCH_LR
 from training import Epoch, Recipe, Trainer, make_batches
 
 COLUMNS = (
@@ -56,7 +57,7 @@ class Plan:
     test_subset: int | None = None
 
 
-DIGITS = Plan("digits", "handwritten digits", 0.5, epochs=12, tuning_epochs=4, dropout=0.2)
+DIGITS = Plan("digits", "handwritten digits", 1.0, epochs=10, tuning_epochs=4, dropout=0.2)
 CIFAR10 = Plan(
     "cifar10",
     "CIFAR-10",
@@ -64,7 +65,7 @@ CIFAR10 = Plan(
     epochs=5,
     tuning_epochs=2,
     dropout=0.0,
-    subset=5000,
+    subset=4000,
     test_subset=2000,
 )
 
@@ -119,7 +120,7 @@ def _demo(args: argparse.Namespace, world: World) -> None:
     folder.prepare(resume=True)
     print(
         f"{plan.label}: {len(data.train):,} training and {len(data.test):,} test images, "
-        f"{data.size}x{data.size}; Network-in-Network at width {plan.width:g}, "
+        f"{data.size}x{data.size}; Network-in-Network{_width(plan)}, "
         f"{plan.epochs} epochs each, on {world.device}"
     )
     candidates = _candidates(plan, data, args.rate, args.seed, world)
@@ -129,7 +130,7 @@ def _demo(args: argparse.Namespace, world: World) -> None:
 
     write_csv(args.out / "results.csv", rows)
     plot = args.out / "accuracy.png"
-    title = f"Network-in-Network at width {plan.width:g} on {plan.label}"
+    title = f"Network-in-Network{_width(plan)} on {plan.label}, {len(data.train):,} images"
     plot_curves([candidate.curve for candidate in candidates], plot, title=title)
     seconds = time.time() - started
     folder.write_summary(
@@ -147,26 +148,37 @@ def _demo(args: argparse.Namespace, world: World) -> None:
 
 
 def _candidates(plan: Plan, data: DataSet, rate: float, seed: int, world: World) -> list[Candidate]:
-    dense_spec = NetworkSpec(width=plan.width, dropout=plan.dropout, seed=seed)
-    sketch_spec = replace(dense_spec, method="sketch", rate=rate)
-    dense = _trained("dense", dense_spec, data, _recipe(plan, 0.05, seed), world)
-    sketched = _trained("sketched", sketch_spec, data, _recipe(plan, 0.1, seed), world)
+    spec = NetworkSpec(width=plan.width, dropout=plan.dropout, seed=seed)
+    sketch = replace(spec, method="sketch", rate=rate)
+    recipe = Recipe(epochs=plan.epochs, lr=DENSE_LR, seed=seed)
+    sketch_recipe = replace(recipe, lr=SKETCH_LR)
+    dense = _trained("dense", spec, data, recipe, world)
+    return [
+        dense,
+        _trained("sketched", sketch, data, sketch_recipe, world),
+        _trained(
+            "sketched in a sign frame", replace(sketch, frame="signs"), data, sketch_recipe, world
+        ),
+        *_compressed(dense, rate, data, replace(sketch_recipe, epochs=plan.tuning_epochs), world),
+    ]
 
-    name = "dense, then sketched"
-    print(f"{name}: least-squares fit of every layer, no training")
+
+def _compressed(
+    dense: Candidate, rate: float, data: DataSet, recipe: Recipe, world: World
+) -> list[Candidate]:
+    """The trained network fitted by sketched layers, before and after some more training."""
+    name = "dense, then compressed"
     with warnings.catch_warnings():
         # The fit warns about large errors; here the accuracy in the table tells.
         warnings.simplefilter("ignore")
-        network, report = sketchlayers.compress(dense.network, rate=rate, init="fit", seed=seed)
-    print(report)
-    recipe = replace(_recipe(plan, 0.05, seed), epochs=plan.tuning_epochs, warmup=0.5)
+        network, report = compress(dense.network, rate=rate, init="fit", seed=recipe.seed)
+    print(f"\n{name}: least-squares fit of every layer, without training\n{report}\n")
     fitted = Trainer(copy.deepcopy(network), data, recipe, world=world)
-    tuned = Trainer(network, data, recipe, world=world, name=f"{name}, trained on")
+    accuracy = fitted.evaluate().accuracy
+    tuned = Trainer(network, data, recipe, world=world, name=f"{name} and tuned")
     outcome = tuned.fit()
     return [
-        dense,
-        sketched,
-        Candidate(name, fitted.network, fitted.evaluate().accuracy),
+        Candidate(name, fitted.network, accuracy),
         Candidate(tuned.name, tuned.network, outcome.accuracy, tuple(outcome.history)),
     ]
 
@@ -177,10 +189,6 @@ def _trained(
     trainer = Trainer(build(spec, len(data.classes)).network, data, recipe, world=world, name=name)
     outcome = trainer.fit()
     return Candidate(name, trainer.network, outcome.accuracy, tuple(outcome.history))
-
-
-def _recipe(plan: Plan, lr: float, seed: int) -> Recipe:
-    return Recipe(epochs=plan.epochs, batch_size=64, lr=lr, seed=seed)
 
 
 def _rows(candidates: Sequence[Candidate], data: DataSet, world: World) -> list[dict[str, object]]:
@@ -203,6 +211,10 @@ def _rows(candidates: Sequence[Candidate], data: DataSet, world: World) -> list[
         }
         for candidate in candidates
     ]
+
+
+def _width(plan: Plan) -> str:
+    return "" if plan.width == 1 else f" at width {plan.width:g}"
 
 
 def _last_words(args: argparse.Namespace, plan: Plan, seconds: float) -> str:

@@ -38,20 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def collect(folder: Path, title: str | None = None) -> None:
     """Writes ``results.csv`` and ``accuracy.png`` from the runs below `folder`, largest first.
 
+    A run that diverged in its first epoch has a row and no curve.
+
     Raises:
         RunError: if there is no run with at least one epoch.
     """
-    summaries = {
-        path.parent: json.loads(path.read_text()) for path in folder.glob("*/summary.json")
-    }
-    runs = {path: summary for path, summary in summaries.items() if (path / "log.csv").is_file()}
-    if not runs:
+    found = [(path, json.loads(path.read_text())) for path in folder.glob("*/summary.json")]
+    runs = sorted(found, key=lambda run: (-run[1]["parameters"], run[1]["name"]))
+    curves = [
+        _curve(path.with_name("log.csv"), summary)
+        for path, summary in runs
+        if path.with_name("log.csv").is_file()
+    ]
+    if not curves:
         raise RunError(f"plot: {folder} must hold run folders with summary.json and log.csv")
-    ordered = sorted(runs, key=lambda path: -runs[path]["parameters"])
-    write_csv(folder / "results.csv", [result_row(runs[path]) for path in ordered])
-    curves = [_curve(path, runs[path]) for path in ordered]
-    first = runs[ordered[0]]
-    plot_curves(curves, folder / "accuracy.png", title=title or _title(first))
+    write_csv(folder / "results.csv", [result_row(summary) for _, summary in runs])
+    plot_curves(curves, folder / "accuracy.png", title=title or _title(runs[0][1]))
 
 
 def result_row(summary: dict[str, Any]) -> dict[str, object]:
@@ -89,11 +91,10 @@ def result_row(summary: dict[str, Any]) -> dict[str, object]:
     }
 
 
-def _curve(path: Path, summary: dict[str, Any]) -> Curve:
-    rows = read_csv(path / "log.csv")
-    name = f"{summary['name']} ({summary['parameters'] / 1000:.0f}k parameters)"
+def _curve(log: Path, summary: dict[str, Any]) -> Curve:
+    rows = read_csv(log)
     return Curve(
-        name,
+        summary["name"],
         summary["parameters"],
         tuple(int(row["epoch"]) for row in rows),
         tuple(float(row["test_accuracy"]) for row in rows),

@@ -1,4 +1,4 @@
-"""The plot that training runs share: accuracy over epochs, and accuracy against parameters."""
+"""The plot that training runs share: accuracy over epochs, size and accuracy of the networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # Files only: works without a display.
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, distinguishable with any colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -30,53 +30,65 @@ class Curve:
     epochs: tuple[int, ...]
     accuracies: tuple[float, ...]
 
+    @property
+    def was_trained(self) -> bool:
+        """Whether there is a curve, and not only the accuracy at the start."""
+        return self.epochs != (0,)
+
 
 def plot_curves(curves: Sequence[Curve], path: Path, *, title: str) -> None:
-    """Writes a PNG with both panels."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    """Writes a PNG: accuracy over epochs, and bars of every network's size and accuracy."""
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(12, 4.2), width_ratios=(5, 3, 3), layout="constrained"
+    )
     figure.suptitle(title)
     _plot_learning(left, curves)
-    _plot_trade_off(right, curves)
+    parameters = [curve.parameters for curve in curves]
+    _plot_bars(middle, curves, parameters, "{:,.0f}", "parameters")
+    middle.set_yticks(range(len(curves)), [curve.name for curve in curves])
+    accuracies = [curve.accuracies[-1] for curve in curves]
+    _plot_bars(right, curves, accuracies, "{:.1f}", "test accuracy (%)")
+    right.set_yticks([])
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def _plot_learning(axes: Axes, curves: Sequence[Curve]) -> None:
     for curve, colour in zip(curves, _colours(len(curves)), strict=True):
-        if len(curve.epochs) > 1:
+        if curve.was_trained:
             axes.plot(
                 curve.epochs,
                 curve.accuracies,
                 color=colour,
                 marker="o",
                 markersize=3,
-                label=f"{curve.name}: {curve.accuracies[-1]:.1f} %",
+                label=curve.name,
             )
-    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Training")
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
 
 
-def _plot_trade_off(axes: Axes, curves: Sequence[Curve]) -> None:
-    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
-        trained = len(curve.epochs) > 1
-        axes.scatter(
-            curve.parameters,
-            curve.accuracies[-1],
-            s=64,
-            color=colour if trained else "none",
-            edgecolors=colour,
-            linewidths=1.6,
-            label=curve.name if trained else f"{curve.name} (hollow: not trained)",
-            zorder=3,
-        )
-    axes.set(xlabel="parameters", ylabel="test accuracy (%)", title="Size and accuracy")
-    axes.set_xlim(0, 1.1 * max(curve.parameters for curve in curves))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}k"))
-    axes.margins(y=0.15)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+def _plot_bars(
+    axes: Axes, curves: Sequence[Curve], values: Sequence[float], form: str, label: str
+) -> None:
+    """One bar a network, first on top, its value beside it; networks not trained are hollow."""
+    colours = _colours(len(curves))
+    bars = axes.barh(
+        range(len(curves)),
+        values,
+        color=[
+            colour if curve.was_trained else "none"
+            for curve, colour in zip(curves, colours, strict=True)
+        ],
+        edgecolor=colours,
+        height=0.6,
+    )
+    axes.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize="small")
+    axes.set(xlabel=label, xlim=(0, 1.3 * max([*values, 1])), xticks=[])
+    axes.invert_yaxis()
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
 def _colours(count: int) -> list[str]:
