@@ -98,9 +98,10 @@ bool is_pixelwise(const at::Tensor& input, const Sketch& sketch, const ConvArgum
   const bool plain = conv.stride == std::vector<int64_t>{1, 1} &&
                      conv.padding == std::vector<int64_t>{0, 0} && conv.groups == 1;
   // With few pixels in an image the gradients of the filters, one for each image, would outweigh
-  // the images.
+  // the images; in half types each would be rounded before they are added.
   const bool many_pixels = input.size(2) * input.size(3) >= 2 * sketch.rank;
-  return plain && sketch.positions() == 1 && many_pixels && input.is_contiguous();
+  const bool half = compute_type(input.scalar_type()) != input.scalar_type();
+  return plain && sketch.positions() == 1 && many_pixels && !half && input.is_contiguous();
 }
 
 // The matrix of a pointwise filter, once for each image.

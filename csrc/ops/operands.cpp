@@ -12,6 +12,13 @@ bool autocast_enabled(const at::Device& device) {
          at::autocast::is_autocast_enabled(device.type());
 }
 
+// Autocast brings all types but float64 together.
+bool same_type_or_unified(const at::Tensor& a, const at::Tensor& b) {
+  if (a.scalar_type() == b.scalar_type()) return true;
+  return a.scalar_type() != at::kDouble && b.scalar_type() != at::kDouble &&
+         autocast_enabled(a.device());
+}
+
 }  // namespace
 
 Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments) {
@@ -33,9 +40,9 @@ void check_operand(const char* op, const char* name, const at::Tensor& tensor,
               s1.device(), ")");
   TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), op, ": ", name,
                    " must be floating point (got ", tensor.scalar_type(), ")");
-  TORCH_CHECK_TYPE(tensor.scalar_type() == s1.scalar_type() || autocast_enabled(tensor.device()),
-                   op, ": ", name, " must have the type of the parameters (got ",
-                   tensor.scalar_type(), " and ", s1.scalar_type(), ")");
+  TORCH_CHECK_TYPE(same_type_or_unified(tensor, s1), op, ": ", name,
+                   " must have the type of the parameters (got ", tensor.scalar_type(), " and ",
+                   s1.scalar_type(), ")");
 }
 
 void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at::Tensor& s1,

@@ -158,10 +158,10 @@ at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, co
   const ConvArguments conv{stride.vec(), padding.vec(), dilation.vec(), groups};
   Path chosen = parse_path(kName, std::string(path), arguments);
   const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
-  TORCH_CHECK(input.dim() == 3 || input.dim() == 4, kName,
-              ": input must have 4 dimensions (batch, channels, height, width), or 3 without the "
-              "batch (got ",
-              input.sym_sizes(), ")");
+  const int64_t channels = sketch.groups * sketch.in_channels;
+  TORCH_CHECK((input.dim() == 3 || input.dim() == 4) && input.sym_size(-3) == channels, kName,
+              ": input must have shape (batch, ", channels,
+              ", height, width), or no batch dimension (got ", input.sym_sizes(), ")");
   const bool batched = input.dim() == 4;
   const at::Tensor batch = batched ? input : input.unsqueeze(0);
   const auto output_sizes = check_conv_input(kName, batch, bias, s1, sketch, conv);
