@@ -9,16 +9,22 @@ namespace {
 constexpr double kUnknownBatch = 64;
 constexpr double kUnknownPixels = 1024;
 
-// Time per multiply-add of the factored path over that of one large convolution. Its products are
-// thin (few rows) and its intermediate maps go through memory. Measured on CPUs with float32; see
-// `sketchlayers bench`.
-constexpr double kThinProductCost = 1.6;
-constexpr double kThinConvolutionCost = 3.0;
+// Times in units of one multiply-add of a large convolution, measured on CPUs in float32 with
+// `sketchlayers bench`: a multiply-add of the thin products, and one element of the maps that they
+// read and write once.
+constexpr double kThinProduct = 1.15;
+constexpr double kElement = 25;
+// Channel mixing takes two convolutions at either end, and they reorder what they read.
+constexpr double kChannelPasses = 5;
+// Convolutions compute whole vectors of output channels, however few are wanted.
+constexpr int64_t kVectorChannels = 16;
 
 struct Costs {
   double dense;
   double form;  // forming W_hat once
   double factored;
+  double computed;  // factored, with what the vectors waste
+  double elements;  // of the maps that the factored path reads and writes
 };
 
 Costs count(const PlanProblem& problem) {
@@ -39,11 +45,17 @@ Costs count(const PlanProblem& problem) {
   Costs costs;
   costs.dense = outputs * n * d1;
   costs.form = rank * n * d1 * (mixes_space ? 1 + positions : 2);
-  costs.factored = outputs * rank * (n * groups + d1);  // A (S1 x)
   if (mixes_space) {
-    costs.factored += outputs * rank * positions * (n * groups + d1);  // S2 (B x)
+    costs.factored = outputs * rank * (1 + positions) * (n * groups + d1);
+    costs.computed = costs.factored;
+    costs.elements = inputs * d2 + outputs * d1;
   } else {
-    costs.factored += inputs * rank * d2 + outputs * rank * positions * d1;
+    const double first = outputs * (n * groups + d1);              // A (S1 x), for each row of S1
+    const double second = inputs * d2 + outputs * positions * d1;  // S2 (B x), for each row of B
+    const int64_t vectors = (problem.sketch_rank + kVectorChannels - 1) / kVectorChannels;
+    costs.factored = rank * (first + second);
+    costs.computed = static_cast<double>(vectors * kVectorChannels) * (first + second);
+    costs.elements = kChannelPasses * (inputs * d2 + outputs * d1);
   }
   return costs;
 }
@@ -70,11 +82,10 @@ Plan plan(const PlanProblem& problem) {
   }
   // Training: two more products of every kind, the adjoint of forming W_hat, and the factored
   // path's features again.
-  const double product_cost =
-      problem.kernel_h * problem.kernel_w == 1 ? kThinProductCost : kThinConvolutionCost;
-  const double folded_time =
-      problem.training ? 3 * costs.dense + 2 * costs.form : costs.dense + costs.form;
-  const double factored_time = product_cost * costs.factored * (problem.training ? 3.5 : 1);
+  const double products = problem.training ? 3 : 1;
+  const double folded_time = products * costs.dense + (problem.training ? 2 : 1) * costs.form;
+  const double factored_time = (problem.training ? 3.5 : 1) * kThinProduct * costs.computed +
+                               products * kElement * costs.elements;
   plan.factored = factored_time < folded_time;
   const double chosen = plan.factored ? factored_time : folded_time;
   const double other = plan.factored ? folded_time : factored_time;

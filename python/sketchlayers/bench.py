@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import platform
 import statistics
 import time
@@ -144,8 +145,10 @@ def paired_times(
 
 
 def allocation_peak(step: Callable[[], None], device: torch.device) -> int:
-    """The most bytes that the allocator held during a step, beyond what it held before."""
-    step()
+    """The most bytes that the allocator held during a step, beyond what it held before.
+
+    What was allocated before must not be freed in the step.
+    """
     if device.type == "cuda":
         synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -153,6 +156,7 @@ def allocation_peak(step: Callable[[], None], device: torch.device) -> int:
         step()
         synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler talks on stderr
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
