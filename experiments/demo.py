@@ -65,7 +65,7 @@ CIFAR10 = Plan(
     epochs=5,
     tuning_epochs=2,
     dropout=0.0,
-    subset=4000,
+    subset=3000,
     test_subset=2000,
 )
 

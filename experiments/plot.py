@@ -17,6 +17,11 @@ from typing import Any
 from plots import Curve, plot_curves
 from runs import RunError, read_csv, write_csv
 
+_NAMES = {
+    "ninn": "Network-in-Network",
+    "ninn_fc": "Network-in-Network with FC layers",
+    "googlenet_bn": "GoogLeNet",
+}
 _SKETCH_OPTIONS = ("num_sketches", "mixing", "scale", "base", "frame")
 
 
@@ -104,7 +109,8 @@ def _curve(log: Path, summary: dict[str, Any]) -> Curve:
 def _title(summary: dict[str, Any]) -> str:
     network, data = summary["network"], summary["data"]
     width = "" if network["width"] == 1 else f" at width {network['width']:g}"
-    return f"{network['network']}{width} on {data['label']}, {data['train_images']:,} images"
+    name = _NAMES.get(network["network"], network["network"])
+    return f"{name}{width} on {data['label']}, {data['train_images']:,} images"
 
 
 if __name__ == "__main__":
