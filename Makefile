@@ -51,6 +51,8 @@ export TOOLKIT
 $(STAMPS)/environment: pyproject.toml
 	@mkdir -p $(@D)
 ifneq ($(VENV),)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"sketchlayers needs Python 3.11 or newer: make PYTHON=/path/to/it ...")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -c "$$REQUIREMENTS" > $(STAMPS)/requirements.txt
