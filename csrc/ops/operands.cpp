@@ -30,6 +30,9 @@ Path parse_path(const char* op, const std::string& path, const SketchArguments& 
   TORCH_CHECK_VALUE(!needs_folded, op,
                     ": a base or a frame needs the dense weight, so path must be 'auto' or "
                     "'folded' (got 'factored')");
+  TORCH_CHECK_NOT_IMPLEMENTED(!inside_torch_func(), op,
+                              ": transforms of torch.func need the folded path, so path must be "
+                              "'auto' or 'folded' (got 'factored')");
   return Path::kFactored;
 }
 

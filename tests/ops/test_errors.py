@@ -385,3 +385,14 @@ def test_errors_reach_compiled_code():
     }
     for path in ("factored", "folded"):
         fails(ops.sk_conv2d, meta | {"path": path}, RuntimeError, "u2 must have")
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments"), [(ops.sk_conv2d, conv_arguments()), (ops.sk_linear, linear_arguments())]
+)
+def test_the_factored_path_refuses_torch_func(op, arguments):
+    def loss(s1):
+        return op(**arguments | {"s1": s1, "path": "factored"}).sum()
+
+    with pytest.raises(NotImplementedError, match=rf"{op.__name__}: .*folded.*\(got 'factored'\)"):
+        torch.func.grad(loss)(arguments["s1"])
