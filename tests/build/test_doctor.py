@@ -126,15 +126,14 @@ def test_missing_files(tmp_path: Path) -> None:
     assert doctor.missing_files(tmp_path) == ()
 
 
-def run_doctor(package: Path) -> subprocess.CompletedProcess[str]:
-    """``python -m sketchlayers`` with the package in a folder of its own, without torch."""
-    command = [sys.executable, "-S", "-m", "sketchlayers"]
-    environment = {"PYTHONPATH": str(package.parent), "PATH": "/usr/bin:/bin"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def test_works_without_pytorch() -> None:
-    result = run_doctor(Path(sketchlayers.__file__).parent)
+def test_works_without_pytorch(tmp_path: Path) -> None:
+    (tmp_path / "sketchlayers").symlink_to(Path(sketchlayers.__file__).parent)
+    result = subprocess.run(
+        [sys.executable, "-S", "-m", "sketchlayers"],  # -S: without site-packages
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
     assert result.returncode == 1, result.stderr
     assert "Wrong: PyTorch cannot be imported" in result.stdout
     assert "Type:  pip install torch" in result.stdout
