@@ -53,7 +53,8 @@ $(STAMPS)/environment: pyproject.toml
 ifneq ($(VENV),)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"sketchlayers needs Python 3.11 or newer: make PYTHON=/path/to/it ...")'
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); exit 1; } # or the next attempt would take half of one for a whole
 	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -c "$$REQUIREMENTS" > $(STAMPS)/requirements.txt
 	$(PY) -m pip install --quiet -r $(STAMPS)/requirements.txt
@@ -62,8 +63,15 @@ endif
 
 INSTALL = $(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
 
+# What was asked of the build; the file is touched only when the answer changes.
+CONFIGURATION = $(FORCE_CUDA) $(CUDA_HOME) $(TORCH_CUDA_ARCH_LIST)
+.PHONY: always
+$(STAMPS)/configuration: always
+	@mkdir -p $(@D)
+	@echo '$(CONFIGURATION)' | cmp -s - $@ || echo '$(CONFIGURATION)' > $@
+
 # A library newer than the stamp was built by another environment, or by hand.
-$(STAMPS)/installed: $(STAMPS)/environment $(SOURCES) $(LIBRARY)
+$(STAMPS)/installed: $(STAMPS)/environment $(STAMPS)/configuration $(SOURCES) $(LIBRARY)
 	$(INSTALL)
 	@touch $@
 
@@ -75,7 +83,8 @@ build: $(STAMPS)/environment ## set up the environment and compile what changed
 	@touch $(STAMPS)/installed
 
 toolkit: $(STAMPS)/environment ## get nvcc from the package index, if PyTorch needs one and there is none
-	$(PY) -c "$$TOOLKIT" | xargs --no-run-if-empty $(PY) -m pip install --quiet
+	@requirement="$$($(PY) -c "$$TOOLKIT")" && if [ -n "$$requirement" ]; then \
+		$(PY) -m pip install --quiet "$$requirement" && rm -f $(STAMPS)/installed; fi
 
 # -------------------------------------------------------------------------------- main commands
 
@@ -89,7 +98,8 @@ test: lint cpp-test $(STAMPS)/installed ## all checks and tests
 GPU_RUNS := runs/gpu
 SANITIZER = compute-sanitizer --error-exitcode 1 --kernel-regex kns=sketchlayers
 
-gpu: $(STAMPS)/installed ## on a machine with a GPU: its tests, memory checks, timings, a short training
+gpu: export FORCE_CUDA := 1
+gpu: toolkit $(STAMPS)/installed ## on a machine with a GPU: its tests, memory checks, timings, a short training
 	$(PY) -m pytest -m gpu $(PYTEST)
 	@if $(SANITIZER) $(PY) -c 'import torch; torch.zeros(1, device="cuda")' > /dev/null 2>&1; then \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) \

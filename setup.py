@@ -45,7 +45,8 @@ if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
     )
 
 toolkit_finder = load("_toolkit")
-VERSION = load("_version").__version__
+version = load("_version")
+VERSION = version.__version__
 
 
 def sources(*patterns: str) -> list[str]:
@@ -193,6 +194,12 @@ def compiled_part() -> dict:
     # Where pip puts ninja; not on PATH when the environment was not activated.
     os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
 
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < version.OLDEST_TORCH:
+        oldest = ".".join(map(str, version.OLDEST_TORCH))
+        raise SystemExit(
+            f"sketchlayers needs PyTorch {oldest} or newer (there is {torch.__version__}): type "
+            "`pip install --upgrade torch`"
+        )
     choice = toolkit_finder.choose(torch.version.cuda)
     if choice.toolkit is not None:
         os.environ["CUDA_HOME"] = str(choice.toolkit.home)

@@ -26,6 +26,7 @@ def test_example_runs(
 def test_there_is_an_example_of_each_kind_of_user() -> None:
     assert len(EXAMPLES) == 2
     assert "experiments/train.py" in README
+    assert "@@" not in README
 
 
 def test_layout_names_what_is_there() -> None:

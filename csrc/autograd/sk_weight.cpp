@@ -66,7 +66,7 @@ at::Tensor sk_weight_autograd(const at::Tensor& s1, const at::Tensor& s2, const 
                               std::optional<double> scale, const std::optional<at::Tensor>& base,
                               const std::optional<at::Tensor>& frame) {
   const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
-  if (inside_torch_func()) return sk_weight_composition(s1, s2, u1, u2, arguments);
+  if (under_transform({s1, s2})) return sk_weight_composition(s1, s2, u1, u2, arguments);
   return SKWeight::apply(s1, s2, u1, u2, arguments);
 }
 

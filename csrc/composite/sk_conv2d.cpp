@@ -23,10 +23,12 @@ class Filters {
           const Sketch& sketch)
       : s1_(s1), s2_(s2), u1_(u1), u2_(u2), sketch_(sketch) {}
 
-  // B: (groups * second_rank, d2/groups, h, w), or 1x1 for channel mixing.
-  at::Tensor input_signs() const {
-    if (!sketch_.mixes_space()) return pointwise(signs(u2_, sketch_.in_channels, sketch_.u2_scale));
-    return signs(u2_, sketch_.inputs(), sketch_.u2_scale)
+  // scale B: (groups * second_rank, d2/groups, h, w), or 1x1 for channel mixing. Gradients of S2
+  // take c B: a gradient scaled at the end could overflow half types before.
+  at::Tensor input_signs(double scale = 1.0) const {
+    scale *= sketch_.u2_scale;
+    if (!sketch_.mixes_space()) return pointwise(signs(u2_, sketch_.in_channels, scale));
+    return signs(u2_, sketch_.inputs(), scale)
         .reshape({-1, sketch_.in_channels, sketch_.kernel_h, sketch_.kernel_w});
   }
 
@@ -53,7 +55,7 @@ class Filters {
   at::Tensor output_signs() const { return pointwise(output_sign_matrix().transpose(1, 2)); }
   at::Tensor output_signs_transposed() const { return pointwise(output_sign_matrix()); }
 
-  // c S2 as it is: (d1, rank, h, w); as a pointwise filter: (d1, second_rank, 1, 1).
+  // c S2: (d1, rank, h, w).
   at::Tensor scaled_s2() const { return s2_ * sketch_.scale; }
 
  private:
@@ -172,9 +174,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pixelwise_backward(
     }
   }
   if (output_mask[2]) {
-    const at::Tensor features = at::bmm(for_each_image(filters.input_signs(), input), images);
-    grad_s2 =
-        at::bmm(grad_images, features.transpose(1, 2)).sum(0).view(s2.sizes()).mul_(sketch.scale);
+    const at::Tensor signs = filters.input_signs(sketch.scale);
+    const at::Tensor features = at::bmm(for_each_image(signs, input), images);
+    grad_s2 = at::bmm(grad_images, features.transpose(1, 2)).sum(0).view(s2.sizes());
   }
   return {grad_input, grad_s1, grad_s2};
 }
@@ -196,12 +198,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_backward(
     }
   }
   if (output_mask[2]) {
-    const at::Tensor features = conv(input, filters.input_signs(), arguments);
+    const at::Tensor features = conv(input, filters.input_signs(sketch.scale), arguments);
     const at::Tensor pointwise_s2 = s2.reshape({s2.size(0), -1, 1, 1});
     const ConvArguments pointwise{{1, 1}, {0, 0}, {1, 1}, sketch.groups};
     grad_s2 = conv_backward(grad, features, pointwise_s2, pointwise, false, true)
-                  .second.reshape(s2.sizes())
-                  .mul_(sketch.scale);
+                  .second.reshape(s2.sizes());
   }
   return {grad_input, grad_s1, grad_s2};
 }
@@ -217,14 +218,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> channel_backward(
         conv_backward(inner, input, s1, arguments, output_mask[0], output_mask[1]);
   }
   if (output_mask[0] || output_mask[2]) {
-    const at::Tensor features = pointwise_conv(input, filters.input_signs(), sketch.groups);
+    const at::Tensor features =
+        pointwise_conv(input, filters.input_signs(sketch.scale), sketch.groups);
     auto [grad_features, grad_filter] = conv_backward(grad, features, filters.scaled_s2(),
                                                       arguments, output_mask[0], output_mask[2]);
     if (output_mask[0]) {
       grad_input.add_(
           pointwise_conv(grad_features, filters.input_signs_transposed(), sketch.groups));
     }
-    if (output_mask[2]) grad_s2 = grad_filter.mul_(sketch.scale);
+    if (output_mask[2]) grad_s2 = grad_filter;
   }
   return {grad_input, grad_s1, grad_s2};
 }

@@ -50,7 +50,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward_kerne
     if (output_mask[0]) grad_input = at::matmul(inner, at::cat({s1, b}, 0)).view_as(input);
     if (output_mask[1]) grad_s1 = at::matmul(inner.narrow(1, 0, sketch.rank).t(), x);
   }
-  if (output_mask[2]) grad_s2 = at::matmul(rows.t(), at::linear(x, b)).mul_(sketch.scale);
+  if (output_mask[2]) grad_s2 = at::matmul(rows.t(), at::linear(x, b * sketch.scale));
   return {grad_input, grad_s1, grad_s2};
 }
 

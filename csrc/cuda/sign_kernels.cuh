@@ -6,8 +6,8 @@
 namespace sketchlayers::cuda {
 
 // One thread makes one block of 128 signs; four 32-bit words leave in one 16-byte store.
-__global__ void sign_matrix_kernel(int4* packed, uint64_t seed, uint32_t matrix, int64_t rows,
-                                   int64_t blocks) {
+static __global__ void sign_matrix_kernel(int4* packed, uint64_t seed, uint32_t matrix,
+                                          int64_t rows, int64_t blocks) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * blocks;
        i += stride) {

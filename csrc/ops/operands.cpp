@@ -4,6 +4,8 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
+
 namespace sketchlayers {
 namespace {
 
@@ -21,18 +23,22 @@ bool same_type_or_unified(const at::Tensor& a, const at::Tensor& b) {
 
 }  // namespace
 
-Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments) {
-  const bool needs_folded = arguments.base.has_value() || arguments.frame.has_value();
-  if (path == "auto") return needs_folded ? Path::kFolded : Path::kAuto;
+Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments,
+                at::TensorList operands) {
+  const bool needs_dense = arguments.base.has_value() || arguments.frame.has_value();
+  if (path == "auto") {
+    return needs_dense || under_transform(operands) ? Path::kFolded : Path::kAuto;
+  }
   if (path == "folded") return Path::kFolded;
   TORCH_CHECK_VALUE(path == "factored", op, ": path must be 'auto', 'factored' or 'folded' (got '",
                     path, "')");
-  TORCH_CHECK_VALUE(!needs_folded, op,
+  TORCH_CHECK_VALUE(!needs_dense, op,
                     ": a base or a frame needs the dense weight, so path must be 'auto' or "
                     "'folded' (got 'factored')");
-  TORCH_CHECK_NOT_IMPLEMENTED(!inside_torch_func(), op,
-                              ": transforms of torch.func need the folded path, so path must be "
-                              "'auto' or 'folded' (got 'factored')");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !under_transform(operands), op,
+      ": torch.func and forward-mode derivatives need the folded path, so path must be 'auto' or "
+      "'folded' (got 'factored')");
   return Path::kFactored;
 }
 
@@ -61,8 +67,13 @@ bool trains(const at::Tensor& s1, const at::Tensor& s2) {
   return at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
 }
 
-bool inside_torch_func() {
-  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+bool under_transform(at::TensorList operands) {
+  if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
+    return true;
+  }
+  return std::any_of(operands.begin(), operands.end(), [](const at::Tensor& operand) {
+    return operand.defined() && operand._fw_grad(/*level=*/0).defined();
+  });
 }
 
 }  // namespace sketchlayers

@@ -7,7 +7,10 @@ namespace sketchlayers {
 
 enum class Path { kAuto, kFactored, kFolded };
 
-Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments);
+// The path that was asked for. "auto" is settled at once where only one path will do: a base, a
+// frame, and transforms that refuse C++ autograd functions need the folded one.
+Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments,
+                at::TensorList operands);
 
 // Type and device of `tensor` must be those of s1 (under autocast types may differ).
 void check_operand(const char* op, const char* name, const at::Tensor& tensor,
@@ -19,8 +22,9 @@ void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at:
 // Whether gradients for the parameters will be wanted, which makes forming W_hat dearer.
 bool trains(const at::Tensor& s1, const at::Tensor& s2);
 
-// torch.func refuses C++ autograd functions, so there the weight is folded from differentiable ATen
+// Whether a transform is at work that refuses C++ autograd functions: torch.func, or forward-mode
+// derivatives of one of these tensors. The weight is then composed of ATen's differentiable
 // operations.
-bool inside_torch_func();
+bool under_transform(at::TensorList operands);
 
 }  // namespace sketchlayers

@@ -130,7 +130,6 @@ std::optional<int64_t> product_if_known(const c10::SymInt& a, const c10::SymInt&
 
 Path plan_path(const at::Tensor& input, const std::vector<c10::SymInt>& output_sizes,
                const at::Tensor& s1, const at::Tensor& s2, const Sketch& sketch) {
-  if (inside_torch_func()) return Path::kFolded;
   PlanProblem problem;
   problem.batch = input.sym_size(0).maybe_as_int();
   problem.in_channels = sketch.groups * sketch.in_channels;
@@ -156,7 +155,8 @@ at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, co
   constexpr const char* kName = "sk_conv2d";
   const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
   const ConvArguments conv{stride.vec(), padding.vec(), dilation.vec(), groups};
-  Path chosen = parse_path(kName, std::string(path), arguments);
+  Path chosen =
+      parse_path(kName, std::string(path), arguments, {input, s1, s2, bias.value_or(at::Tensor())});
   const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
   const int64_t channels = sketch.groups * sketch.in_channels;
   TORCH_CHECK((input.dim() == 3 || input.dim() == 4) && input.sym_size(-3) == channels, kName,
@@ -194,6 +194,11 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeImplicitAutograd, m) {
+  m.impl("sk_conv2d", TORCH_FN(sk_conv2d_composite));
+}
+
+// vmap: the parts have batching rules, the whole has none.
+TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
   m.impl("sk_conv2d", TORCH_FN(sk_conv2d_composite));
 }
 

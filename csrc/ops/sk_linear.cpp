@@ -77,7 +77,6 @@ namespace {
 
 Path plan_path(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
                const Sketch& sketch) {
-  if (inside_torch_func()) return Path::kFolded;
   PlanProblem problem;
   problem.batch = input.sym_numel().maybe_as_int();
   if (problem.batch) *problem.batch /= sketch.in_channels;
@@ -94,7 +93,8 @@ at::Tensor sk_linear_composite(const at::Tensor& input, const at::Tensor& s1, co
                                std::optional<double> scale, const std::optional<at::Tensor>& base,
                                const std::optional<at::Tensor>& frame, c10::string_view path) {
   const SketchArguments arguments{"spatial", num_sketches, scale, base, frame};
-  Path chosen = parse_path("sk_linear", std::string(path), arguments);
+  Path chosen = parse_path("sk_linear", std::string(path), arguments,
+                           {input, s1, s2, bias.value_or(at::Tensor())});
   const Sketch sketch = check_sketch("sk_linear", s1, s2, u1, u2, arguments);
   check_linear_input("sk_linear", input, bias, s1, sketch);
   if (chosen == Path::kAuto) chosen = plan_path(input, s1, s2, sketch);
@@ -120,6 +120,11 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeImplicitAutograd, m) {
+  m.impl("sk_linear", TORCH_FN(sk_linear_composite));
+}
+
+// vmap: the parts have batching rules, the whole has none.
+TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
   m.impl("sk_linear", TORCH_FN(sk_linear_composite));
 }
 

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from sketchlayers import _toolkit
-from sketchlayers._version import __version__
+from sketchlayers._version import OLDEST_TORCH, __version__
 
-OLDEST_TORCH = (2, 11)
 REBUILD = "pip install --no-build-isolation . (in the folder of the sources)"
 
 

@@ -321,3 +321,20 @@ def test_vmap_over_inputs(name):
     actual = torch.func.vmap(one)(stacked)
     for i in range(2):
         assert relative_error(actual[i], one(stacked[i])) < 1e-12
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_forward_mode_derivatives(name):
+    """Along a tangent they agree with reverse mode."""
+    layer = LAYERS[name]
+    operands, signs = layer.operands(), layer.packed_signs()
+    tangents = tuple(torch.randn_like(operand) for operand in operands)
+
+    def output(*operands: Tensor) -> Tensor:
+        return layer.forward(Operands(*operands), "auto", signs)
+
+    with torch.autograd.forward_ad.dual_level():
+        duals = map(torch.autograd.forward_ad.make_dual, operands, tangents)
+        forward = torch.autograd.forward_ad.unpack_dual(output(*duals)).tangent
+    _, backward = torch.autograd.functional.jvp(output, tuple(operands), tangents)
+    assert relative_error(forward, backward) < 1e-12

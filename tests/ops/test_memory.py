@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from sketchlayers import bench
+
 from .problems import GRADIENTS, Conv, Layer, Linear, paths
 
 LAYERS = {
@@ -69,3 +71,12 @@ def test_no_tensor_of_float_signs_outlives_the_call(name: str, path: str):
     assert output.nbytes > 0
     allocated = sum(event.self_cpu_memory_usage for event in profile.events())
     assert allocated == output.nbytes
+
+
+@pytest.mark.parametrize("mixing", ["spatial", "channel"])
+@pytest.mark.parametrize("case", [bench.NINN[0], bench.NINN[5]], ids=lambda case: case.name)
+def test_a_training_step_peaks_no_higher_than_the_dense_one(case, mixing):
+    data = torch.randn(64, case.in_channels, case.size, case.size, requires_grad=True)
+    dense = bench.step_memory(bench.build_dense(case), data)
+    sketch = bench.step_memory(bench.build_sketch(case, 0.1, mixing, "auto"), data)
+    assert sketch <= 1.05 * dense

@@ -1,4 +1,4 @@
-"""The planner's counts against METHODS' formulas, and its choices where they are beyond doubt."""
+"""The planner's counts against the formulas, and its choices where they are beyond doubt."""
 
 import pytest
 
@@ -64,9 +64,13 @@ def test_a_base_or_a_frame_is_folded_and_says_why():
 
 
 @pytest.mark.parametrize("mixing", ["spatial", "channel"])
-def test_an_unknown_batch_has_a_plan(mixing):
-    assert plan(batch=None, mixing=mixing).path in ("factored", "folded")
-    assert plan(batch=0, mixing=mixing).path in ("factored", "folded")
+def test_an_unknown_batch_is_planned_as_a_large_one(mixing):
+    unknown, large = plan(batch=None, mixing=mixing), plan(batch=64, mixing=mixing)
+    assert (unknown.path, unknown.reason) == (large.path, large.reason)
+
+
+def test_an_empty_batch_has_a_plan():
+    assert plan(batch=0).dense_multiply_adds == 0
 
 
 def test_an_unknown_mixing_is_refused():
