@@ -1,4 +1,4 @@
-"""The version of the package, the only place where it is written."""
+"""The version of the package and the oldest PyTorch it takes: written here and nowhere else."""
 
 __version__ = "0.1.0"
 
