@@ -13,7 +13,8 @@ from torch import nn
 
 import sketchlayers
 from sketchlayers.cli import main
-from sketchlayers.compress import command
+from sketchlayers.compress import open_compressed
+from sketchlayers.compress._files import FORMAT
 
 models = pytest.importorskip("torchvision.models")
 
@@ -82,7 +83,8 @@ def test_compress_writes_a_file_that_loads(
         )
     assert json.loads(out) == report.to_dict()
     assert err.splitlines()[0].startswith("written: small.pt (")
-    assert err.splitlines()[1].startswith("warning: compress: ") and "needs training" in err
+    opening = err.splitlines()[1].removeprefix("open it in Python: ")
+    assert err.splitlines()[2].startswith("warning: compress: ") and "needs training" in err
     contents = torch.load("small.pt", weights_only=True)
     assert contents["report"] == report.to_dict()
     assert contents["architecture"] == {"name": NAME, "num_classes": 10}
@@ -95,12 +97,82 @@ def test_compress_writes_a_file_that_loads(
     # The file can be given in place of a model.
     assert main(["inspect", "small.pt"]) == 0
     assert "already compressed (SKConv2d)" in capsys.readouterr().out
-    args = command.argparse.Namespace(
-        model="small.pt", weights=None, num_classes=None, trust_pickle=False
-    )
-    again = command._open_model(args, on_meta=False).model.eval()
+    opened: dict[str, Any] = {}
+    exec(opening, opened)  # the printed line is all that a reader needs
+    assert not opened["model"].training
     x = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(again(x), expected.eval()(x))
+    torch.testing.assert_close(opened["model"](x), expected.eval()(x))
+
+
+def test_a_compressed_file_can_be_compressed_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tail = ["--init", "random", "--json"]
+    first = ["compress", NAME, *SMALL, "--rate", "features.12.*=0.2", "--num-sketches", "2"]
+    assert main([*first, *tail, "--out", "once.pt"]) == 0
+    again = ["compress", "once.pt", "--rate", "classifier.1=0.5"]
+    assert main([*again, *tail, "--out", "twice.pt"]) == 0
+    model = open_compressed("twice.pt")
+    assert model.features[12].squeeze.num_sketches == 2
+    assert model.classifier[1].num_sketches == 1
+    state = torch.load("twice.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    for name, value in open_compressed("once.pt").features.state_dict().items():
+        assert torch.equal(state[f"features.{name}"], value)
+
+
+def test_damaged_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compress("--out", "small.pt") == 0
+    capsys.readouterr()
+    good = torch.load("small.pt", weights_only=True)
+    report = good["report"]
+    rows = report["layers"]
+    at = next(i for i, row in enumerate(rows) if row["method"])
+
+    def with_row(**changes: Any) -> dict[str, Any]:
+        return {"report": report | {"layers": [*rows[:at], rows[at] | changes]}}
+
+    def without(contents: dict[str, Any], key: str) -> dict[str, Any]:
+        return {name: value for name, value in contents.items() if name != key}
+
+    cases = [
+        (without(good, "architecture"), "'architecture' is missing"),
+        (without(good, "state_dict"), "'state_dict' is missing"),
+        (without(good, "report"), "'report' is missing"),
+        (good | {"report": without(report, "layers")}, "'layers' is missing"),
+        (good | {"architecture": {"name": NAME}}, "'num_classes' is missing"),
+        (good | {"architecture": None}, "architecture must be a dict (got NoneType)"),
+        (good | {"architecture": {"name": "squid", "num_classes": 10}}, "squid"),
+        (good | {"architecture": {"name": NAME, "num_classes": 7}}, "size mismatch"),
+        (good | {"report": 3}, "report must be a dict (got int)"),
+        (good | {"earlier": 3}, "earlier must be a list (got int)"),
+        (good | {"report": report | {"method": "sketsch"}}, "method must be one of"),
+        (good | {"report": report | {"options": {"mixing": "time"}}}, "mixing must be one of"),
+        (good | with_row(name="features.99"), "99"),
+        (good | with_row(name="features.1"), "got ReLU"),
+        (good | with_row(rank=10**6), "rank"),
+        (good | {"state_dict": {}}, "Missing key"),
+        (good | {"state_dict": [1]}, "state_dict must be a dict (got list)"),
+    ]
+    for contents, message in cases:
+        torch.save(contents, "bad.pt")
+        with pytest.raises(ValueError, match=r"^bad\.pt is damaged: .") as caught:
+            open_compressed("bad.pt")
+        assert message in str(caught.value)
+        assert_refused(folder, capsys, ["inspect", "bad.pt"], "bad.pt is damaged: ")
+    again = ["compress", "bad.pt", "--rate", "0.9", "--out", "new.pt"]
+    assert_refused(folder, capsys, again, "bad.pt is damaged: ")
+
+
+def test_open_compressed_refuses_other_files(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file: missing\.pt"):
+        open_compressed("missing.pt")
+    torch.save([1, 2], "list.pt")
+    with pytest.raises(ValueError, match=r"open_compressed: list\.pt must be .*got list"):
+        open_compressed("list.pt")
+    torch.save(nn.Linear(2, 2), "whole.pt")
+    with pytest.raises(ValueError, match=r"if you trust it, use torch\.load\("):
+        open_compressed(folder / "whole.pt")
 
 
 def test_compress_prints_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +203,7 @@ def test_existing_files_are_kept(folder: Path, capsys: pytest.CaptureFixture[str
     arguments = ["compress", NAME, "--rate", "0.5", "--out", "small.pt"]
     assert_refused(folder, capsys, arguments, "small.pt exists; --force overwrites it")
     assert compress("--out", "small.pt", "--force") == 0
-    assert torch.load("small.pt", weights_only=True)["format"] == command.FORMAT
+    assert torch.load("small.pt", weights_only=True)["format"] == FORMAT
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -161,11 +233,17 @@ def test_pickled_models_need_trust(folder: Path, capsys: pytest.CaptureFixture[s
     assert main(["inspect", *trusted]) == 0
     assert "1.02 k" in capsys.readouterr().out  # multiply-adds of 32 x 32
     assert main(["compress", *trusted, *out, "--init", "random"]) == 0
-    contents = torch.load("small.pt", weights_only=True)
-    assert contents["architecture"] is None and "1.s1" in contents["state_dict"]
-    capsys.readouterr()
-    message = "does not say which torchvision model"
-    assert_refused(folder, capsys, ["inspect", "small.pt"], message)
+    written, opening = capsys.readouterr().err.splitlines()[:2]
+    assert written.startswith("written: small.pt (") and written.endswith("say --trust-pickle")
+
+    # The file holds the whole model, and asks for the same trust as the one that it came from.
+    assert_refused(folder, capsys, ["inspect", "small.pt"], "say --trust-pickle")
+    assert main(["inspect", "small.pt", "--trust-pickle"]) == 0
+    assert "already compressed (SKLinear)" in capsys.readouterr().out
+    opened: dict[str, Any] = {"torch": torch}
+    exec(opening.removeprefix("open it in Python: "), opened)
+    assert isinstance(opened["model"], Pickled)
+    assert opened["model"](torch.ones(3, 32)).shape == (3, 32)
 
 
 def test_wrong_models_and_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -111,10 +115,13 @@ def test_build_passes_all_options() -> None:
     ("options", "error", "message"),
     [
         ({"num_sketches": 0}, ValueError, "num_sketches must be at least 1"),
-        ({"num_sketches": 1.0}, TypeError, "num_sketches must be a whole number"),
+        ({"num_sketches": 1.0}, TypeError, "num_sketches must be an int"),
         ({"mixing": "time"}, ValueError, "mixing must be one of 'spatial', 'channel'"),
         ({"scale": "unit"}, ValueError, "scale must be one of"),
-        ({"scale": 0.0}, ValueError, "scale must be positive"),
+        ({"scale": 0.0}, ValueError, "Sketch: scale must be finite and above 0"),
+        ({"scale": float("nan")}, ValueError, "Sketch: scale must be finite and above 0"),
+        ({"scale": [1.0]}, TypeError, r"Sketch: scale must be .* a number \(got scale=\[1.0\]"),
+        ({"scale": True}, TypeError, "Sketch: scale must be .* a number"),
         ({"base": "zero"}, ValueError, "base must be one of None, 'random'"),
         ({"frame": True}, ValueError, "frame must be one of None, 'signs'"),
     ],
@@ -122,6 +129,21 @@ def test_build_passes_all_options() -> None:
 def test_wrong_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         methods.Sketch(**options)
+
+
+def test_numbers_of_other_classes_become_plain_ones() -> None:
+    sketch = methods.Sketch(num_sketches=np.int64(2), scale=Fraction(1, 4))
+    assert json.loads(json.dumps(sketch.options())) == sketch.options()
+    assert (sketch.num_sketches, sketch.scale) == (2, 0.25)
+
+
+def test_scale_argument() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scale", type=methods.scale_argument)
+    for text, scale in [("paper", "paper"), ("normalized", "normalized"), ("0.25", 0.25)]:
+        assert parser.parse_args(["--scale", text]).scale == scale
+    with pytest.raises(argparse.ArgumentTypeError, match=r"or a number \(got 'big'\)"):
+        methods.scale_argument("big")
 
 
 def test_get() -> None:

@@ -8,6 +8,7 @@ works whichever of the two the name stands for.
 import sys
 from types import ModuleType
 
+from sketchlayers.compress._files import open_compressed
 from sketchlayers.compress.convert import Compressed, compress, fold, inspect, layer_seed
 from sketchlayers.compress.report import Inspection, LayerInspection, LayerReport, Report
 
@@ -21,6 +22,7 @@ __all__ = [
     "fold",
     "inspect",
     "layer_seed",
+    "open_compressed",
 ]
 
 

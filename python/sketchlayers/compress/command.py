@@ -1,21 +1,18 @@
 """``sketchlayers inspect`` and ``sketchlayers compress``: whole models from a shell.
 
-What ``compress`` writes is read by ``torch.load(path, weights_only=True)``: a dict with the keys
-"format", "architecture" ({"name", "num_classes"} of a torchvision model, or None), "state_dict" and
-"report" (`Report.to_dict`, with the method, its options and the rank of each layer).
+What ``compress`` writes of a torchvision model is described and opened by
+`sketchlayers.compress._files`. Of a pickled model it writes the whole compressed model, pickled:
+nothing else says how to rebuild it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import os
-import pickle
 import sys
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import methods
-from sketchlayers.compress._swap import replace_layers
+from sketchlayers.compress._files import (
+    build_torchvision,
+    compressed_contents,
+    is_compressed,
+    read,
+    rebuild,
+    reports_of,
+    shortened,
+    torchvision_names,
+)
 from sketchlayers.compress._table import quantity
 from sketchlayers.compress.convert import compress, inspect
 
-FORMAT = "sketchlayers.compressed"
 WRONG_INPUT = 2
 """Exit code when the arguments or the files are wrong."""
 
@@ -58,7 +63,14 @@ def add_arguments_compress(parser: argparse.ArgumentParser) -> None:
         help="parameters after / before: one number for the whole model, or PATTERN=NUMBER, any "
         "number of times, for a layer or glob pattern of layers",
     )
-    add("--out", required=True, type=Path, metavar="FILE", help="where to write the smaller model")
+    add(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="where to write the smaller model; of a pickled MODEL it holds the whole model, "
+        "pickled too, and needs --trust-pickle to be read again",
+    )
     add("--force", action="store_true", help="overwrite FILE if it exists")
     add(
         "--layers",
@@ -125,7 +137,7 @@ def _add_method_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("spatial", "channel"),
         help="what a sketch mixes: channels and kernel positions, or channels (default: spatial)",
     )
-    add("--scale", type=_scale, help='"paper" (default), "normalized" or a number')
+    add("--scale", type=methods.scale_argument, help='"paper" (default), "normalized" or a number')
     add("--base", choices=("random",), help="add a fixed random weight made from the seed")
     add("--frame", choices=("signs",), help="multiply by fixed random signs made from the seed")
 
@@ -169,15 +181,22 @@ def _compress(args: argparse.Namespace) -> None:
         init=args.init,
         seed=args.seed,
     )
-    contents = {
-        "format": FORMAT,
-        "architecture": loaded.architecture,
-        "state_dict": model.state_dict(),
-        "report": report.to_dict(),
-    }
+    architecture = loaded.architecture
+    if architecture is None:
+        contents: object = model
+        kind = ", the whole model: pickled, as MODEL was; to read it say --trust-pickle"
+        reopen = f"model = torch.load({str(args.out)!r}, weights_only=False)"
+    else:
+        contents = compressed_contents(model, architecture, [*loaded.reports, report.to_dict()])
+        kind = ""
+        reopen = (
+            "from sketchlayers.compress import open_compressed; "
+            f"model = open_compressed({str(args.out)!r})"
+        )
     size = _write(args.out, contents)
     print(report.to_json() if args.json else report)
-    print(f"written: {args.out} ({quantity(size, 'B')})", file=sys.stderr)
+    print(f"written: {args.out} ({quantity(size, 'B')}){kind}", file=sys.stderr)
+    print(f"open it in Python: {reopen}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------- reading arguments
@@ -213,17 +232,6 @@ def _input_size(text: str) -> tuple[int, ...]:
     return size
 
 
-def _scale(text: str) -> str | float:
-    if text in ("paper", "normalized"):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'must be "paper", "normalized" or a number (got {text!r})'
-        ) from None
-
-
 def _method(args: argparse.Namespace) -> methods.Method:
     """The method with those options that were given."""
     options = {
@@ -250,15 +258,24 @@ def _example(model: nn.Module, size: tuple[int, ...] | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class _Loaded:
+    """A model, and how to rebuild it.
+
+    Attributes:
+        model: the model.
+        architecture: name and number of classes of the torchvision model; None for a pickled model.
+        reports: of how it was compressed before, oldest first.
+    """
+
     model: nn.Module
-    architecture: dict[str, Any] | None
+    architecture: Mapping[str, Any] | None = None
+    reports: Sequence[Mapping[str, Any]] = ()
 
 
 def _open_model(args: argparse.Namespace, *, on_meta: bool) -> _Loaded:
     """The model that the arguments name; on the meta device if its values do not matter."""
-    names = _architectures()
+    names = torchvision_names()
     if args.model in names:
-        model = _build(args.model, args.num_classes, on_meta=on_meta)
+        model = build_torchvision(args.model, args.num_classes, on_meta=on_meta)
         if args.weights is not None:
             _load_weights(model, args.weights)
         return _Loaded(model, {"name": args.model, "num_classes": args.num_classes})
@@ -278,55 +295,18 @@ def _open_model(args: argparse.Namespace, *, on_meta: bool) -> _Loaded:
     return _open_file(path, trust=args.trust_pickle)
 
 
-def _architectures() -> list[str]:
-    try:
-        from torchvision import models
-    except ImportError:
-        return []
-    return list(models.list_models(module=models))
-
-
-def _build(name: str, num_classes: int | None, *, on_meta: bool) -> nn.Module:
-    from torchvision import models
-
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of how some models initialise themselves
-        if on_meta:
-            # Some models compute their sizes with tensors and cannot be made without values.
-            with contextlib.suppress(NotImplementedError), torch.device("meta"):
-                return models.get_model(name, weights=None, **options).eval()
-        return models.get_model(name, weights=None, **options).eval()
-
-
 def _open_file(path: Path, *, trust: bool) -> _Loaded:
     contents = _read(path, trust=trust)
     if isinstance(contents, nn.Module):
-        return _Loaded(contents, None)
-    if isinstance(contents, Mapping) and contents.get("format") == FORMAT:
-        return _rebuild(path, contents)
+        return _Loaded(contents)
+    if is_compressed(contents):
+        model = rebuild(path, contents)
+        return _Loaded(model, contents["architecture"], reports_of(contents))
     if isinstance(contents, Mapping):
         raise _WrongInput(
             f"{path} holds weights and no model: give the model's name and --weights {path}"
         )
     raise _WrongInput(f"{path} must hold a model (got {type(contents).__name__})")
-
-
-def _rebuild(path: Path, contents: Mapping[str, Any]) -> _Loaded:
-    """The compressed model that this command wrote."""
-    architecture, report = contents["architecture"], contents["report"]
-    if architecture is None:
-        raise _WrongInput(f"{path} does not say which torchvision model its weights belong to")
-    model = _build(architecture["name"], architecture["num_classes"], on_meta=False)
-    method = methods.get(report["method"], **report["options"])
-    replacements = {}
-    for row in report["layers"]:
-        if row["method"] is not None:
-            layer = model.get_submodule(row["name"])
-            replacements[layer] = method.build(layer, row["rank"], init="random", seed=0)
-    model = replace_layers(model, replacements, inplace=True)
-    _load_state_dict(model, contents["state_dict"], path)
-    return _Loaded(model, architecture)
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
@@ -336,34 +316,14 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             contents = contents[key]
     if not isinstance(contents, Mapping):
         raise _WrongInput(f"{path} must hold a state dict (got {type(contents).__name__})")
-    _load_state_dict(model, contents, path)
-
-
-def _load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], path: Path) -> None:
     try:
-        model.load_state_dict(state_dict)
+        model.load_state_dict(contents)
     except RuntimeError as error:
-        text = " ".join(str(error).split())
-        text = text if len(text) <= 300 else f"{text[:300]}..."
-        raise _WrongInput(f"{path} does not fit the model: {text}") from error
+        raise _WrongInput(f"{path} does not fit the model: {shortened(error)}") from error
 
 
 def _read(path: Path, *, trust: bool) -> Any:
-    """What ``torch.save`` wrote; pickled objects only with ``trust``."""
-    if not path.is_file():
-        raise _WrongInput(f"no such file: {path}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        if not trust and zipfile.is_zipfile(path):
-            raise _WrongInput(
-                f"{path} holds pickled objects, which run code when they are read; "
-                "if you trust it, say --trust-pickle"
-            ) from error
-        raise _WrongInput(f"cannot read {path}: not a file of torch.save, or damaged") from error
-    except Exception as error:  # a damaged file can raise anything
-        text = " ".join(str(error).split())[:200]
-        raise _WrongInput(f"cannot read {path}: {type(error).__name__}: {text}") from error
+    return read(path, trust=trust, how_to_trust="say --trust-pickle")
 
 
 # --------------------------------------------------------------------------------------- writing
@@ -376,12 +336,12 @@ def _check_destination(path: Path, force: bool) -> None:
         raise _WrongInput(f"{path} exists; --force overwrites it")
 
 
-def _write(path: Path, contents: Mapping[str, Any]) -> int:
+def _write(path: Path, contents: object) -> int:
     """Writes all or nothing; returns the size in bytes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("xb") as file:
-            torch.save(dict(contents), file)
+            torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import argparse
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sketchlayers.methods._method import Init, Method, register
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._sizes import dense_parameters, max_rank, sketch_parameters
+from sketchlayers.nn._sketch import one_of, scale_factor, whole_number
 
 Sizes = tuple[int, int, tuple[int, int]]
 
@@ -37,22 +38,15 @@ class Sketch(Method):
     frame: Literal["signs"] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_sketches, bool) or not isinstance(self.num_sketches, int):
-            raise TypeError(
-                "Sketch: num_sketches must be a whole number "
-                f"(got {type(self.num_sketches).__name__})"
-            )
-        if self.num_sketches < 1:
-            raise ValueError(
-                f"Sketch: num_sketches must be at least 1 (got num_sketches={self.num_sketches})"
-            )
-        _check_choice("mixing", self.mixing, ("spatial", "channel"))
-        _check_choice("base", self.base, (None, "random"))
-        _check_choice("frame", self.frame, (None, "signs"))
-        if isinstance(self.scale, str):
-            _check_choice("scale", self.scale, ("paper", "normalized"))
-        elif not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"Sketch: scale must be positive and finite (got scale={self.scale})")
+        num_sketches = whole_number("Sketch", "num_sketches", self.num_sketches)
+        one_of("Sketch", "mixing", self.mixing, ("spatial", "channel"))
+        one_of("Sketch", "base", self.base, (None, "random"))
+        one_of("Sketch", "frame", self.frame, (None, "signs"))
+        factor = scale_factor("Sketch", self.scale, num_sketches)
+        # Plain Python numbers, whatever number classes came in, so that a report can be saved.
+        object.__setattr__(self, "num_sketches", num_sketches)
+        if not isinstance(self.scale, str):
+            object.__setattr__(self, "scale", factor)
 
     def refusal(self, layer: nn.Module) -> str | None:
         """See `Method.refusal`: takes ``nn.Conv2d`` and ``nn.Linear``, but no depthwise layers."""
@@ -134,7 +128,17 @@ def _sizes(layer: nn.Module) -> Sizes:
     )
 
 
-def _check_choice(option: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        listed = ", ".join(map(repr, choices))
-        raise ValueError(f"Sketch: {option} must be one of {listed} (got {option}={value!r})")
+def scale_argument(text: str) -> str | float:
+    """The option ``scale`` as given on a command line, for ``type=`` of ``argparse``.
+
+    Raises:
+        argparse.ArgumentTypeError: neither "paper" nor "normalized" nor a number.
+    """
+    if text in ("paper", "normalized"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'must be "paper", "normalized" or a number (got {text!r})'
+        ) from None

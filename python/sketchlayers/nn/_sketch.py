@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -54,6 +55,8 @@ class Plan(NamedTuple):
 
 class SketchLayer(SeededModule):
     """A layer with ``W_hat = base + c * frame o (A S1 + S2 B)`` in place of its weight.
+
+    After a write into ``seed`` in place call `reset_signs`; see `SeededModule`.
 
     Attributes:
         s1: parameter, ``(groups * l * k, d2 / groups, h, w)`` or ``(l * k, d2)``.
@@ -105,7 +108,7 @@ class SketchLayer(SeededModule):
         one_of(owner, "mixing", mixing, ("spatial", "channel"))
         one_of(owner, "base", base, (None, "random"))
         one_of(owner, "frame", frame, (None, "signs"))
-        factor = _scale_factor(owner, scale, num_sketches)
+        factor = scale_factor(owner, scale, num_sketches)
         height_width = (kernel[0], kernel[1]) if kernel else (1, 1)
         rank = _resolve_rank(
             owner, in_channels, out_channels, height_width, groups, bias, rank, num_sketches, rate
@@ -260,6 +263,14 @@ class SketchLayer(SeededModule):
                 for g in range(self._groups)
             ]
         )
+
+    def plan(self, input_shape: Sequence[int]) -> Plan:
+        """Which path would run for an input of this shape, and why."""
+        raise NotImplementedError
+
+    def multiply_adds(self, input_shape: Sequence[int]) -> int:
+        """Multiply-adds of a forward call on the path that `plan` names, the bias left out."""
+        return round(self.plan(input_shape).multiply_adds)
 
     def _plan(self, batch: int, input_pixels: int, output_pixels: int) -> Plan:
         """Plan of a forward call as things stand: gradients count if they would be recorded."""
@@ -434,7 +445,13 @@ def one_of(owner: str, name: str, value: object, choices: tuple[object, ...]) ->
         raise ValueError(f"{owner}: {name} must be one of {listed} (got {name}={value!r})")
 
 
-def _scale_factor(owner: str, scale: Scale, num_sketches: int) -> float:
+def scale_factor(owner: str, scale: Scale, num_sketches: int) -> float:
+    """The number ``c`` that ``scale`` stands for.
+
+    Raises:
+        TypeError: neither a string nor a number.
+        ValueError: another string, or a number that is not finite or not above 0.
+    """
     if isinstance(scale, str):
         one_of(owner, "scale", scale, ("paper", "normalized"))
         return 1 / (2 * num_sketches) if scale == "paper" else 1 / math.sqrt(2 * num_sketches)

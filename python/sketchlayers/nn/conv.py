@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,10 @@ class SKConv2d(SketchLayer):
         >>> layer(torch.randn(8, 96, 16, 16)).shape
         torch.Size([8, 192, 16, 16])
     """
+
+    # Never other than these; tools that count operations or export read them of any convolution.
+    transposed: ClassVar[bool] = False
+    output_padding: ClassVar[tuple[int, int]] = (0, 0)
 
     def __init__(
         self,
@@ -267,10 +271,6 @@ class SKConv2d(SketchLayer):
                 f"(got input_shape={tuple(input_shape)})"
             )
         return self._plan(shape[0], shape[2] * shape[3], math.prod(size))
-
-    def multiply_adds(self, input_shape: Sequence[int]) -> int:
-        """Multiply-adds of a forward call on the path that `plan` names, the bias left out."""
-        return round(self.plan(input_shape).multiply_adds)
 
     def _output_size(self, size: Sequence[int]) -> list[int]:
         return [

@@ -189,10 +189,6 @@ class SKLinear(SketchLayer):
             )
         return self._plan(math.prod(input_shape[:-1]), 1, 1)
 
-    def multiply_adds(self, input_shape: Sequence[int]) -> int:
-        """Multiply-adds of a forward call on the path that `plan` names, the bias left out."""
-        return round(self.plan(input_shape).multiply_adds)
-
     def extra_repr(self) -> str:
         """Arguments of the constructor, and the rate."""
         return (
