@@ -67,7 +67,7 @@ def param_groups(
         if id(parameter) in seen or not parameter.requires_grad:
             continue
         seen.add(id(parameter))
-        if name.endswith("bias") or isinstance(module, _NORMS):
+        if _is_bias(name) or isinstance(module, _NORMS):
             key = ("no_decay", lr, 0.0)
         elif isinstance(module, SketchLayer):
             factor = 2 * module.num_sketches * module.scale**2 if gain == "mean" else 1.0
@@ -79,6 +79,11 @@ def param_groups(
         {"params": parameters, "lr": rate, "weight_decay": decay, "name": name}
         for (name, rate, decay), parameters in groups.items()
     ]
+
+
+def _is_bias(name: str) -> bool:
+    """Whether a parameter of this name is a bias, recurrent (``bias_ih_l0``) or of attention."""
+    return name.startswith("bias") or name.endswith("bias")
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

@@ -59,6 +59,18 @@ def test_every_trained_parameter_has_one_group():
     torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
 
 
+def test_recurrent_biases_do_not_decay():
+    model = nn.LSTM(4, 6, num_layers=2, bidirectional=True, proj_size=3)
+    groups = param_groups(model, lr=0.1, weight_decay=0.01)
+    for name, parameter in model.named_parameters():
+        expected = "no_decay" if name.startswith("bias_") else "weights"
+        assert group_of(groups, parameter)["name"] == expected
+    assert {group["name"]: group["weight_decay"] for group in groups} == {
+        "weights": 0.01,
+        "no_decay": 0.0,
+    }
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -154,6 +154,34 @@ def test_reset_makes_everything_anew():
     assert torch.equal(layer.s1, SKConv2d(**CONV, seed=11).s1)
 
 
+@pytest.mark.parametrize("kind", [SKConv2d, SKLinear])
+def test_reset_signs_follows_a_write_into_the_seed(kind):
+    arguments = (CONV if kind is SKConv2d else LINEAR) | {"base": "random", "frame": "signs"}
+    layer, other = kind(**arguments, seed=7), kind(**arguments, seed=2**62 + 5)
+    factors = layer.s1.clone(), layer.s2.clone()
+    pointers = [tensor.data_ptr() for tensor in signs(layer)]
+    layer.seed.copy_(other.seed)  # as a broadcast from another rank
+    layer.reset_signs()
+    assert layer._seed == int(layer.seed) == 2**62 + 5
+    assert all(map(torch.equal, signs(layer), signs(other)))
+    assert [tensor.data_ptr() for tensor in signs(layer)] == pointers
+    assert torch.equal(layer.s1, factors[0]) and torch.equal(layer.s2, factors[1])
+    layer.reset_parameters()
+    assert int(layer.seed) == 2**62 + 5
+
+
+def test_reset_signs_without_a_seed_to_read():
+    layer = SKConv2d(**CONV, seed=11)
+    before = [tensor.clone() for tensor in signs(layer)]
+    layer.seed.fill_(-1)
+    with pytest.raises(ValueError, match=r"SKConv2d: seed must be in \[0, 2\*\*63\) \(got seed=-1"):
+        layer.reset_signs()
+    assert all(map(torch.equal, signs(layer), before))
+    meta = SKConv2d(**CONV, seed=11, device="meta")
+    meta.reset_signs()
+    assert all(map(torch.equal, signs(meta.to_empty(device="cpu")), before))
+
+
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))]
 )

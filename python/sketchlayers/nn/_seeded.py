@@ -20,6 +20,12 @@ class SeededModule(nn.Module):
     from it are non-persistent buffers; a subclass makes them in `_make_seeded`, which runs in
     `reset_parameters`, whenever a state dict is loaded, and when a module built on the meta device
     gets its memory.
+
+    A write into the buffer ``seed`` in place, such as ``layer.seed.fill_(5)`` or a broadcast from a
+    rank with another seed, goes past the mirror, and nothing tells it from the garbage that
+    ``to_empty`` leaves. So call `reset_signs` after it, on every rank: until then the signs are as
+    they were, and `reset_parameters` would write the old seed back. ``load_state_dict`` needs no
+    such call.
     """
 
     seed: Tensor
@@ -33,6 +39,19 @@ class SeededModule(nn.Module):
     def _make_seeded(self) -> dict[str, Tensor]:
         """Tensors that follow from ``self._seed``, by buffer name, on the parameters' device."""
         raise NotImplementedError
+
+    def reset_signs(self) -> None:
+        """Make all that follows from the seed anew from the buffer ``seed``, and nothing else.
+
+        Needed after the buffer was written in place. Waits for the device. On the meta device,
+        where the buffer has no value, the seed stays.
+
+        Raises:
+            ValueError: the buffer holds a negative number.
+        """
+        if not self.seed.is_meta:
+            self._seed = _checked_seed(type(self).__name__, int(self.seed))
+        self._restore_seeded()
 
     @torch.no_grad()
     def _restore_seeded(self) -> None:
