@@ -75,11 +75,14 @@ def examine() -> Facts:
     except Exception as error:  # a broken installation may raise anything
         return Facts(torch=None, torch_error=f"{type(error).__name__}: {error}")
     missing = missing_files(Path(__file__).parent)
-    build, load_error = (None, "") if missing else _load_compiled_part()
+    required = _required_torch()
+    # A library built for another PyTorch may take the whole process down when it is loaded.
+    loadable = not missing and (required is None or fits(required, torch.__version__))
+    build, load_error = _load_compiled_part() if loadable else (None, "")
     return Facts(
         torch=str(torch.__version__),
         torch_cuda=torch.version.cuda,
-        required_torch=_required_torch(),
+        required_torch=required,
         missing=missing,
         build=build,
         load_error=load_error,

@@ -139,6 +139,17 @@ def test_works_without_pytorch(tmp_path: Path) -> None:
     assert "Type:  pip install torch" in result.stdout
 
 
+def test_a_library_for_another_pytorch_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(doctor, "_required_torch", lambda: "torch==2.10.*")
+    monkeypatch.setattr(doctor, "_load_compiled_part", fail)
+    problem = doctor.diagnose(doctor.examine())
+    assert problem is not None
+    assert "built for torch==2.10.*" in problem.what
+
+
 def test_this_installation_is_healthy() -> None:
     problem = doctor.diagnose(doctor.examine())
     assert problem is None, problem
