@@ -18,11 +18,9 @@ from distributed import join
 from experiment import NetworkSpec, run
 from image_data import DataError, load
 from plot import collect
-from runs import RunError, RunFolder
+from runs import RunError, RunFolder, resolved
 from train import DENSE_LR, SKETCH_LR
 from training import Recipe
-
-RESULTS = Path(__file__).parent / "results" / "cifar10_jpeg_q75"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--root", type=Path, required=True, help="folder with CIFAR-10")
-    parser.add_argument("--label", default="CIFAR-10 (JPEG q75)", help="what figures call the data")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--label", default="CIFAR-10", help="what figures call the data")
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10_rates"))
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--subset", type=int, help="number of training images (default: all)")
@@ -45,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
     args = parser.parse_args(arguments)
     try:
-        return _train_all(args)
+        return _train_all(args, arguments)
     except (DataError, RunError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _train_all(args: argparse.Namespace) -> int:
+def _train_all(args: argparse.Namespace, typed: Sequence[str] | None) -> int:
     dense = NetworkSpec(width=args.width, dropout=0.0, seed=args.seed)
     frame = None if args.frame == "none" else args.frame
     recipe = Recipe(epochs=args.epochs, lr=DENSE_LR, amp=args.amp, seed=args.seed)
@@ -76,6 +74,7 @@ def _train_all(args: argparse.Namespace) -> int:
                 name=name,
                 label=args.label,
                 resume=True,
+                command=resolved(args, typed, device=str(world.device)),
             )
             statuses.append(summary["status"])
             if world.is_main:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
+import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,15 +25,16 @@ from torch import nn
 from distributed import World, join
 from experiment import NetworkSpec, build
 from image_data import DataError, DataSet, load
-from networks import count_parameters, stored_bytes
+from networks import count_parameters
 from plots import Curve, plot_curves
 from runs import RunError, RunFolder, hardware, versions, write_csv
-from sketchlayers import compress
+from sketchlayers import compress, inspect
 from speed import measure_speeds
 from tables import Column, decimals, format_table, whole
 from train import DENSE_LR, SKETCH_LR
 from training import Epoch, Recipe, Trainer, make_batches
 
+HERE = Path(__file__).resolve().parent
 COLUMNS = (
     Column("network", "network", left=True),
     Column("parameters", "parameters", whole),
@@ -117,8 +120,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(args: argparse.Namespace, world: World) -> None:
     started = time.time()
     plan = DIGITS if args.data is None else CIFAR10
-    plan = replace(plan, epochs=args.epochs or plan.epochs)
+    if args.epochs is not None:
+        plan = replace(plan, epochs=args.epochs)
+    recipe = Recipe(epochs=plan.epochs, lr=DENSE_LR, seed=args.seed)
     data = load(plan.data, args.data, subset=plan.subset, test_subset=plan.test_subset)
+    dense = NetworkSpec(width=plan.width, dropout=plan.dropout, seed=args.seed)
+    sketch = replace(dense, method="sketch", rate=args.rate)
+    for spec in (dense, sketch, replace(sketch, frame="signs")):
+        build(spec, len(data.classes))  # a rate that cannot be met is refused before any training
     folder = RunFolder(args.out)
     folder.prepare(resume=True)
     print(
@@ -126,7 +135,7 @@ def _demo(args: argparse.Namespace, world: World) -> None:
         f"{data.size}x{data.size}; Network-in-Network{_width(plan)}, "
         f"{plan.epochs} epochs each, on {world.device}"
     )
-    candidates = _candidates(plan, data, args.rate, args.seed, world)
+    candidates = _candidates(dense, sketch, recipe, plan.tuning_epochs, data, world)
     rows = _rows(candidates, data, world)
     table = format_table(rows, COLUMNS)
     print(f"\n{table}\n")
@@ -150,24 +159,33 @@ def _demo(args: argparse.Namespace, world: World) -> None:
     print(_last_words(args, plan, seconds))
 
 
-def _candidates(plan: Plan, data: DataSet, rate: float, seed: int, world: World) -> list[Candidate]:
-    spec = NetworkSpec(width=plan.width, dropout=plan.dropout, seed=seed)
-    sketch = replace(spec, method="sketch", rate=rate)
-    recipe = Recipe(epochs=plan.epochs, lr=DENSE_LR, seed=seed)
+def _candidates(
+    dense: NetworkSpec,
+    sketch: NetworkSpec,
+    recipe: Recipe,
+    tuning_epochs: int,
+    data: DataSet,
+    world: World,
+) -> list[Candidate]:
     sketch_recipe = replace(recipe, lr=SKETCH_LR)
-    dense = _trained("dense", spec, data, recipe, world)
+    framed = replace(sketch, frame="signs")
+    trained = _trained("dense", dense, data, recipe, world)
     return [
-        dense,
+        trained,
         _trained("sketched", sketch, data, sketch_recipe, world),
-        _trained(
-            "sketched in a sign frame", replace(sketch, frame="signs"), data, sketch_recipe, world
+        _trained("sketched in a sign frame", framed, data, sketch_recipe, world),
+        *_compressed(
+            trained, sketch.rate, data, replace(sketch_recipe, epochs=tuning_epochs), world
         ),
-        *_compressed(dense, rate, data, replace(sketch_recipe, epochs=plan.tuning_epochs), world),
     ]
 
 
 def _compressed(
-    dense: Candidate, rate: float, data: DataSet, recipe: Recipe, world: World
+    dense: Candidate,
+    rate: float | Mapping[str, float] | None,
+    data: DataSet,
+    recipe: Recipe,
+    world: World,
 ) -> list[Candidate]:
     """The trained network fitted by sketched layers, before and after some more training."""
     name = "dense, then compressed"
@@ -207,7 +225,7 @@ def _rows(candidates: Sequence[Candidate], data: DataSet, world: World) -> list[
             "network": candidate.name,
             "parameters": count_parameters(candidate.network),
             "rate": count_parameters(candidate.network) / dense_parameters,
-            "stored_bytes": stored_bytes(candidate.network),
+            "stored_bytes": inspect(candidate.network).bytes,
             "accuracy": candidate.accuracy,
             "inference": speeds[candidate.name].inference,
             "training": speeds[candidate.name].training,
@@ -229,10 +247,17 @@ def _last_words(args: argparse.Namespace, plan: Plan, seconds: float) -> str:
     if plan.data == "digits":
         lines.append("  make demo DATA=folder     the same on CIFAR-10")
     lines += [
-        "  python experiments/train.py --help     one network, longer, on other data sets",
-        "  experiments/README.md     what has been measured and how",
+        f"  {_train_command()}     one network, longer, on other data sets",
+        f"  {os.path.relpath(HERE / 'README.md')}     what has been measured and how",
     ]
     return "\n".join(lines)
+
+
+def _train_command() -> str:
+    """Runs as typed in the current folder, in the environment of this process."""
+    in_environment = sys.prefix != sys.base_prefix
+    python = os.path.relpath(sys.executable) if in_environment else Path(sys.executable).name
+    return shlex.join([python, os.path.relpath(HERE / "train.py"), "--help"])
 
 
 if __name__ == "__main__":

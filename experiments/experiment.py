@@ -13,9 +13,9 @@ from torch import nn
 
 from distributed import World
 from image_data import DataSet
-from networks import NETWORKS, count_parameters, stored_bytes
+from networks import NETWORKS, count_parameters
 from runs import RunError, RunFolder, hardware, versions
-from sketchlayers import compress
+from sketchlayers import compress, inspect
 from training import Outcome, Recipe, Trainer, check_fits
 
 
@@ -136,6 +136,7 @@ def run(
     name: str = "",
     label: str | None = None,
     resume: bool = False,
+    command: Mapping[str, object] | None = None,
     workers: int = 0,
     tensorboard: bool = False,
 ) -> tuple[Built, dict[str, object]]:
@@ -150,6 +151,7 @@ def run(
         name: shown in front of progress, and the run's name in plots.
         label: what figures call the data set; None means its name.
         resume: go on from the folder's checkpoint if there is one.
+        command: resolved arguments of the command, for the summary.
         workers: processes that decode streamed images.
         tensorboard: write TensorBoard events too.
 
@@ -165,13 +167,14 @@ def run(
     summary: dict[str, object] = {
         "name": name,
         "status": "started",
+        "command": dict(command or {}),
         "data": {**data.describe(), "label": label or data.name},
         "network": asdict(spec),
         "recipe": asdict(recipe),
         "processes": world.size,
         "parameters": count_parameters(built.network),
         "rate": built.rate,
-        "stored_bytes": stored_bytes(built.network),
+        "stored_bytes": inspect(built.network).bytes,
         "compression": built.report.to_dict() if built.report is not None else None,
         "versions": versions(),
         "hardware": hardware(world.device),

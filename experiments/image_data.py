@@ -279,6 +279,11 @@ class DataSet:
         """Names of the classes, in the order of the labels."""
         return self.train.classes
 
+    @property
+    def streamed(self) -> bool:
+        """Whether images are decoded anew in every epoch."""
+        return isinstance(self.train, ImageFiles)
+
     def describe(self) -> dict[str, object]:
         """What the results should say about the data."""
         return {
@@ -287,6 +292,7 @@ class DataSet:
             "test_images": len(self.test),
             "classes": len(self.classes),
             "size": self.size,
+            "streamed": self.streamed,
         }
 
 

@@ -98,6 +98,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "googlenet_bn": googlenet_bn,
 }
 
+IMAGE_SIZES = {"googlenet_bn": 224}
+"""Height and width of the images of networks that are not made for a data set's small ones."""
+
 
 def convolutions_and_linears(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
     """Yields name and layer of every dense convolution and fully connected layer, in order."""
@@ -109,11 +112,6 @@ def convolutions_and_linears(network: nn.Module) -> Iterator[tuple[str, nn.Conv2
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable values; buffers are not counted."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def stored_bytes(network: nn.Module) -> int:
-    """Bytes of all tensors in the state dict: what a checkpoint of the network has to hold."""
-    return sum(value.numel() * value.element_size() for value in network.state_dict().values())
 
 
 def _ninn_body(

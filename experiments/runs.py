@@ -6,17 +6,22 @@ moment each is either the old or the new version, whole.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from sketchlayers.bench import cpu_name
 
 CHECKPOINT_FORMAT = 1
 
@@ -146,6 +151,27 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def resolved(
+    args: argparse.Namespace, typed: Sequence[str] | None, **values: object
+) -> dict[str, object]:
+    """A command as JSON values: what was typed, and every argument, defaults included.
+
+    Args:
+        args: as parsed.
+        typed: the arguments that were parsed; None means those of this process.
+        values: what arguments came to that stand for "depends" (size, threads, device).
+    """
+    script, *own = sys.argv
+    arguments = {**vars(args), "threads": torch.get_num_threads(), **values}
+    return {
+        "line": shlex.join([Path(script).name, *(own if typed is None else typed)]),
+        **{
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in arguments.items()
+        },
+    }
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
@@ -161,19 +187,10 @@ def hardware(device: torch.device) -> dict[str, object]:
     """Processor, threads used and, when training there, the GPU."""
     found: dict[str, object] = {
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

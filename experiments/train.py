@@ -21,8 +21,9 @@ import torch
 from distributed import join
 from experiment import NetworkSpec, run
 from image_data import DATA_SETS, DataError, load
-from networks import NETWORKS
-from runs import RunError, RunFolder
+from networks import IMAGE_SIZES, NETWORKS
+from runs import RunError, RunFolder, resolved
+from sketchlayers.methods import scale_argument
 from training import Recipe
 
 DENSE_LR = 0.05
@@ -44,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     data = root.add_argument_group("data")
     data.add_argument("--data", choices=list(DATA_SETS), default="digits")
     data.add_argument("--root", type=Path, help="folder with the data set's files")
-    data.add_argument("--size", type=int, help="height and width of images (default 32, digits 16)")
+    data.add_argument(
+        "--size",
+        type=int,
+        help="height and width of images (default: NinN 32, on digits 16; googlenet_bn 224)",
+    )
     data.add_argument("--subset", type=int, help="number of training images, evenly over classes")
     data.add_argument("--test-subset", type=int, help="the same for test images")
     data.add_argument("--stream", action="store_true", help="decode images anew in every epoch")
@@ -68,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     )
     method.add_argument("--num-sketches", type=int, default=spec.num_sketches)
     method.add_argument("--mixing", choices=["spatial", "channel"], default=spec.mixing)
-    method.add_argument("--scale", type=_scale, default=spec.scale, help="paper, normalized or c")
+    method.add_argument(
+        "--scale", type=scale_argument, default=spec.scale, help="paper, normalized or c"
+    )
     method.add_argument("--base", choices=["random"])
     method.add_argument("--frame", choices=["signs"])
     method.add_argument("--init", choices=["random", "fit"], default=spec.init)
@@ -106,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 when training finished, 1 when it diverged, 2 when it could not start."""
     args = parser().parse_args(arguments)
     try:
-        return _train(args)
+        return _train(args, arguments)
     except (DataError, RunError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -115,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _train(args: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace, typed: Sequence[str] | None) -> int:
     spec, recipe = network_spec(args), training_recipe(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -123,7 +130,7 @@ def _train(args: argparse.Namespace) -> int:
         data = load(
             args.data,
             args.root,
-            size=args.size,
+            size=IMAGE_SIZES.get(args.network) if args.size is None else args.size,
             subset=args.subset,
             test_subset=args.test_subset,
             stream=args.stream or None,
@@ -138,6 +145,16 @@ def _train(args: argparse.Namespace) -> int:
             name=name,
             label=args.label,
             resume=args.resume,
+            command=resolved(
+                args,
+                typed,
+                name=name,
+                label=args.label or data.name,
+                lr=recipe.lr,
+                size=data.size,
+                stream=data.streamed,
+                device=str(world.device),
+            ),
             workers=args.workers,
             tensorboard=args.tensorboard,
         )
@@ -204,17 +221,6 @@ def _layer_rate(text: str) -> tuple[str, float]:
         return pattern, float(rate)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be PATTERN=RATE (got {text!r})") from None
-
-
-def _scale(text: str) -> str | float:
-    if text in ("paper", "normalized"):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be paper, normalized or a number (got {text!r})"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -176,6 +176,9 @@ class Trainer:
         self.arguments = {
             **{f"recipe.{key}": value for key, value in asdict(recipe).items()},
             **{f"data.{key}": value for key, value in data.describe().items()},
+            # Both decide which random numbers an image meets.
+            "processes": self.world.size,
+            "workers": workers if data.streamed else None,
             **(arguments or {}),
         }
         self.name = name

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,20 +34,16 @@ def test_table_is_aligned() -> None:
     ]
 
 
-def test_speeds_leave_networks_alone_and_order_them() -> None:
+def test_measuring_speed_leaves_networks_alone() -> None:
     torch.manual_seed(0)
-    networks = {"narrow": nn.Conv2d(3, 2, 1), "wide": nn.Sequential(nn.Conv2d(3, 400, 5))}
-    networks = {
-        name: nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        for name, layer in networks.items()
-    }
-    before = {name: network[0].state_dict() for name, network in networks.items()}
+    network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before = {key: value.clone() for key, value in network.state_dict().items()}
     images, labels = torch.randn(8, 3, 24, 24), torch.zeros(8, dtype=torch.long)
-    speeds = measure_speeds(networks, images, labels, rounds=3)
-    assert speeds["narrow"].inference > speeds["wide"].inference > speeds["wide"].training > 0
-    for name, network in networks.items():
-        for key, value in network[0].state_dict().items():
-            assert torch.equal(value, before[name][key])
+    speeds = measure_speeds({"network": network}, images, labels, rounds=3)
+    assert speeds["network"].inference > 0
+    assert speeds["network"].training > 0
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key])
 
 
 def test_demo_measures_every_network(
@@ -69,6 +67,11 @@ def test_demo_measures_every_network(
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "summary.json").read_text())["seed"] == 0
     assert f"Table, plot and summary are in {tmp_path}" in printed
+    (command,) = [line for line in printed.splitlines() if "train.py --help" in line]
+    done = subprocess.run(
+        shlex.split(command.split("     ")[0]), capture_output=True, text=True, check=True
+    )
+    assert "--rate" in done.stdout
 
 
 def test_demo_without_its_data_gives_one_error(
@@ -79,4 +82,19 @@ def test_demo_without_its_data_gives_one_error(
     error = capsys.readouterr().err
     assert error.startswith("error: cifar10: the data folder must exist")
     assert error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [("--rate", "0.0001", "rate"), ("--rate", "1.5", "rate"), ("--epochs", "0", "epochs")],
+)
+def test_bad_arguments_of_the_demo_are_refused_before_any_training(
+    option: str, value: str, rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert demo.main([option, value, "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ") and rule in printed.err
     assert not out.exists()

@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import train
 import training
+from distributed import World
 from experiment import load_weights
+from image_data import load
 from networks import ninn
 from runs import RunError, RunFolder, write_atomically
 
@@ -139,6 +143,38 @@ def test_other_arguments_are_refused(
     assert train.main(arguments) == 2
     assert "(got recipe.lr=0.1 then and 0.07 now)" in capsys.readouterr().err
     assert uninterrupted.checkpoint.read_bytes() == before
+
+
+def test_what_changes_the_random_numbers_of_an_image_is_compared(tmp_path: Path) -> None:
+    for name in ("train/cat/0", "train/dog/1", "test/cat/2", "test/dog/3"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (10, 10)).save(tmp_path / f"{name}.png")
+    folder = RunFolder(tmp_path)
+
+    def trainer(*, stream: bool, workers: int, processes: int = 1) -> training.Trainer:
+        data = load("imagefolder", tmp_path, size=8, stream=stream)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        # Processes that do not exist cannot be joined.
+        with mock.patch.object(training.Trainer, "_forward_module", return_value=network):
+            return training.Trainer(
+                network,
+                data,
+                training.Recipe(),
+                world=World(size=processes),
+                folder=folder,
+                workers=workers,
+            )
+
+    trainer(stream=True, workers=1)._save()
+    trainer(stream=True, workers=1)._restore()
+    with pytest.raises(RunError, match=r"\(got workers=1 then and 2 now\)"):
+        trainer(stream=True, workers=2)._restore()
+    with pytest.raises(RunError, match=r"data.streamed=True then and False now"):
+        trainer(stream=False, workers=1)._restore()
+    with pytest.raises(RunError, match=r"\(got processes=1 then and 2 now\)"):
+        trainer(stream=True, workers=1, processes=2)._restore()
+    trainer(stream=False, workers=1)._save()
+    trainer(stream=False, workers=2)._restore()
 
 
 def test_a_folder_with_a_run_is_not_overwritten(

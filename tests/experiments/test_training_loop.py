@@ -9,8 +9,10 @@ from typing import Literal
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import cifar10_rates
 import plot
 import train
 from distributed import World
@@ -144,6 +146,13 @@ def test_a_run_leaves_log_summary_and_plot(
     assert summary["network"]["mixing"] == "channel"
     assert summary["recipe"]["lr"] == train.SKETCH_LR
     assert summary["data"]["train_images"] == 100
+    command = summary["command"]
+    assert command["subset"] == 100
+    assert "--width 0.1 --subset 100" in command["line"]
+    assert command["root"] is None
+    assert (command["lr"], command["size"], command["stream"]) == (train.SKETCH_LR, 8, False)
+    assert {"test_subset", "workers", "threads", "tensorboard", "device"} <= command.keys()
+    assert command["out"] == str(tmp_path / "sketched")
     assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"cpu", "cores", "threads"} <= summary["hardware"].keys()
     assert summary["rate"] == pytest.approx(0.5, rel=0.05)
@@ -154,6 +163,48 @@ def test_a_run_leaves_log_summary_and_plot(
     assert [row["name"] for row in results] == ["dense", "sketched"]
     assert float(results[1]["test_accuracy"]) == pytest.approx(float(rows[-1]["test_accuracy"]))
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+class Asked(Exception):
+    """Carries what a command asked for, in place of the work."""
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (["--network", "googlenet_bn"], 224),
+        (["--network", "ninn_fc"], 32),
+        (["--network", "googlenet_bn", "--size", "64"], 64),
+    ],
+)
+def test_images_have_the_size_that_the_network_is_made_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], size: int
+) -> None:
+    for name in ("train/cat", "test/cat"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "0.png")
+
+    def ask(spec: NetworkSpec, data: DataSet, *_: object, **__: object) -> None:
+        raise Asked(data.size)
+
+    monkeypatch.setattr(train, "run", ask)
+    data = ["--data", "imagefolder", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(Asked) as asked:
+        train.main([*data, *options])
+    assert asked.value.args == (size,)
+
+
+def test_cifar10_rates_does_not_touch_the_results_of_the_repository(
+    monkeypatch: pytest.MonkeyPatch, few_digits: DataSet
+) -> None:
+    def ask(*given: object, label: str, **_: object) -> None:
+        raise Asked(given[3].path, label)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(cifar10_rates, "load", lambda *_, **__: few_digits)
+    monkeypatch.setattr(cifar10_rates, "run", ask)
+    with pytest.raises(Asked) as asked:
+        cifar10_rates.main(["--root", "anywhere"])
+    assert asked.value.args == (Path("runs/cifar10_rates/dense"), "CIFAR-10")
 
 
 def test_layer_rates_pick_the_papers_layers() -> None:
