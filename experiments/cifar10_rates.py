@@ -61,10 +61,11 @@ def _train_all(args: argparse.Namespace, typed: Sequence[str] | None) -> int:
         data = load("cifar10", args.root, subset=args.subset)
         for rate in (None, 0.5, 0.15):
             spec, lr = dense, DENSE_LR
+            folder, name = RunFolder(args.out / "dense"), "dense"
             if rate is not None:
                 spec, lr = replace(dense, method="sketch", rate=rate, frame=frame), SKETCH_LR
-            name = "dense" if rate is None else f"rate {rate}"
-            folder = RunFolder(args.out / name.replace(" ", "_"))
+                folder = RunFolder(args.out / f"rate_{rate}")
+                name = f"rate {rate}, {'sign frame' if frame else 'plain'}"
             _, summary = run(
                 spec,
                 data,
