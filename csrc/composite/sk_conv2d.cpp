@@ -2,7 +2,7 @@
 //   Spatial mixing: z = [S1; B] * x (one convolution with stacked filters), y = [c A, c S2] z (one
 //   1x1 convolution). Channel mixing: y = c A (S1 * x) + (c S2) * (B x), where B mixes channels
 //   only (a 1x1 convolution).
-#include "ops/sk_conv2d.h"
+#include "composite/sk_conv2d.h"
 
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
@@ -121,32 +121,29 @@ at::Tensor pixelwise_forward(const at::Tensor& input, const Filters& filters,
   return output.unflatten(2, input.sizes().slice(2));
 }
 
-at::Tensor sk_conv2d_factored_kernel(const at::Tensor& input, const at::Tensor& s1,
-                                     const at::Tensor& s2, const at::Tensor& u1,
-                                     const at::Tensor& u2, const std::optional<at::Tensor>& bias,
-                                     at::IntArrayRef stride, at::IntArrayRef padding,
-                                     at::IntArrayRef dilation, int64_t groups,
-                                     c10::string_view mixing, int64_t num_sketches,
-                                     std::optional<double> scale) {
-  constexpr const char* kName = "sk_conv2d_factored";
-  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2,
-                                     SketchArguments{std::string(mixing), num_sketches, scale});
-  check_conv_input(kName, input, bias, s1, sketch, arguments);
+}  // namespace
+
+at::Tensor sk_conv2d_composed(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                              const at::Tensor& u1, const at::Tensor& u2,
+                              const std::optional<at::Tensor>& bias, const ConvArguments& arguments,
+                              const Sketch& sketch) {
   const Filters filters(s1, s2, u1, u2, sketch);
   at::Tensor output;
   if (is_pixelwise(input, sketch, arguments)) {
     output = pixelwise_forward(input, filters, bias);
   } else if (sketch.mixes_space()) {
     output = pointwise_conv(conv(input, filters.stacked_inputs(), arguments),
-                            filters.stacked_outputs(), groups, bias);
+                            filters.stacked_outputs(), arguments.groups, bias);
   } else {
-    output = pointwise_conv(conv(input, s1, arguments), filters.output_signs(), groups, bias);
-    output.add_(
-        conv(pointwise_conv(input, filters.input_signs(), groups), filters.scaled_s2(), arguments));
+    output =
+        pointwise_conv(conv(input, s1, arguments), filters.output_signs(), arguments.groups, bias);
+    output.add_(conv(pointwise_conv(input, filters.input_signs(), arguments.groups),
+                     filters.scaled_s2(), arguments));
   }
   return in_format(output, common_memory_format(input, s1));
 }
+
+namespace {
 
 // The first `rank` of every group's rank + second_rank channels.
 at::Tensor sketch_rows(const at::Tensor& inner, const Sketch& sketch) {
@@ -231,17 +228,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> channel_backward(
   return {grad_input, grad_s1, grad_s2};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_kernel(
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_composed_backward(
     const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
     const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-    c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
-  constexpr const char* kName = "sk_conv2d_factored_backward";
-  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2,
-                                     SketchArguments{std::string(mixing), num_sketches, scale});
-  const auto output_sizes = check_conv_input(kName, input, std::nullopt, s1, sketch, arguments);
-  check_conv_gradient(kName, grad, output_sizes, s1);
+    const ConvArguments& arguments, const Sketch& sketch) {
   const Filters filters(s1, s2, u1, u2, sketch);
   const auto pull_back = is_pixelwise(input, sketch, arguments) ? pixelwise_backward
                          : sketch.mixes_space()                 ? spatial_backward
@@ -253,6 +245,32 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_kerne
   };
   return {wanted(output_mask[0], grad_input, input), wanted(output_mask[1], grad_s1, s1),
           wanted(output_mask[2], grad_s2, s2)};
+}
+
+namespace {
+
+at::Tensor sk_conv2d_factored_kernel(const at::Tensor& input, const at::Tensor& s1,
+                                     const at::Tensor& s2, const at::Tensor& u1,
+                                     const at::Tensor& u2, const std::optional<at::Tensor>& bias,
+                                     at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation, int64_t groups,
+                                     c10::string_view mixing, int64_t num_sketches,
+                                     std::optional<double> scale) {
+  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const Sketch sketch = check_factored_conv(input, s1, s2, u1, u2, bias, arguments,
+                                            {std::string(mixing), num_sketches, scale});
+  return sk_conv2d_composed(input, s1, s2, u1, u2, bias, arguments, sketch);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_kernel(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
+  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const Sketch sketch = check_factored_conv_backward(grad, input, s1, s2, u1, u2, arguments,
+                                                     {std::string(mixing), num_sketches, scale});
+  return sk_conv2d_composed_backward(grad, input, s1, s2, u1, u2, output_mask, arguments, sketch);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {

@@ -1,5 +1,5 @@
 // The factored fully connected layer: two GEMMs, x -> z = [S1; B] x -> [c A, c S2] z.
-#include "ops/sk_linear.h"
+#include "composite/sk_linear.h"
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linear.h>
@@ -19,26 +19,19 @@ at::Tensor stacked_output_factor(const at::Tensor& s2, const at::Tensor& u1, con
   return output_factor(s2.unsqueeze(0), u1, sketch).squeeze(0);
 }
 
-at::Tensor sk_linear_factored_kernel(const at::Tensor& input, const at::Tensor& s1,
-                                     const at::Tensor& s2, const at::Tensor& u1,
-                                     const at::Tensor& u2, const std::optional<at::Tensor>& bias,
-                                     int64_t num_sketches, std::optional<double> scale) {
-  const SketchArguments arguments{"spatial", num_sketches, scale};
-  const Sketch sketch = check_sketch("sk_linear_factored", s1, s2, u1, u2, arguments);
-  check_linear_input("sk_linear_factored", input, bias, s1, sketch);
+}  // namespace
+
+at::Tensor sk_linear_composed(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                              const at::Tensor& u1, const at::Tensor& u2,
+                              const std::optional<at::Tensor>& bias, const Sketch& sketch) {
   const at::Tensor right = at::cat({s1, input_signs(u2, s1.scalar_type(), sketch)}, 0);
   return at::linear(at::linear(input, right), stacked_output_factor(s2, u1, sketch), bias);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward_kernel(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_composed_backward(
     const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
     const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    int64_t num_sketches, std::optional<double> scale) {
-  constexpr const char* kName = "sk_linear_factored_backward";
-  const Sketch sketch =
-      check_sketch(kName, s1, s2, u1, u2, SketchArguments{"spatial", num_sketches, scale});
-  check_linear_input(kName, input, std::nullopt, s1, sketch);
-  check_linear_gradient(kName, grad, input, s1, sketch);
+    const Sketch& sketch) {
   const at::Tensor rows = grad.reshape({-1, sketch.out_channels});
   const at::Tensor x = input.reshape({-1, sketch.in_channels});
   const at::Tensor b = input_signs(u2, s1.scalar_type(), sketch);
@@ -52,6 +45,26 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward_kerne
   }
   if (output_mask[2]) grad_s2 = at::matmul(rows.t(), at::linear(x, b * sketch.scale));
   return {grad_input, grad_s1, grad_s2};
+}
+
+namespace {
+
+at::Tensor sk_linear_factored_kernel(const at::Tensor& input, const at::Tensor& s1,
+                                     const at::Tensor& s2, const at::Tensor& u1,
+                                     const at::Tensor& u2, const std::optional<at::Tensor>& bias,
+                                     int64_t num_sketches, std::optional<double> scale) {
+  const Sketch sketch =
+      check_factored_linear(input, s1, s2, u1, u2, bias, {"spatial", num_sketches, scale});
+  return sk_linear_composed(input, s1, s2, u1, u2, bias, sketch);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward_kernel(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
+    int64_t num_sketches, std::optional<double> scale) {
+  const Sketch sketch =
+      check_factored_linear_backward(grad, input, s1, s2, u1, u2, {"spatial", num_sketches, scale});
+  return sk_linear_composed_backward(grad, input, s1, s2, u1, u2, output_mask, sketch);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {

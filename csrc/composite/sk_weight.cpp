@@ -99,12 +99,11 @@ void channel_weight(at::Tensor weight, const at::Tensor& s1, const at::Tensor& s
   });
 }
 
-at::Tensor sk_weight_kernel(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                            const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
-                            std::optional<double> scale, const std::optional<at::Tensor>& base,
-                            const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
-  const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
+}  // namespace
+
+at::Tensor sk_weight_composed(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
+                              const at::Tensor& u2, const SketchArguments& arguments,
+                              const Sketch& sketch) {
   const auto type = compute_type(s1.scalar_type());
   const at::Tensor first = s1.to(type).contiguous().view({sketch.groups, sketch.rank, -1});
   const at::Tensor second = s2.to(type).contiguous().view({sketch.groups, sketch.out_channels, -1});
@@ -114,6 +113,8 @@ at::Tensor sk_weight_kernel(const at::Tensor& s1, const at::Tensor& s2, const at
   form(weight, first, second, u1, u2, sketch, arguments);
   return in_format(weight.view(sketch.weight_sizes()), common_memory_format(s1, s1));
 }
+
+namespace {
 
 // A tile of the gradient in the type of the computation, with the frame's signs.
 at::Tensor gradient_tile(const at::Tensor& grad, const SketchArguments& arguments, int64_t row,
@@ -154,11 +155,13 @@ void channel_adjoint(at::Tensor grad_s1, at::Tensor grad_s2, const at::Tensor& g
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> sk_weight_backward_kernel(
-    const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, std::nullopt, frame};
-  const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> sk_weight_composed_backward(const at::Tensor& grad,
+                                                               const at::Tensor& u1,
+                                                               const at::Tensor& u2,
+                                                               const SketchArguments& arguments,
+                                                               const Sketch& sketch) {
   const auto type = compute_type(grad.scalar_type());
   const at::Tensor matrix =
       grad.contiguous().view({sketch.groups, sketch.out_channels, sketch.inputs()});
@@ -173,8 +176,6 @@ std::tuple<at::Tensor, at::Tensor> sk_weight_backward_kernel(
   return {grad_s1.view(sketch.s1_sizes()).to(grad.scalar_type()),
           grad_s2.view(sketch.s2_sizes()).to(grad.scalar_type())};
 }
-
-}  // namespace
 
 at::Tensor sk_weight_composition(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
                                  const at::Tensor& u2, const SketchArguments& arguments) {
@@ -205,9 +206,29 @@ at::Tensor sk_weight_composition(const at::Tensor& s1, const at::Tensor& s2, con
   return weight.reshape(sketch.weight_sizes()).to(s1.scalar_type());
 }
 
+namespace {
+
+at::Tensor sk_weight_kernel(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
+                            const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
+                            std::optional<double> scale, const std::optional<at::Tensor>& base,
+                            const std::optional<at::Tensor>& frame) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
+  const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
+  return sk_weight_composed(s1, s2, u1, u2, arguments, sketch);
+}
+
+std::tuple<at::Tensor, at::Tensor> sk_weight_backward_kernel(
+    const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
+    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale, std::nullopt, frame};
+  const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
+  return sk_weight_composed_backward(grad, u1, u2, arguments, sketch);
+}
+
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
   m.impl("sk_weight", TORCH_FN(sk_weight_kernel));
   m.impl("sk_weight_backward", TORCH_FN(sk_weight_backward_kernel));
 }
 
+}  // namespace
 }  // namespace sketchlayers

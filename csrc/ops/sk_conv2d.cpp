@@ -118,6 +118,27 @@ void check_conv_gradient(const char* op, const at::Tensor& grad, c10::SymIntArra
   check_operand(op, "grad", grad, s1);
 }
 
+Sketch check_factored_conv(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                           const at::Tensor& u1, const at::Tensor& u2,
+                           const std::optional<at::Tensor>& bias, const ConvArguments& conv,
+                           const SketchArguments& arguments) {
+  constexpr const char* kName = "sk_conv2d_factored";
+  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
+  check_conv_input(kName, input, bias, s1, sketch, conv);
+  return sketch;
+}
+
+Sketch check_factored_conv_backward(const at::Tensor& grad, const at::Tensor& input,
+                                    const at::Tensor& s1, const at::Tensor& s2,
+                                    const at::Tensor& u1, const at::Tensor& u2,
+                                    const ConvArguments& conv, const SketchArguments& arguments) {
+  constexpr const char* kName = "sk_conv2d_factored_backward";
+  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
+  check_conv_gradient(kName, grad, check_conv_input(kName, input, std::nullopt, s1, sketch, conv),
+                      s1);
+  return sketch;
+}
+
 namespace {
 
 // A symbolic size stays unknown to the planner, so that choosing adds no guard.

@@ -45,4 +45,14 @@ std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& inpu
 void check_conv_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
                          const at::Tensor& s1);
 
+// All of it, for a kernel of sk_conv2d_factored and of its backward.
+Sketch check_factored_conv(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                           const at::Tensor& u1, const at::Tensor& u2,
+                           const std::optional<at::Tensor>& bias, const ConvArguments& conv,
+                           const SketchArguments& arguments);
+Sketch check_factored_conv_backward(const at::Tensor& grad, const at::Tensor& input,
+                                    const at::Tensor& s1, const at::Tensor& s2,
+                                    const at::Tensor& u1, const at::Tensor& u2,
+                                    const ConvArguments& conv, const SketchArguments& arguments);
+
 }  // namespace sketchlayers

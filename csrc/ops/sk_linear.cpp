@@ -73,6 +73,27 @@ void check_linear_gradient(const char* op, const at::Tensor& grad, const at::Ten
   check_operand(op, "grad", grad, s1);
 }
 
+Sketch check_factored_linear(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                             const at::Tensor& u1, const at::Tensor& u2,
+                             const std::optional<at::Tensor>& bias,
+                             const SketchArguments& arguments) {
+  constexpr const char* kName = "sk_linear_factored";
+  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
+  check_linear_input(kName, input, bias, s1, sketch);
+  return sketch;
+}
+
+Sketch check_factored_linear_backward(const at::Tensor& grad, const at::Tensor& input,
+                                      const at::Tensor& s1, const at::Tensor& s2,
+                                      const at::Tensor& u1, const at::Tensor& u2,
+                                      const SketchArguments& arguments) {
+  constexpr const char* kName = "sk_linear_factored_backward";
+  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
+  check_linear_input(kName, input, std::nullopt, s1, sketch);
+  check_linear_gradient(kName, grad, input, s1, sketch);
+  return sketch;
+}
+
 namespace {
 
 Path plan_path(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,

@@ -35,4 +35,14 @@ void check_linear_input(const char* op, const at::Tensor& input,
 void check_linear_gradient(const char* op, const at::Tensor& grad, const at::Tensor& input,
                            const at::Tensor& s1, const Sketch& sketch);
 
+// All of it, for a kernel of sk_linear_factored and of its backward.
+Sketch check_factored_linear(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                             const at::Tensor& u1, const at::Tensor& u2,
+                             const std::optional<at::Tensor>& bias,
+                             const SketchArguments& arguments);
+Sketch check_factored_linear_backward(const at::Tensor& grad, const at::Tensor& input,
+                                      const at::Tensor& s1, const at::Tensor& s2,
+                                      const at::Tensor& u1, const at::Tensor& u2,
+                                      const SketchArguments& arguments);
+
 }  // namespace sketchlayers
