@@ -16,6 +16,7 @@ from sketchlayers._version import __version__
 
 if TYPE_CHECKING:
     from sketchlayers.compress import compress, fold, inspect
+    from sketchlayers.inference import clear_cache
     from sketchlayers.nn import SKConv2d, SKLinear
     from sketchlayers.optim import param_groups
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "SKConv2d": "sketchlayers.nn",
     "SKLinear": "sketchlayers.nn",
+    "clear_cache": "sketchlayers.inference",
     "compress": "sketchlayers.compress",
     "fold": "sketchlayers.compress",
     "inspect": "sketchlayers.compress",
@@ -34,6 +36,7 @@ __all__ = [
     "SKConv2d",
     "SKLinear",
     "__version__",
+    "clear_cache",
     "compress",
     "fold",
     "inspect",

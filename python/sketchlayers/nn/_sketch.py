@@ -18,7 +18,7 @@ from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased
 from sketchlayers.decompose._checks import check_finite
 from sketchlayers.ops import Mixing, Path
 
-from ._seeded import SeededModule
+from ._cache import WeightCache
 from ._sizes import rank_for_rate, sketch_rate
 
 Scale = Literal["paper", "normalized"] | float
@@ -32,6 +32,10 @@ Dense = TypeVar("Dense", nn.Conv2d, nn.Linear)
 _BASE_MATRIX = 2**31
 _FRAME_MATRIX = 2**31 + 2**30
 
+_KEPT_REASON = "The dense weight is kept from call to call in eval mode without gradients."
+# What a multiply-add of the factored path's thin products costs in those of a large convolution.
+_THIN_PRODUCT = 1.15
+
 
 class Plan(NamedTuple):
     """How a layer would compute one forward call. Multiply-adds count the whole call.
@@ -41,7 +45,8 @@ class Plan(NamedTuple):
         reason: one sentence.
         multiply_adds: of the chosen path.
         factored_multiply_adds: of the factored path.
-        folded_multiply_adds: of the folded path, forming the weight included.
+        folded_multiply_adds: of the folded path; forming the weight is included, unless it is kept
+            from call to call.
         dense_multiply_adds: of the dense layer that this one stands for.
     """
 
@@ -53,10 +58,11 @@ class Plan(NamedTuple):
     dense_multiply_adds: float
 
 
-class SketchLayer(SeededModule):
+class SketchLayer(WeightCache):
     """A layer with ``W_hat = base + c * frame o (A S1 + S2 B)`` in place of its weight.
 
-    After a write into ``seed`` in place call `reset_signs`; see `SeededModule`.
+    After a write into ``seed`` in place call `reset_signs`; see `SeededModule`. In eval mode
+    without gradients the dense weight is kept where that is the faster way; see `WeightCache`.
 
     Attributes:
         s1: parameter, ``(groups * l * k, d2 / groups, h, w)`` or ``(l * k, d2)``.
@@ -198,6 +204,9 @@ class SketchLayer(SeededModule):
                 f"(got path='factored', base={self.base!r}, frame={self.frame!r})"
             )
         self._path = path
+        self._decisions = None
+        if path == "factored":
+            self._kept = None
 
     @property
     def _needs_folded(self) -> bool:
@@ -272,10 +281,33 @@ class SketchLayer(SeededModule):
         """Multiply-adds of a forward call on the path that `plan` names, the bias left out."""
         return round(self.plan(input_shape).multiply_adds)
 
-    def _plan(self, batch: int, input_pixels: int, output_pixels: int) -> Plan:
+    def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int, int]:
+        """Batch, input pixels and output pixels of a call.
+
+        Raises:
+            RuntimeError: the shape does not fit the layer.
+        """
+        raise NotImplementedError
+
+    def _plan(self, input_shape: Sequence[int]) -> Plan:
         """Plan of a forward call as things stand: gradients count if they would be recorded."""
+        planned = self._planned(input_shape)
+        path, reason = planned.path, planned.reason
+        factored, folded = planned.factored_multiply_adds, planned.folded_multiply_adds
+        if self._keeps_weight() and self._path != "factored":
+            if self._needs_folded or _prefers_cached_weight(planned):
+                path, reason = "folded", _KEPT_REASON
+            folded = planned.dense_multiply_adds
+        if self._path != "auto":
+            path, reason = self._path, f"The layer's path is set to {self._path!r}."
+        chosen = factored if path == "factored" else folded
+        return Plan(path, reason, chosen, factored, folded, planned.dense_multiply_adds)
+
+    def _planned(self, input_shape: Sequence[int]) -> Any:
+        """The planner's answer for a call that forms the dense weight itself."""
+        batch, input_pixels, output_pixels = self._sizes(input_shape)
         trained = self.s1.requires_grad or self.s2.requires_grad
-        planned = _C.plan(
+        return _C.plan(
             batch=batch,
             in_channels=self._group_inputs * self._groups,
             out_channels=self._group_outputs * self._groups,
@@ -288,12 +320,12 @@ class SketchLayer(SeededModule):
             training=torch.is_grad_enabled() and trained,
             needs_folded=self._needs_folded,
         )
-        path, reason = planned.path, planned.reason
-        if self.path != "auto":
-            path, reason = self.path, f"The layer's path is set to {self.path!r}."
-        factored, folded = planned.factored_multiply_adds, planned.folded_multiply_adds
-        chosen = factored if path == "factored" else folded
-        return Plan(path, reason, chosen, factored, folded, planned.dense_multiply_adds)
+
+    def _prefers_kept_weight(self, input_shape: torch.Size) -> bool:
+        if self._path == "auto" and not self._needs_folded:
+            return _prefers_cached_weight(self._planned(input_shape))
+        self._sizes(input_shape)  # raises for a shape that does not fit
+        return self._path != "factored"
 
     @classmethod
     def _from_dense(
@@ -385,6 +417,15 @@ class SketchLayer(SeededModule):
         if self.frame is not None:
             parts.append(f"frame={self.frame}")
         return ", ".join([*parts, f"rate={self.rate:.3g}"])
+
+
+def _prefers_cached_weight(planned: Any) -> bool:
+    """Whether folded would be the faster path with the dense weight at hand, forming it for free.
+
+    The planner counts the forming in, so where it folds nevertheless the answer is clear.
+    """
+    cost = planned.factored_multiply_adds * _THIN_PRODUCT
+    return bool(planned.path == "folded" or planned.dense_multiply_adds < cost)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

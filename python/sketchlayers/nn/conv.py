@@ -155,7 +155,12 @@ class SKConv2d(SketchLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, d2, H, W)`` or ``(d2, H, W)`` with ``W_hat``."""
+        weight = self._kept_weight(input)
         input, padding = self._pad(input)
+        if weight is not None:
+            return F.conv2d(
+                input, weight, self.bias, self.stride, padding, self.dilation, self.groups
+            )
         return ops.sk_conv2d(
             input,
             self.s1,
@@ -261,6 +266,9 @@ class SKConv2d(SketchLayer):
         Raises:
             RuntimeError: the shape does not fit the layer.
         """
+        return self._plan(input_shape)
+
+    def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int, int]:
         shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
         fits = len(shape) == 4 and shape[1] == self.in_channels
         size = self._output_size(shape[2:]) if fits else [0]
@@ -270,7 +278,7 @@ class SKConv2d(SketchLayer):
                 f"({self.in_channels}, H, W), at least as large as the kernel "
                 f"(got input_shape={tuple(input_shape)})"
             )
-        return self._plan(shape[0], shape[2] * shape[3], math.prod(size))
+        return shape[0], shape[2] * shape[3], math.prod(size)
 
     def _output_size(self, size: Sequence[int]) -> list[int]:
         return [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchlayers import ops
@@ -101,6 +102,9 @@ class SKLinear(SketchLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(*, d2)`` to ``(*, d1)``."""
+        weight = self._kept_weight(input)
+        if weight is not None:
+            return F.linear(input, weight, self.bias)
         return ops.sk_linear(
             input,
             self.s1,
@@ -182,12 +186,15 @@ class SKLinear(SketchLayer):
         Raises:
             RuntimeError: the shape does not fit the layer.
         """
+        return self._plan(input_shape)
+
+    def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int, int]:
         if len(input_shape) < 1 or input_shape[-1] != self.in_features:
             raise RuntimeError(
                 f"{type(self).__name__}: input_shape must be (*, {self.in_features}) "
                 f"(got input_shape={tuple(input_shape)})"
             )
-        return self._plan(math.prod(input_shape[:-1]), 1, 1)
+        return math.prod(input_shape[:-1]), 1, 1
 
     def extra_repr(self) -> str:
         """Arguments of the constructor, and the rate."""

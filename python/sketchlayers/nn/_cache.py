@@ -1,0 +1,265 @@
+"""The dense weight of a sketched layer, kept from one inference call to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
+
+from ._seeded import SeededModule
+
+# Where a data pointer and a version counter say all there is to say about a tensor's values.
+_DEVICES = ("cpu", "cuda")
+_MOST_SHAPES = 256  # decisions remembered; inputs of ever new shapes must not fill the memory
+_TRANSIENT = ("_kept", "_decisions", "_captured")
+
+
+class _Kept(NamedTuple):
+    """One dense weight and what it was formed from; immutable, so that threads can share it."""
+
+    key: tuple[object, ...]
+    weight: Tensor
+    # Memory that is still held is not given to another tensor, so that an equal data pointer
+    # means the same memory.
+    sources: tuple[Tensor | None, ...]
+    stream: int | None  # the CUDA stream whose pool the weight's memory belongs to
+
+
+class WeightCache(SeededModule):
+    """Keeps the dense weight while nothing that it is made from changes.
+
+    A call in eval mode that records no gradients of the factors takes the weight that an earlier
+    call has formed, if the same factors and signs are still there: the same tensors, with the same
+    data pointers, version counters, types and strides. What leaves the version counter alone is not
+    noticed, and `clear_cache` must be called after it: a write through ``.data``, through NumPy or
+    DLPack, by a replayed CUDA graph or by another process into CUDA memory.
+
+    No weight is kept, and the operator runs as it does in training,
+
+    - while compiling, exporting or tracing, under ``torch.func`` or forward-mode derivatives, and
+      under a mode such as ``FakeTensorMode`` (that of the default device aside);
+    - for factors that are no plain parameters of the layer (a parametrisation, pruning, a replica
+      of ``DataParallel``), that were made in inference mode (they have no version counter), or that
+      lie in shared memory (another process may write there).
+
+    A CUDA graph under capture takes a weight that is there and forms none; the layer holds it until
+    `clear_cache`, and replaying the graph uses it even after the factors have changed.
+
+    The weight is no part of the state dict, of a pickle or of a copy. It is dropped when the layer
+    is set to training, converts its parameters or loads a state dict, and when a call records
+    gradients of the factors.
+    """
+
+    # Also for layers that were unpickled, whose ``__init__`` has not run.
+    _kept: _Kept | None = None
+    _decisions: dict[torch.Size, bool] | None = None
+    _captured: tuple[Tensor, ...] = ()
+
+    def __init__(self, seed: int | None, device: torch.device | str | int | None) -> None:
+        super().__init__(seed, device)
+        self._kept = None
+        self._decisions = None
+        self._captured = ()
+
+    def dense_weight(self) -> Tensor:
+        """The weight to keep."""
+        raise NotImplementedError
+
+    def _prefers_kept_weight(self, input_shape: torch.Size) -> bool:
+        """Whether a call is to use the dense weight, were it there already.
+
+        Raises:
+            RuntimeError: the shape does not fit the layer.
+        """
+        raise NotImplementedError
+
+    def clear_cache(self) -> None:
+        """Drop the kept dense weight; the next inference call forms it anew.
+
+        Needed after the factors or signs were written in a way that leaves their version counters
+        alone; see `WeightCache`. CUDA graphs captured with the weight must not be replayed after.
+        """
+        self._kept = self._decisions = None
+        self._captured = ()
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; training frees the kept dense weight."""
+        if mode:
+            self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        for name in _TRANSIENT:
+            state.pop(name, None)
+        return state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._kept = self._decisions = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._kept = None
+        super()._load_from_state_dict(*args)
+
+    def _keeps_weight(self) -> bool:
+        """Whether a call at this moment may keep the dense weight."""
+        if torch.compiler.is_compiling() or self.training:
+            return False
+        parameters = self._parameters
+        s1, s2 = parameters.get("s1"), parameters.get("s2")
+        # An exact comparison: a subclass, such as a fake or distributed tensor, has its own rules.
+        if type(s1) is not nn.Parameter or type(s2) is not nn.Parameter:
+            return False
+        return not (
+            (torch.is_grad_enabled() and (s1.requires_grad or s2.requires_grad))
+            or peek_interpreter_stack() is not None
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._get_tracing_state() is not None
+            or forward_ad._current_level >= 0
+            or (torch._C._len_torch_function_stack() and _in_function_mode())
+        )
+
+    def _kept_weight(self, input: Tensor) -> Tensor | None:
+        """The dense weight for this input; ``None`` where the operator is to run.
+
+        It is in the type that autocast computes in, where that is on. Nothing is checked here that
+        the operator checks: an input that may not fit is left to it.
+        """
+        # Most of this runs at every call, so it reads attributes where a helper would be nicer.
+        if torch.compiler.is_compiling() or self.training or type(input) is not Tensor:
+            return None
+        decisions, shape = self._decisions, input.shape
+        decision = None if decisions is None else decisions.get(shape)
+        if decision is False:
+            return None
+        if not self._keeps_weight():
+            if torch.is_grad_enabled():  # in eval mode too, training is not to hold the weight
+                self._kept = None
+            return None
+        if decision is None and not self._decide(shape):
+            return None
+        dtype = self._computed_type(input)
+        kept = self._kept
+        key = self._weight_key(dtype)
+        if kept is None or kept.key != key:
+            self._kept = kept = None  # freed before the new one is formed
+            if key is None or not self._may_form():
+                return None
+            kept = self._form(key, dtype)
+        weight = kept.weight
+        if input.device != weight.device or (
+            input.dtype is not weight.dtype and not _unified(input, weight)
+        ):
+            return None
+        if kept.stream is not None:
+            self._hold_for_stream(kept)
+        return weight
+
+    def _decide(self, shape: torch.Size) -> bool:
+        try:
+            decision = self._prefers_kept_weight(shape)
+        except RuntimeError:
+            return False  # the operator says what is wrong with it
+        decisions = self._decisions
+        if decisions is None or len(decisions) >= _MOST_SHAPES:
+            self._decisions = decisions = {}
+        decisions[shape] = decision
+        return decision
+
+    def _computed_type(self, input: Tensor) -> torch.dtype:
+        """The type that the dense layer would compute in."""
+        own: torch.dtype = self._parameters["s1"].dtype  # type: ignore[union-attr]
+        if not torch._C._is_any_autocast_enabled() or own is torch.float64:
+            return own
+        device = input.device.type
+        on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if on else own
+
+    def _weight_key(self, dtype: torch.dtype) -> tuple[object, ...] | None:
+        """All that the weight depends on; ``None`` if its values can't be followed."""
+        s1, s2 = self._parameters["s1"], self._parameters["s2"]
+        buffers = self._buffers
+        u1, u2 = buffers["u1"], buffers["u2"]
+        base, frame = buffers["base_signs"], buffers["frame_signs"]
+        assert s1 is not None and s2 is not None and u1 is not None and u2 is not None
+        try:
+            return (
+                id(s1), s1.data_ptr(), s1._version, s1.dtype, s1.stride(),
+                id(s2), s2.data_ptr(), s2._version, s2.dtype, s2.stride(),
+                id(u1), u1.data_ptr(), u1._version,
+                id(u2), u2.data_ptr(), u2._version,
+                None if base is None else (id(base), base.data_ptr(), base._version),
+                None if frame is None else (id(frame), frame.data_ptr(), frame._version),
+                self.scale, self.num_sketches, self.mixing, dtype,
+            )  # fmt: skip
+        except RuntimeError:  # a tensor made in inference mode, or one without memory
+            return None
+
+    def _may_form(self) -> bool:
+        s1, s2 = self._parameters["s1"], self._parameters["s2"]
+        assert s1 is not None and s2 is not None
+        if s1.device.type not in _DEVICES:
+            return False
+        if s1.is_cuda:  # `is_shared` is true of all CUDA tensors
+            return not torch.cuda.is_current_stream_capturing()
+        return not (s1.is_shared() or s2.is_shared())
+
+    def _form(self, key: tuple[object, ...], dtype: torch.dtype) -> _Kept:
+        sources = self._sources()
+        # A normal tensor, which later calls outside of inference mode may save for backward.
+        with torch.inference_mode(False), torch.no_grad():
+            weight = self.dense_weight().to(dtype)
+        stream = None
+        if weight.is_cuda:
+            # Once for each change of the parameters; other streams and threads need not wait then.
+            torch.cuda.current_stream(weight.device).synchronize()
+            stream = _current_stream(weight)
+        kept = _Kept(key, weight, sources, stream)
+        if self._weight_key(dtype) == key:  # else another thread has changed the factors meanwhile
+            self._kept = kept
+        return kept
+
+    def _sources(self) -> tuple[Tensor | None, ...]:
+        """The tensors themselves and, for their memory, aliases that a swap of ``.data`` leaves."""
+        tensors = [
+            *(self._parameters[name] for name in ("s1", "s2")),
+            *(self._buffers[name] for name in ("u1", "u2", "base_signs", "frame_signs")),
+        ]
+        return (*tensors, *(None if tensor is None else tensor.detach() for tensor in tensors))
+
+    def _hold_for_stream(self, kept: _Kept) -> None:
+        """Keep the weight's memory until a captured graph or another stream is done with it."""
+        weight = kept.weight
+        if torch.cuda.is_current_stream_capturing():
+            if not any(held is weight for held in self._captured):
+                self._captured = (*self._captured, weight)
+        elif _current_stream(weight) != kept.stream:
+            weight.record_stream(torch.cuda.current_stream(weight.device))
+
+
+def _in_function_mode() -> bool:
+    """Whether a function mode sees every call, as a tracer's does; that of a device does not."""
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return any(type(mode) is not DeviceContext for mode in modes)
+
+
+def _current_stream(tensor: Tensor) -> int:
+    return int(torch._C._cuda_getCurrentRawStream(tensor.get_device()))
+
+
+def _unified(input: Tensor, weight: Tensor) -> bool:
+    """Whether autocast brings input and weight to one type, as it does for the operator."""
+    device = input.device.type
+    return (
+        torch._C._is_any_autocast_enabled()
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and input.is_floating_point()
+        and torch.float64 not in (input.dtype, weight.dtype)
+    )

@@ -1,0 +1,601 @@
+"""The dense weight kept between inference calls, and the best form of each layer, measured."""
+
+import copy
+import gc
+import io
+import pickle
+import threading
+import warnings
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.export import export
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrize, prune
+from torch.utils.flop_counter import FlopCounterMode
+
+import sketchlayers
+from sketchlayers import SKConv2d, SKLinear, ops
+from sketchlayers.nn import _sketch
+from sketchlayers.nn._cache import WeightCache
+
+IMAGE = (2, 8, 9, 9)
+CONVOLUTIONS = {
+    "spatial": {"rank": 2, "padding": 1},
+    "strided": {"rank": 2, "stride": 2, "dilation": 2, "bias": False},
+    "grouped": {"rank": 1, "groups": 2, "padding": (1, 0), "mixing": "channel"},
+    "same": {"rank": 2, "padding": "same", "padding_mode": "reflect", "num_sketches": 2},
+    "base": {"rank": 2, "base": "random", "frame": "signs"},
+}
+
+
+def convolution(kind="spatial", **arguments):
+    layer = SKConv2d(8, 12, 3, **{**CONVOLUTIONS[kind], **arguments}, seed=3).eval()
+    layer.path = "folded"
+    return layer
+
+
+def linear(**arguments):
+    layer = SKLinear(8, 12, **{"rank": 2, "seed": 3, **arguments}).eval()
+    layer.path = "folded"
+    return layer
+
+
+def uncached(layer, value):
+    """What the operator says, without any cache, by a copy of the layer."""
+    other = copy.deepcopy(layer).train()
+    with torch.no_grad():
+        return other(value)
+
+
+@pytest.fixture
+def formed(monkeypatch):
+    """Counts how often a dense weight is formed in Python: a call that hits forms none."""
+    calls = []
+    original = ops.sk_weight
+
+    def counted(*args, **kwargs):
+        calls.append(threading.get_ident())
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(ops, "sk_weight", counted)
+    return calls
+
+
+def assert_formed_once(layer, value, formed):
+    """Two calls form one weight, whatever was formed before, and both are right."""
+    expected = uncached(layer, value)
+    before = len(formed)
+    with torch.no_grad():
+        outputs = [layer(value), layer(value)]
+    assert len(formed) == before + 1
+    for output in outputs:
+        torch.testing.assert_close(output, expected)
+
+
+def assert_kept(layer, value, formed):
+    """A call forms none, and is right."""
+    before = len(formed)
+    expected = uncached(layer, value)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(value), expected)
+    assert len(formed) == before
+
+
+# ------------------------------------------------------------------------------ values and choices
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_kept_convolution_is_the_folded_one(kind, dtype, memory_format, formed):
+    layer = convolution(kind).to(dtype=dtype, memory_format=memory_format)
+    for image in (torch.randn(IMAGE, dtype=dtype), torch.randn(IMAGE[1:], dtype=dtype)):
+        expected = uncached(layer, image)
+        with torch.no_grad():
+            outputs = [layer(image), layer(image)]
+        for output in outputs:
+            torch.testing.assert_close(output, expected)
+            assert output.stride() == expected.stride()
+    assert len(formed) == 1
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (0, 8)])
+def test_a_kept_linear_layer_is_the_folded_one(shape, formed):
+    assert_formed_once(linear(base="random"), torch.randn(shape), formed)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_both_modes_without_gradients_share_the_weight(mode, formed):
+    layer, image = convolution(), torch.randn(IMAGE)
+    with mode():
+        layer(image)
+    with torch.inference_mode():
+        layer(image)
+    assert_kept(layer, image, formed)
+    assert not layer._kept.weight.is_inference()
+    frozen = image.clone().requires_grad_()
+    layer.requires_grad_(False)  # nothing to train here: the weight serves the input's gradient too
+    (gradient,) = torch.autograd.grad(layer(frozen).sum(), frozen)
+    assert len(formed) == 1
+    (expected,) = torch.autograd.grad(layer.train()(frozen).sum(), frozen)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_the_planner_decides_once_for_each_shape(formed, monkeypatch):
+    asked = []
+    original = _sketch._prefers_cached_weight
+    monkeypatch.setattr(
+        _sketch, "_prefers_cached_weight", lambda plan: asked.append(plan) or original(plan)
+    )
+    spatial = SKConv2d(32, 32, 3, padding=1, rate=0.2).eval()
+    fully = SKLinear(256, 256, rate=0.1).eval()
+    with torch.no_grad():
+        for _ in range(3):
+            spatial(torch.randn(1, 32, 8, 8))
+            fully(torch.randn(1, 256))
+    assert len(formed) == 1  # the fully connected layer needs no dense weight
+    assert len(asked) == 2
+    assert spatial._kept is not None and fully._kept is None
+
+
+def test_a_plan_tells_of_the_kept_weight():
+    layer = SKConv2d(32, 32, 3, padding=1, rate=0.2)
+    shape = (1, 32, 8, 8)
+    trained = layer.plan(shape)
+    assert trained.folded_multiply_adds > trained.dense_multiply_adds
+    assert layer.eval().plan(shape) == trained
+    with torch.no_grad():
+        kept = layer.plan(shape)
+        assert layer.multiply_adds(shape) == kept.dense_multiply_adds
+    assert kept.path == "folded" and "kept" in kept.reason
+    assert kept.folded_multiply_adds == kept.dense_multiply_adds == trained.dense_multiply_adds
+
+
+def test_decisions_of_ever_new_shapes_do_not_pile_up():
+    layer = linear()
+    with torch.no_grad():
+        for batch in range(600):
+            layer(torch.zeros(batch, 8))
+    assert len(layer._decisions) <= 256
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [torch.randn(2, 7, 9, 9), torch.randn(2, 8, 9, 9).double(), torch.randn(2, 8, 9, 9).int(),
+     torch.randn(9, 9), torch.randn(2, 8, 1, 1), torch.randn(2, 8, 9, 9, device="meta")],
+)  # fmt: skip
+def test_bad_input_meets_the_operators_errors(bad):
+    layer = convolution("strided")
+    with torch.no_grad():
+        layer(torch.randn(IMAGE))
+        with pytest.raises(Exception) as expected:
+            copy.deepcopy(layer).train()(bad)
+        with pytest.raises(expected.type, match="sk_conv2d"):
+            layer(bad)
+        layer(torch.randn(IMAGE))
+
+
+# ------------------------------------------------------------------------------------ invalidation
+
+
+def other_state(layer):
+    return {name: value.clone() for name, value in type_of(layer).state_dict().items()}
+
+
+def type_of(layer):
+    """Another layer of the same shape, with another seed."""
+    other = copy.deepcopy(layer)
+    other.seed.fill_(77)
+    other.reset_signs()
+    other.reset_parameters()
+    return other
+
+
+def step(layer):
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(torch.randn(IMAGE)).square().sum().backward()
+    optimizer.step()
+
+
+def written(layer):
+    with torch.no_grad():
+        layer.s2.mul_(1.5)
+
+
+def written_in_inference_mode(layer):
+    with torch.inference_mode():
+        layer.s1.mul_(1.5)
+
+
+def written_through_a_detached_alias(layer):
+    layer.s1.detach()[0].fill_(3.0)
+
+
+def another_parameter(layer):
+    layer.s1 = nn.Parameter(torch.randn_like(layer.s1))
+
+
+def swapped_data(layer):
+    layer.s1.data = torch.randn_like(layer.s1)
+
+
+def swapped_data_and_back(layer):
+    # The first memory is free now, and the allocator likes to give it out again.
+    layer.s1.data = layer.s1.data.clone() + 1
+    layer.s1.data = layer.s1.data.clone() + 1
+
+
+def another_seed(layer):
+    layer.seed.fill_(12345)
+    layer.reset_signs()
+
+
+def another_scale(layer):
+    layer.scale *= 2
+
+
+def converted_and_back(layer):
+    layer.half().float()
+
+
+CHANGES = [
+    step,
+    written,
+    written_in_inference_mode,
+    written_through_a_detached_alias,
+    another_parameter,
+    swapped_data,
+    swapped_data_and_back,
+    another_seed,
+    another_scale,
+    converted_and_back,
+    lambda layer: layer.load_state_dict(other_state(layer)),
+    lambda layer: layer.load_state_dict(other_state(layer), assign=True),
+    lambda layer: layer.reset_parameters(),
+    lambda layer: layer.to(memory_format=torch.channels_last),
+    lambda layer: layer.train().eval(),
+    lambda layer: layer.clear_cache(),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["spatial", "base"])
+def test_what_changes_the_weight_is_noticed(change, kind, formed):
+    layer, image = convolution(kind), torch.randn(IMAGE)
+    assert_formed_once(layer, image, formed)
+    change(layer)
+    assert_formed_once(layer, image, formed)
+
+
+def test_the_old_weight_is_freed_before_the_new_one_is_formed(monkeypatch):
+    layer, value = linear(), torch.randn(3, 8)
+    with torch.no_grad():
+        layer(value)
+        old = weakref.ref(layer._kept.weight)
+        layer.s1.mul_(2)
+        original = layer.dense_weight
+        monkeypatch.setattr(layer, "dense_weight", lambda: (gc.collect(), old(), original())[1:][1])
+        layer(value)
+    assert old() is None
+
+
+def test_double_after_float(formed):
+    layer, image = convolution(), torch.randn(IMAGE)
+    assert_formed_once(layer, image, formed)
+    layer.double()
+    assert_formed_once(layer, image.double(), formed)
+
+
+def test_functional_call_uses_its_own_parameters(formed):
+    layer, value = linear(), torch.randn(3, 8)
+    assert_formed_once(layer, value, formed)
+    others = [type_of(layer), type_of(layer)]
+    with torch.no_grad():
+        for other in others:
+            swapped = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+            torch.testing.assert_close(functional_call(layer, swapped, value), other.train()(value))
+        before = len(formed)
+        for _ in range(5):  # plain tensors, each likely where the last one was
+            swapped = {"s1": torch.randn_like(layer.s1), "s2": torch.randn_like(layer.s2)}
+            reference = copy.deepcopy(layer)
+            reference.load_state_dict(swapped, strict=False)
+            torch.testing.assert_close(
+                functional_call(layer, swapped, value), reference.train()(value)
+            )
+        assert len(formed) == before
+    assert_formed_once(layer, value, formed)
+
+
+class Doubled(nn.Module):
+    def forward(self, value):
+        return 2 * value
+
+
+def test_parametrised_and_pruned_factors_are_never_kept(formed):
+    layer, value = linear(), torch.randn(3, 8)
+    assert_formed_once(layer, value, formed)
+    expected = 2 * (uncached(layer, value) - layer.bias) + layer.bias
+    parametrize.register_parametrization(layer, "s1", Doubled())
+    parametrize.register_parametrization(layer, "s2", Doubled())
+    before = len(formed)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(value), expected)
+        layer.parametrizations.s1.original.data.zero_()
+        layer.parametrizations.s2.original.data.zero_()
+        torch.testing.assert_close(layer(value), layer.bias.expand(3, 12))
+    pruned = linear()
+    with torch.no_grad():
+        pruned(value)
+        prune.random_unstructured(pruned, "s1", 0.5)
+        expected = uncached(prune.remove(copy.deepcopy(pruned), "s1"), value)
+        torch.testing.assert_close(pruned(value), expected)
+    assert len(formed) == before + 1  # before the pruning
+
+
+def test_what_only_clear_cache_can_tell(formed):
+    layer = convolution()
+    model, image = nn.Sequential(layer, nn.ReLU()), torch.randn(IMAGE)
+    assert_formed_once(layer, image, formed)
+    layer.s1.data.mul_(2)  # a write that leaves the version counter alone
+    with torch.no_grad():
+        stale = layer(image)
+    assert not torch.allclose(stale, uncached(layer, image), atol=1e-3)
+    sketchlayers.clear_cache(model)
+    assert_formed_once(layer, image, formed)
+
+
+def test_recording_gradients_and_training_let_the_weight_go():
+    layer, image = convolution(), torch.randn(IMAGE)
+    for let_go in (lambda: layer(image), layer.train):
+        with torch.no_grad():
+            layer.eval()(image)
+        assert layer._kept is not None
+        let_go()
+        assert layer._kept is None
+    with torch.no_grad():
+        layer(image)
+    assert layer._kept is None
+    layer.eval()
+    with torch.no_grad():
+        layer(image)
+    layer.path = "factored"
+    assert layer._kept is None
+
+
+# ------------------------------------------------------------------------------------- never cases
+
+
+def assert_never(layer, call, formed):
+    """The call forms and uses no kept weight."""
+    layer.clear_cache()
+    before = len(formed)
+    with torch.no_grad():
+        call()
+    assert layer._kept is None and len(formed) == before
+
+
+def test_graphs_hold_no_kept_weight(monkeypatch):
+    formed = []
+    original = WeightCache._form
+    monkeypatch.setattr(WeightCache, "_form", lambda *args: formed.append(args) or original(*args))
+    layer, value = linear(), torch.randn(3, 8)
+    expected = uncached(layer, value)
+
+    def compiled():
+        return torch.compile(layer, backend="aot_eager", fullgraph=True)(value)
+
+    def exported():
+        return export(layer, (value,), strict=False).module()(value)
+
+    def strictly_exported():
+        return export(layer, (value,), strict=True).module()(value)
+
+    def traced():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.trace(layer, value, check_trace=False)(value)
+
+    def traced_by_fx():
+        return make_fx(layer)(value)(value)
+
+    def traced_before_dispatch():
+        return make_fx(layer, pre_dispatch=True)(value)(value)
+
+    for run in (
+        compiled, exported, strictly_exported, traced, traced_by_fx, traced_before_dispatch
+    ):  # fmt: skip
+        for kept_before in (False, True):
+            layer.clear_cache()
+            with torch.no_grad():
+                if kept_before:
+                    layer(value)
+                before = len(formed)
+                torch.testing.assert_close(run(), expected)
+            assert len(formed) == before
+            assert (layer._kept is not None) == kept_before
+    torch._dynamo.reset()
+
+
+def test_graphs_follow_the_parameters_although_a_weight_was_kept():
+    layer, value = linear(), torch.randn(3, 8)
+    with torch.no_grad():
+        layer(value)
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        compiled(value)
+        layer.s1.mul_(3)
+        torch.testing.assert_close(compiled(value), uncached(layer, value))
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:.*torch.jit.script")
+def test_transforms_and_modes_never_use_it(formed):
+    layer, value = linear(), torch.randn(3, 8)
+
+    def forward_mode():
+        with forward_ad.dual_level():
+            layer(forward_ad.make_dual(value, torch.ones_like(value)))
+
+    def counted():
+        with FlopCounterMode(display=False):
+            layer(value)
+
+    def fake():
+        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            layer(mode.from_tensor(value))
+
+    for call in (
+        lambda: torch.func.vmap(layer)(value),
+        lambda: torch.func.jvp(layer, (value,), (value,)),
+        lambda: torch.func.functionalize(layer)(value),
+        lambda: layer(nn.Parameter(value)),  # a subclass of Tensor
+        forward_mode,
+        counted,
+        fake,
+        lambda: torch.func.vmap(
+            lambda s1: functional_call(layer, {"s1": s1}, value), randomness="error"
+        )(torch.randn(4, *layer.s1.shape)),
+    ):
+        assert_never(layer, call, formed)
+
+
+def test_a_default_device_is_no_mode_to_mind(formed):
+    layer, value = linear(), torch.randn(3, 8)
+    with torch.device("cpu"):
+        assert_formed_once(layer, value, formed)
+
+
+def test_meta_layers_and_inputs(formed):
+    layer = linear(device="meta")
+    assert_never(layer, lambda: layer(torch.empty(3, 8, device="meta")), formed)
+
+
+def test_parameters_made_in_inference_mode_are_never_kept(formed):
+    with torch.inference_mode():
+        layer = linear()
+        value = torch.randn(3, 8)
+        first = layer(value)
+        layer.s1.mul_(2)
+        assert layer._kept is None
+        assert not torch.allclose(layer(value), first)
+        torch.testing.assert_close(layer(value), layer.fold()(value))
+
+
+def test_memory_that_other_processes_may_write_is_never_followed(formed):
+    layer, value = linear(), torch.randn(3, 8)
+    with torch.no_grad():
+        layer(value)
+    layer.share_memory()
+    assert_never(layer, lambda: layer(value), formed)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(value), uncached(layer, value))
+
+
+def test_a_graph_under_capture_reads_but_never_forms(monkeypatch, formed):
+    """The branch of CUDA devices, acted out on the CPU."""
+    layer, value = linear(), torch.randn(3, 8)
+    assert_formed_once(layer, value, formed)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    layer._kept = layer._kept._replace(stream=0)
+    assert_kept(layer, value, formed)
+    (held,) = layer._captured
+    assert held is layer._kept.weight
+    layer.train().eval()
+    assert layer._captured  # a graph may be replayed after training too
+    layer.clear_cache()
+    assert not layer._captured
+
+
+# --------------------------------------------------------------------------------- autocast, copies
+
+
+@pytest.mark.parametrize("make", [convolution, linear])
+def test_autocast_keeps_a_weight_of_its_type(make, formed):
+    layer = make()
+    value = torch.randn(IMAGE) if make is convolution else torch.randn(3, 8)
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = copy.deepcopy(layer).train()(value)
+            outputs = [layer(value), layer(value), layer(value.bfloat16())]
+            assert layer._kept.weight.dtype == torch.bfloat16
+        assert len(formed) == 1
+        for output in outputs:
+            assert output.dtype == torch.bfloat16
+            torch.testing.assert_close(output, expected)
+        torch.testing.assert_close(layer(value), uncached(layer, value))  # full precision again
+        assert layer._kept.weight.dtype == torch.float32
+        with torch.autocast("cpu", dtype=torch.float16):
+            assert layer(value).dtype == torch.float16
+    layer.double()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(value.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))],
+)
+def test_copies_have_no_weight_of_their_own(duplicate, formed):
+    layer, image = convolution(), torch.randn(IMAGE)
+    state, size = set(layer.state_dict()), len(pickle.dumps(layer))
+    assert_formed_once(layer, image, formed)
+    assert set(layer.state_dict()) == state
+    assert len(pickle.dumps(layer)) == size
+    assert not any("kept" in name for name, _ in layer.named_buffers())
+    other = duplicate(layer)
+    assert other._kept is None and layer._kept is not None
+    assert_formed_once(other, image, formed)
+    assert_kept(layer, image, formed)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=False)._kept is None
+
+
+def test_folding_a_model_carries_no_cache_over():
+    model = nn.Sequential(convolution(), nn.ReLU())
+    with torch.no_grad():
+        model(torch.randn(IMAGE))
+    folded = sketchlayers.fold(model)
+    assert not vars(folded[0]).keys() & {"_kept", "_decisions", "_captured"}
+
+
+def test_threads_share_one_layer(formed):
+    layer = SKConv2d(16, 16, 3, rank=2).eval()
+    layer.path = "folded"
+    image = torch.randn(1, 16, 8, 8)
+    expected = uncached(layer, image)
+    start = threading.Barrier(8)
+
+    def run(_):
+        start.wait()
+        with torch.no_grad():
+            return [layer(image) for _ in range(50)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for outputs in pool.map(run, range(8)):
+            for output in outputs:
+                torch.testing.assert_close(output, expected)
+    assert 1 <= len(formed) <= 8
+
+
+def test_a_change_while_forming_is_not_kept(monkeypatch):
+    layer, value = linear(), torch.randn(3, 8)
+    original = layer.dense_weight
+
+    def slow():
+        weight = original()
+        layer.s1.detach().mul_(2)  # another thread, meanwhile
+        return weight
+
+    with torch.no_grad():
+        monkeypatch.setattr(layer, "dense_weight", slow)
+        layer(value)
+        assert layer._kept is None
+        monkeypatch.undo()
+        torch.testing.assert_close(layer(value), layer.fold()(value))
