@@ -1,7 +1,8 @@
 """Smaller neural networks by tensor sketching: SK-CONV and SK-FC layers for PyTorch.
 
 Layers: :class:`SKConv2d`, :class:`SKLinear`. Whole models: :func:`compress`, :func:`fold`,
-:func:`inspect`. Operators: :mod:`sketchlayers.ops`.
+:func:`inspect`, :func:`optimize_for_inference`, :func:`clear_cache`. Operators:
+:mod:`sketchlayers.ops`.
 
 Source: Kasiviswanathan, Narodytska, Jin: "Network Approximation using Tensor Sketching",
 IJCAI 2018.
@@ -16,7 +17,7 @@ from sketchlayers._version import __version__
 
 if TYPE_CHECKING:
     from sketchlayers.compress import compress, fold, inspect
-    from sketchlayers.inference import clear_cache
+    from sketchlayers.inference import clear_cache, optimize_for_inference
     from sketchlayers.nn import SKConv2d, SKLinear
     from sketchlayers.optim import param_groups
 
@@ -29,6 +30,7 @@ _PUBLIC = {
     "compress": "sketchlayers.compress",
     "fold": "sketchlayers.compress",
     "inspect": "sketchlayers.compress",
+    "optimize_for_inference": "sketchlayers.inference",
     "param_groups": "sketchlayers.optim",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "compress",
     "fold",
     "inspect",
+    "optimize_for_inference",
     "param_groups",
 ]
 

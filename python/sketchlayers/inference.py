@@ -1,18 +1,430 @@
-"""Faster inference: what the layers keep, and which form of each of them is the fastest here."""
+"""Faster inference: which form of each layer is the fastest on this machine, and what is kept."""
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+import dataclasses
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
-from sketchlayers.nn._sketch import SketchLayer
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sketchlayers.compress._calls import ExampleInputs
+from sketchlayers.compress._swap import copy_model, replace_layers
+from sketchlayers.compress._table import Footnotes, Table, quantity
+from sketchlayers.compress.report import _Exported
+from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn._sketch import SketchLayer, memory_format
+
+Form = Literal["factored", "folded", "dense", "dense channels_last"]
+
+_FORMS: tuple[Form, ...] = ("factored", "folded", "dense", "dense channels_last")
+_NEAR = 1.03  # times this near to each other are equal: measured again, either could be ahead
+_SAMPLE_SECONDS = 2e-4  # a shorter sample would measure the clock
+_FEWEST_SAMPLES = 5
 
 
 def clear_cache(model: nn.Module) -> None:
     """Drops the dense weights that the sketched layers of ``model`` keep between inference calls.
 
-    They are formed anew when they are needed. Call this after the factors or signs were written in
-    a way that leaves their version counters alone; see `sketchlayers.nn.SKConv2d.clear_cache`.
+    They are formed anew when they are needed. Call this after factors or signs were written in a
+    way that leaves their version counters alone: through ``.data``, NumPy or DLPack, by a replayed
+    CUDA graph, or by another process. CUDA graphs captured with these weights must not be replayed
+    after.
     """
     for module in model.modules():
         if isinstance(module, SketchLayer):
             module.clear_cache()
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """One sketched layer and the form it was given.
+
+    Attributes:
+        name: qualified name in the model; "" for the model itself.
+        kind: class of the sketched layer.
+        form: ``"factored"`` (sketched, the dense weight is never formed), ``"folded"`` (sketched,
+            with the dense weight kept), ``"dense"`` or ``"dense channels_last"`` (a plain layer,
+            with its weight in that format); None if the layer is left alone.
+        calls: how often one run of the model calls it.
+        seconds: median time of these calls together, by form.
+        bytes_before: memory of the parameters, packed signs and seed.
+        bytes_after: memory in the new form; a kept dense weight counts.
+        reason: why the layer is left alone; None if it is not.
+    """
+
+    name: str
+    kind: str
+    form: Form | None
+    calls: int
+    seconds: Mapping[Form, float]
+    bytes_before: int
+    bytes_after: int
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dict, str, int, float and None."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {**values, "seconds": dict(self.seconds)}
+
+
+@dataclass(frozen=True, repr=False)
+class InferenceReport(_Exported):
+    """What `optimize_for_inference` measured and chose.
+
+    Attributes:
+        layers: every sketched layer in order of registration.
+    """
+
+    layers: tuple[LayerForm, ...]
+
+    @property
+    def bytes_before(self) -> int:
+        """Memory of the sketched layers."""
+        return sum(row.bytes_before for row in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Memory of the same layers in their new forms."""
+        return sum(row.bytes_after for row in self.layers)
+
+    @property
+    def seconds(self) -> float:
+        """Time of one run in the layers that have a form, one after the other."""
+        return sum(row.seconds[row.form] for row in self.layers if row.form is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as dict, list, str, int, float and None."""
+        return {
+            "seconds": self.seconds,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "layers": [row.to_dict() for row in self.layers],
+        }
+
+    def __str__(self) -> str:
+        reasons = Footnotes()
+        forms = [form for form in _FORMS if any(form in row.seconds for row in self.layers)]
+        times = [("milliseconds", form) for form in forms]
+        sizes = [("memory", "before"), ("memory", "after")]
+        headers = [("", "layer"), ("", "form"), ("", "calls"), *times, *sizes, ("", "")]
+        table = Table(*headers, left=2)
+        for row in self.layers:
+            milliseconds = [
+                f"{1e3 * row.seconds[form]:.4g}" if form in row.seconds else "-" for form in forms
+            ]
+            table.add(
+                row.name or "(the model)",
+                row.form or "-",
+                str(row.calls),
+                *milliseconds,
+                quantity(row.bytes_before, "B"),
+                quantity(row.bytes_after, "B"),
+                reasons.mark(row.reason) if row.reason else "",
+            )
+        chosen = Counter(row.form for row in self.layers if row.form is not None)
+        counts = ", ".join(f"{chosen[form]} {form}" for form in _FORMS if chosen[form])
+        summary = (
+            f"{sum(chosen.values())} of {len(self.layers)} sketched layers have a form"
+            f"{f' ({counts})' if counts else ''}, {1e3 * self.seconds:.4g} ms together; memory "
+            f"{quantity(self.bytes_before, 'B')} -> {quantity(self.bytes_after, 'B')}"
+        )
+        left_alone = ["left alone:", *reasons.lines()] if reasons.lines() else []
+        return "\n".join([str(table), "", summary, *left_alone])
+
+
+class Optimized(NamedTuple):
+    """The model and what was chosen; unpacks as ``model, report = optimize_for_inference(...)``."""
+
+    model: nn.Module
+    report: InferenceReport
+
+
+def optimize_for_inference(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    seconds: float = 0.2,
+    inplace: bool = False,
+    allow_dense: bool = True,
+) -> Optimized:
+    """Measures the forms of every sketched layer on this machine and freezes the fastest.
+
+    A copy of the model runs once on the example inputs, in eval mode and without gradients. Each
+    sketched layer is then timed on random inputs of the shapes, types and memory formats that it
+    met, in runs that take turns, with the threads and the autocast of the moment. What is chosen
+    holds for these sizes: other batches or image sizes may want another form. Of forms whose times
+    are within 3 % the one that needs least memory is taken.
+
+    A layer that is faster factored stays sketched and has ``path = "factored"`` from then on.
+    Otherwise a plain ``nn.Conv2d`` or ``nn.Linear`` takes its place, as `sketchlayers.fold` does
+    it, and the factors and signs are gone.
+
+    Left alone, with the reason in the report, are layers that the example does not call, whose
+    parameters are computed (parametrised, pruned), with a forward of their own, or without values.
+    The mode, the hooks and ``requires_grad`` stay as they are; if anything fails, so does the
+    model.
+
+    Args:
+        model: any module. It is not changed, unless ``inplace``.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of
+            keyword arguments; of the sizes that are to be fast.
+        seconds: how long to measure, for each layer and each of its input shapes. Five rounds are
+            run at least.
+        inplace: change ``model`` itself.
+        allow_dense: give plain layers a place. False keeps every layer sketched, so that the model
+            stays small in a file and can be trained: a layer that is not faster factored keeps its
+            dense weight between calls (``path = "folded"``).
+
+    Returns:
+        The model and the `InferenceReport`.
+
+    Raises:
+        ValueError: the model does not run on ``example_inputs``, ``seconds`` is not above 0, or
+            ``inplace`` and the model itself would be replaced.
+        TypeError: the model is no module or cannot be copied.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"optimize_for_inference: model must be an nn.Module (got {type(model).__name__})"
+        )
+    if not seconds > 0:
+        raise ValueError(f"optimize_for_inference: seconds must be above 0 (got {seconds})")
+    if inplace and allow_dense and isinstance(model, SketchLayer):
+        raise ValueError(
+            "optimize_for_inference: inplace must be False where the model itself is the layer to "
+            f"replace (got {type(model).__name__})"
+        )
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, SketchLayer)}
+    calls = _record_calls(model, layers, example_inputs)
+    choices = {
+        name: _choose(layer, calls.get(name, Counter()), seconds, allow_dense)
+        for name, layer in layers.items()
+    }
+    report = InferenceReport(
+        tuple(_row(name, layer, choices[name]) for name, layer in layers.items())
+    )
+    swaps: dict[nn.Module, nn.Module] = {
+        layer: dense for name, layer in layers.items() if (dense := choices[name].dense) is not None
+    }
+    result = replace_layers(model, swaps, inplace=inplace)
+    for name, choice in choices.items():
+        if choice.form == "factored" or choice.form == "folded":
+            layer = result.get_submodule(name)
+            assert isinstance(layer, SketchLayer)
+            layer.path = choice.form
+    return Optimized(result, report)
+
+
+class _Input(NamedTuple):
+    """What distinguishes the inputs of a layer's calls."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Input:
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+    def empty(self, device: torch.device | str) -> Tensor:
+        """A tensor of this kind; strides with gaps or overlaps become dense."""
+        sizes = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+        return torch.empty_like(sizes, device=device)
+
+
+_Calls = Counter[_Input]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The form of one layer; ``dense`` is its replacement in the dense forms."""
+
+    form: Form | None
+    calls: int
+    seconds: Mapping[Form, float] = field(default_factory=dict)
+    dense: nn.Module | None = None
+    reason: str | None = None
+
+
+def _record_calls(
+    model: nn.Module, layers: Iterable[str], example_inputs: ExampleInputs
+) -> dict[str, _Calls]:
+    """Runs a copy of the model, which shares its parameters, and notes what its layers are given.
+
+    Raises:
+        ValueError: the model does not run on these inputs.
+        TypeError: the model cannot be copied.
+    """
+    calls: dict[str, _Calls] = {}
+    try:
+        probe = copy_model(model, {id(p): p for p in model.parameters() if not is_lazy(p)})
+    except TypeError as error:
+        raise TypeError(
+            "optimize_for_inference: the model must allow copy.deepcopy "
+            f"(got {error.__cause__ or error})"
+        ) from error
+    probe.eval()
+
+    def watch(name: str) -> None:
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = args[0] if args else kwargs.get("input")
+            if isinstance(value, Tensor):
+                calls.setdefault(name, Counter())[_Input.of(value)] += 1
+
+        probe.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
+
+    for name in layers:
+        watch(name)
+    try:
+        with torch.no_grad(), _kept_generators(model):
+            if isinstance(example_inputs, Mapping):
+                probe(**example_inputs)
+            elif isinstance(example_inputs, tuple | list):
+                probe(*example_inputs)
+            else:
+                probe(example_inputs)
+    except Exception as error:
+        raise ValueError(
+            "optimize_for_inference: the model must run on example_inputs "
+            f"(got {type(error).__name__}: {error})"
+        ) from error
+    return calls
+
+
+def _kept_generators(model: nn.Module) -> Any:
+    """PyTorch's generators are put back when this context ends."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    return torch.random.fork_rng(devices=list(devices))
+
+
+def _choose(layer: SketchLayer, calls: _Calls, seconds: float, allow_dense: bool) -> _Choice:
+    """The fastest form of a layer; the layer itself is not touched."""
+    reason = _why_not(layer, calls)
+    if reason is not None:
+        return _Choice(None, calls.total(), reason=reason)
+    forms = _forms(layer, calls, allow_dense)
+    times = dict.fromkeys(forms, 0.0)
+    with torch.no_grad(), _kept_generators(layer):
+        for kind, count in calls.items():
+            value = kind.empty(kind.device).normal_()
+            for form, time_of_one in _measure(forms, value, seconds).items():
+                times[form] += count * time_of_one
+    least = min(times.values())
+    near = [form for form in forms if times[form] <= _NEAR * least]
+    best = min(near, key=lambda form: (_bytes(layer, form), times[form]))
+    dense = None
+    if best not in ("factored", "folded"):
+        dense = forms[best].train(layer.training)
+    return _Choice(best, calls.total(), times, dense)
+
+
+def _why_not(layer: SketchLayer, calls: _Calls) -> str | None:
+    if not calls:
+        return "not called on the example inputs"
+    computed = [name for name in ("s1", "s2", "bias") if name not in layer._parameters]
+    if computed:
+        return f"its {' and '.join(computed)} is computed (parametrised or pruned)"
+    own = "forward" in vars(layer)
+    if own or type(layer).forward not in (SKConv2d.forward, SKLinear.forward):
+        return "it has a forward of its own"
+    if layer.s1.is_meta:
+        return "on the meta device: nothing to measure"
+    return None
+
+
+def _forms(layer: SketchLayer, calls: _Calls, allow_dense: bool) -> dict[Form, nn.Module]:
+    """What to measure, by form, in eval mode. Only the dense ones have parameters of their own."""
+    forms: dict[Form, nn.Module] = {}
+    if not layer._needs_folded:
+        forms["factored"] = _with_path(layer, "factored")
+    if not allow_dense:
+        forms["folded"] = _with_path(layer, "folded")
+        return forms
+    dense = _folded(layer)
+    forms["dense"] = dense
+    formats = {memory_format(kind.empty("meta")) for kind in calls}
+    if torch.channels_last in formats and memory_format(dense.weight) != torch.channels_last:
+        forms["dense channels_last"] = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    return forms
+
+
+def _with_path(layer: SketchLayer, path: Literal["factored", "folded"]) -> SketchLayer:
+    """A layer with the same tensors that takes this path; not to be changed otherwise."""
+    view = copy.copy(layer)
+    view.training = False
+    view.path = path
+    return view
+
+
+def _folded(layer: SketchLayer) -> nn.Conv2d | nn.Linear:
+    dense = layer.fold()  # type: ignore[operator]
+    assert isinstance(dense, nn.Conv2d | nn.Linear)
+    return dense.eval()
+
+
+def _measure(forms: Mapping[Form, nn.Module], value: Tensor, seconds: float) -> dict[Form, float]:
+    """Median time of a call, by form; the forms take turns, so that a slow moment hits them all."""
+    runs: dict[Form, Callable[[Tensor], Tensor]] = {}
+    loops: dict[Form, int] = {}
+    for form, module in forms.items():
+        runs[form] = module.forward  # without the user's hooks
+        for _ in range(2):  # forms the weight, lets libraries choose and fills the caches
+            runs[form](value)
+        loops[form] = max(1, int(_SAMPLE_SECONDS / _clock(runs[form], value, 1)))
+    samples: dict[Form, list[float]] = {form: [] for form in forms}
+    order = list(forms)
+    rounds, end = 0, time.perf_counter() + seconds
+    while rounds < _FEWEST_SAMPLES or time.perf_counter() < end:
+        for form in order:
+            samples[form].append(_clock(runs[form], value, loops[form]))
+        order.reverse()
+        rounds += 1
+    return {form: statistics.median(times) for form, times in samples.items()}
+
+
+def _clock(run: Callable[[Tensor], Tensor], value: Tensor, loops: int) -> float:
+    """Seconds of one of ``loops`` calls."""
+    _synchronize(value.device)
+    start = time.perf_counter()
+    for _ in range(loops):
+        run(value)
+    _synchronize(value.device)
+    return (time.perf_counter() - start) / loops
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _bytes(layer: SketchLayer, form: Form | None) -> int:
+    """Memory of a layer in this form; as it stands for None."""
+    sketch = sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
+    if form is None or form == "factored":
+        return sketch
+    weight = layer.s2.shape[0] * layer._patch * layer.s1.element_size()
+    if form == "folded":
+        return sketch + weight
+    return weight + (0 if layer.bias is None else layer.bias.nbytes)
+
+
+def _row(name: str, layer: SketchLayer, choice: _Choice) -> LayerForm:
+    return LayerForm(
+        name=name,
+        kind=type(layer).__name__,
+        form=choice.form,
+        calls=choice.calls,
+        seconds=choice.seconds,
+        bytes_before=_bytes(layer, None),
+        bytes_after=_bytes(layer, choice.form),
+        reason=choice.reason,
+    )

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import json
 import pickle
 import threading
 import warnings
@@ -20,7 +21,7 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import sketchlayers
-from sketchlayers import SKConv2d, SKLinear, ops
+from sketchlayers import SKConv2d, SKLinear, inference, ops, optimize_for_inference
 from sketchlayers.nn import _sketch
 from sketchlayers.nn._cache import WeightCache
 
@@ -599,3 +600,241 @@ def test_a_change_while_forming_is_not_kept(monkeypatch):
         assert layer._kept is None
         monkeypatch.undo()
         torch.testing.assert_close(layer(value), layer.fold()(value))
+
+
+# -------------------------------------------------------------------------- optimize_for_inference
+
+
+class Network(nn.Module):
+    """A convolution called twice, one registered twice, one never called, and two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice = SKConv2d(8, 8, 3, padding=1, rank=2)
+        self.shared = SKConv2d(8, 8, 3, rank=2, mixing="channel", base="random")
+        self.same = self.shared
+        self.never = SKLinear(8, 8, rank=1)
+        self.fast = SKLinear(8, 64, rank=1, frame="signs")
+        self.head = SKLinear(64, 10, rank=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.seen = 0
+
+    def forward(self, image):
+        self.seen += 1
+        image = self.twice(self.norm(self.twice(image))).relu()
+        image = self.same(self.shared(image))
+        return self.head(self.fast(image.mean((2, 3))).relu())
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Times by form instead of measured ones; to be filled by the test."""
+    times = {"factored": 1.0, "folded": 2.0, "dense": 2.0, "dense channels_last": 3.0}
+    monkeypatch.setattr(
+        inference, "_measure", lambda forms, *_: {form: times[form] for form in forms}
+    )
+    return times
+
+
+def run(model, image):
+    with torch.no_grad():
+        return copy.deepcopy(model).eval()(image)
+
+
+def rows(report):
+    return {row.name: row for row in report.layers}
+
+
+def hooks(model):
+    return [
+        (len(part._forward_hooks), len(part._forward_pre_hooks), part.training, vars(part).keys())
+        for part in model.modules()
+    ]
+
+
+@pytest.mark.parametrize("allow_dense", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dense_is", [0.5, 2.0])
+def test_the_fastest_form_is_frozen(allow_dense, inplace, dense_is, timed):
+    timed.update({"dense": dense_is, "folded": dense_is})
+    model, image = Network(), torch.randn(2, 8, 9, 9)
+    model.head.eval()
+    expected, before = run(model, image), copy.deepcopy(model)
+    state = hooks(model)
+    fast, report = optimize_for_inference(model, image, inplace=inplace, allow_dense=allow_dense)
+    assert (fast is model) == inplace
+    torch.testing.assert_close(run(fast, image), expected)
+    assert [part.training for part in fast.modules()] == [
+        part.training for part in before.modules()
+    ]
+    assert fast.same is fast.shared
+    if not inplace:
+        assert hooks(model) == state and model.seen == 0
+        assert {part.path for part in (model.twice, model.fast, model.head)} == {"auto"}
+    forced = "dense" if allow_dense else "folded"  # a base or a frame needs the dense weight
+    free = forced if dense_is < 1 else "factored"
+    forms = {name: row.form for name, row in rows(report).items()}
+    assert forms == {
+        "twice": free, "shared": forced, "never": None, "fast": forced, "head": free
+    }  # fmt: skip
+    for name, form in forms.items():
+        layer = fast.get_submodule(name)
+        if form == "dense":
+            assert type(layer) in (nn.Conv2d, nn.Linear)
+        else:
+            assert layer.path == (form or "auto")
+    calls = {name: row.calls for name, row in rows(report).items()}
+    assert calls == {"twice": 2, "shared": 2, "never": 0, "fast": 1, "head": 1}
+    assert rows(report)["twice"].seconds[free] == 2 * min(dense_is, 1.0)
+    assert rows(report)["shared"].seconds[forced] == 2 * dense_is  # of two shapes
+    assert fast.never.path == "auto" and isinstance(fast.never, SKLinear)
+
+
+def test_of_equal_times_the_smaller_form_wins(timed):
+    layer, value = SKLinear(64, 64, rank=2), torch.randn(3, 64)
+    model = nn.Sequential(layer)
+    timed["dense"] = 0.98
+    assert optimize_for_inference(model, value).report.layers[0].form == "factored"
+    timed["dense"] = 0.96
+    assert optimize_for_inference(model, value).report.layers[0].form == "dense"
+
+
+def test_channels_last_is_measured_where_the_input_is(timed):
+    image = torch.randn(2, 8, 9, 9)
+    model = nn.Sequential(SKConv2d(8, 8, 3, rank=2))
+    assert (
+        "dense channels_last" not in optimize_for_inference(model, image).report.layers[0].seconds
+    )
+    timed["dense channels_last"] = 0.1
+    image = image.to(memory_format=torch.channels_last)
+    fast, report = optimize_for_inference(model, image)
+    assert report.layers[0].form == "dense channels_last"
+    assert fast[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[0].s1.is_contiguous()
+    torch.testing.assert_close(run(fast, image), run(model, image))
+
+
+def test_memory_is_dropped_and_told(timed):
+    timed["dense"] = 0.1
+    model, value = nn.Sequential(SKLinear(64, 64, rank=2)), torch.randn(3, 64)
+    old = weakref.ref(model[0].s1), weakref.ref(model[0].u2), weakref.ref(model[0])
+    _, report = optimize_for_inference(model, value, inplace=True)
+    gc.collect()
+    assert [reference() for reference in old] == [None] * 3
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert report.bytes_after == held == 4 * (64 * 64 + 64)
+    signs = 2 * 2 * 16  # two rows of 64 signs, padded to 128 bits, twice
+    assert report.bytes_before == 4 * (2 * 2 * 64 + 64) + signs + 8
+    kept = nn.Sequential(SKLinear(64, 64, rank=2))
+    timed["folded"] = 0.1
+    _, report = optimize_for_inference(kept, value, inplace=True, allow_dense=False)
+    assert report.bytes_after - report.bytes_before == 4 * 64 * 64
+
+
+def test_the_report_reads_well(timed):
+    _, report = optimize_for_inference(Network(), (torch.randn(2, 8, 9, 9),))
+    text = str(report)
+    assert repr(report) == text
+    header, *lines = text.splitlines()[1:]
+    assert header.split()[:5] == ["layer", "form", "calls", "factored", "dense"]
+    assert any(line.split()[:5] == ["twice", "factored", "2", "2000", "4000"] for line in lines)
+    assert any(line.startswith("never") and line.endswith("(1)") for line in lines)
+    assert "4 of 5 sketched layers have a form (2 factored, 2 dense)" in text
+    assert text.endswith("left alone:\n(1) not called on the example inputs")
+    data = json.loads(report.to_json())
+    assert data["seconds"] == report.seconds == 2 + 4 + 2 + 1
+    assert data["layers"][0]["seconds"] == {"factored": 2.0, "dense": 4.0}
+    assert max(map(len, text.splitlines())) <= 120
+
+
+class OwnForward(SKLinear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def test_unusual_layers_are_left_alone(timed):
+    computed, replaced = SKLinear(8, 8, rank=1), SKLinear(8, 8, rank=1)
+    parametrize.register_parametrization(computed, "s1", Doubled())
+    original = replaced.forward
+    replaced.forward = lambda input: original(input)
+    model = nn.Sequential(computed, OwnForward(8, 8, rank=1), replaced, nn.Linear(8, 8))
+    value = torch.randn(3, 8)
+    expected = run(nn.Sequential(*model), value)
+    fast, report = optimize_for_inference(model, value, inplace=True)
+    assert [row.form for row in report.layers] == [None] * 3
+    assert "its s1 is computed" in report.layers[0].reason
+    assert "forward of its own" in report.layers[1].reason
+    assert "forward of its own" in report.layers[2].reason
+    torch.testing.assert_close(run(fast, value), expected)
+    with torch.device("meta"):
+        meta, empty = nn.Sequential(SKLinear(8, 8, rank=1)), torch.empty(3, 8)
+    assert "meta" in optimize_for_inference(meta, empty).report.layers[0].reason
+
+
+def test_models_without_sketched_layers_and_models_that_are_one(timed):
+    _, report = optimize_for_inference(nn.Linear(4, 4), torch.randn(2, 4))
+    assert report.layers == () and "0 of 0" in str(report)
+    timed["dense"] = 0.1
+    layer, value = SKLinear(8, 8, rank=1), torch.randn(2, 8)
+    fast, _ = optimize_for_inference(layer, {"input": value})
+    assert type(fast) is nn.Linear
+    torch.testing.assert_close(fast(value), layer(value))
+    with pytest.raises(ValueError, match=r"inplace must be False where the model itself"):
+        optimize_for_inference(layer, value, inplace=True)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_errors_leave_the_model_as_it_was(inplace, monkeypatch):
+    model, image, bad = Network(), torch.randn(2, 8, 9, 9), torch.randn(2, 7, 9, 9)
+    state, generator = hooks(model), torch.get_rng_state()
+    children = dict(model.named_modules())
+
+    def broken(*args):
+        raise RuntimeError("no clock")
+
+    with pytest.raises(ValueError, match=r"the model must run on example_inputs.*sk_conv2d"):
+        optimize_for_inference(model, bad, inplace=inplace)
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "_clock", broken)
+        with pytest.raises(RuntimeError, match="no clock"):
+            optimize_for_inference(model, image, inplace=inplace)
+    model.lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"optimize_for_inference: .*allow copy.deepcopy"):
+        optimize_for_inference(model, image, inplace=inplace)
+    del model.lock
+    assert hooks(model) == state
+    assert dict(model.named_modules()) == children
+    assert {part.path for part in (model.twice, model.shared, model.head)} == {"auto"}
+    assert torch.equal(torch.get_rng_state(), generator)
+    with pytest.raises(TypeError, match=r"model must be an nn.Module \(got int\)"):
+        optimize_for_inference(3, image)
+    with pytest.raises(ValueError, match="seconds must be above 0"):
+        optimize_for_inference(model, image, seconds=0)
+
+
+def test_hooks_carry_over_and_are_not_timed(timed):
+    timed["dense"] = 0.1
+    model, value, seen = nn.Sequential(SKLinear(8, 8, rank=1)), torch.randn(2, 8), []
+    handle = model[0].register_forward_hook(lambda *_: seen.append(1))
+    optimize_for_inference(model, value, inplace=True)
+    assert len(seen) == 1  # the example
+    model(value)
+    assert len(seen) == 2
+    handle.remove()
+    model(value)
+    assert len(seen) == 2
+
+
+def test_a_measured_choice_agrees_with_the_clock():
+    """Factors of rank 1 against a large dense weight, and the other way round."""
+    model = nn.Sequential(SKLinear(2048, 1024, rank=1), SKLinear(1024, 16, rank=16))
+    value = torch.randn(1, 2048)
+    generator = torch.get_rng_state()
+    fast, report = optimize_for_inference(model, value, seconds=0.02)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert [row.form for row in report.layers] == ["factored", "dense"]
+    for row in report.layers:
+        assert row.seconds[row.form] == min(row.seconds.values())
+    torch.testing.assert_close(run(fast, value), run(model, value), rtol=1e-4, atol=1e-4)
+    _, report = optimize_for_inference(model, value, seconds=0.02, allow_dense=False)
+    assert [row.form for row in report.layers] == ["factored", "folded"]
