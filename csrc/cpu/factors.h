@@ -1,0 +1,38 @@
+// A sketch's operands as the two-sided kernels take them: forward, and with the roles exchanged for
+// the gradient of the input, where S2 filters first and S1 second.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "cpu/two_sided_conv.h"
+#include "cpu/two_sided_gradient.h"
+#include "ops/sketch.h"
+
+namespace sketchlayers::cpu {
+
+class Factors {
+ public:
+  Factors(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+          const Sketch& sketch);
+
+  TwoSidedConv forward(int64_t images, const float* bias) const;
+  TwoSidedConv adjoint(int64_t images) const;
+  TwoSidedGradient gradient(int64_t images, const ConvAxis& rows, const ConvAxis& columns) const;
+
+  const float* s1() const { return s1_.const_data_ptr<float>(); }
+  const float* s2() const { return s2_.const_data_ptr<float>(); }
+  const Signs& output_signs() const { return output_signs_; }  // c A^T
+  const Signs& input_signs() const { return input_signs_; }    // c B
+
+ private:
+  const Sketch& sketch_;
+  at::Tensor s1_, s2_, u1_, u2_;
+  Signs output_signs_, input_signs_;
+};
+
+// Types that the kernels read and write; they compute in float32.
+inline bool is_supported(at::ScalarType type) {
+  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
+}
+
+}  // namespace sketchlayers::cpu

@@ -1,0 +1,223 @@
+// sk_conv2d_factored on the CPU: channel mixing and 1x1 kernels by our own kernels, the rest
+// composed of ATen's.
+#include "ops/sk_conv2d.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "composite/sk_conv2d.h"
+#include "cpu/factors.h"
+
+namespace sketchlayers {
+namespace {
+
+// Images whose rows follow each other without gaps, channels together or apart.
+at::Tensor dense_images(const at::Tensor& images) {
+  return in_format(images, images.suggest_memory_format());
+}
+
+template <typename T, typename Tensor>
+cpu::ImageView<T> view(Tensor&& images, T* data) {
+  return {data, images.stride(0), images.stride(1), images.stride(2), images.stride(3)};
+}
+
+// All pixels of an image in one column: the same to a 1x1 convolution, and without row ends.
+template <typename T>
+cpu::ImageView<T> in_one_column(const cpu::ImageView<T>& view) {
+  return {view.data, view.image, view.channel, view.column, view.column};
+}
+
+class Geometry {
+ public:
+  Geometry(const at::Tensor& input, at::IntArrayRef output_sizes, const Sketch& sketch,
+           const ConvArguments& conv)
+      : images(input.size(0)) {
+    const auto axis = [&](int64_t i, int64_t kernel) {
+      const auto k = static_cast<size_t>(i);
+      return ConvAxis{input.size(2 + i), output_sizes[2 + k], kernel,
+                      conv.stride[k],    conv.padding[k],     conv.dilation[k]};
+    };
+    rows = axis(0, sketch.kernel_h);
+    columns = axis(1, sketch.kernel_w);
+    pointwise = sketch.positions() == 1 && rows.stride == 1 && columns.stride == 1 &&
+                rows.padding == 0 && columns.padding == 0;
+    if (!pointwise) return;
+    const int64_t pixels = rows.input * columns.input;
+    rows = {pixels, pixels, 1, 1, 0, 1};
+    columns = {1, 1, 1, 1, 0, 1};
+  }
+
+  // One image more, of which the others are further rows.
+  void merge_images() {
+    rows.input = rows.output = rows.output * images;
+    images = 1;
+  }
+
+  int64_t images;
+  ConvAxis rows;
+  ConvAxis columns;
+  bool pointwise;
+};
+
+std::vector<int64_t> output_sizes(const at::Tensor& input, const Sketch& sketch,
+                                  const ConvArguments& conv) {
+  const auto symbolic =
+      check_conv_input("sk_conv2d_factored", input, std::nullopt, input, sketch, conv);
+  std::vector<int64_t> sizes;
+  for (const auto& size : symbolic) sizes.push_back(size.expect_int());
+  return sizes;
+}
+
+bool takes(const at::Tensor& input, const Sketch& sketch) {
+  if (!cpu::is_supported(input.scalar_type()) || input.numel() == 0) return false;
+  return sketch.mixing == Mixing::kChannel || sketch.positions() == 1;
+}
+
+// Rows so wide, or taps so far apart, that the tiles' buffers would be large.
+bool fits(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& samplings,
+          const Geometry& geometry) {
+  constexpr int64_t kWidest = 1 << 14;
+  if (geometry.columns.input > kWidest || geometry.columns.output > kWidest) return false;
+  for (const cpu::Sampling& sampling : samplings) {
+    if (!cpu::fits(conv, sampling)) return false;
+  }
+  return true;
+}
+
+bool together(const at::Tensor& images) {
+  return images.stride(1) == 1 && images.is_contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+template <typename T>
+void run(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& samplings,
+         const Geometry& geometry, const at::Tensor& input, const at::Tensor& output) {
+  auto source = view<const T>(input, input.const_data_ptr<T>());
+  auto target = view<T>(output, output.mutable_data_ptr<T>());
+  if (geometry.pointwise) {
+    source = in_one_column(source);
+    target = in_one_column(target);
+  }
+  for (const cpu::Sampling& sampling : samplings) cpu::run<T>(conv, sampling, source, target);
+}
+
+at::Tensor sk_conv2d_factored_cpu(const at::Tensor& input, const at::Tensor& s1,
+                                  const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+                                  const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                                  at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                                  c10::string_view mixing, int64_t num_sketches,
+                                  std::optional<double> scale) {
+  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const Sketch sketch = check_factored_conv(input, s1, s2, u1, u2, bias, arguments,
+                                            {std::string(mixing), num_sketches, scale});
+  const auto composed = [&] {
+    return sk_conv2d_composed(input, s1, s2, u1, u2, bias, arguments, sketch);
+  };
+  if (!takes(input, sketch)) return composed();
+  const std::vector<int64_t> sizes = output_sizes(input, sketch, arguments);
+  Geometry geometry(input, sizes, sketch, arguments);
+  const at::Tensor images = dense_images(input);
+  const auto format = common_memory_format(input, s1);
+  if (geometry.pointwise && together(images) && format == at::MemoryFormat::ChannelsLast) {
+    geometry.merge_images();
+  }
+  const cpu::Factors factors(s1, s2, u1, u2, sketch);
+  const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
+  const cpu::TwoSidedConv conv =
+      factors.forward(geometry.images, bias ? offset.const_data_ptr<float>() : nullptr);
+  const std::vector<cpu::Sampling> samplings{
+      cpu::forward_sampling(geometry.rows, geometry.columns)};
+  if (!fits(conv, samplings, geometry)) return composed();
+  const at::Tensor output = at::empty(sizes, input.options().memory_format(format));
+  AT_DISPATCH_SWITCH(input.scalar_type(), "sk_conv2d_factored",
+                     AT_DISPATCH_CASE_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, [&] {
+                       if constexpr (!std::is_same_v<scalar_t, double>) {
+                         run<scalar_t>(conv, samplings, geometry, images, output);
+                       }
+                     }));
+  return in_format(output, format);
+}
+
+at::Tensor input_gradient(const at::Tensor& grad, const at::Tensor& input,
+                          const cpu::TwoSidedConv& conv,
+                          const std::vector<cpu::Sampling>& samplings, const Geometry& geometry) {
+  const auto format = common_memory_format(input, input);
+  const at::Tensor result = at::empty(input.sizes(), input.options().memory_format(format));
+  AT_DISPATCH_SWITCH(input.scalar_type(), "sk_conv2d_factored_backward",
+                     AT_DISPATCH_CASE_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, [&] {
+                       if constexpr (!std::is_same_v<scalar_t, double>) {
+                         run<scalar_t>(conv, samplings, geometry, grad, result);
+                       }
+                     }));
+  return in_format(result, format);
+}
+
+void parameter_gradients(const cpu::TwoSidedGradient& gradient, const Geometry& geometry,
+                         const at::Tensor& grad, const at::Tensor& input) {
+  AT_DISPATCH_SWITCH(input.scalar_type(), "sk_conv2d_factored_backward",
+                     AT_DISPATCH_CASE_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, [&] {
+                       if constexpr (!std::is_same_v<scalar_t, double>) {
+                         auto source =
+                             view<const scalar_t>(input, input.const_data_ptr<scalar_t>());
+                         auto target = view<const scalar_t>(grad, grad.const_data_ptr<scalar_t>());
+                         if (geometry.pointwise) {
+                           source = in_one_column(source);
+                           target = in_one_column(target);
+                         }
+                         cpu::run<scalar_t>(gradient, target, source);
+                       }
+                     }));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
+  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const Sketch sketch = check_factored_conv_backward(grad, input, s1, s2, u1, u2, arguments,
+                                                     {std::string(mixing), num_sketches, scale});
+  const auto composed = [&] {
+    return sk_conv2d_composed_backward(grad, input, s1, s2, u1, u2, output_mask, arguments, sketch);
+  };
+  if (!takes(input, sketch)) return composed();
+  const Geometry geometry(input, grad.sizes(), sketch, arguments);
+  const cpu::Factors factors(s1, s2, u1, u2, sketch);
+  const cpu::TwoSidedConv conv = factors.adjoint(geometry.images);
+  const auto samplings = cpu::adjoint_samplings(geometry.rows, geometry.columns);
+  if (!fits(conv, samplings, geometry)) return composed();
+
+  const at::Tensor images = dense_images(input);
+  const at::Tensor grads = dense_images(grad);
+  at::Tensor grad_input = input.new_empty({0});
+  at::Tensor grad_s1 = s1.new_empty({0});
+  at::Tensor grad_s2 = s2.new_empty({0});
+  if (output_mask[0]) grad_input = input_gradient(grads, input, conv, samplings, geometry);
+  if (output_mask[1] || output_mask[2]) {
+    cpu::TwoSidedGradient gradient =
+        factors.gradient(geometry.images, geometry.rows, geometry.columns);
+    const auto parameter = [&](const at::Tensor& like, float*& data) {
+      const at::Tensor result = at::empty(like.sizes(), like.options().dtype(at::kFloat));
+      data = result.mutable_data_ptr<float>();
+      return result;
+    };
+    const auto finished = [](const at::Tensor& result, const at::Tensor& like) {
+      return in_format(result.to(like.scalar_type()), common_memory_format(like, like));
+    };
+    at::Tensor first, second;
+    if (output_mask[1]) first = parameter(s1, gradient.grad_s1);
+    if (output_mask[2]) second = parameter(s2, gradient.grad_s2);
+    parameter_gradients(gradient, geometry, grads, images);
+    if (output_mask[1]) grad_s1 = finished(first, s1);
+    if (output_mask[2]) grad_s2 = finished(second, s2);
+  }
+  return {grad_input, grad_s1, grad_s2};
+}
+
+TORCH_LIBRARY_IMPL(sketchlayers, CPU, m) {
+  m.impl("sk_conv2d_factored", TORCH_FN(sk_conv2d_factored_cpu));
+  m.impl("sk_conv2d_factored_backward", TORCH_FN(sk_conv2d_factored_backward_cpu));
+}
+
+}  // namespace
+}  // namespace sketchlayers

@@ -1,0 +1,31 @@
+// Gradients of the factored convolution's parameters,
+//   dS1[j, c, tap] = sum over pixels of P[j] x[c, shifted by tap],   P = A^T dy,
+//   dS2[o, j, tap] = sum over pixels of dy[o] V[j, shifted by tap],  V = B x,
+// without patches: each tap is a product over the pixels that it connects.
+#pragma once
+
+#include "cpu/two_sided_conv.h"
+
+namespace sketchlayers::cpu {
+
+// Sizes of one group; signs carry the scale of the gradients.
+struct TwoSidedGradient {
+  int64_t images;
+  int64_t groups;
+  int64_t rank;
+  int64_t inputs;
+  int64_t outputs;
+  ConvAxis rows;
+  ConvAxis columns;
+  Signs input_signs;   // B (rank, inputs)
+  Signs output_signs;  // A^T (rank, outputs)
+  float* grad_s1;      // (groups, rank, inputs, positions), or null
+  float* grad_s2;      // (groups, outputs, rank, positions), or null
+};
+
+// Rows of both images follow each other without gaps.
+template <typename T>
+void run(const TwoSidedGradient& gradient, const ImageView<const T>& grad,
+         const ImageView<const T>& input);
+
+}  // namespace sketchlayers::cpu

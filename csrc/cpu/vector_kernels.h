@@ -1,0 +1,77 @@
+// The inner loops of the CPU's kernels, on raw pointers and in float32, compiled once for each
+// instruction set and chosen when the program runs.
+#pragma once
+
+#include <cstdint>
+
+namespace sketchlayers::cpu {
+
+// Columns of a product come in whole steps; buffers are padded to them. A row's last step may hold
+// anything: columns never mix.
+constexpr int64_t kColumnStep = 16;
+
+constexpr int64_t whole_steps(int64_t columns) {
+  return (columns + kColumnStep - 1) / kColumnStep * kColumnStep;
+}
+
+// One part of a sum of products,
+//   c[m][n] = sum_{o < outer, t < taps} w[m * w_row + o * w_outer + w_tap[t]]
+//                                     * b[o * b_outer + b_tap[t] + n].
+// A matrix product has one tap with offset 0. The implicit gather of a convolution is nothing but
+// a tap's offset in b, so neither patches nor shifted copies exist.
+struct Product {
+  const float* w;
+  int64_t w_row;
+  int64_t w_outer;
+  const int32_t* w_tap;
+  const float* b;
+  int64_t b_outer;
+  const int32_t* b_tap;
+  int64_t outer;
+  int64_t taps;
+};
+
+struct VectorKernels {
+  const char* name;
+
+  // out[m][n] = sum of the parts, plus bias[m] unless it is null, plus out[m][n] if `add`; columns
+  // are a multiple of kColumnStep.
+  void (*product)(const Product* parts, int count, int64_t rows, int64_t columns, const float* bias,
+                  float* out, int64_t out_row, bool add);
+
+  // out[n][m] = in[m][n]; if `padded`, rows of `out` have room for whole steps and are filled up
+  // with zeros.
+  void (*transpose)(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
+                    int64_t out_row, bool padded);
+
+  // out[i] = sign(start + i) * magnitude for i < whole_steps(count); start is a multiple of
+  // kColumnStep.
+  void (*expand_signs)(const int32_t* packed_row, int64_t start, int64_t count, float magnitude,
+                       float* out);
+
+  // For rows j and up to kFewVectors vectors x (padded with zeros to whole steps):
+  //   dense[b][j] = s[j] . x[b],   signed_[b][j] = signs[j] . x[b],
+  // each row of s read once, signs applied bit by bit in registers.
+  void (*sketch_vectors)(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
+                         int64_t rows, int64_t length, const float* x, int64_t x_row, int64_t batch,
+                         float* dense, float* signed_, int64_t out_row);
+
+  // The other half, for outputs [first, first + count), first a multiple of kColumnStep:
+  //   y[b][o] = bias[o] + s[o] . dense[b] + sum_j signs[j][o] signed_[b][j],
+  // `dense` padded with zeros to whole steps.
+  void (*combine_vectors)(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
+                          int64_t first, int64_t count, int64_t rank, const float* dense,
+                          const float* signed_, int64_t in_row, int64_t batch, const float* bias,
+                          float* y, int64_t y_row);
+};
+
+constexpr int64_t kFewVectors = 4;
+
+const VectorKernels& avx512_kernels();
+const VectorKernels& avx2_kernels();
+const VectorKernels& portable_kernels();
+
+// The best that this processor has, or what ATEN_CPU_CAPABILITY allows.
+const VectorKernels& vector_kernels();
+
+}  // namespace sketchlayers::cpu

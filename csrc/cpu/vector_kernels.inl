@@ -1,0 +1,457 @@
+// The bodies of VectorKernels for SKETCHLAYERS_LANES floats in a vector, written with the vector
+// types that GCC and Clang share; included once for each instruction set.
+
+namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE {
+namespace {
+
+constexpr int kLanes = SKETCHLAYERS_LANES;
+
+typedef float Vector __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Bits __attribute__((vector_size(kLanes * 4)));
+typedef float Unaligned __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+#define SKETCHLAYERS_UNROLL _Pragma("GCC unroll 64")
+
+inline Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+inline void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
+inline Vector splat(float value) { return Vector{} + value; }
+
+// The first `count` floats, then zeros.
+inline Vector load_partial(const float* p, int64_t count) {
+  if (count == kLanes) return load(p);
+  alignas(Vector) float lanes[kLanes] = {};
+  std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(float));
+  return load(lanes);
+}
+
+inline void store_partial(float* p, Vector v, int64_t count) {
+  alignas(Vector) float lanes[kLanes];
+  store(lanes, v);
+  std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
+}
+
+// ------------------------------------------------------------------------------------- product
+
+// A block of the result stays in registers: MR rows by NV vectors, with room left for the NV
+// vectors of b and one broadcast of w.
+constexpr int kMostVectors = kLanes == 16 ? 4 : kLanes == 8 ? 2 : 4;
+constexpr int most_rows(int vectors) {
+  if (kLanes == 16) return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 14;
+  if (kLanes == 8) return vectors == 2 ? 6 : 12;
+#if defined(__aarch64__)
+  return vectors == 4 ? 6 : 8;
+#else
+  return vectors == 4 ? 2 : 4;
+#endif
+}
+
+template <int MR, int NV>
+__attribute__((noinline)) void block(const Product* parts, int count, int64_t row, int64_t column,
+                                     const float* bias, float* out, int64_t out_row, bool add) {
+  Vector sum[MR][NV];
+  SKETCHLAYERS_UNROLL
+  for (int m = 0; m < MR; ++m) {
+    SKETCHLAYERS_UNROLL
+    for (int v = 0; v < NV; ++v) sum[m][v] = Vector{};
+  }
+  for (int part = 0; part < count; ++part) {
+    const Product& p = parts[part];
+    const float* w_outer = p.w + row * p.w_row;
+    const float* b_outer = p.b + column;
+    const int64_t w_row = p.w_row;
+    const int32_t* w_tap = p.w_tap;
+    const int32_t* b_tap = p.b_tap;
+    const int64_t taps = p.taps;
+    for (int64_t o = 0; o < p.outer; ++o) {
+      for (int64_t t = 0; t < taps; ++t) {
+        const float* w = w_outer + w_tap[t];
+        const float* b = b_outer + b_tap[t];
+        Vector x[NV];
+        SKETCHLAYERS_UNROLL
+        for (int v = 0; v < NV; ++v) x[v] = load(b + v * kLanes);
+        SKETCHLAYERS_UNROLL
+        for (int m = 0; m < MR; ++m) {
+          const float factor = w[m * w_row];
+          SKETCHLAYERS_UNROLL
+          for (int v = 0; v < NV; ++v) sum[m][v] += factor * x[v];
+        }
+      }
+      w_outer += p.w_outer;
+      b_outer += p.b_outer;
+    }
+  }
+  SKETCHLAYERS_UNROLL
+  for (int m = 0; m < MR; ++m) {
+    const float start = bias ? bias[row + m] : 0.0f;
+    SKETCHLAYERS_UNROLL
+    for (int v = 0; v < NV; ++v) {
+      float* target = out + (row + m) * out_row + column + v * kLanes;
+      Vector value = sum[m][v] + start;
+      if (add) value += load(target);
+      store(target, value);
+    }
+  }
+}
+
+template <int MR, int NV>
+void block_of_rows(int64_t rows, const Product* parts, int count, int64_t row, int64_t column,
+                   const float* bias, float* out, int64_t out_row, bool add) {
+  if constexpr (MR > 0) {
+    if (rows == MR) {
+      block<MR, NV>(parts, count, row, column, bias, out, out_row, add);
+    } else {
+      block_of_rows<MR - 1, NV>(rows, parts, count, row, column, bias, out, out_row, add);
+    }
+  }
+}
+
+// Rows in blocks that differ by one at most, so that no block is left with a row or two.
+template <int NV>
+void strip(const Product* parts, int count, int64_t rows, int64_t column, const float* bias,
+           float* out, int64_t out_row, bool add) {
+  const int64_t blocks = (rows + most_rows(NV) - 1) / most_rows(NV);
+  int64_t row = 0;
+  for (int64_t i = 1; i <= blocks; ++i) {
+    const int64_t end = rows * i / blocks;
+    block_of_rows<most_rows(NV), NV>(end - row, parts, count, row, column, bias, out, out_row, add);
+    row = end;
+  }
+}
+
+void product(const Product* parts, int count, int64_t rows, int64_t columns, const float* bias,
+             float* out, int64_t out_row, bool add) {
+  const int64_t vectors = columns / kLanes;
+  const int64_t strips = (vectors + kMostVectors - 1) / kMostVectors;
+  int64_t vector = 0;
+  for (int64_t i = 1; i <= strips; ++i) {
+    const int64_t end = vectors * i / strips;
+    const int64_t column = vector * kLanes;
+    switch (end - vector) {
+      case 1:
+        strip<1>(parts, count, rows, column, bias, out, out_row, add);
+        break;
+      case 2:
+        strip<2>(parts, count, rows, column, bias, out, out_row, add);
+        break;
+      default:
+        if constexpr (kMostVectors > 2) {
+          if (end - vector == 3) {
+            strip<3>(parts, count, rows, column, bias, out, out_row, add);
+          } else {
+            strip<4>(parts, count, rows, column, bias, out, out_row, add);
+          }
+        }
+    }
+    vector = end;
+  }
+}
+
+// ----------------------------------------------------------------------------------- transpose
+
+#if defined(__clang__)
+#define SKETCHLAYERS_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SKETCHLAYERS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bits{__VA_ARGS__})
+#endif
+
+// One stage of a transposition exchanges, in pairs of rows, the halves of ever larger groups.
+#if SKETCHLAYERS_LANES == 16
+template <int Step>
+inline Vector lower(Vector a, Vector b) {
+  if constexpr (Step == 8) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+  } else if constexpr (Step == 4) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+  } else if constexpr (Step == 2) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+  } else {
+    return SKETCHLAYERS_SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+  }
+}
+template <int Step>
+inline Vector upper(Vector a, Vector b) {
+  if constexpr (Step == 8) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  } else if constexpr (Step == 4) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+  } else if constexpr (Step == 2) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  } else {
+    return SKETCHLAYERS_SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+  }
+}
+#elif SKETCHLAYERS_LANES == 8
+template <int Step>
+inline Vector lower(Vector a, Vector b) {
+  if constexpr (Step == 4) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+  } else if constexpr (Step == 2) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+  } else {
+    return SKETCHLAYERS_SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+  }
+}
+template <int Step>
+inline Vector upper(Vector a, Vector b) {
+  if constexpr (Step == 4) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  } else if constexpr (Step == 2) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  } else {
+    return SKETCHLAYERS_SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+}
+#else
+template <int Step>
+inline Vector lower(Vector a, Vector b) {
+  if constexpr (Step == 2) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 4, 5);
+  } else {
+    return SKETCHLAYERS_SHUFFLE(a, b, 0, 4, 2, 6);
+  }
+}
+template <int Step>
+inline Vector upper(Vector a, Vector b) {
+  if constexpr (Step == 2) {
+    return SKETCHLAYERS_SHUFFLE(a, b, 2, 3, 6, 7);
+  } else {
+    return SKETCHLAYERS_SHUFFLE(a, b, 1, 5, 3, 7);
+  }
+}
+#endif
+
+template <int Step>
+inline void transpose_stages(Vector (&rows)[kLanes]) {
+  if constexpr (Step > 0) {
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < kLanes; ++i) {
+      if ((i & Step) == 0) {
+        const Vector a = rows[i];
+        const Vector b = rows[i + Step];
+        rows[i] = lower<Step>(a, b);
+        rows[i + Step] = upper<Step>(a, b);
+      }
+    }
+    transpose_stages<Step / 2>(rows);
+  }
+}
+
+inline void transpose_square(Vector (&rows)[kLanes]) { transpose_stages<kLanes / 2>(rows); }
+
+void transpose(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
+               int64_t out_row, bool padded) {
+  for (int64_t m = 0; m < rows; m += kLanes) {
+    const int64_t height = rows - m < kLanes ? rows - m : kLanes;
+    for (int64_t n = 0; n < columns; n += kLanes) {
+      const int64_t width = columns - n < kLanes ? columns - n : kLanes;
+      Vector square[kLanes];
+      if (height == kLanes && width == kLanes) {
+        SKETCHLAYERS_UNROLL
+        for (int i = 0; i < kLanes; ++i) square[i] = load(in + (m + i) * in_row + n);
+      } else {
+        for (int i = 0; i < kLanes; ++i) {
+          square[i] = i < height ? load_partial(in + (m + i) * in_row + n, width) : Vector{};
+        }
+      }
+      transpose_square(square);
+      float* target = out + n * out_row + m;
+      if (height == kLanes || padded) {
+        for (int64_t i = 0; i < width; ++i) store(target + i * out_row, square[i]);
+      } else {
+        for (int64_t i = 0; i < width; ++i) store_partial(target + i * out_row, square[i], height);
+      }
+    }
+  }
+}
+
+// --------------------------------------------------------------------------------------- signs
+
+// Sixteen signs, starting at a multiple of sixteen.
+inline uint32_t sixteen_signs(const int32_t* packed_row, int64_t column) {
+  return static_cast<uint32_t>(packed_row[column / 32]) >> (column % 32);
+}
+
+// -0.0 where bit (first + lane) is 1, else 0.0: what flips a float's sign by exclusive or.
+inline Bits flips(uint32_t bits, int first) {
+  Bits shift;
+  SKETCHLAYERS_UNROLL
+  for (int i = 0; i < kLanes; ++i) shift[i] = 31 - first - i;
+  const Bits word = Bits{} + static_cast<int32_t>(bits);
+  return (word << shift) & (Bits{} + INT32_MIN);
+}
+
+inline Vector flip(Vector value, Bits flips) { return (Vector)((Bits)value ^ flips); }
+
+void expand_signs(const int32_t* packed_row, int64_t start, int64_t count, float magnitude,
+                  float* out) {
+  const Vector value = splat(magnitude);
+  for (int64_t i = 0; i < count; i += kColumnStep) {
+    const uint32_t bits = sixteen_signs(packed_row, start + i);
+    SKETCHLAYERS_UNROLL
+    for (int lane = 0; lane < kColumnStep; lane += kLanes) {
+      store(out + i + lane, flip(value, flips(bits, lane)));
+    }
+  }
+}
+
+// --------------------------------------------------------------------------------- few vectors
+
+inline float sum_of(Vector v) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+}
+
+template <int Rows, int Batch>
+void sketch_block(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
+                  int64_t length, const float* x, int64_t x_row, float* dense, float* signed_,
+                  int64_t out_row) {
+  Vector dense_sum[Rows][Batch];
+  Vector signed_sum[Rows][Batch];
+  SKETCHLAYERS_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    SKETCHLAYERS_UNROLL
+    for (int b = 0; b < Batch; ++b) dense_sum[r][b] = signed_sum[r][b] = Vector{};
+  }
+  int64_t i = 0;
+  for (; i + kColumnStep <= length; i += kColumnStep) {
+    uint32_t bits[Rows];
+    SKETCHLAYERS_UNROLL
+    for (int r = 0; r < Rows; ++r) bits[r] = sixteen_signs(signs + r * words, i);
+    SKETCHLAYERS_UNROLL
+    for (int lane = 0; lane < kColumnStep; lane += kLanes) {
+      Vector value[Batch];
+      SKETCHLAYERS_UNROLL
+      for (int b = 0; b < Batch; ++b) value[b] = load(x + b * x_row + i + lane);
+      SKETCHLAYERS_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        const Vector factor = load(s + r * s_row + i + lane);
+        const Bits flipped = flips(bits[r], lane);
+        SKETCHLAYERS_UNROLL
+        for (int b = 0; b < Batch; ++b) {
+          dense_sum[r][b] += factor * value[b];
+          signed_sum[r][b] += flip(value[b], flipped);
+        }
+      }
+    }
+  }
+  for (; i < length; i += kLanes) {
+    const int64_t left = length - i < kLanes ? length - i : kLanes;
+    for (int r = 0; r < Rows; ++r) {
+      const Vector factor = load_partial(s + r * s_row + i, left);
+      const Bits flipped = flips(sixteen_signs(signs + r * words, i & ~(kColumnStep - 1)),
+                                 static_cast<int>(i % kColumnStep));
+      for (int b = 0; b < Batch; ++b) {
+        const Vector value = load(x + b * x_row + i);
+        dense_sum[r][b] += factor * value;
+        signed_sum[r][b] += flip(value, flipped);
+      }
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int b = 0; b < Batch; ++b) {
+      dense[b * out_row + r] = sum_of(dense_sum[r][b]);
+      signed_[b * out_row + r] = sum_of(signed_sum[r][b]);
+    }
+  }
+}
+
+template <int Batch>
+void sketch_batch(const float* s, int64_t s_row, const int32_t* signs, int64_t words, int64_t rows,
+                  int64_t length, const float* x, int64_t x_row, float* dense, float* signed_,
+                  int64_t out_row) {
+  constexpr int kRows = Batch <= 2 ? 4 : 2;
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) {
+    sketch_block<kRows, Batch>(s + row * s_row, s_row, signs + row * words, words, length, x, x_row,
+                               dense + row, signed_ + row, out_row);
+  }
+  for (; row < rows; ++row) {
+    sketch_block<1, Batch>(s + row * s_row, s_row, signs + row * words, words, length, x, x_row,
+                           dense + row, signed_ + row, out_row);
+  }
+}
+
+void sketch_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
+                    int64_t rows, int64_t length, const float* x, int64_t x_row, int64_t batch,
+                    float* dense, float* signed_, int64_t out_row) {
+  const auto run = batch == 1   ? sketch_batch<1>
+                   : batch == 2 ? sketch_batch<2>
+                   : batch == 3 ? sketch_batch<3>
+                                : sketch_batch<4>;
+  run(s, s_row, signs, words, rows, length, x, x_row, dense, signed_, out_row);
+}
+
+// Dot products of a vector's worth of rows, in the lanes of one vector.
+template <int Batch>
+void dots_of_rows(const float* s, int64_t s_row, int64_t rows, int64_t rank, const float* dense,
+                  int64_t in_row, Vector (&out)[Batch]) {
+  Vector sums[Batch][kLanes] = {};
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* factor = s + row * s_row;
+    Vector sum[Batch] = {};
+    int64_t j = 0;
+    for (; j + kLanes <= rank; j += kLanes) {
+      const Vector loaded = load(factor + j);
+      SKETCHLAYERS_UNROLL
+      for (int b = 0; b < Batch; ++b) sum[b] += loaded * load(dense + b * in_row + j);
+    }
+    if (j < rank) {
+      const Vector loaded = load_partial(factor + j, rank - j);
+      SKETCHLAYERS_UNROLL
+      for (int b = 0; b < Batch; ++b) sum[b] += loaded * load(dense + b * in_row + j);
+    }
+    SKETCHLAYERS_UNROLL
+    for (int b = 0; b < Batch; ++b) sums[b][row] = sum[b];
+  }
+  for (int b = 0; b < Batch; ++b) {
+    transpose_square(sums[b]);
+    Vector sum = sums[b][0];
+    SKETCHLAYERS_UNROLL
+    for (int i = 1; i < kLanes; ++i) sum += sums[b][i];
+    out[b] = sum;
+  }
+}
+
+template <int Batch>
+void combine_batch(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
+                   int64_t first, int64_t count, int64_t rank, const float* dense,
+                   const float* signed_, int64_t in_row, const float* bias, float* y,
+                   int64_t y_row) {
+  for (int64_t o = first; o < first + count; o += kLanes) {
+    const int64_t rows = first + count - o < kLanes ? first + count - o : kLanes;
+    Vector value[Batch];
+    dots_of_rows<Batch>(s + o * s_row, s_row, rows, rank, dense, in_row, value);
+    const int lane = static_cast<int>(o % kColumnStep);
+    for (int64_t j = 0; j < rank; ++j) {
+      const Bits flipped = flips(sixteen_signs(signs + j * words, o - lane), lane);
+      SKETCHLAYERS_UNROLL
+      for (int b = 0; b < Batch; ++b) value[b] += flip(splat(signed_[b * in_row + j]), flipped);
+    }
+    for (int b = 0; b < Batch; ++b) {
+      alignas(Vector) float lanes[kLanes];
+      store(lanes, value[b]);
+      for (int64_t i = 0; i < rows; ++i) {
+        y[b * y_row + o + i] = lanes[i] + (bias ? bias[o + i] : 0.0f);
+      }
+    }
+  }
+}
+
+void combine_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
+                     int64_t first, int64_t count, int64_t rank, const float* dense,
+                     const float* signed_, int64_t in_row, int64_t batch, const float* bias,
+                     float* y, int64_t y_row) {
+  const auto run = batch == 1   ? combine_batch<1>
+                   : batch == 2 ? combine_batch<2>
+                   : batch == 3 ? combine_batch<3>
+                                : combine_batch<4>;
+  run(s, s_row, signs, words, first, count, rank, dense, signed_, in_row, bias, y, y_row);
+}
+
+}  // namespace
+
+constexpr VectorKernels kKernels = {
+    SKETCHLAYERS_VECTOR_NAME, product, transpose, expand_signs, sketch_vectors, combine_vectors};
+
+}  // namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE

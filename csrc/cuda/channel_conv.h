@@ -1,0 +1,653 @@
+// The factored convolution with channel mixing as one pass over tiles of output pixels:
+//   inner    = sum over taps of shifted rows of the input tile times S1[tap]   (pixels x rank)
+//   features = rows of the input tile times signs                              (halo x rank)
+//   output   = inner times signs + sum over taps of shifted rows of features times S2[tap]
+// The input tile with its halo lies in shared memory, `inner` never leaves the registers, and
+// `features` take the input tile's place. Shifted rows are only other addresses. The gradient of
+// the input is, for stride 1, the same computation with the factors' roles exchanged.
+//
+// Everything here compiles for host and device. A block runs phase by phase, so that tests can run
+// it without a GPU.
+#pragma once
+
+#include "cuda/fragments.h"
+#include "geometry.h"
+#include "signs.h"
+
+namespace sketchlayers::cuda {
+
+template <typename T, int kRankPairs_, int kPixelTiles_, int kHaloTiles_>
+struct ChannelConvTraits {
+  using Type = T;
+  static constexpr int kWarps = 8;
+  static constexpr int kThreads = kWarps * kWarpSize;
+  static constexpr int kPerUnit = Element<T>::kPerUnit;
+  static constexpr int kStep = Element<T>::kStep;
+  static constexpr int kRankPairs = kRankPairs_;  // pairs of 8 columns, the rank padded
+  static constexpr int kRankTiles = 2 * kRankPairs;
+  static constexpr int kRank = 16 * kRankPairs;
+  static constexpr int kRankSteps = kRank / kStep;
+  static constexpr int kRankWords = (kRank + kSignsPerWord - 1) / kSignsPerWord;
+  static constexpr int kPixelTiles = kPixelTiles_;  // of 16 output pixels, for each warp
+  static constexpr int kHaloTiles = kHaloTiles_;    // of 16 input pixels, for each warp
+  static constexpr int kPixels = kWarps * kPixelTiles * 16;
+  static constexpr int kHalo = kWarps * kHaloTiles * 16;
+  // Input channels go through shared memory in chunks of 128 bytes.
+  static constexpr int kChunkUnits = 8;
+  static constexpr int kChunk = kChunkUnits * kPerUnit;
+  static constexpr int kChunkSteps = kChunk / kStep;
+  static constexpr int kChunkWords = kChunk / kSignsPerWord;
+  static constexpr int kStepsPerWord = kSignsPerWord / kStep;
+  // One unit more than the row has, so that 8 neighbouring rows lie in different banks.
+  static constexpr int kPitch = (kChunkUnits + 1) * kUnitBytes;
+  static constexpr int kFeaturePitch = kRank * static_cast<int>(sizeof(T)) + kUnitBytes;
+  // Outputs are computed 64 at a time.
+  static constexpr int kOutputTiles = 8;
+  static constexpr int kOutputPairs = kOutputTiles / 2;
+  // Tiles whose sums make up one unit of a lane's neighbouring outputs (see output_column).
+  static constexpr int kTilesPerUnit = kPerUnit / 2;
+
+  static_assert(kStep * static_cast<int>(sizeof(T)) == 2 * kUnitBytes, "a step is two units");
+  static_assert(kChunk % kSignsPerWord == 0 && kSignsPerWord % kStep == 0, "words of whole steps");
+  static_assert(kFeaturePitch <= 2 * kPitch, "features must fit in the place of the input tiles");
+  static_assert(kFeaturePitch / 4 % 32 % 4 == 0 && kFeaturePitch / kUnitBytes % 2 == 1,
+                "8 neighbouring rows must lie in different banks");
+};
+
+// The tile of output pixels of a block: whole images, or a part of one.
+struct PixelTile {
+  int images;
+  int height;
+  int width;
+};
+
+SKETCHLAYERS_HOST_DEVICE inline int64_t halo_extent(const ConvAxis& axis, int64_t outputs) {
+  return (outputs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1;
+}
+SKETCHLAYERS_HOST_DEVICE inline int64_t ceil_divide(int64_t value, int64_t divisor) {
+  return (value + divisor - 1) / divisor;
+}
+
+struct ChannelConvParams {
+  const void* input;
+  void* output;
+  const void* bias;  // may be null
+  // The factors as `pack_channel_factors` lays them out, those of the first group.
+  const Unit* first;
+  const uint32_t* first_signs;
+  const Unit* second;
+  const uint32_t* second_signs;
+  int64_t first_units;  // of one group, and so on
+  int64_t first_words;
+  int64_t second_units;
+  int64_t second_words;
+  // Elements between neighbours: batch, channel, row, column.
+  int64_t input_strides[4];
+  int64_t output_strides[4];
+  int64_t batch;
+  ConvAxis vertical;
+  ConvAxis horizontal;
+  int channels;  // of one group
+  int outputs;   // of one group
+  int rank;
+  PixelTile tile;
+  float inner_scale;  // of what is rounded between the two products
+  float outer_scale;
+  bool input_units;     // 16 bytes of channels can be read at once
+  bool channels_first;  // neighbouring columns are nearer than neighbouring channels
+  bool output_units;    // 16 bytes of outputs can be written at once
+};
+
+struct TileCounts {
+  int64_t vertical;
+  int64_t horizontal;
+  int64_t all;
+};
+SKETCHLAYERS_HOST_DEVICE inline TileCounts tile_counts(const ChannelConvParams& params) {
+  const int64_t vertical = ceil_divide(params.vertical.output, params.tile.height);
+  const int64_t horizontal = ceil_divide(params.horizontal.output, params.tile.width);
+  return {vertical, horizontal,
+          ceil_divide(params.batch, params.tile.images) * vertical * horizontal};
+}
+
+// The output that column `column` of tile `tile` of the second product stands for. The order makes
+// the columns that one lane holds, two in each tile, neighbours over a unit's worth of tiles.
+template <typename Traits>
+SKETCHLAYERS_HOST_DEVICE inline int output_column(int tile, int column) {
+  constexpr int kTiles = Traits::kTilesPerUnit;
+  return tile / kTiles * 8 * kTiles + column / 2 * 2 * kTiles + tile % kTiles * 2 + column % 2;
+}
+
+template <typename Traits>
+SKETCHLAYERS_HOST_DEVICE inline int64_t shared_bytes(int64_t halo) {
+  const int64_t rows = ceil_divide(halo, 16) * 16;
+  return rows * static_cast<int64_t>(sizeof(int64_t)) + 2 * rows * Traits::kPitch;
+}
+
+template <typename Traits>
+class ChannelConv {
+ public:
+  using T = typename Traits::Type;
+
+  // What a warp remembers from phase to phase.
+  struct Warp {
+    Sums first[Traits::kPixelTiles][Traits::kRankTiles];
+    Sums features[Traits::kHaloTiles][Traits::kRankTiles];
+    LeftFragment inner[Traits::kPixelTiles][Traits::kRankSteps];
+    PerLane<int> row[Traits::kPixelTiles];  // of the halo, for the lane's pixel and tap 0
+  };
+
+  SKETCHLAYERS_INLINE ChannelConv(const ChannelConvParams& params, unsigned char* shared,
+                                  int64_t block, int group)
+      : params_(params), group_(group) {
+    const TileCounts counts = tile_counts(params);
+    const int64_t tile_row = block / counts.horizontal;
+    image_ = tile_row / counts.vertical * params.tile.images;
+    top_ = tile_row % counts.vertical * params.tile.height;
+    left_ = block % counts.horizontal * params.tile.width;
+    halo_height_ = static_cast<int>(halo_extent(params.vertical, params.tile.height));
+    halo_width_ = static_cast<int>(halo_extent(params.horizontal, params.tile.width));
+    halo_ = params.tile.images * halo_height_ * halo_width_;
+    halo_tiles_ = (halo_ + 15) / 16;
+    pixels_ = params.tile.images * params.tile.height * params.tile.width;
+    table_ = reinterpret_cast<int64_t*>(shared);
+    tiles_ = shared + 16 * halo_tiles_ * sizeof(int64_t);
+  }
+
+  // The whole of a block's work.
+  template <typename Block>
+  SKETCHLAYERS_INLINE void run(Block& block) {
+    block.each_warp([&](int warp, Warp& state) { start(warp, state); });
+    block.synchronize();
+    const int chunks = (params_.channels + Traits::kChunk - 1) / Traits::kChunk;
+    block.each_warp([&](int warp, Warp&) { load(warp, 0); });
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      block.each_warp([&](int warp, Warp&) {
+        if (chunk + 1 < chunks) {
+          load(warp, chunk + 1);
+          wait_for_copies<1>();
+        } else {
+          wait_for_copies<0>();
+        }
+      });
+      block.synchronize();
+      block.each_warp([&](int warp, Warp& state) { multiply_chunk(warp, state, chunk); });
+      block.synchronize();
+    }
+    block.each_warp([&](int warp, Warp& state) { store_features(warp, state); });
+    block.synchronize();
+    block.each_warp([&](int warp, Warp& state) { multiply_outputs(warp, state); });
+  }
+
+ private:
+  // Which element each row of the halo starts with (below 0: a zero outside of the image), and
+  // which row each lane's pixels start from.
+  SKETCHLAYERS_INLINE void start(int warp, Warp& state) {
+    for_each_lane([&](int lane) {
+      for (int row = warp * kWarpSize + lane; row < 16 * halo_tiles_; row += Traits::kThreads) {
+        table_[row] = row < halo_ ? input_offset(row) : -1;
+      }
+    });
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < Traits::kPixelTiles; ++i) {
+      for_each_lane([&](int lane) {
+        const int pixel = pixel_tile(warp, i) * 16 + left_row(lane);
+        state.row[i][lane] = pixel < pixels_ ? halo_row(pixel) : 0;
+      });
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < Traits::kRankTiles; ++j) clear(state.first[i][j]);
+    }
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < Traits::kHaloTiles; ++i) {
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < Traits::kRankTiles; ++j) clear(state.features[i][j]);
+    }
+  }
+
+  SKETCHLAYERS_INLINE static int pixel_tile(int warp, int i) { return warp + i * Traits::kWarps; }
+  SKETCHLAYERS_INLINE static int halo_tile(int warp, int i) { return warp + i * Traits::kWarps; }
+
+  SKETCHLAYERS_INLINE int64_t input_offset(int row) const {
+    const int64_t x = left_ * params_.horizontal.stride - params_.horizontal.padding +
+                      row % halo_width_;
+    const int64_t y = top_ * params_.vertical.stride - params_.vertical.padding +
+                      row / halo_width_ % halo_height_;
+    const int64_t image = image_ + row / (halo_width_ * halo_height_);
+    if (image >= params_.batch || y < 0 || y >= params_.vertical.input || x < 0 ||
+        x >= params_.horizontal.input) {
+      return -1;
+    }
+    const int64_t* strides = params_.input_strides;
+    return image * strides[0] + y * strides[2] + x * strides[3];
+  }
+
+  SKETCHLAYERS_INLINE int halo_row(int pixel) const {
+    const int x = pixel % params_.tile.width;
+    const int y = pixel / params_.tile.width % params_.tile.height;
+    const int image = pixel / (params_.tile.width * params_.tile.height);
+    return (image * halo_height_ + y * static_cast<int>(params_.vertical.stride)) * halo_width_ +
+           x * static_cast<int>(params_.horizontal.stride);
+  }
+
+  SKETCHLAYERS_INLINE const T* input() const {
+    return static_cast<const T*>(params_.input) +
+           static_cast<int64_t>(group_) * params_.channels * params_.input_strides[1];
+  }
+  SKETCHLAYERS_INLINE unsigned char* chunk_tile(int chunk) const {
+    return tiles_ + chunk % 2 * (16 * halo_tiles_ * Traits::kPitch);
+  }
+
+  // Channels of a chunk for the whole halo, to shared memory.
+  SKETCHLAYERS_INLINE void load(int warp, int chunk) {
+    for_each_lane([&](int lane) {
+      const int thread = warp * kWarpSize + lane;
+      if (params_.input_units) {
+        load_units(thread, chunk);
+      } else {
+        load_elements(thread, chunk);
+      }
+    });
+    end_copies();
+  }
+
+  SKETCHLAYERS_INLINE void load_units(int thread, int chunk) {
+    const int unit = thread % Traits::kChunkUnits;
+    const int channel = chunk * Traits::kChunk + unit * Traits::kPerUnit;
+    const bool inside = channel < params_.channels;
+    const T* const from = input() + channel;
+    unsigned char* const to = chunk_tile(chunk) + unit * kUnitBytes;
+    for (int row = thread / Traits::kChunkUnits; row < 16 * halo_tiles_;
+         row += Traits::kThreads / Traits::kChunkUnits) {
+      const int64_t offset = table_[row];
+      copy_async(to + row * Traits::kPitch, inside && offset >= 0 ? from + offset : nullptr);
+    }
+  }
+
+  // Neighbouring threads read neighbouring elements, be they columns or channels.
+  SKETCHLAYERS_INLINE void load_elements(int thread, int chunk) {
+    const int rows = 16 * halo_tiles_;
+    const T* const from = input();
+    for (int i = thread; i < rows * Traits::kChunk; i += Traits::kThreads) {
+      const int row = params_.channels_first ? i % rows : i / Traits::kChunk;
+      const int place = params_.channels_first ? i / rows : i % Traits::kChunk;
+      const int64_t channel = static_cast<int64_t>(chunk) * Traits::kChunk + place;
+      const int64_t offset = table_[row];
+      T value = T(0.0f);
+      if (channel < params_.channels && offset >= 0) {
+        value = from[offset + channel * params_.input_strides[1]];
+      }
+      reinterpret_cast<T*>(chunk_tile(chunk) + row * Traits::kPitch)[place] = value;
+    }
+  }
+
+  SKETCHLAYERS_INLINE static void load_prepared(LeftFragment& left,
+                                                const PerLane<const void*>& rows) {
+    load_left(left, rows);
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      for_each_lane(
+          [&](int lane) { left.reg[i][lane] = Element<T>::prepare(left.reg[i][lane]); });
+    }
+  }
+
+  // A pair of neighbouring right fragments, of which each lane's part lies together.
+  SKETCHLAYERS_INLINE static void load_right(RightFragment (&pair)[2], const Unit* units) {
+    for_each_lane([&](int lane) {
+#if defined(__CUDA_ARCH__)
+      const Unit unit = bit_copy<Unit>(__ldg(reinterpret_cast<const uint4*>(units + lane)));
+#else
+      const Unit unit = units[lane];
+#endif
+      SKETCHLAYERS_UNROLL
+      for (int i = 0; i < 4; ++i) pair[i / 2].reg[i % 2][lane] = unit.word[i];
+    });
+  }
+
+  SKETCHLAYERS_INLINE void multiply_chunk(int warp, Warp& state, int chunk) {
+    const int steps = (params_.channels + Traits::kStep - 1) / Traits::kStep;
+    const int left = steps - chunk * Traits::kChunkSteps;
+    if (left >= Traits::kChunkSteps) {
+      multiply_taps<true>(warp, state, chunk, Traits::kChunkSteps);
+      multiply_signs(warp, state, chunk, Traits::kChunkSteps);
+    } else {
+      multiply_taps<false>(warp, state, chunk, left);
+      multiply_signs(warp, state, chunk, left);
+    }
+  }
+
+  // first += shifted rows times S1[tap]
+  template <bool kWhole>
+  SKETCHLAYERS_INLINE void multiply_taps(int warp, Warp& state, int chunk, int steps_here) {
+    const int steps = (params_.channels + Traits::kStep - 1) / Traits::kStep;
+    const unsigned char* const tile = chunk_tile(chunk);
+    const Unit* units = params_.first + group_ * params_.first_units +
+                        static_cast<int64_t>(chunk) * Traits::kChunkSteps * Traits::kRankPairs *
+                            kWarpSize;
+    for (int y = 0; y < params_.vertical.kernel; ++y) {
+      for (int x = 0; x < params_.horizontal.kernel; ++x) {
+        const int shift = tap_shift(y, x);
+        if constexpr (kWhole) {
+          SKETCHLAYERS_UNROLL
+          for (int s = 0; s < Traits::kChunkSteps; ++s) {
+            multiply_step(warp, state, tile, shift, s, units);
+          }
+        } else {
+          for (int s = 0; s < steps_here; ++s) multiply_step(warp, state, tile, shift, s, units);
+        }
+        units += static_cast<int64_t>(steps) * Traits::kRankPairs * kWarpSize;
+      }
+    }
+  }
+
+  SKETCHLAYERS_INLINE int tap_shift(int y, int x) const {
+    return y * static_cast<int>(params_.vertical.dilation) * halo_width_ +
+           x * static_cast<int>(params_.horizontal.dilation);
+  }
+
+  SKETCHLAYERS_INLINE void multiply_step(int warp, Warp& state, const unsigned char* tile,
+                                         int shift, int step, const Unit* units) {
+    RightFragment right[Traits::kRankPairs][2];
+    SKETCHLAYERS_UNROLL
+    for (int j = 0; j < Traits::kRankPairs; ++j) {
+      load_right(right[j], units + (step * Traits::kRankPairs + j) * kWarpSize);
+    }
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < Traits::kPixelTiles; ++i) {
+      if (pixel_tile(warp, i) * 16 >= pixels_) continue;
+      PerLane<const void*> rows;
+      for_each_lane([&](int lane) {
+        rows[lane] = tile + (state.row[i][lane] + shift) * Traits::kPitch +
+                     (2 * step + left_unit(lane)) * kUnitBytes;
+      });
+      LeftFragment left;
+      load_prepared(left, rows);
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < Traits::kRankTiles; ++j) {
+        multiply<T>(state.first[i][j], left, right[j / 2][j % 2]);
+      }
+    }
+  }
+
+  // features += rows of the halo times signs
+  SKETCHLAYERS_INLINE void multiply_signs(int warp, Warp& state, int chunk, int steps_here) {
+    const unsigned char* const tile = chunk_tile(chunk);
+    const uint32_t* signs = params_.first_signs + group_ * params_.first_words +
+                            static_cast<int64_t>(chunk) * Traits::kChunkWords * Traits::kRank;
+    SKETCHLAYERS_UNROLL
+    for (int w = 0; w < Traits::kChunkWords; ++w) {
+      if (w * Traits::kStepsPerWord >= steps_here) continue;
+      PerLane<uint32_t> words[Traits::kRankTiles];
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < Traits::kRankTiles; ++j) {
+        for_each_lane(
+            [&](int lane) { words[j][lane] = signs[w * Traits::kRank + 8 * j + lane / 4]; });
+      }
+      SKETCHLAYERS_UNROLL
+      for (int s = 0; s < Traits::kStepsPerWord; ++s) {
+        const int step = w * Traits::kStepsPerWord + s;
+        if (step < steps_here) multiply_sign_step(warp, state, tile, step, words);
+      }
+    }
+  }
+
+  SKETCHLAYERS_INLINE void multiply_sign_step(int warp, Warp& state, const unsigned char* tile,
+                                              int step, const PerLane<uint32_t>* words) {
+    RightFragment right[Traits::kRankTiles];
+    SKETCHLAYERS_UNROLL
+    for (int j = 0; j < Traits::kRankTiles; ++j) {
+      sign_fragment<T>(right[j], words[j], step * Traits::kStep % kSignsPerWord, false);
+    }
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < Traits::kHaloTiles; ++i) {
+      if (halo_tile(warp, i) >= halo_tiles_) continue;
+      PerLane<const void*> rows;
+      for_each_lane([&](int lane) {
+        rows[lane] = tile + (halo_tile(warp, i) * 16 + left_row(lane)) * Traits::kPitch +
+                     (2 * step + left_unit(lane)) * kUnitBytes;
+      });
+      LeftFragment left;
+      load_prepared(left, rows);
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < Traits::kRankTiles; ++j) {
+        multiply<T>(state.features[i][j], left, right[j]);
+      }
+    }
+  }
+
+  // Rounds both inner results: `first` to left fragments, `features` to shared memory. Columns
+  // beyond the rank are zeros.
+  SKETCHLAYERS_INLINE void store_features(int warp, Warp& state) {
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < Traits::kPixelTiles; ++i) {
+      SKETCHLAYERS_UNROLL
+      for (int s = 0; s < Traits::kRankSteps; ++s) {
+        pass_on<T>(state.inner[i][s], &state.first[i][s * Element<T>::kTilesPerStep],
+                   params_.inner_scale);
+      }
+    }
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < Traits::kHaloTiles; ++i) {
+      if (halo_tile(warp, i) >= halo_tiles_) continue;
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < Traits::kRankTiles; ++j) {
+        for_each_lane([&](int lane) {
+          SKETCHLAYERS_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const int row = halo_tile(warp, i) * 16 + lane / 4 + 8 * half;
+            const int column = 8 * j + 2 * (lane % 4);
+            const Sums& sums = state.features[i][j];
+            store_pair(row, column, sums.value[2 * half][lane], sums.value[2 * half + 1][lane]);
+          }
+        });
+      }
+    }
+  }
+
+  SKETCHLAYERS_INLINE void store_pair(int row, int column, float low, float high) {
+    low = column < params_.rank ? low * params_.inner_scale : 0.0f;
+    high = column + 1 < params_.rank ? high * params_.inner_scale : 0.0f;
+    unsigned char* const to =
+        tiles_ + row * Traits::kFeaturePitch + column * static_cast<int>(sizeof(T));
+    if constexpr (sizeof(T) == 2) {
+      *reinterpret_cast<uint32_t*>(to) = Element<T>::pack(low, high);
+    } else {
+      reinterpret_cast<uint32_t*>(to)[0] = Element<T>::prepare(bit_copy<uint32_t>(low));
+      reinterpret_cast<uint32_t*>(to)[1] = Element<T>::prepare(bit_copy<uint32_t>(high));
+    }
+  }
+
+  SKETCHLAYERS_INLINE void multiply_outputs(int warp, Warp& state) {
+    const int pairs = static_cast<int>(ceil_divide(params_.outputs, 16));
+    for (int pair = 0; pair < pairs; pair += Traits::kOutputPairs) {
+      multiply_output_pairs(warp, state, pair, pairs - pair);
+    }
+  }
+
+  // 64 outputs for all pixels of the warp.
+  SKETCHLAYERS_INLINE void multiply_output_pairs(int warp, Warp& state, int pair, int pairs_left) {
+    Sums sums[Traits::kPixelTiles][Traits::kOutputTiles];
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < Traits::kPixelTiles; ++i) {
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < Traits::kOutputTiles; ++j) clear(sums[i][j]);
+    }
+    // A unit of neighbouring outputs spans several tiles, all of which are needed.
+    constexpr int kPairsPerUnit = (Traits::kTilesPerUnit + 1) / 2;
+    const int live = (pairs_left + kPairsPerUnit - 1) / kPairsPerUnit * kPairsPerUnit;
+    add_inner(warp, state, sums, pair, live);
+    add_features(warp, state, sums, pair, live);
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < Traits::kPixelTiles; ++i) {
+      store_outputs(warp, sums[i], i, pair * 16);
+    }
+  }
+
+  // sums += inner times signs
+  SKETCHLAYERS_INLINE void add_inner(int warp, Warp& state,
+                                     Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles],
+                                     int pair, int live) {
+    const uint32_t* const signs = params_.second_signs + group_ * params_.second_words +
+                                  static_cast<int64_t>(pair) * 16 * Traits::kRankWords;
+    SKETCHLAYERS_UNROLL
+    for (int j = 0; j < Traits::kOutputTiles; ++j) {
+      if (j / 2 >= live) continue;
+      SKETCHLAYERS_UNROLL
+      for (int w = 0; w < Traits::kRankWords; ++w) {
+        PerLane<uint32_t> words;
+        for_each_lane([&](int lane) {
+          words[lane] = signs[(j * Traits::kRankWords + w) * 8 + lane / 4];
+        });
+        SKETCHLAYERS_UNROLL
+        for (int k = 0; k < Traits::kStepsPerWord; ++k) {
+          const int step = w * Traits::kStepsPerWord + k;
+          if (step >= Traits::kRankSteps) continue;
+          RightFragment right;
+          sign_fragment<T>(right, words, k * Traits::kStep, true);
+          SKETCHLAYERS_UNROLL
+          for (int i = 0; i < Traits::kPixelTiles; ++i) {
+            if (pixel_tile(warp, i) * 16 >= pixels_) continue;
+            multiply<T>(sums[i][j], state.inner[i][step < Traits::kRankSteps ? step : 0], right);
+          }
+        }
+      }
+    }
+  }
+
+  // sums += shifted rows of features times S2[tap]
+  SKETCHLAYERS_INLINE void add_features(int warp, Warp& state,
+                                        Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles],
+                                        int pair, int live) {
+    const int pairs = padded_pairs(params_.outputs);
+    const Unit* units = params_.second + group_ * params_.second_units +
+                        static_cast<int64_t>(pair) * kWarpSize;
+    for (int y = 0; y < params_.vertical.kernel; ++y) {
+      for (int x = 0; x < params_.horizontal.kernel; ++x) {
+        const int shift = tap_shift(y, x);
+        SKETCHLAYERS_UNROLL
+        for (int step = 0; step < Traits::kRankSteps; ++step) {
+          add_feature_step(warp, state, sums, shift, step, units, live);
+          units += static_cast<int64_t>(pairs) * kWarpSize;
+        }
+      }
+    }
+  }
+
+  SKETCHLAYERS_INLINE void add_feature_step(
+      int warp, Warp& state, Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles], int shift,
+      int step, const Unit* units, int live) {
+    LeftFragment left[Traits::kPixelTiles];
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < Traits::kPixelTiles; ++i) {
+      PerLane<const void*> rows;
+      for_each_lane([&](int lane) {
+        rows[lane] = tiles_ + (state.row[i][lane] + shift) * Traits::kFeaturePitch +
+                     (2 * step + left_unit(lane)) * kUnitBytes;
+      });
+      load_left(left[i], rows);
+    }
+    SKETCHLAYERS_UNROLL
+    for (int j = 0; j < Traits::kOutputPairs; ++j) {
+      if (j >= live) continue;
+      RightFragment right[2];
+      load_right(right, units + j * kWarpSize);
+      SKETCHLAYERS_UNROLL
+      for (int i = 0; i < Traits::kPixelTiles; ++i) {
+        if (pixel_tile(warp, i) * 16 >= pixels_) continue;
+        multiply<T>(sums[i][2 * j], left[i], right[0]);
+        multiply<T>(sums[i][2 * j + 1], left[i], right[1]);
+      }
+    }
+  }
+
+  SKETCHLAYERS_INLINE void store_outputs(int warp, const Sums (&sums)[Traits::kOutputTiles], int i,
+                                         int first_output) {
+    constexpr int kTiles = Traits::kTilesPerUnit;
+    for_each_lane([&](int lane) {
+      SKETCHLAYERS_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int pixel = pixel_tile(warp, i) * 16 + lane / 4 + 8 * half;
+        const int64_t offset = output_offset(pixel);
+        if (offset < 0) continue;
+        SKETCHLAYERS_UNROLL
+        for (int unit = 0; unit < Traits::kOutputTiles / kTiles; ++unit) {
+          float values[Traits::kPerUnit];
+          SKETCHLAYERS_UNROLL
+          for (int k = 0; k < Traits::kPerUnit; ++k) {
+            values[k] = sums[unit * kTiles + k / 2].value[2 * half + k % 2][lane];
+          }
+          const int output = first_output + output_column<Traits>(unit * kTiles, 2 * (lane % 4));
+          store_unit(offset, output, values);
+        }
+      }
+    });
+  }
+
+  // Where the outputs of a pixel start; below 0 outside of the image.
+  SKETCHLAYERS_INLINE int64_t output_offset(int pixel) const {
+    const int64_t x = left_ + pixel % params_.tile.width;
+    const int64_t y = top_ + pixel / params_.tile.width % params_.tile.height;
+    const int64_t image = image_ + pixel / (params_.tile.width * params_.tile.height);
+    if (pixel >= pixels_ || image >= params_.batch || y >= params_.vertical.output ||
+        x >= params_.horizontal.output) {
+      return -1;
+    }
+    const int64_t* strides = params_.output_strides;
+    return image * strides[0] + y * strides[2] + x * strides[3];
+  }
+
+  SKETCHLAYERS_INLINE void store_unit(int64_t offset, int output,
+                                      const float (&values)[Traits::kPerUnit]) {
+    const int64_t group_output = static_cast<int64_t>(group_) * params_.outputs + output;
+    const T* const bias =
+        params_.bias == nullptr ? nullptr : static_cast<const T*>(params_.bias) + group_output;
+    T* const to = static_cast<T*>(params_.output) + offset +
+                  group_output * params_.output_strides[1];
+    float finished[Traits::kPerUnit];
+    SKETCHLAYERS_UNROLL
+    for (int k = 0; k < Traits::kPerUnit; ++k) {
+      const bool inside = output + k < params_.outputs;
+      finished[k] = values[k] * params_.outer_scale +
+                    (bias != nullptr && inside ? static_cast<float>(bias[k]) : 0.0f);
+    }
+    if (params_.output_units) {
+      if (output < params_.outputs) *reinterpret_cast<Unit*>(to) = rounded(finished);
+      return;
+    }
+    SKETCHLAYERS_UNROLL
+    for (int k = 0; k < Traits::kPerUnit; ++k) {
+      if (output + k < params_.outputs) {
+        to[k * params_.output_strides[1]] = static_cast<T>(finished[k]);
+      }
+    }
+  }
+
+  SKETCHLAYERS_INLINE static Unit rounded(const float (&values)[Traits::kPerUnit]) {
+    Unit unit;
+    SKETCHLAYERS_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (sizeof(T) == 2) {
+        unit.word[i] = Element<T>::pack(values[2 * i], values[2 * i + 1]);
+      } else {
+        unit.word[i] = bit_copy<uint32_t>(values[i]);
+      }
+    }
+    return unit;
+  }
+
+ public:
+  // Pairs of 8 outputs, whole chunks.
+  SKETCHLAYERS_HOST_DEVICE static int padded_pairs(int64_t outputs) {
+    return static_cast<int>(ceil_divide(outputs, 16 * Traits::kOutputPairs)) *
+           Traits::kOutputPairs;
+  }
+
+ private:
+  const ChannelConvParams& params_;
+  int group_;
+  int64_t image_, top_, left_;  // of the tile's first pixel
+  int halo_height_, halo_width_, halo_, halo_tiles_, pixels_;
+  int64_t* table_;
+  unsigned char* tiles_;
+};
+
+}  // namespace sketchlayers::cuda
