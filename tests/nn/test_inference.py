@@ -465,6 +465,31 @@ def test_transforms_and_modes_never_use_it(formed):
         assert_never(layer, call, formed)
 
 
+def test_a_replica_on_another_device_uses_its_own_tensors(formed):
+    """As ``DataParallel`` makes them: shallow copies with plain tensors as parameters."""
+    layer, value = linear(), torch.randn(3, 8)
+    assert_formed_once(layer, value, formed)
+    other = type_of(layer)
+    replica = layer._replicate_for_data_parallel()
+    for name in ("s1", "s2", "bias"):
+        setattr(replica, name, getattr(other, name).detach().clone())
+    for name in ("u1", "u2"):
+        replica._buffers[name] = getattr(other, name)
+    with torch.no_grad():
+        torch.testing.assert_close(replica(value), uncached(other, value))
+    assert_kept(layer, value, formed)
+
+
+def test_symbolic_traces_hold_the_operator(formed):
+    model, value = nn.Sequential(linear(), nn.ReLU()), torch.randn(3, 8)
+    with torch.no_grad():
+        model(value)
+        before = len(formed)
+        traced = torch.fx.symbolic_trace(model)
+        torch.testing.assert_close(traced(value), model(value))
+    assert len(formed) == before
+
+
 def test_a_default_device_is_no_mode_to_mind(formed):
     layer, value = linear(), torch.randn(3, 8)
     with torch.device("cpu"):
@@ -492,6 +517,10 @@ def test_memory_that_other_processes_may_write_is_never_followed(formed):
     with torch.no_grad():
         layer(value)
     layer.share_memory()
+    layer.path = "auto"
+    with torch.no_grad():
+        assert "kept" not in layer.plan((3, 8)).reason
+    layer.path = "folded"
     assert_never(layer, lambda: layer(value), formed)
     with torch.no_grad():
         torch.testing.assert_close(layer(value), uncached(layer, value))
@@ -510,6 +539,60 @@ def test_a_graph_under_capture_reads_but_never_forms(monkeypatch, formed):
     assert layer._captured  # a graph may be replayed after training too
     layer.clear_cache()
     assert not layer._captured
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_reads_the_kept_weight(formed):
+    layer = convolution("base").cuda()
+    image = torch.randn(IMAGE, device="cuda")
+
+    def captured():
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(graph):
+            output = layer(image)
+        return graph, output
+
+    expected = uncached(layer, image)
+    with torch.no_grad():  # what libraries set up at their first call must not be captured
+        copy.deepcopy(layer)(image)
+    torch.cuda.synchronize()
+    before = len(formed)
+    graph, output = captured()  # with nothing kept: the operator, in the graph
+    assert layer._kept is None and len(formed) == before
+    graph.replay()
+    torch.testing.assert_close(output, expected)
+    assert_formed_once(layer, image, formed)
+    before = len(formed)
+    graph, output = captured()
+    assert len(formed) == before
+    layer.train()
+    garbage = torch.full((1 << 20,), float("nan"), device="cuda")  # takes freed memory, if any
+    graph.replay()
+    torch.testing.assert_close(output, expected)
+    del garbage
+
+
+@pytest.mark.gpu
+def test_streams_and_threads_share_one_layer_on_a_gpu():
+    layer = SKConv2d(64, 64, 3, padding=1, rank=4, device="cuda").eval()
+    layer.path = "folded"
+    image = torch.randn(8, 64, 16, 16, device="cuda")
+    expected = uncached(layer, image)
+    torch.cuda.synchronize()
+
+    def run(_):
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            outputs = []
+            for _ in range(20):
+                outputs.append(layer(image))
+                layer.clear_cache()
+            torch.cuda.current_stream().synchronize()
+            return outputs
+
+    with ThreadPoolExecutor(4) as pool:
+        for outputs in pool.map(run, range(4)):
+            for output in outputs:
+                torch.testing.assert_close(output, expected)
 
 
 # --------------------------------------------------------------------------------- autocast, copies

@@ -125,6 +125,17 @@ class WeightCache(SeededModule):
             or (torch._C._len_torch_function_stack() and _in_function_mode())
         )
 
+    def _would_keep_weight(self) -> bool:
+        """As `_keeps_weight`, and the factors are such as can be followed; meta ones stand for any.
+
+        For telling the plan: a call finds out by itself.
+        """
+        if not self._keeps_weight():
+            return False
+        own = self._parameters["s1"]
+        assert own is not None
+        return own.is_meta or (self._weight_key(own.dtype) is not None and self._may_form())
+
     def _kept_weight(self, input: Tensor) -> Tensor | None:
         """The dense weight for this input; ``None`` where the operator is to run.
 

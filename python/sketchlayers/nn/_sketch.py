@@ -294,7 +294,7 @@ class SketchLayer(WeightCache):
         planned = self._planned(input_shape)
         path, reason = planned.path, planned.reason
         factored, folded = planned.factored_multiply_adds, planned.folded_multiply_adds
-        if self._keeps_weight() and self._path != "factored":
+        if self._path != "factored" and self._would_keep_weight():
             if self._needs_folded or _prefers_cached_weight(planned):
                 path, reason = "folded", _KEPT_REASON
             folded = planned.dense_multiply_adds
