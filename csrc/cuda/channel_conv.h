@@ -16,9 +16,12 @@
 
 namespace sketchlayers::cuda {
 
-template <typename T, int kRankPairs_, int kPixelTiles_, int kHaloTiles_>
+// Pixels in a block are weighed against blocks on a multiprocessor: with more pixels a factor's
+// fragment serves more products, with more blocks there is more to do while memory is waited for.
+template <typename T, int kRankPairs_, int kPixelTiles_, int kHaloTiles_, int kBlocks_ = 1>
 struct ChannelConvTraits {
   using Type = T;
+  static constexpr int kBlocks = kBlocks_;  // that a multiprocessor's registers shall hold
   static constexpr int kWarps = 8;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kPerUnit = Element<T>::kPerUnit;
@@ -53,6 +56,16 @@ struct ChannelConvTraits {
   static_assert(kFeaturePitch / 4 % 32 % 4 == 0 && kFeaturePitch / kUnitBytes % 2 == 1,
                 "8 neighbouring rows must lie in different banks");
 };
+
+// What is compiled: ranks up to 16, 32, 48 and 64. None of them spills (docs/cuda.md).
+template <typename T, int kRankPairs>
+struct ChannelConvChoice {
+  static constexpr bool kHalf = sizeof(T) == 2;
+  static constexpr bool kLarge = kHalf && kRankPairs == 1;
+  static constexpr int kBlocks = (kHalf ? kRankPairs <= 3 : kRankPairs == 1) ? 2 : 1;
+  using Traits = ChannelConvTraits<T, kRankPairs, kLarge ? 2 : 1, kLarge ? 4 : 2, kBlocks>;
+};
+constexpr int64_t kLargestChannelRank = 64;
 
 // The tile of output pixels of a block: whole images, or a part of one.
 struct PixelTile {
@@ -208,8 +221,8 @@ class ChannelConv {
   SKETCHLAYERS_INLINE static int halo_tile(int warp, int i) { return warp + i * Traits::kWarps; }
 
   SKETCHLAYERS_INLINE int64_t input_offset(int row) const {
-    const int64_t x = left_ * params_.horizontal.stride - params_.horizontal.padding +
-                      row % halo_width_;
+    const int64_t x =
+        left_ * params_.horizontal.stride - params_.horizontal.padding + row % halo_width_;
     const int64_t y = top_ * params_.vertical.stride - params_.vertical.padding +
                       row / halo_width_ % halo_height_;
     const int64_t image = image_ + row / (halo_width_ * halo_height_);
@@ -285,8 +298,7 @@ class ChannelConv {
     load_left(left, rows);
     SKETCHLAYERS_UNROLL
     for (int i = 0; i < 4; ++i) {
-      for_each_lane(
-          [&](int lane) { left.reg[i][lane] = Element<T>::prepare(left.reg[i][lane]); });
+      for_each_lane([&](int lane) { left.reg[i][lane] = Element<T>::prepare(left.reg[i][lane]); });
     }
   }
 
@@ -320,9 +332,9 @@ class ChannelConv {
   SKETCHLAYERS_INLINE void multiply_taps(int warp, Warp& state, int chunk, int steps_here) {
     const int steps = (params_.channels + Traits::kStep - 1) / Traits::kStep;
     const unsigned char* const tile = chunk_tile(chunk);
-    const Unit* units = params_.first + group_ * params_.first_units +
-                        static_cast<int64_t>(chunk) * Traits::kChunkSteps * Traits::kRankPairs *
-                            kWarpSize;
+    const Unit* units =
+        params_.first + group_ * params_.first_units +
+        static_cast<int64_t>(chunk) * Traits::kChunkSteps * Traits::kRankPairs * kWarpSize;
     for (int y = 0; y < params_.vertical.kernel; ++y) {
       for (int x = 0; x < params_.horizontal.kernel; ++x) {
         const int shift = tap_shift(y, x);
@@ -494,9 +506,8 @@ class ChannelConv {
       SKETCHLAYERS_UNROLL
       for (int w = 0; w < Traits::kRankWords; ++w) {
         PerLane<uint32_t> words;
-        for_each_lane([&](int lane) {
-          words[lane] = signs[(j * Traits::kRankWords + w) * 8 + lane / 4];
-        });
+        for_each_lane(
+            [&](int lane) { words[lane] = signs[(j * Traits::kRankWords + w) * 8 + lane / 4]; });
         SKETCHLAYERS_UNROLL
         for (int k = 0; k < Traits::kStepsPerWord; ++k) {
           const int step = w * Traits::kStepsPerWord + k;
@@ -518,8 +529,8 @@ class ChannelConv {
                                         Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles],
                                         int pair, int live) {
     const int pairs = padded_pairs(params_.outputs);
-    const Unit* units = params_.second + group_ * params_.second_units +
-                        static_cast<int64_t>(pair) * kWarpSize;
+    const Unit* units =
+        params_.second + group_ * params_.second_units + static_cast<int64_t>(pair) * kWarpSize;
     for (int y = 0; y < params_.vertical.kernel; ++y) {
       for (int x = 0; x < params_.horizontal.kernel; ++x) {
         const int shift = tap_shift(y, x);
@@ -532,9 +543,9 @@ class ChannelConv {
     }
   }
 
-  SKETCHLAYERS_INLINE void add_feature_step(
-      int warp, Warp& state, Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles], int shift,
-      int step, const Unit* units, int live) {
+  SKETCHLAYERS_INLINE void add_feature_step(int warp, Warp& state,
+                                            Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles],
+                                            int shift, int step, const Unit* units, int live) {
     LeftFragment left[Traits::kPixelTiles];
     SKETCHLAYERS_UNROLL
     for (int i = 0; i < Traits::kPixelTiles; ++i) {
@@ -600,8 +611,8 @@ class ChannelConv {
     const int64_t group_output = static_cast<int64_t>(group_) * params_.outputs + output;
     const T* const bias =
         params_.bias == nullptr ? nullptr : static_cast<const T*>(params_.bias) + group_output;
-    T* const to = static_cast<T*>(params_.output) + offset +
-                  group_output * params_.output_strides[1];
+    T* const to =
+        static_cast<T*>(params_.output) + offset + group_output * params_.output_strides[1];
     float finished[Traits::kPerUnit];
     SKETCHLAYERS_UNROLL
     for (int k = 0; k < Traits::kPerUnit; ++k) {
@@ -637,8 +648,7 @@ class ChannelConv {
  public:
   // Pairs of 8 outputs, whole chunks.
   SKETCHLAYERS_HOST_DEVICE static int padded_pairs(int64_t outputs) {
-    return static_cast<int>(ceil_divide(outputs, 16 * Traits::kOutputPairs)) *
-           Traits::kOutputPairs;
+    return static_cast<int>(ceil_divide(outputs, 16 * Traits::kOutputPairs)) * Traits::kOutputPairs;
   }
 
  private:

@@ -13,19 +13,17 @@ namespace sketchlayers::cuda {
 
 // The same axis seen from the input, for stride 1: a convolution of the output's gradient.
 inline ConvAxis adjoint_axis(const ConvAxis& axis) {
-  return {axis.output,
-          axis.input,
+  return {axis.output,  axis.input,
           axis.kernel,
-          /*stride=*/1,
-          axis.dilation * (axis.kernel - 1) - axis.padding,
+          /*stride=*/1, axis.dilation * (axis.kernel - 1) - axis.padding,
           axis.dilation};
 }
 
 // The factor with both axes of the kernel reversed.
 template <typename T>
 FactorView flipped(FactorView view, int kernel_h, int kernel_w) {
-  view.data = static_cast<const T*>(view.data) + (kernel_h - 1) * view.row +
-              (kernel_w - 1) * view.column;
+  view.data =
+      static_cast<const T*>(view.data) + (kernel_h - 1) * view.row + (kernel_w - 1) * view.column;
   view.row = -view.row;
   view.column = -view.column;
   return view;
@@ -48,16 +46,16 @@ class TileSearch {
   // None where not even the halo of a single pixel fits.
   std::optional<PixelTile> best() {
     int64_t before = 0;
-    for (int64_t parts = 1; parts <= horizontal_.output; parts = next(parts)) {
+    for (int64_t parts = 1;; parts = next(parts)) {
       const int64_t width = ceil_divide(horizontal_.output, parts);
       if (width != before) try_heights(width);
+      if (width == 1) return best_;
       before = width;
     }
-    return best_;
   }
 
  private:
-  static int64_t next(int64_t parts) { return parts < 8 ? parts + 1 : parts + parts / 4; }
+  static int64_t next(int64_t parts) { return parts < 4 ? parts + 1 : 2 * parts; }
 
   void try_heights(int64_t width) {
     if (width > Traits::kPixels) return;
@@ -83,8 +81,8 @@ class TileSearch {
       const double cost = this->cost(images, height, width, images * halo_height * halo_width);
       if (cost < best_cost_) {
         best_cost_ = cost;
-        best_ = PixelTile{static_cast<int>(images), static_cast<int>(height),
-                          static_cast<int>(width)};
+        best_ =
+            PixelTile{static_cast<int>(images), static_cast<int>(height), static_cast<int>(width)};
       }
     }
   }
@@ -96,7 +94,8 @@ class TileSearch {
 
   // Products of tiles that one warp has to wait for, times the rounds that the blocks take.
   double cost(int64_t images, int64_t height, int64_t width, int64_t halo) const {
-    const int64_t warp_tiles = ceil_divide(ceil_divide(images * height * width, 16), Traits::kWarps);
+    const int64_t warp_tiles =
+        ceil_divide(ceil_divide(images * height * width, 16), Traits::kWarps);
     const int64_t halo_tiles = ceil_divide(ceil_divide(halo, 16), Traits::kWarps);
     const double taps = static_cast<double>(vertical_.kernel * horizontal_.kernel);
     constexpr double kStart = 4;  // of a block, in the same unit
@@ -107,8 +106,8 @@ class TileSearch {
                            ceil_divide(vertical_.output, height) *
                            ceil_divide(horizontal_.output, width);
     // Few blocks leave multiprocessors idle; many spread evenly.
-    const double rounds = std::max(1.0, static_cast<double>(blocks) /
-                                            static_cast<double>(multiprocessors_));
+    const double rounds =
+        std::max(1.0, static_cast<double>(blocks) / static_cast<double>(multiprocessors_));
     return rounds * block;
   }
 

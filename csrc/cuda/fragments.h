@@ -313,12 +313,12 @@ SKETCHLAYERS_INLINE void multiply(Sums& sums, const LeftFragment& left,
 #if !defined(__CUDACC__)
   emulation::multiply<T>(sums, left, right);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-#define SKETCHLAYERS_MMA(shape_and_types)                                                      \
-  asm volatile("mma.sync.aligned." shape_and_types                                             \
-               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"              \
-               : "+f"(sums.value[0][0]), "+f"(sums.value[1][0]), "+f"(sums.value[2][0]),       \
-                 "+f"(sums.value[3][0])                                                        \
-               : "r"(left.reg[0][0]), "r"(left.reg[1][0]), "r"(left.reg[2][0]),                \
+#define SKETCHLAYERS_MMA(shape_and_types)                                                \
+  asm volatile("mma.sync.aligned." shape_and_types                                       \
+               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"        \
+               : "+f"(sums.value[0][0]), "+f"(sums.value[1][0]), "+f"(sums.value[2][0]), \
+                 "+f"(sums.value[3][0])                                                  \
+               : "r"(left.reg[0][0]), "r"(left.reg[1][0]), "r"(left.reg[2][0]),          \
                  "r"(left.reg[3][0]), "r"(right.reg[0][0]), "r"(right.reg[1][0]))
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
     SKETCHLAYERS_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");

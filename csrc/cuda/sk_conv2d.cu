@@ -1,0 +1,328 @@
+// The factored convolution on CUDA. Channel mixing and 1x1 kernels take the tensor cores; what
+// those kernels don't take goes the composed way.
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/util/accumulate.h>
+#include <torch/library.h>
+
+#include "composite/sk_conv2d.h"
+#include "cuda/channel_conv_kernels.cuh"
+#include "cuda/channel_plan.h"
+
+namespace sketchlayers {
+namespace {
+
+using cuda::ChannelConvParams;
+using cuda::ChannelFactorsParams;
+using cuda::ChannelFactorsSizes;
+
+constexpr int64_t kLargestSize = int64_t{1} << 28;  // of channels, which kernels count as ints
+constexpr int64_t kLargestTaps = int64_t{1} << 12;
+constexpr int64_t kLargestGrid = (int64_t{1} << 31) - 1;
+constexpr int64_t kLargestGroups = 65535;
+
+// One convolution for the kernel: forward, or the input's gradient as a convolution.
+struct ChannelConvProblem {
+  const at::Tensor& input;
+  const at::Tensor& output;
+  const at::Tensor* bias;  // null without one
+  ConvAxis vertical;
+  ConvAxis horizontal;
+  ChannelFactorsParams factors;  // without what is packed
+  float inner_scale;
+  float outer_scale;
+};
+
+bool takes_type(at::ScalarType type) {
+  if (type == at::kBFloat16 || type == at::kHalf) return true;
+  return type == at::kFloat && at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
+}
+
+// Whether the kernels take the layer at all; a tile may still not fit.
+bool takes(const at::Tensor& input, at::IntArrayRef output_sizes, const Sketch& sketch) {
+  const bool mixes_channels = !sketch.mixes_space() || sketch.positions() == 1;
+  return mixes_channels && takes_type(input.scalar_type()) && input.numel() > 0 &&
+         c10::multiply_integers(output_sizes) > 0 && sketch.rank <= cuda::kLargestChannelRank &&
+         sketch.in_channels < kLargestSize && sketch.out_channels < kLargestSize &&
+         sketch.positions() < kLargestTaps && sketch.groups <= kLargestGroups &&
+         at::cuda::getCurrentDeviceProperties()->major >= 8;
+}
+
+ConvAxis axis(const at::Tensor& input, const at::Tensor& output, int dim, int64_t kernel,
+              const ConvArguments& conv) {
+  const int i = dim - 2;
+  return {input.size(dim), output.size(dim), kernel,
+          conv.stride[i],  conv.padding[i],  conv.dilation[i]};
+}
+
+// s1 (groups * rank, d2/groups, h, w)
+cuda::FactorView s1_view(const at::Tensor& s1, const Sketch& sketch) {
+  return {s1.const_data_ptr(), s1.stride(0) * sketch.rank, s1.stride(0), s1.stride(1), s1.stride(2),
+          s1.stride(3)};
+}
+// s2 (groups * d1/groups, rank, h, w)
+cuda::FactorView s2_view(const at::Tensor& s2, const Sketch& sketch) {
+  return {s2.const_data_ptr(), s2.stride(0) * sketch.out_channels,
+          s2.stride(1),        s2.stride(0),
+          s2.stride(2),        s2.stride(3)};
+}
+cuda::SignsView signs_view(const at::Tensor& packed) {  // contiguous
+  return {packed.const_data_ptr<int32_t>(), packed.stride(0), packed.stride(1)};
+}
+
+// 16 bytes of neighbouring channels can be moved at once.
+bool moves_units(const at::Tensor& tensor, int64_t channels, int64_t per_unit) {
+  const auto aligned = [&](int dim) {
+    return tensor.size(dim) == 1 || tensor.stride(dim) % per_unit == 0;
+  };
+  return tensor.stride(1) == 1 && channels % per_unit == 0 && aligned(0) && aligned(2) &&
+         aligned(3) && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % cuda::kUnitBytes == 0;
+}
+
+void copy_strides(int64_t (&strides)[4], const at::Tensor& tensor) {
+  for (int i = 0; i < 4; ++i) strides[i] = tensor.stride(i);
+}
+
+template <typename Traits>
+ChannelConvParams kernel_params(const ChannelConvProblem& problem) {
+  ChannelConvParams params{};
+  params.input = problem.input.const_data_ptr();
+  params.output = problem.output.mutable_data_ptr();
+  params.bias = problem.bias == nullptr ? nullptr : problem.bias->const_data_ptr();
+  copy_strides(params.input_strides, problem.input);
+  copy_strides(params.output_strides, problem.output);
+  params.batch = problem.input.size(0);
+  params.vertical = problem.vertical;
+  params.horizontal = problem.horizontal;
+  params.channels = problem.factors.channels;
+  params.outputs = problem.factors.outputs;
+  params.rank = problem.factors.rank;
+  params.inner_scale = problem.inner_scale;
+  params.outer_scale = problem.outer_scale;
+  params.input_units = moves_units(problem.input, params.channels, Traits::kPerUnit);
+  params.output_units = moves_units(problem.output, params.outputs, Traits::kPerUnit);
+  params.channels_first = problem.input.stride(3) < problem.input.stride(1);
+  return params;
+}
+
+// The tile for as many blocks as the registers hold, else for one.
+template <typename Traits>
+std::optional<cuda::PixelTile> choose_tile(const ChannelConvParams& params, int64_t groups) {
+  const cudaDeviceProp* device = at::cuda::getCurrentDeviceProperties();
+  const int64_t most = static_cast<int64_t>(device->sharedMemPerBlockOptin);
+  const int64_t reserved = static_cast<int64_t>(device->reservedSharedMemPerBlock);
+  const int64_t shared =
+      static_cast<int64_t>(device->sharedMemPerMultiprocessor) / Traits::kBlocks - reserved;
+  for (const int64_t limit : {std::min(shared, most), most}) {
+    const auto tile =
+        cuda::TileSearch<Traits>(params.vertical, params.horizontal, params.batch, groups,
+                                 device->multiProcessorCount * Traits::kBlocks, limit)
+            .best();
+    if (tile) return tile;
+  }
+  return std::nullopt;
+}
+
+// Lays the factors out for the kernel; what is returned keeps the memory alive.
+template <typename Traits>
+at::Tensor pack_factors(ChannelConvParams& params, ChannelFactorsParams factors,
+                        const at::Tensor& like) {
+  const int64_t groups = factors.groups;
+  const ChannelFactorsSizes sizes = cuda::ChannelFactors<Traits>::sizes(
+      factors.kernel_h * factors.kernel_w, factors.channels, factors.outputs);
+  at::Tensor packed = at::empty({sizes.bytes(groups)}, like.options().dtype(at::kByte));
+  unsigned char* at = packed.mutable_data_ptr<uint8_t>();
+  factors.packed_first = reinterpret_cast<cuda::Unit*>(at);
+  factors.packed_second = factors.packed_first + groups * sizes.first_units;
+  factors.packed_first_signs =
+      reinterpret_cast<uint32_t*>(factors.packed_second + groups * sizes.second_units);
+  factors.packed_second_signs = factors.packed_first_signs + groups * sizes.first_words;
+  params.first = factors.packed_first;
+  params.second = factors.packed_second;
+  params.first_signs = factors.packed_first_signs;
+  params.second_signs = factors.packed_second_signs;
+  params.first_units = sizes.first_units;
+  params.second_units = sizes.second_units;
+  params.first_words = sizes.first_words;
+  params.second_words = sizes.second_words;
+  constexpr int64_t kThreads = 256;
+  const dim3 grid(static_cast<unsigned int>(cuda::ceil_divide(sizes.items(), kThreads)),
+                  static_cast<unsigned int>(groups));
+  cuda::pack_channel_factors_kernel<Traits>
+      <<<grid, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(factors, sizes.items());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return packed;
+}
+
+// False, with nothing done, where no tile fits.
+template <typename Traits>
+bool launch(const ChannelConvProblem& problem) {
+  ChannelConvParams params = kernel_params<Traits>(problem);
+  const int64_t groups = problem.factors.groups;
+  const auto tile = choose_tile<Traits>(params, groups);
+  if (!tile) return false;
+  params.tile = *tile;
+  const int64_t blocks = cuda::tile_counts(params).all;
+  if (blocks > kLargestGrid) return false;
+  const at::Tensor packed = pack_factors<Traits>(params, problem.factors, problem.input);
+  const int64_t halo = tile->images * cuda::halo_extent(params.vertical, tile->height) *
+                       cuda::halo_extent(params.horizontal, tile->width);
+  const int shared = static_cast<int>(cuda::shared_bytes<Traits>(halo));
+  const auto kernel = cuda::channel_conv_kernel<Traits>;
+  C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(groups));
+  kernel<<<grid, Traits::kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(params);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return true;
+}
+
+template <typename T>
+bool launch_for_rank(const ChannelConvProblem& problem) {
+  switch (cuda::ceil_divide(problem.factors.rank, 16)) {
+    case 1:
+      return launch<typename cuda::ChannelConvChoice<T, 1>::Traits>(problem);
+    case 2:
+      return launch<typename cuda::ChannelConvChoice<T, 2>::Traits>(problem);
+    case 3:
+      return launch<typename cuda::ChannelConvChoice<T, 3>::Traits>(problem);
+    default:
+      return launch<typename cuda::ChannelConvChoice<T, 4>::Traits>(problem);
+  }
+}
+
+bool launch_for_type(const ChannelConvProblem& problem) {
+  switch (problem.input.scalar_type()) {
+    case at::kBFloat16:
+      return launch_for_rank<c10::BFloat16>(problem);
+    case at::kHalf:
+      return launch_for_rank<c10::Half>(problem);
+    default:
+      return launch_for_rank<float>(problem);
+  }
+}
+
+// The parts of the factors that do not depend on their roles.
+ChannelFactorsParams factor_sizes(const Sketch& sketch) {
+  ChannelFactorsParams factors{};
+  factors.kernel_h = static_cast<int>(sketch.kernel_h);
+  factors.kernel_w = static_cast<int>(sketch.kernel_w);
+  factors.rank = static_cast<int>(sketch.rank);
+  factors.groups = static_cast<int>(sketch.groups);
+  return factors;
+}
+
+// output = conv2d(input, W_hat, bias); false where the kernels don't take the layer.
+bool forward(const at::Tensor& output, const at::Tensor& input, const at::Tensor& s1,
+             const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+             const at::Tensor* bias, const ConvArguments& conv, const Sketch& sketch) {
+  ChannelFactorsParams factors = factor_sizes(sketch);
+  factors.first = s1_view(s1, sketch);
+  factors.second = s2_view(s2, sketch);
+  factors.first_signs = signs_view(u2);
+  factors.second_signs = signs_view(u1);
+  factors.channels = static_cast<int>(sketch.in_channels);
+  factors.outputs = static_cast<int>(sketch.out_channels);
+  return launch_for_type({input, output, bias, axis(input, output, 2, sketch.kernel_h, conv),
+                          axis(input, output, 3, sketch.kernel_w, conv), factors,
+                          static_cast<float>(sketch.u1_scale), static_cast<float>(sketch.scale)});
+}
+
+template <typename T>
+ChannelFactorsParams adjoint_factors(const at::Tensor& s1, const at::Tensor& s2,
+                                     const Sketch& sketch) {
+  ChannelFactorsParams factors = factor_sizes(sketch);
+  factors.first = cuda::flipped<T>(s2_view(s2, sketch), factors.kernel_h, factors.kernel_w);
+  factors.second = cuda::flipped<T>(s1_view(s1, sketch), factors.kernel_h, factors.kernel_w);
+  factors.channels = static_cast<int>(sketch.out_channels);
+  factors.outputs = static_cast<int>(sketch.in_channels);
+  return factors;
+}
+
+// grad_input = the adjoint applied to grad, which for stride 1 is a layer of the same kind.
+bool input_gradient(const at::Tensor& grad_input, const at::Tensor& grad, const at::Tensor& s1,
+                    const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+                    const ConvArguments& conv, const Sketch& sketch) {
+  ChannelFactorsParams factors =
+      s1.element_size() == 2 ? adjoint_factors<c10::Half>(s1, s2, sketch)  // only the size matters
+                             : adjoint_factors<float>(s1, s2, sketch);
+  factors.first_signs = signs_view(u1);
+  factors.second_signs = signs_view(u2);
+  const ConvAxis vertical = axis(grad_input, grad, 2, sketch.kernel_h, conv);
+  const ConvAxis horizontal = axis(grad_input, grad, 3, sketch.kernel_w, conv);
+  return launch_for_type({grad, grad_input, nullptr, cuda::adjoint_axis(vertical),
+                          cuda::adjoint_axis(horizontal), factors,
+                          static_cast<float>(sketch.u1_scale), static_cast<float>(sketch.scale)});
+}
+
+// An undefined tensor where the kernels don't take the layer.
+at::Tensor try_forward(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                       const at::Tensor& u1, const at::Tensor& u2,
+                       const std::optional<at::Tensor>& bias, at::IntArrayRef output_sizes,
+                       const ConvArguments& conv, const Sketch& sketch) {
+  if (!takes(input, output_sizes, sketch)) return {};
+  const at::Tensor output =
+      at::empty(output_sizes, input.options(), common_memory_format(input, s1));
+  const at::Tensor addend = bias ? bias->contiguous() : at::Tensor();
+  const bool done = forward(output, input, s1, s2, u1.contiguous(), u2.contiguous(),
+                            bias ? &addend : nullptr, conv, sketch);
+  return done ? output : at::Tensor();
+}
+
+at::Tensor try_input_gradient(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1,
+                              const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+                              const ConvArguments& conv, const Sketch& sketch) {
+  const bool steps_by_one = conv.stride[0] == 1 && conv.stride[1] == 1;
+  if (!steps_by_one || !takes(input, grad.sizes(), sketch)) return {};
+  const at::Tensor grad_input =
+      at::empty(input.sizes(), input.options(), common_memory_format(input, input));
+  const bool done =
+      input_gradient(grad_input, grad, s1, s2, u1.contiguous(), u2.contiguous(), conv, sketch);
+  return done ? grad_input : at::Tensor();
+}
+
+at::Tensor sk_conv2d_factored_cuda(const at::Tensor& input, const at::Tensor& s1,
+                                   const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+                                   const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                                   at::IntArrayRef padding, at::IntArrayRef dilation,
+                                   int64_t groups, c10::string_view mixing, int64_t num_sketches,
+                                   std::optional<double> scale) {
+  const ConvArguments conv{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const Sketch sketch = check_factored_conv(input, s1, s2, u1, u2, bias, conv,
+                                            {std::string(mixing), num_sketches, scale});
+  const auto sizes = check_conv_input("sk_conv2d_factored", input, bias, s1, sketch, conv);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const at::Tensor output =
+      try_forward(input, s1, s2, u1, u2, bias, C10_AS_INTARRAYREF_SLOW(sizes), conv, sketch);
+  if (output.defined()) return output;
+  return sk_conv2d_composed(input, s1, s2, u1, u2, bias, conv, sketch);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cuda(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
+  const ConvArguments conv{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const Sketch sketch = check_factored_conv_backward(grad, input, s1, s2, u1, u2, conv,
+                                                     {std::string(mixing), num_sketches, scale});
+  const c10::cuda::CUDAGuard guard(input.device());
+  at::Tensor grad_input;
+  if (output_mask[0]) {
+    grad_input = try_input_gradient(grad, input, s1, s2, u1, u2, conv, sketch);
+    output_mask[0] = !grad_input.defined();
+  }
+  auto gradients =
+      sk_conv2d_composed_backward(grad, input, s1, s2, u1, u2, output_mask, conv, sketch);
+  if (grad_input.defined()) std::get<0>(gradients) = grad_input;
+  return gradients;
+}
+
+TORCH_LIBRARY_IMPL(sketchlayers, CUDA, m) {
+  m.impl("sk_conv2d_factored", TORCH_FN(sk_conv2d_factored_cuda));
+  m.impl("sk_conv2d_factored_backward", TORCH_FN(sk_conv2d_factored_backward_cuda));
+}
+
+}  // namespace
+}  // namespace sketchlayers
