@@ -245,6 +245,19 @@ def converted_and_back(layer):
     layer.half().float()
 
 
+def swapped_tensors(layer):
+    torch.utils.swap_tensors(layer.s1, nn.Parameter(torch.randn_like(layer.s1)))
+
+
+def written_by_a_compiled_graph(layer):
+    def write(tensor):
+        with torch.no_grad():
+            tensor.mul_(1.5)
+
+    torch.compile(write, backend="aot_eager", fullgraph=True)(layer.s1)
+    torch._dynamo.reset()
+
+
 CHANGES = [
     step,
     written,
@@ -256,6 +269,8 @@ CHANGES = [
     another_seed,
     another_scale,
     converted_and_back,
+    swapped_tensors,
+    written_by_a_compiled_graph,
     lambda layer: layer.load_state_dict(other_state(layer)),
     lambda layer: layer.load_state_dict(other_state(layer), assign=True),
     lambda layer: layer.reset_parameters(),

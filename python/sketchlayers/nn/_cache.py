@@ -134,7 +134,7 @@ class WeightCache(SeededModule):
             return False
         own = self._parameters["s1"]
         assert own is not None
-        return own.is_meta or (self._weight_key(own.dtype) is not None and self._may_form())
+        return own.is_meta or (self._weight_key(None) is not None and self._may_form())
 
     def _kept_weight(self, input: Tensor) -> Tensor | None:
         """The dense weight for this input; ``None`` where the operator is to run.
@@ -142,7 +142,7 @@ class WeightCache(SeededModule):
         It is in the type that autocast computes in, where that is on. Nothing is checked here that
         the operator checks: an input that may not fit is left to it.
         """
-        # Most of this runs at every call, so it reads attributes where a helper would be nicer.
+        # This runs at every call: the cheap answers come first, in attributes more than helpers.
         if torch.compiler.is_compiling() or self.training or type(input) is not Tensor:
             return None
         decisions, shape = self._decisions, input.shape
@@ -155,14 +155,14 @@ class WeightCache(SeededModule):
             return None
         if decision is None and not self._decide(shape):
             return None
-        dtype = self._computed_type(input)
+        lowered = _autocast_type(input) if torch._C._is_any_autocast_enabled() else None
         kept = self._kept
-        key = self._weight_key(dtype)
+        key = self._weight_key(lowered)
         if kept is None or kept.key != key:
             self._kept = kept = None  # freed before the new one is formed
             if key is None or not self._may_form():
                 return None
-            kept = self._form(key, dtype)
+            kept = self._form(key, lowered)
         weight = kept.weight
         if input.device != weight.device or (
             input.dtype is not weight.dtype and not _unified(input, weight)
@@ -183,17 +183,11 @@ class WeightCache(SeededModule):
         decisions[shape] = decision
         return decision
 
-    def _computed_type(self, input: Tensor) -> torch.dtype:
-        """The type that the dense layer would compute in."""
-        own: torch.dtype = self._parameters["s1"].dtype  # type: ignore[union-attr]
-        if not torch._C._is_any_autocast_enabled() or own is torch.float64:
-            return own
-        device = input.device.type
-        on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        return torch.get_autocast_dtype(device) if on else own
+    def _weight_key(self, lowered: torch.dtype | None) -> tuple[object, ...] | None:
+        """All that the weight depends on; ``None`` if its values can't be followed.
 
-    def _weight_key(self, dtype: torch.dtype) -> tuple[object, ...] | None:
-        """All that the weight depends on; ``None`` if its values can't be followed."""
+        ``lowered`` is the type that autocast brings it to, ``None`` without autocast.
+        """
         s1, s2 = self._parameters["s1"], self._parameters["s2"]
         buffers = self._buffers
         u1, u2 = buffers["u1"], buffers["u2"]
@@ -207,7 +201,7 @@ class WeightCache(SeededModule):
                 id(u2), u2.data_ptr(), u2._version,
                 None if base is None else (id(base), base.data_ptr(), base._version),
                 None if frame is None else (id(frame), frame.data_ptr(), frame._version),
-                self.scale, self.num_sketches, self.mixing, dtype,
+                self.scale, self.num_sketches, self.mixing, lowered,
             )  # fmt: skip
         except RuntimeError:  # a tensor made in inference mode, or one without memory
             return None
@@ -221,18 +215,20 @@ class WeightCache(SeededModule):
             return not torch.cuda.is_current_stream_capturing()
         return not (s1.is_shared() or s2.is_shared())
 
-    def _form(self, key: tuple[object, ...], dtype: torch.dtype) -> _Kept:
+    def _form(self, key: tuple[object, ...], lowered: torch.dtype | None) -> _Kept:
         sources = self._sources()
         # A normal tensor, which later calls outside of inference mode may save for backward.
         with torch.inference_mode(False), torch.no_grad():
-            weight = self.dense_weight().to(dtype)
+            weight = self.dense_weight()
+            if lowered is not None and weight.dtype is not torch.float64:
+                weight = weight.to(lowered)
         stream = None
         if weight.is_cuda:
             # Once for each change of the parameters; other streams and threads need not wait then.
             torch.cuda.current_stream(weight.device).synchronize()
             stream = _current_stream(weight)
         kept = _Kept(key, weight, sources, stream)
-        if self._weight_key(dtype) == key:  # else another thread has changed the factors meanwhile
+        if self._weight_key(lowered) == key:  # else another thread has changed them meanwhile
             self._kept = kept
         return kept
 
@@ -264,13 +260,19 @@ def _current_stream(tensor: Tensor) -> int:
     return int(torch._C._cuda_getCurrentRawStream(tensor.get_device()))
 
 
+def _autocast_type(input: Tensor) -> torch.dtype | None:
+    """The type that autocast computes in on the input's device; ``None`` where it is off."""
+    device = input.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def _unified(input: Tensor, weight: Tensor) -> bool:
     """Whether autocast brings input and weight to one type, as it does for the operator."""
-    device = input.device.type
     return (
         torch._C._is_any_autocast_enabled()
-        and torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
+        and _autocast_type(input) is not None
         and input.is_floating_point()
         and torch.float64 not in (input.dtype, weight.dtype)
     )
