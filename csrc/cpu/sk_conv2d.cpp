@@ -2,11 +2,11 @@
 // composed of ATen's.
 #include "ops/sk_conv2d.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "composite/sk_conv2d.h"
+#include "cpu/allocate.h"
 #include "cpu/factors.h"
 
 namespace sketchlayers {
@@ -128,13 +128,9 @@ at::Tensor sk_conv2d_factored_cpu(const at::Tensor& input, const at::Tensor& s1,
   const std::vector<cpu::Sampling> samplings{
       cpu::forward_sampling(geometry.rows, geometry.columns)};
   if (!fits(conv, samplings, geometry)) return composed();
-  const at::Tensor output = at::empty(sizes, input.options().memory_format(format));
-  AT_DISPATCH_SWITCH(input.scalar_type(), "sk_conv2d_factored",
-                     AT_DISPATCH_CASE_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, [&] {
-                       if constexpr (!std::is_same_v<scalar_t, double>) {
-                         run<scalar_t>(conv, samplings, geometry, images, output);
-                       }
-                     }));
+  const at::Tensor output = cpu::empty_result(sizes, input.options(), format);
+  cpu::for_type(input.scalar_type(),
+                [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, images, output); });
   return in_format(output, format);
 }
 
@@ -142,31 +138,24 @@ at::Tensor input_gradient(const at::Tensor& grad, const at::Tensor& input,
                           const cpu::TwoSidedConv& conv,
                           const std::vector<cpu::Sampling>& samplings, const Geometry& geometry) {
   const auto format = common_memory_format(input, input);
-  const at::Tensor result = at::empty(input.sizes(), input.options().memory_format(format));
-  AT_DISPATCH_SWITCH(input.scalar_type(), "sk_conv2d_factored_backward",
-                     AT_DISPATCH_CASE_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, [&] {
-                       if constexpr (!std::is_same_v<scalar_t, double>) {
-                         run<scalar_t>(conv, samplings, geometry, grad, result);
-                       }
-                     }));
+  const at::Tensor result = cpu::empty_result(input.sizes(), input.options(), format);
+  cpu::for_type(input.scalar_type(),
+                [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, grad, result); });
   return in_format(result, format);
 }
 
 void parameter_gradients(const cpu::TwoSidedGradient& gradient, const Geometry& geometry,
                          const at::Tensor& grad, const at::Tensor& input) {
-  AT_DISPATCH_SWITCH(input.scalar_type(), "sk_conv2d_factored_backward",
-                     AT_DISPATCH_CASE_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, [&] {
-                       if constexpr (!std::is_same_v<scalar_t, double>) {
-                         auto source =
-                             view<const scalar_t>(input, input.const_data_ptr<scalar_t>());
-                         auto target = view<const scalar_t>(grad, grad.const_data_ptr<scalar_t>());
-                         if (geometry.pointwise) {
-                           source = in_one_column(source);
-                           target = in_one_column(target);
-                         }
-                         cpu::run<scalar_t>(gradient, target, source);
-                       }
-                     }));
+  cpu::for_type(input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    auto source = view<const T>(input, input.const_data_ptr<T>());
+    auto target = view<const T>(grad, grad.const_data_ptr<T>());
+    if (geometry.pointwise) {
+      source = in_one_column(source);
+      target = in_one_column(target);
+    }
+    cpu::run<T>(gradient, target, source);
+  });
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cpu(

@@ -333,6 +333,21 @@ SKETCHLAYERS_INLINE void multiply(Sums& sums, const LeftFragment& left,
 #endif
 }
 
+// The sum over the lanes, in every lane, added up in a fixed order.
+SKETCHLAYERS_INLINE void sum_over_lanes(PerLane<float>& value) {
+#if defined(__CUDA_ARCH__)
+  SKETCHLAYERS_UNROLL
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    value[0] += __shfl_xor_sync(0xFFFFFFFFu, value[0], distance);
+  }
+#elif !defined(__CUDACC__)
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    const PerLane<float> before = value;
+    for (int lane = 0; lane < kWarpSize; ++lane) value[lane] += before[lane ^ distance];
+  }
+#endif
+}
+
 // 16 bytes from global to shared memory while the thread goes on; zeros where `from` is null.
 SKETCHLAYERS_INLINE void copy_async(void* to, const void* from) {
 #if !defined(__CUDACC__)
