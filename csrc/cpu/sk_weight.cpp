@@ -1,0 +1,100 @@
+// sk_weight and its adjoint on the CPU, by our own kernels but for float64.
+#include "ops/sk_weight.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "composite/sk_weight.h"
+#include "cpu/allocate.h"
+#include "cpu/factors.h"
+#include "cpu/weight.h"
+
+namespace sketchlayers {
+namespace {
+
+// The packed signs as the kernels take them; keeps what they point into.
+class WeightOperands {
+ public:
+  WeightOperands(const Sketch& sketch, const at::Tensor& u1, const at::Tensor& u2,
+                 const SketchArguments& arguments)
+      : shape{sketch.groups,
+              sketch.out_channels,
+              sketch.rank,
+              sketch.second_rank(),
+              sketch.mixes_space() ? sketch.inputs() : sketch.in_channels,
+              sketch.mixes_space() ? 1 : sketch.positions()} {
+    signs.a = keep(u1, sketch.scale * sketch.u1_scale);
+    signs.b = keep(u2, sketch.scale * sketch.u2_scale);
+    if (arguments.frame) signs.frame = keep(*arguments.frame, 1.0);
+    if (arguments.base) signs.base = keep(*arguments.base, sketch.base_scale());
+  }
+
+  cpu::WeightShape shape;
+  cpu::WeightSigns signs{};
+
+ private:
+  cpu::Signs keep(const at::Tensor& packed, double magnitude) {
+    kept_.push_back(packed.contiguous());
+    const at::Tensor& signs = kept_.back();
+    return {signs.const_data_ptr<int32_t>(), signs.stride(0), signs.stride(1),
+            static_cast<float>(magnitude)};
+  }
+
+  std::vector<at::Tensor> kept_;
+};
+
+at::Tensor sk_weight_cpu(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
+                         const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
+                         std::optional<double> scale, const std::optional<at::Tensor>& base,
+                         const std::optional<at::Tensor>& frame) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
+  const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
+  if (!cpu::is_supported(s1.scalar_type())) {
+    return sk_weight_composed(s1, s2, u1, u2, arguments, sketch);
+  }
+  const WeightOperands operands(sketch, u1, u2, arguments);
+  const at::Tensor first = s1.to(at::kFloat).contiguous();
+  const at::Tensor second = s2.to(at::kFloat).contiguous();
+  const auto format = common_memory_format(s1, s1);
+  const at::Tensor weight =
+      in_format(cpu::empty_result(sketch.weight_sizes(), s1.options(),
+                                  sketch.is_linear ? at::MemoryFormat::Contiguous : format),
+                format);
+  const bool channels_last = format == at::MemoryFormat::ChannelsLast;
+  const cpu::WeightStrides strides{sketch.inputs(), channels_last ? 1 : sketch.positions(),
+                                   channels_last ? sketch.in_channels : 1, sketch.positions()};
+  cpu::for_type(s1.scalar_type(), [&](auto zero) {
+    cpu::form_weight(operands.shape, operands.signs, first.const_data_ptr<float>(),
+                     second.const_data_ptr<float>(), strides,
+                     weight.mutable_data_ptr<decltype(zero)>());
+  });
+  return weight;
+}
+
+std::tuple<at::Tensor, at::Tensor> sk_weight_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
+    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale, std::nullopt, frame};
+  const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
+  if (!cpu::is_supported(grad.scalar_type())) {
+    return sk_weight_composed_backward(grad, u1, u2, arguments, sketch);
+  }
+  const WeightOperands operands(sketch, u1, u2, arguments);
+  const at::Tensor matrix = grad.contiguous();
+  const auto options = grad.options().dtype(at::kFloat);
+  const at::Tensor grad_s1 = at::empty(sketch.s1_sizes(), options);
+  const at::Tensor grad_s2 = at::empty(sketch.s2_sizes(), options);
+  cpu::for_type(grad.scalar_type(), [&](auto zero) {
+    cpu::pull_back_weight(operands.shape, operands.signs, matrix.const_data_ptr<decltype(zero)>(),
+                          grad_s1.mutable_data_ptr<float>(), grad_s2.mutable_data_ptr<float>());
+  });
+  return {grad_s1.to(grad.scalar_type()), grad_s2.to(grad.scalar_type())};
+}
+
+TORCH_LIBRARY_IMPL(sketchlayers, CPU, m) {
+  m.impl("sk_weight", TORCH_FN(sk_weight_cpu));
+  m.impl("sk_weight_backward", TORCH_FN(sk_weight_backward_cpu));
+}
+
+}  // namespace
+}  // namespace sketchlayers
