@@ -17,10 +17,12 @@
 #include <cuda_fp16.h>
 #define SKETCHLAYERS_INLINE __host__ __device__ __forceinline__
 #define SKETCHLAYERS_UNROLL _Pragma("unroll")
+#define SKETCHLAYERS_UNROLL_FOUR _Pragma("unroll 4")
 #else
 #include <vector>
 #define SKETCHLAYERS_INLINE inline
 #define SKETCHLAYERS_UNROLL
+#define SKETCHLAYERS_UNROLL_FOUR
 #endif
 
 namespace sketchlayers::cuda {

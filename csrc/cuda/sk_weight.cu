@@ -13,7 +13,7 @@ namespace sketchlayers {
 namespace cuda {
 
 template <typename Problem>
-__global__ void __launch_bounds__(DecodedGemmTraits::kThreads)
+__global__ void __launch_bounds__(DecodedGemmTraits::kThreads, 2)
     decoded_gemm_kernel(const __grid_constant__ Problem problem,
                         const __grid_constant__ Split split) {
   __shared__ __align__(16) float shared[2 * DecodedGemmTraits::kBufferFloats];
@@ -157,8 +157,7 @@ template <typename T>
 std::tuple<at::Tensor, at::Tensor> pull_back(const at::Tensor& grad, const at::Tensor& u1,
                                              const at::Tensor& u2, const SketchArguments& arguments,
                                              const Sketch& sketch) {
-  const at::Tensor dense = grad.contiguous(sketch.is_linear ? at::MemoryFormat::Contiguous
-                                                            : common_memory_format(grad, grad));
+  const at::Tensor dense = in_format(grad, common_memory_format(grad, grad));
   const at::Tensor first_signs = u1.contiguous();
   const at::Tensor second_signs = u2.contiguous();
   const at::Tensor frame = contiguous_or_undefined(arguments.frame);
