@@ -1,0 +1,194 @@
+"""How fast a layer could be: its least operations and bytes against the machine's own peaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sketchlayers import ops
+
+from .cases import Case
+from .timing import Step, synchronize
+
+Mode = Literal["forward", "training"]
+
+_GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
+_CONVOLUTION_BATCH = {"cpu": 8, "cuda": 256}
+_COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the machine reaches: operations and bytes a second (an FMA is two operations)."""
+
+    flops: float
+    bandwidth: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.flops / 1e9:,.0f} GFLOP/s in a large GEMM or convolution, "
+            f"{self.bandwidth / 1e9:,.0f} GB/s in a large copy"
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations and bytes that a call cannot do without."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, peaks: Peaks) -> float:
+        """The bound: no call is faster, unless its data stay in caches between calls."""
+        return max(self.flops / peaks.flops, self.bytes / peaks.bandwidth)
+
+
+def measure_peaks(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> Peaks:
+    """The best of several large products and several large copies.
+
+    The product is computed as a GEMM and as a convolution, since PyTorch gives the two to different
+    libraries, of which one can be far from what the processor is able to do.
+
+    Args:
+        device: What is measured.
+        dtype: Of the matrices.
+        seconds: Time for each of the three.
+    """
+    flops = max(
+        _rate(_large_gemm(device, dtype), seconds, device),
+        _rate(_large_convolution(device, dtype), seconds, device),
+    )
+    count = _COPY_BYTES[device.type]
+    source = torch.ones(count, device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    copy = (lambda: target.copy_(source)), 2 * count
+    return Peaks(flops=flops, bandwidth=_rate(copy, seconds, device))
+
+
+def _large_gemm(device: torch.device, dtype: torch.dtype) -> tuple[Step, int]:
+    """A product of square matrices, and its operations."""
+    size = _GEMM_SIZE[device.type]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    return (lambda: torch.mm(a, b, out=product)), 2 * size**3
+
+
+def _large_convolution(device: torch.device, dtype: torch.dtype) -> tuple[Step, int]:
+    """A 3x3 convolution of 256 channels in channels_last, and its operations."""
+    batch, channels, side = _CONVOLUTION_BATCH[device.type], 256, 28
+    layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
+    layer.to(memory_format=torch.channels_last)
+    data = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
+    data = data.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def step() -> None:
+        layer(data)
+
+    return step, 2 * 9 * channels**2 * batch * side**2
+
+
+def _rate(step_and_amount: tuple[Step, int], seconds: float, device: torch.device) -> float:
+    """Operations or bytes a second."""
+    step, amount = step_and_amount
+    return amount / _shortest(step, seconds, device)
+
+
+def _shortest(
+    step: Step,
+    seconds: float,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of the quickest call; at least three are made."""
+    step()
+    taken: list[float] = []
+    end = clock() + seconds
+    while len(taken) < 3 or clock() < end:
+        synchronize(device)
+        start = clock()
+        step()
+        synchronize(device)
+        taken.append(clock() - start)
+    return min(taken)
+
+
+def sketch_work(
+    case: Case, batch: int, stacked: int, mixing: ops.Mixing, mode: Mode, element: int
+) -> Work:
+    """The least work of the sketched layer, on the cheaper of its two paths.
+
+    Operations: the two halves of the sketch, or the dense layer with the weight formed first
+    (for inference the formed weight is free). Bytes: input, output, factors and signs once; for
+    training also both gradients, the input and the factors once more, and the factors' gradients.
+
+    Args:
+        case: The layer.
+        batch: Images.
+        stacked: ``l k``.
+        mixing: What ``U2`` mixes.
+        mode: ``"training"`` is forward and all gradients.
+        element: Bytes of a number.
+    """
+    factored = _factored_multiply_adds(case, batch, stacked, mixing, mode)
+    folded = _folded_multiply_adds(case, batch, stacked, mode)
+    factors = stacked * case.taps * (case.in_channels + case.out_channels)
+    signs = stacked * (case.out_channels + _sign_columns(case, mixing)) / 8
+    return Work(2 * min(factored, folded), _bytes(case, batch, factors, mode, element) + signs)
+
+
+def dense_work(case: Case, batch: int, mode: Mode, element: int) -> Work:
+    """The work of PyTorch's own layer, counted in the same way."""
+    weight = case.taps * case.in_channels * case.out_channels
+    products = 3 if mode == "training" else 1
+    multiply_adds = products * weight * batch * case.output_pixels
+    return Work(2 * multiply_adds, _bytes(case, batch, weight, mode, element))
+
+
+def _sign_columns(case: Case, mixing: ops.Mixing) -> int:
+    """Signs of ``U2`` for each row of ``U1``."""
+    if mixing == "channel":
+        return case.in_channels
+    return case.taps * case.taps * case.in_channels
+
+
+def _factored_multiply_adds(
+    case: Case, batch: int, stacked: int, mixing: ops.Mixing, mode: Mode
+) -> float:
+    """Both halves; the gradient of the input costs as much again, the factors' one product each.
+
+    With a stride, what mixes channels alone runs on input pixels and the rest on output pixels.
+    """
+    inputs, outputs = batch * case.input_pixels, batch * case.output_pixels
+    d1, d2, taps = case.out_channels, case.in_channels, case.taps
+    first = stacked * taps * d2 * outputs
+    second = stacked * taps * d1 * outputs
+    mixed_outputs = stacked * d1 * outputs
+    if mixing == "channel":
+        mixed_inputs = stacked * d2 * min(inputs, taps * outputs)
+    else:
+        mixed_inputs = stacked * taps * taps * d2 * outputs
+    forward = first + second + mixed_outputs + mixed_inputs
+    return forward if mode == "forward" else 2 * forward + first + second
+
+
+def _folded_multiply_adds(case: Case, batch: int, stacked: int, mode: Mode) -> float:
+    weight = case.taps * case.in_channels * case.out_channels
+    dense = weight * batch * case.output_pixels
+    if mode == "forward":
+        return dense
+    forming = stacked * weight * (1 + case.taps)
+    return 3 * dense + 2 * forming
+
+
+def _bytes(case: Case, batch: int, parameters: int, mode: Mode, element: int) -> float:
+    inputs = batch * case.input_pixels * case.in_channels
+    outputs = batch * case.output_pixels * case.out_channels
+    if mode == "forward":
+        return element * (inputs + outputs + parameters)
+    return element * (3 * inputs + 2 * outputs + 3 * parameters)
