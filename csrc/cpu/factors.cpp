@@ -13,49 +13,49 @@ Factors::Factors(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u
     return Signs{packed.const_data_ptr<int32_t>(), packed.stride(0), packed.stride(1),
                  static_cast<float>(scale * sketch.scale)};
   };
-  output_signs_ = signs(u1_, sketch.u1_scale);
-  input_signs_ = signs(u2_, sketch.u2_scale);
+  const int64_t positions = sketch.positions();
+  const bool spatial = sketch.mixes_space();
+  const int64_t features = sketch.rank * positions;  // entries of S2 in a row
+  filters_ = {s1_.const_data_ptr<float>(),
+              sketch.rank * sketch.inputs(),
+              sketch.inputs(),
+              positions,
+              {},
+              true};
+  a_.signs = signs(u1_, sketch.u1_scale);
+  b_.signs = signs(u2_, sketch.u2_scale);
+  b_.taps = spatial;
+  weights_ = {s2_.const_data_ptr<float>(),
+              sketch.out_channels * features,
+              spatial ? 1 : positions,
+              features,
+              {},
+              !spatial};
 }
 
 TwoSidedConv Factors::forward(int64_t images, const float* bias) const {
-  const int64_t positions = sketch_.positions();
-  const int64_t inputs = sketch_.inputs();
-  const int64_t features = sketch_.rank * positions;
   return {images,
           sketch_.groups,
-          sketch_.rank,
           sketch_.in_channels,
           sketch_.out_channels,
-          positions,
-          {s1(), sketch_.rank * inputs, inputs, positions},
-          {s2(), sketch_.out_channels * features, features, positions},
-          input_signs_,
-          output_signs_,
+          sketch_.positions(),
+          {{sketch_.rank, filters_, a_}, {sketch_.second_rank(), b_, weights_}},
           bias};
 }
 
 TwoSidedConv Factors::adjoint(int64_t images) const {
-  const int64_t positions = sketch_.positions();
-  const int64_t inputs = sketch_.inputs();
-  const int64_t features = sketch_.rank * positions;
   return {images,
           sketch_.groups,
-          sketch_.rank,
           sketch_.out_channels,
           sketch_.in_channels,
-          positions,
-          {s2(), sketch_.out_channels * features, positions, features},
-          {s1(), sketch_.rank * inputs, positions, inputs},
-          output_signs_,
-          input_signs_,
-          nullptr};
+          sketch_.positions(),
+          {{sketch_.second_rank(), weights_, b_}, {sketch_.rank, a_, filters_}}};
 }
 
 TwoSidedGradient Factors::gradient(int64_t images, const ConvAxis& rows,
                                    const ConvAxis& columns) const {
-  return {images, sketch_.groups, sketch_.rank, sketch_.in_channels, sketch_.out_channels,
-          rows,   columns,        input_signs_, output_signs_,       nullptr,
-          nullptr};
+  return {images, sketch_.groups, sketch_.in_channels,    sketch_.out_channels,
+          rows,   columns,        {sketch_.rank, a_, {}}, {sketch_.second_rank(), b_, {}}};
 }
 
 }  // namespace sketchlayers::cpu

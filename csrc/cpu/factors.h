@@ -23,13 +23,13 @@ class Factors {
 
   const float* s1() const { return s1_.const_data_ptr<float>(); }
   const float* s2() const { return s2_.const_data_ptr<float>(); }
-  const Signs& output_signs() const { return output_signs_; }  // c A^T
-  const Signs& input_signs() const { return input_signs_; }    // c B
+  const Signs& output_signs() const { return a_.signs; }  // c A^T
+  const Signs& input_signs() const { return b_.signs; }   // c B
 
  private:
   const Sketch& sketch_;
   at::Tensor s1_, s2_, u1_, u2_;
-  Signs output_signs_, input_signs_;
+  Factor filters_, a_, b_, weights_;  // S1, c A, c B, S2
 };
 
 // Types that the kernels read and write; they compute in float32.

@@ -1,5 +1,4 @@
-// sk_conv2d_factored on the CPU: channel mixing and 1x1 kernels by our own kernels, the rest
-// composed of ATen's.
+// sk_conv2d_factored on the CPU, by our own kernels but for float64 and rare geometries.
 #include "ops/sk_conv2d.h"
 
 #include <ATen/ops/empty.h>
@@ -69,9 +68,8 @@ std::vector<int64_t> output_sizes(const at::Tensor& input, const Sketch& sketch,
   return sizes;
 }
 
-bool takes(const at::Tensor& input, const Sketch& sketch) {
-  if (!cpu::is_supported(input.scalar_type()) || input.numel() == 0) return false;
-  return sketch.mixing == Mixing::kChannel || sketch.positions() == 1;
+bool takes(const at::Tensor& input) {
+  return cpu::is_supported(input.scalar_type()) && input.numel() > 0;
 }
 
 // Rows so wide, or taps so far apart, that the tiles' buffers would be large.
@@ -113,7 +111,7 @@ at::Tensor sk_conv2d_factored_cpu(const at::Tensor& input, const at::Tensor& s1,
   const auto composed = [&] {
     return sk_conv2d_composed(input, s1, s2, u1, u2, bias, arguments, sketch);
   };
-  if (!takes(input, sketch)) return composed();
+  if (!takes(input)) return composed();
   const std::vector<int64_t> sizes = output_sizes(input, sketch, arguments);
   Geometry geometry(input, sizes, sketch, arguments);
   const at::Tensor images = dense_images(input);
@@ -169,7 +167,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cpu(
   const auto composed = [&] {
     return sk_conv2d_composed_backward(grad, input, s1, s2, u1, u2, output_mask, arguments, sketch);
   };
-  if (!takes(input, sketch)) return composed();
+  if (!takes(input)) return composed();
   const Geometry geometry(input, grad.sizes(), sketch, arguments);
   const cpu::Factors factors(s1, s2, u1, u2, sketch);
   const cpu::TwoSidedConv conv = factors.adjoint(geometry.images);

@@ -16,8 +16,8 @@ constexpr int64_t kSourceFloats = 1 << 16;
 constexpr int64_t kFeatureFloats = 1 << 15;
 constexpr int64_t kMostPositions = 1024;
 constexpr int64_t kFewestPositions = 64;
-constexpr int64_t kChannelStep = 64;  // a multiple of kColumnStep
-constexpr int64_t kOutputStep = 48;   // a multiple of kColumnStep, and of the rows of a block
+constexpr int64_t kOutputStep = 48;  // a multiple of kColumnStep, and of the rows of a block
+constexpr int64_t kSignFloats = 1 << 16;
 constexpr int64_t kMostFloats = int64_t{1} << 22;
 constexpr int32_t kNoOffset[1] = {0};
 
@@ -126,7 +126,7 @@ int64_t tile_rows(const TwoSidedConv& conv, const Sampling& sampling, bool point
   const int64_t rows = sampling.target.rows;
   const int64_t pitch = Layout(sampling, 1).pitch();
   const int64_t positions =
-      std::clamp<int64_t>(kFeatureFloats / (2 * conv.rank), kFewestPositions, kMostPositions);
+      std::clamp<int64_t>(kFeatureFloats / conv.features(), kFewestPositions, kMostPositions);
   const int64_t most = std::clamp<int64_t>(positions / pitch, 1, rows);
   const int64_t threads = at::get_num_threads();
   const int64_t others = conv.images * conv.groups;
@@ -161,45 +161,76 @@ struct Tile {
 template <typename T>
 class Runner {
  public:
-  Runner(const TwoSidedConv& conv, const Sampling& sampling, const ImageView<const T>& input,
-         const ImageView<T>& output)
+  Runner(const TwoSidedConv& conv, const Sampling& sampling, const ImageView<const T>& input)
       : conv_(conv),
         sampling_(sampling),
         input_(input),
-        output_(
-            output.grid(sampling.target, sampling.target_row_step, sampling.target_column_step)),
         pointwise_(is_pointwise(sampling)),
         tile_rows_(tile_rows(conv, sampling, pointwise_)),
         layout_(sampling, tile_rows_) {
-    const int64_t channels = kSourceFloats / layout_.channel() / kChannelStep * kChannelStep;
-    channel_chunk_ = std::min(std::max(channels, kChannelStep), whole_steps(conv.inputs));
+    int64_t in_signs = 1;  // floats of a channel's signs, and of an output's
+    int64_t out_signs = 1;
+    for (const Branch& branch : conv.branches) {
+      in_signs = std::max(in_signs, sign_floats(branch, branch.in));
+      out_signs = std::max(out_signs, sign_floats(branch, branch.out));
+      numbers_ = std::max(numbers_, branch.features * positions(branch.out));
+    }
+    channel_chunk_ =
+        chunk(std::min(kSourceFloats / layout_.channel(), kSignFloats / in_signs), conv.inputs);
+    output_chunk_ = chunk(std::min(kOutputStep, kSignFloats / out_signs), conv.outputs);
+    signs_ = std::max(in_signs * channel_chunk_, out_signs * output_chunk_);
   }
 
-  void run() const {
-    const int64_t tiles = divide_up(sampling_.target.rows, tile_rows_);
-    const int64_t count = conv_.images * conv_.groups * tiles;
-    const auto tile = [&](int64_t i) {
-      const int64_t first = i % tiles * tile_rows_;
-      return Tile{i / tiles / conv_.groups, i / tiles % conv_.groups, first,
-                  std::min(tile_rows_, sampling_.target.rows - first)};
-    };
+  void run(const ImageView<T>& output) const {
+    const ImageView<T> target =
+        output.grid(sampling_.target, sampling_.target_row_step, sampling_.target_column_step);
+    const int64_t count = tiles();
     const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
     if (count >= threads) {
       run_tasks(count, [&](int64_t i) {
         float* scratch = Scratch::get(feature_floats() + work_floats());
         float* work = scratch + feature_floats();
-        features(tile(i), 0, conv_.rank, scratch, work);
-        outputs(tile(i), 0, conv_.outputs, scratch, work);
+        features(tile(i), 0, conv_.features(), scratch, work);
+        outputs(tile(i), 0, conv_.outputs, scratch, work, target);
       });
     } else {
-      run_shared(count, threads, tile);
+      run_shared(count, threads, target);
     }
   }
 
+  void run_features(const ImageView<float>& output) const {
+    const int64_t count = conv_.features();
+    run_tasks(tiles(), [&](int64_t i) {
+      const Tile t = tile(i);
+      float* scratch = Scratch::get(feature_floats() + work_floats());
+      features(t, 0, count, scratch, scratch + feature_floats());
+      store_window(scratch, layout_.columns(), layout_.pitch(), count,
+                   output.at(t.image, t.group * count), t.first_row, t.rows,
+                   sampling_.target.columns);
+    });
+  }
+
  private:
+  // Whole steps, at least one, of what there is.
+  static int64_t chunk(int64_t wanted, int64_t size) {
+    return std::min(std::max(wanted / kColumnStep, int64_t{1}) * kColumnStep, whole_steps(size));
+  }
+  int64_t positions(const Factor& factor) const { return factor.taps ? conv_.positions : 1; }
+  int64_t sign_floats(const Branch& branch, const Factor& factor) const {
+    return factor.signs.packed ? branch.features * positions(factor) : 0;
+  }
+
+  int64_t row_tiles() const { return divide_up(sampling_.target.rows, tile_rows_); }
+  int64_t tiles() const { return conv_.images * conv_.groups * row_tiles(); }
+  Tile tile(int64_t i) const {
+    const int64_t first = i % row_tiles() * tile_rows_;
+    const int64_t image = i / row_tiles();
+    return {image / conv_.groups, image % conv_.groups, first,
+            std::min(tile_rows_, sampling_.target.rows - first)};
+  }
+
   // Few tiles: threads share each one's features, first by rows of them, then by outputs.
-  template <typename TileAt>
-  void run_shared(int64_t count, int64_t threads, const TileAt& tile) const {
+  void run_shared(int64_t count, int64_t threads, const ImageView<T>& target) const {
     const std::unique_ptr<float[]> shared(new float[static_cast<size_t>(count * feature_floats())]);
     const auto split = [&](int64_t size, int64_t step, const auto& body) {
       const int64_t parts = std::min(divide_up(size, step), 2 * threads);
@@ -211,58 +242,50 @@ class Runner {
              std::min(size, first + part));
       });
     };
-    split(conv_.rank, 1, [&](const Tile& t, float* features, int64_t first, int64_t last) {
+    split(conv_.features(), 1, [&](const Tile& t, float* features, int64_t first, int64_t last) {
       this->features(t, first, last, features, Scratch::get(work_floats()));
     });
-    split(conv_.outputs, kOutputStep,
+    split(conv_.outputs, kColumnStep,
           [&](const Tile& t, float* features, int64_t first, int64_t last) {
-            outputs(t, first, last, features, Scratch::get(work_floats()));
+            outputs(t, first, last, features, Scratch::get(work_floats()), target);
           });
   }
 
-  int64_t feature_floats() const { return conv_.rank * (layout_.columns() + layout_.channel()); }
-  int64_t sign_floats() const { return conv_.rank * std::max(channel_chunk_, kOutputStep); }
-  int64_t filter_floats() const { return conv_.rank * kOutputStep * conv_.positions; }
+  // Features after taps lie as the target does, those before as the source.
+  int64_t feature_row(const Branch& branch) const {
+    return branch.in.taps || pointwise_ ? layout_.columns() : layout_.channel();
+  }
+  int64_t feature_floats() const {
+    int64_t sum = 0;
+    for (const Branch& branch : conv_.branches) sum += branch.features * feature_row(branch);
+    return sum;
+  }
   int64_t work_floats() const {
     const int64_t source = channel_chunk_ * (layout_.channel() + kColumnStep);
-    const int64_t target = kOutputStep * layout_.columns() + filter_floats();
-    return sign_floats() + std::max(source, target);
+    const int64_t target = output_chunk_ * (layout_.columns() + numbers_);
+    return signs_ + std::max(source, target);
   }
 
-  // [F1 * x; B x] for rows [first, last) of them: the first (rank, columns), the second (rank,
-  // channel) in the layout of the sources.
-  void features(const Tile& tile, int64_t first, int64_t last, float* features, float* work) const {
-    const VectorKernels& kernels = vector_kernels();
+  // Rows [first, last) of the features of all branches, one branch after the other.
+  void features(const Tile& tile, int64_t first, int64_t last, float* out, float* work) const {
     const int64_t columns = tile_columns(tile);
-    float* signs = work;
-    float* buffer = signs + sign_floats();
+    float* buffer = work + signs_;
     float* pixels = buffer + channel_chunk_ * layout_.channel();
-    float* mixed = features + conv_.rank * layout_.columns();
-    const int64_t rows = last - first;
     for (int64_t c = 0; c < conv_.inputs; c += channel_chunk_) {
       const int64_t channels = std::min(channel_chunk_, conv_.inputs - c);
-      const auto [source, channel] = this->source(tile, c, channels, columns, buffer, pixels);
-      const Product filtered{conv_.first.data + tile.group * conv_.first.group +
-                                 first * conv_.first.row + c * conv_.first.channel,
-                             conv_.first.row,
-                             conv_.first.channel,
-                             layout_.filter_offsets(),
-                             source,
-                             channel,
-                             layout_.source_offsets(),
-                             channels,
-                             layout_.taps()};
-      kernels.product(&filtered, 1, rows, columns, nullptr, features + first * layout_.columns(),
-                      layout_.columns(), c > 0);
-      if (layout_.taps() == 0) continue;
-      for (int64_t j = first; j < last; ++j) {
-        kernels.expand_signs(conv_.input_signs.row(tile.group, j), c, channels,
-                             conv_.input_signs.magnitude, signs + (j - first) * channel_chunk_);
+      const Source source = this->source(tile, c, channels, columns, buffer, pixels);
+      int64_t begin = 0;  // of the branch
+      float* target = out;
+      for (const Branch& branch : conv_.branches) {
+        const int64_t row = std::max(first - begin, int64_t{0});
+        const int64_t rows = std::min(last - begin, branch.features) - row;
+        if (rows > 0) {
+          add_features(branch, tile.group, row, rows, c, channels, columns, source,
+                       target + row * feature_row(branch), work);
+        }
+        begin += branch.features;
+        target += branch.features * feature_row(branch);
       }
-      const Product signed_sums{signs,   channel_chunk_, 1,        kNoOffset, source,
-                                channel, kNoOffset,      channels, 1};
-      kernels.product(&signed_sums, 1, rows, pointwise_ ? columns : layout_.channel(), nullptr,
-                      mixed + first * layout_.channel(), layout_.channel(), c > 0);
     }
   }
 
@@ -270,6 +293,38 @@ class Runner {
     const float* data;
     int64_t channel;
   };
+
+  // Adds what channels [c, c + channels) contribute.
+  void add_features(const Branch& branch, int64_t group, int64_t row, int64_t rows, int64_t c,
+                    int64_t channels, int64_t columns, const Source& source, float* out,
+                    float* signs) const {
+    const Factor& factor = branch.in;
+    const int64_t width = positions(factor);
+    Product product{factor.data,    factor.feature, factor.channel, kNoOffset, source.data,
+                    source.channel, kNoOffset,      channels,       1};
+    if (factor.signs.packed) {
+      product.w = signs;
+      product.w_row = channel_chunk_ * width;
+      product.w_outer = width;
+      for (int64_t j = 0; j < rows; ++j) {
+        vector_kernels().expand_signs(factor.signs.row(group, row + j), c * width, channels * width,
+                                      factor.signs.magnitude, signs + j * product.w_row);
+      }
+    } else {
+      product.w += group * factor.group + row * factor.feature + c * factor.channel;
+    }
+    set_taps(factor, product);
+    // Before the taps every position of the source is needed, the zeros around it too.
+    const int64_t length = branch.in.taps || pointwise_ ? columns : layout_.channel();
+    vector_kernels().product(&product, 1, rows, length, nullptr, out, feature_row(branch), c > 0);
+  }
+
+  void set_taps(const Factor& factor, Product& product) const {
+    if (!factor.taps) return;
+    product.w_tap = layout_.filter_offsets();
+    product.b_tap = layout_.source_offsets();
+    product.taps = layout_.taps();
+  }
 
   // The images themselves where they can be read in whole steps, else a packed copy.
   Source source(const Tile& tile, int64_t c, int64_t channels, int64_t columns, float* buffer,
@@ -296,82 +351,117 @@ class Runner {
   }
 
   // y for outputs [first, last), first a multiple of kColumnStep.
-  void outputs(const Tile& tile, int64_t first, int64_t last, const float* features,
-               float* work) const {
+  void outputs(const Tile& tile, int64_t first, int64_t last, const float* features, float* work,
+               const ImageView<T>& output) const {
     const int64_t columns = tile_columns(tile);
-    const float* mixed = features + conv_.rank * layout_.columns();
-    float* signs = work;
-    float* filters = signs + sign_floats();
-    float* target = filters + filter_floats();
-    for (int64_t o = first; o < last; o += kOutputStep) {
-      const int64_t rows = std::min(kOutputStep, last - o);
-      for (int64_t j = 0; j < conv_.rank; ++j) {
-        vector_kernels().expand_signs(conv_.output_signs.row(tile.group, j), o, rows,
-                                      conv_.output_signs.magnitude, signs + j * kOutputStep);
-      }
-      const Filters second = gather_filters(tile, o, rows, filters);
-      const Product parts[2] = {
-          {signs, 1, kOutputStep, kNoOffset, features, layout_.columns(), kNoOffset, conv_.rank, 1},
-          {second.data, second.row, second.channel, layout_.filter_offsets(), mixed,
-           layout_.channel(), layout_.source_offsets(), conv_.rank, layout_.taps()}};
+    float* numbers = work + signs_;
+    float* target = numbers + output_chunk_ * numbers_;
+    for (int64_t o = first; o < last; o += output_chunk_) {
+      const int64_t rows = std::min(output_chunk_, last - o);
+      Product parts[2];
+      const int count = output_parts(tile.group, o, rows, features, work, numbers, parts);
       const int64_t channel = tile.group * conv_.outputs + o;
       const float* bias = conv_.bias ? conv_.bias + channel : nullptr;
-      const ImageView<T> image = output_.at(tile.image, channel);
+      const ImageView<T> image = output.at(tile.image, channel);
       if constexpr (std::is_same_v<T, float>) {
         if (contiguous_rows(image, layout_.pitch()) &&
             layout_.pitch() == sampling_.target.columns && columns == tile.rows * layout_.pitch()) {
-          vector_kernels().product(parts, 2, rows, columns, bias,
+          vector_kernels().product(parts, count, rows, columns, bias,
                                    image.data + tile.first_row * image.row, image.channel, false);
           continue;
         }
       }
-      vector_kernels().product(parts, 2, rows, columns, bias, target, layout_.columns(), false);
+      vector_kernels().product(parts, count, rows, columns, bias, target, layout_.columns(), false);
       store_window(target, layout_.columns(), layout_.pitch(), rows, image, tile.first_row,
                    tile.rows, sampling_.target.columns);
     }
   }
 
-  // Filters whose rows lie closer than their channels are copied together: strides of a power of
-  // two would else share a few lines of the cache.
-  Filters gather_filters(const Tile& tile, int64_t o, int64_t rows, float* out) const {
-    const Filters& second = conv_.second;
-    const float* data = second.data + tile.group * second.group + o * second.row;
-    if (second.row >= second.channel) return {data, 0, second.row, second.channel};
-    const int64_t length = rows * conv_.positions;
-    for (int64_t j = 0; j < conv_.rank; ++j) {
-      std::copy_n(data + j * second.channel, length, out + j * length);
+  // One part for each branch; at most one has signs, and one numbers.
+  int output_parts(int64_t group, int64_t o, int64_t rows, const float* features, float* signs,
+                   float* numbers, Product* parts) const {
+    int count = 0;
+    for (const Branch& branch : conv_.branches) {
+      const Factor& factor = branch.out;
+      const int64_t width = positions(factor);
+      Product& product = parts[count++];
+      product = {nullptr,   width,           0, kNoOffset, features, feature_row(branch),
+                 kNoOffset, branch.features, 1};
+      if (factor.signs.packed) {
+        product.w = signs;
+        product.w_outer = output_chunk_ * width;
+        for (int64_t j = 0; j < branch.features; ++j) {
+          vector_kernels().expand_signs(factor.signs.row(group, j), o * width, rows * width,
+                                        factor.signs.magnitude, signs + j * product.w_outer);
+        }
+      } else {
+        set_numbers(factor, factor.data + group * factor.group + o * factor.channel,
+                    branch.features, rows, numbers, product);
+      }
+      set_taps(factor, product);
+      features += branch.features * feature_row(branch);
     }
-    return {out, 0, conv_.positions, length};
+    return count;
+  }
+
+  // Rows that lie closer than features are copied together: strides of a power of two would else
+  // share a few lines of the cache.
+  void set_numbers(const Factor& factor, const float* data, int64_t features, int64_t rows,
+                   float* copy, Product& product) const {
+    if (factor.channel >= factor.feature) {
+      product.w = data;
+      product.w_row = factor.channel;
+      product.w_outer = factor.feature;
+      return;
+    }
+    const int64_t length = rows * positions(factor);
+    for (int64_t j = 0; j < features; ++j) {
+      std::copy_n(data + j * factor.feature, length, copy + j * length);
+    }
+    product.w = copy;
+    product.w_outer = length;
   }
 
   const TwoSidedConv& conv_;
   const Sampling& sampling_;
   const ImageView<const T> input_;
-  const ImageView<T> output_;
   const bool pointwise_;
   const int64_t tile_rows_;
   const Layout layout_;
   int64_t channel_chunk_;
+  int64_t output_chunk_;
+  int64_t signs_;
+  int64_t numbers_ = 1;  // floats of an output's numbers
 };
 
 }  // namespace
 
 bool fits(const TwoSidedConv& conv, const Sampling& sampling) {
-  return Layout(sampling, 1).channel() * std::max(conv.rank, kChannelStep) <= kMostFloats;
+  return Layout(sampling, 1).channel() * std::max(conv.features(), kOutputStep) <= kMostFloats;
 }
 
 template <typename T>
 void run(const TwoSidedConv& conv, const Sampling& sampling, const ImageView<const T>& input,
          const ImageView<T>& output) {
   if (conv.images * sampling.target.rows * sampling.target.columns == 0) return;
-  Runner<T>(conv, sampling, input, output).run();
+  Runner<T>(conv, sampling, input).run(output);
 }
 
-template void run(const TwoSidedConv&, const Sampling&, const ImageView<const float>&,
-                  const ImageView<float>&);
-template void run(const TwoSidedConv&, const Sampling&, const ImageView<const c10::BFloat16>&,
-                  const ImageView<c10::BFloat16>&);
-template void run(const TwoSidedConv&, const Sampling&, const ImageView<const c10::Half>&,
-                  const ImageView<c10::Half>&);
+template <typename T>
+void run_features(const TwoSidedConv& conv, const Sampling& sampling,
+                  const ImageView<const T>& input, const ImageView<float>& output) {
+  if (conv.images * sampling.target.rows * sampling.target.columns == 0) return;
+  Runner<T>(conv, sampling, input).run_features(output);
+}
+
+#define SKETCHLAYERS_INSTANTIATE(T)                                                           \
+  template void run(const TwoSidedConv&, const Sampling&, const ImageView<const T>&,          \
+                    const ImageView<T>&);                                                     \
+  template void run_features(const TwoSidedConv&, const Sampling&, const ImageView<const T>&, \
+                             const ImageView<float>&)
+SKETCHLAYERS_INSTANTIATE(float);
+SKETCHLAYERS_INSTANTIATE(c10::BFloat16);
+SKETCHLAYERS_INSTANTIATE(c10::Half);
+#undef SKETCHLAYERS_INSTANTIATE
 
 }  // namespace sketchlayers::cpu

@@ -1,7 +1,13 @@
-// The factored convolution with channel mixing in one pass over tiles of pixels,
-//   y = A (F1 * x) + F2 * (B x) + bias,
-// for forward calls and, with the factors' parts exchanged, for the gradient of the input. A fully
-// connected layer is the 1x1 convolution whose pixels are the rows of its input.
+// The factored convolution in one pass over tiles of pixels, as the sum of two branches
+//   y = sum over branches of  out * (in * x)  + bias,
+// each a factor that takes the input to a few features and one that takes these to the output:
+//
+//                        first branch                  second branch
+//   forward, channel     in = S1 (taps), out = A       in = B, out = S2 (taps)
+//   forward, spatial     in = S1 (taps), out = A       in = B (taps), out = S2
+//
+// For the gradient of the input the same with every factor transposed and in and out exchanged. A
+// fully connected layer is the 1x1 convolution whose pixels are the rows of its input.
 #pragma once
 
 #include <cstdint>
@@ -12,39 +18,52 @@
 
 namespace sketchlayers::cpu {
 
-// Filters data[row * .. + channel * .. + position], with the positions of a filter together.
-struct Filters {
-  const float* data;
-  int64_t group;
-  int64_t row;
-  int64_t channel;
-};
-
-// Packed signs (rank, columns) times a magnitude.
+// Packed signs times a magnitude; `packed` is null where there are none.
 struct Signs {
-  const int32_t* packed;
-  int64_t group;
-  int64_t words;
-  float magnitude;
+  const int32_t* packed = nullptr;
+  int64_t group = 0;
+  int64_t words = 0;
+  float magnitude = 1;
 
   const int32_t* row(int64_t which_group, int64_t row) const {
     return packed + which_group * group + row * words;
   }
 };
 
+// A matrix between channels and features: numbers or signs; with `taps` it has an entry for every
+// position of the filter, which lie together.
+struct Factor {
+  // Numbers: data[group, feature, channel] with these strides.
+  const float* data = nullptr;
+  int64_t group = 0;
+  int64_t feature = 0;
+  int64_t channel = 0;
+  // Or signs (features, channels * positions).
+  Signs signs;
+  bool taps = false;
+};
+
+struct Branch {
+  int64_t features;
+  Factor in;
+  Factor out;
+};
+
 // Sizes are those of one group.
 struct TwoSidedConv {
   int64_t images;
   int64_t groups;
-  int64_t rank;
   int64_t inputs;
   int64_t outputs;
-  int64_t positions;   // of a filter
-  Filters first;       // rank rows, a channel for each input
-  Filters second;      // a row for each output, rank channels
-  Signs input_signs;   // B (rank, inputs)
-  Signs output_signs;  // A^T (rank, outputs)
-  const float* bias;   // of all groups, or null
+  int64_t positions;  // of a filter
+  std::vector<Branch> branches;
+  const float* bias = nullptr;  // of all groups, or null
+
+  int64_t features() const {
+    int64_t sum = 0;
+    for (const Branch& branch : branches) sum += branch.features;
+    return sum;
+  }
 };
 
 // Whether the buffers stay small: taps far apart would need rows upon rows of zeros.
@@ -53,5 +72,10 @@ bool fits(const TwoSidedConv& conv, const Sampling& sampling);
 template <typename T>
 void run(const TwoSidedConv& conv, const Sampling& sampling, const ImageView<const T>& input,
          const ImageView<T>& output);
+
+// in * x alone, of the only branch; its features are the output's channels, group by group.
+template <typename T>
+void run_features(const TwoSidedConv& conv, const Sampling& sampling,
+                  const ImageView<const T>& input, const ImageView<float>& output);
 
 }  // namespace sketchlayers::cpu

@@ -4,7 +4,6 @@
 #include <c10/util/Half.h>
 
 #include <memory>
-#include <numeric>
 
 #include "cpu/scratch.h"
 #include "cpu/tasks.h"
@@ -16,7 +15,6 @@ constexpr int64_t kSlice = 64;            // channels of one task's part of a gr
 constexpr int64_t kPixels = 512;          // of a packed tile: with kSlice channels, 128 KiB
 constexpr int64_t kFeaturePixels = 1024;  // of one task's part of the features
 constexpr int64_t kWaveFloats = 1 << 18;  // of the features that exist at one time
-constexpr int32_t kNoOffset[1] = {0};
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -35,47 +33,74 @@ Range readers(const ConvAxis& axis, int64_t tap, int64_t begin, int64_t end) {
   return {first_at_least(begin), first_at_least(end)};
 }
 
+// A convolution that takes every pixel for itself.
+ConvAxis identity(int64_t size) { return {size, size, 1, 1, 0, 1}; }
+
 // One of the two gradients: features of one image against the pixels of the other.
 template <typename T>
 struct Side {
+  float* result;
   ImageView<const T> pixels;  // x for dS1, dy for dS2
   int64_t channels;           // of a group
-  int64_t image_rows;         // of the images with the pixels
-  int64_t image_columns;
+  bool pixels_are_inputs;     // of the taps that connect them with the features
+  ConvAxis rows;
+  ConvAxis columns;
+  TwoSidedConv mix;  // makes the features
+  Sampling sampling;
   ImageView<const T> featured;  // dy for dS1, x for dS2
-  int64_t featured_channels;
-  int64_t positions;  // pixels of the images that the features are of
-  Signs signs;
-  bool pixels_are_inputs;
 
-  int64_t feature_row() const { return whole_steps(positions); }
+  int64_t image_rows() const { return pixels_are_inputs ? rows.input : rows.output; }
+  int64_t image_columns() const { return pixels_are_inputs ? columns.input : columns.output; }
+  int64_t taps() const { return rows.kernel * columns.kernel; }
+  int64_t features() const { return mix.features(); }
+  // Features lie row by row, as the sampling that makes them has them.
+  int64_t feature_floats() const {
+    return whole_steps(sampling.target.rows * sampling.target.columns);
+  }
 };
+
+// All pixels of an image in one column.
+template <typename T>
+ImageView<T> in_one_column(const ImageView<T>& view) {
+  return {view.data, view.image, view.channel, view.column, view.column};
+}
 
 template <typename T>
 class GradientRunner {
  public:
   GradientRunner(const TwoSidedGradient& g, const ImageView<const T>& grad,
                  const ImageView<const T>& input)
-      : g_(g), taps_(g.rows.kernel * g.columns.kernel) {
-    const int64_t outputs = g.rows.output * g.columns.output;
-    const int64_t inputs = g.rows.input * g.columns.input;
+      : images_(g.images), groups_(g.groups) {
+    const auto mix = [&](int64_t channels, const Branch& branch) {
+      return TwoSidedConv{g.images, g.groups, channels, 0, g.rows.kernel * g.columns.kernel,
+                          {branch}, nullptr};
+    };
+    const auto pixel_by_pixel = [](int64_t pixels) {
+      return forward_sampling(identity(pixels), identity(1));
+    };
     if (g.grad_s1) {
-      sides_.push_back({input, g.inputs, g.rows.input, g.columns.input, grad, g.outputs, outputs,
-                        g.output_signs, true});
+      sides_.push_back({g.grad_s1, input, g.inputs, true, g.rows, g.columns,
+                        mix(g.outputs, g.first), pixel_by_pixel(g.rows.output * g.columns.output),
+                        in_one_column(grad)});
     }
-    if (g.grad_s2) {
-      sides_.push_back({grad, g.outputs, g.rows.output, g.columns.output, input, g.inputs, inputs,
-                        g.input_signs, false});
+    if (g.grad_s2 && g.second.in.taps) {
+      sides_.push_back({g.grad_s2, grad, g.outputs, false, identity(g.rows.output),
+                        identity(g.columns.output), mix(g.inputs, g.second),
+                        forward_sampling(g.rows, g.columns), input});
+    } else if (g.grad_s2) {
+      sides_.push_back({g.grad_s2, grad, g.outputs, false, g.rows, g.columns,
+                        mix(g.inputs, g.second), pixel_by_pixel(g.rows.input * g.columns.input),
+                        in_one_column(input)});
     }
     for (const Side<T>& side : sides_) {
       for (int64_t group = 0; group < g.groups; ++group) {
         for (int64_t c = 0; c < side.channels; c += kSlice) slices_.push_back({&side, group, c});
       }
-      image_floats_ += g.groups * g.rank * side.feature_row();
+      image_floats_ += g.groups * side.features() * side.feature_floats();
+      most_sums_ = std::max(most_sums_, side.taps() * side.features() * kSlice);
     }
-    columns_by_one_.resize(static_cast<size_t>(g.columns.output));
-    std::iota(columns_by_one_.begin(), columns_by_one_.end(), 0);
     for (int64_t x = 0; x < g.columns.output; ++x) {
+      columns_by_one_.push_back(static_cast<int32_t>(x));
       columns_by_stride_.push_back(static_cast<int32_t>(x * g.columns.stride));
       pixels_by_one_.push_back(static_cast<int32_t>(x * kSlice));
       pixels_by_stride_.push_back(static_cast<int32_t>(x * g.columns.stride * kSlice));
@@ -84,16 +109,16 @@ class GradientRunner {
 
   void run() {
     const int64_t wave =
-        std::clamp<int64_t>(kWaveFloats / std::max<int64_t>(1, image_floats_), 1, g_.images);
+        std::clamp<int64_t>(kWaveFloats / std::max<int64_t>(1, image_floats_), 1, images_);
     // Enough tasks for all threads; more would only be more to add up.
     const int64_t slices = static_cast<int64_t>(slices_.size());
     splits_ = std::clamp<int64_t>(divide_up(4 * at::get_num_threads(), slices), 1, wave);
     if (at::get_num_threads() == 1) splits_ = 1;
-    const int64_t part = taps_ * g_.rank * kSlice;
+    const int64_t part = most_sums_;
     const std::unique_ptr<float[]> sums(new float[static_cast<size_t>(slices * splits_ * part)]());
     const std::unique_ptr<float[]> features(new float[static_cast<size_t>(wave * image_floats_)]);
-    for (int64_t first = 0; first < g_.images; first += wave) {
-      const int64_t images = std::min(wave, g_.images - first);
+    for (int64_t first = 0; first < images_; first += wave) {
+      const int64_t images = std::min(wave, images_ - first);
       make_features(first, images, features.get());
       run_tasks(slices * splits_, [&](int64_t i) {
         const int64_t split = i / slices;
@@ -123,59 +148,20 @@ class GradientRunner {
 
   // Where the features of a side begin among those of one image.
   int64_t feature_offset(const Side<T>& side, int64_t group) const {
-    int64_t offset = group * g_.rank * side.feature_row();
+    int64_t offset = group * side.features() * side.feature_floats();
     for (const Side<T>& earlier : sides_) {
       if (&earlier == &side) break;
-      offset += g_.groups * g_.rank * earlier.feature_row();
+      offset += groups_ * earlier.features() * earlier.feature_floats();
     }
     return offset;
   }
 
-  void make_features(int64_t first_image, int64_t images, float* features) const {
-    for (const Side<T>& side : sides_) {
-      const int64_t tiles = divide_up(side.positions, kFeaturePixels);
-      run_tasks(images * g_.groups * tiles, [&](int64_t i) {
-        const int64_t group = i / tiles % g_.groups;
-        const int64_t image = i / tiles / g_.groups;
-        const int64_t first = i % tiles * kFeaturePixels;
-        const int64_t count = std::min(kFeaturePixels, side.positions - first);
-        float* out = features + image * image_floats_ + feature_offset(side, group) + first;
-        mix(side, side.featured.at(first_image + image, group * side.featured_channels), group,
-            first, count, out);
-      });
-    }
-  }
-
-  // out[j][i] = sum over channels of sign(j, c) * image[c][first + i].
-  void mix(const Side<T>& side, const ImageView<const T>& image, int64_t group, int64_t first,
-           int64_t count, float* out) const {
-    const VectorKernels& kernels = vector_kernels();
-    const int64_t columns = whole_steps(count);
-    const ImageView<const T> run{image.data + first * image.column, 0, image.channel, image.column,
-                                 image.column};
-    float* signs =
-        Scratch::get(g_.rank * kSlice + kSlice * (columns + kColumnStep) + kSlice * kColumnStep);
-    float* buffer = signs + g_.rank * kSlice;
-    float* pixels = buffer + kSlice * (columns + kColumnStep);
-    for (int64_t c = 0; c < side.featured_channels; c += kSlice) {
-      const int64_t channels = std::min(kSlice, side.featured_channels - c);
-      for (int64_t j = 0; j < g_.rank; ++j) {
-        kernels.expand_signs(side.signs.row(group, j), c, channels, side.signs.magnitude,
-                             signs + j * kSlice);
-      }
-      const float* source = nullptr;
-      int64_t channel = run.channel;
-      if constexpr (std::is_same_v<T, float>) {
-        if (run.column == 1 && columns == count) source = run.data + c * run.channel;
-      }
-      if (!source) {
-        channel = columns + kColumnStep;
-        pack_window(run.at(0, c), channels, Window{0, count, 0, 1, count, 1, 1}, buffer, channel,
-                    pixels);
-        source = buffer;
-      }
-      const Product sums{signs, kSlice, 1, kNoOffset, source, channel, kNoOffset, channels, 1};
-      kernels.product(&sums, 1, g_.rank, columns, nullptr, out, side.feature_row(), c > 0);
+  void make_features(int64_t first_image, int64_t images, float* features) {
+    for (Side<T>& side : sides_) {
+      side.mix.images = images;
+      const ImageView<float> out{features + feature_offset(side, 0), image_floats_,
+                                 side.feature_floats(), side.sampling.target.columns, 1};
+      run_features(side.mix, side.sampling, side.featured.at(first_image, 0), out);
     }
   }
 
@@ -184,17 +170,17 @@ class GradientRunner {
     const Side<T>& side = *slice.side;
     const ImageView<const T> view =
         side.pixels.at(image, slice.group * side.channels + slice.first_channel);
-    const int64_t height = std::max<int64_t>(1, kPixels / side.image_columns);
-    const int64_t room = std::min(height, side.image_rows) * side.image_columns + kColumnStep;
+    const int64_t height = std::max<int64_t>(1, kPixels / side.image_columns());
+    const int64_t room = std::min(height, side.image_rows()) * side.image_columns() + kColumnStep;
     float* buffer = Scratch::get(room * kSlice + kColumnStep * (room + kSlice));
     const float* own = features + feature_offset(side, slice.group);
-    for (int64_t begin = 0; begin < side.image_rows; begin += height) {
-      const int64_t end = std::min(begin + height, side.image_rows);
-      pack_pixels(view, begin * side.image_columns, (end - begin) * side.image_columns,
+    for (int64_t begin = 0; begin < side.image_rows(); begin += height) {
+      const int64_t end = std::min(begin + height, side.image_rows());
+      pack_pixels(view, begin * side.image_columns(), (end - begin) * side.image_columns(),
                   slice.channels(), buffer, buffer + room * kSlice);
-      for (int64_t i = 0; i < g_.rows.kernel; ++i) {
-        for (int64_t j = 0; j < g_.columns.kernel; ++j) {
-          float* target = sums + (i * g_.columns.kernel + j) * g_.rank * kSlice;
+      for (int64_t i = 0; i < side.rows.kernel; ++i) {
+        for (int64_t j = 0; j < side.columns.kernel; ++j) {
+          float* target = sums + (i * side.columns.kernel + j) * side.features() * kSlice;
           add_tap(side, i, j, begin, end, own, buffer, whole_steps(slice.channels()), target);
         }
       }
@@ -230,8 +216,8 @@ class GradientRunner {
   // The product over the pixels that one tap connects, for rows [begin, end) of the packed image.
   void add_tap(const Side<T>& side, int64_t i, int64_t j, int64_t begin, int64_t end,
                const float* features, const float* pixels, int64_t channels, float* target) const {
-    const ConvAxis& rows = g_.rows;
-    const ConvAxis& columns = g_.columns;
+    const ConvAxis& rows = side.rows;
+    const ConvAxis& columns = side.columns;
     const Range x = readers(columns, j, 0, columns.input);
     Range y =
         side.pixels_are_inputs ? readers(rows, i, begin, end) : readers(rows, i, 0, rows.input);
@@ -245,9 +231,9 @@ class GradientRunner {
     const int64_t read = input_row * columns.input + input_column;
     const int64_t written = y.first * columns.output + x.first;
     const int64_t read_step = rows.stride * columns.input;
-    const int64_t packed = begin * side.image_columns;
+    const int64_t packed = begin * side.image_columns();
     const Product product{features + (own ? written : read),
-                          side.feature_row(),
+                          side.feature_floats(),
                           own ? columns.output : read_step,
                           own ? columns_by_one_.data() : columns_by_stride_.data(),
                           pixels + ((own ? read : written) - packed) * kSlice,
@@ -255,33 +241,34 @@ class GradientRunner {
                           own ? pixels_by_stride_.data() : pixels_by_one_.data(),
                           y.size(),
                           x.size()};
-    vector_kernels().product(&product, 1, g_.rank, channels, nullptr, target, kSlice, true);
+    vector_kernels().product(&product, 1, side.features(), channels, nullptr, target, kSlice, true);
   }
 
+  // dS1 (features, channels, taps), dS2 (channels, features, taps).
   void store(const Slice& slice, const float* sums) const {
-    const int64_t channels = slice.channels();
-    const bool first = slice.side->pixels_are_inputs;
-    for (int64_t tap = 0; tap < taps_; ++tap) {
-      for (int64_t j = 0; j < g_.rank; ++j) {
-        const float* line = sums + (tap * g_.rank + j) * kSlice;
-        for (int64_t c = 0; c < channels; ++c) {
-          const int64_t channel = slice.first_channel + c;
-          if (first) {
-            g_.grad_s1[((slice.group * g_.rank + j) * g_.inputs + channel) * taps_ + tap] = line[c];
-          } else {
-            g_.grad_s2[((slice.group * g_.outputs + channel) * g_.rank + j) * taps_ + tap] =
-                line[c];
-          }
+    const Side<T>& side = *slice.side;
+    const bool first = side.pixels_are_inputs;
+    const int64_t taps = side.taps();
+    const int64_t feature = first ? side.channels * taps : taps;
+    const int64_t channel = first ? taps : side.features() * taps;
+    float* result = side.result + slice.group * side.features() * side.channels * taps +
+                    slice.first_channel * channel;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t j = 0; j < side.features(); ++j) {
+        const float* line = sums + (tap * side.features() + j) * kSlice;
+        for (int64_t c = 0; c < slice.channels(); ++c) {
+          result[j * feature + c * channel + tap] = line[c];
         }
       }
     }
   }
 
-  const TwoSidedGradient& g_;
-  const int64_t taps_;
+  const int64_t images_;
+  const int64_t groups_;
   std::vector<Side<T>> sides_;
   std::vector<Slice> slices_;
   int64_t image_floats_ = 0;
+  int64_t most_sums_ = 0;
   int64_t splits_ = 1;
   std::vector<int32_t> columns_by_one_;
   std::vector<int32_t> columns_by_stride_;

@@ -1,6 +1,7 @@
 // Gradients of the factored convolution's parameters,
 //   dS1[j, c, tap] = sum over pixels of P[j] x[c, shifted by tap],   P = A^T dy,
-//   dS2[o, j, tap] = sum over pixels of dy[o] V[j, shifted by tap],  V = B x,
+//   channel mixing  dS2[o, j, tap] = sum over pixels of dy[o] V[j, shifted by tap],   V = B x,
+//   spatial mixing  dS2[o, j]      = sum over pixels of dy[o] V[j],                   V = B * x,
 // without patches: each tap is a product over the pixels that it connects.
 #pragma once
 
@@ -12,15 +13,14 @@ namespace sketchlayers::cpu {
 struct TwoSidedGradient {
   int64_t images;
   int64_t groups;
-  int64_t rank;
   int64_t inputs;
   int64_t outputs;
   ConvAxis rows;
   ConvAxis columns;
-  Signs input_signs;   // B (rank, inputs)
-  Signs output_signs;  // A^T (rank, outputs)
-  float* grad_s1;      // (groups, rank, inputs, positions), or null
-  float* grad_s2;      // (groups, outputs, rank, positions), or null
+  Branch first;              // in = A^T, the features P of dy
+  Branch second;             // in = B, the features V of x
+  float* grad_s1 = nullptr;  // (groups, rank, inputs, positions), or null
+  float* grad_s2 = nullptr;  // (groups, outputs, second rank and positions), or null
 };
 
 // Rows of both images follow each other without gaps.

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "cuda/fragments.h"
+#include "cuda/row_tile.h"
 #include "geometry.h"
 #include "signs.h"
 
@@ -137,6 +138,12 @@ SKETCHLAYERS_HOST_DEVICE inline int64_t shared_bytes(int64_t halo) {
   return rows * static_cast<int64_t>(sizeof(int64_t)) + 2 * rows * Traits::kPitch;
 }
 
+// The largest halo that fits.
+template <typename Traits>
+int64_t halo_for(int64_t bytes) {
+  return bytes / shared_bytes<Traits>(16) * 16;
+}
+
 template <typename Traits>
 class ChannelConv {
  public:
@@ -242,9 +249,11 @@ class ChannelConv {
            x * static_cast<int>(params_.horizontal.stride);
   }
 
-  SKETCHLAYERS_INLINE const T* input() const {
-    return static_cast<const T*>(params_.input) +
-           static_cast<int64_t>(group_) * params_.channels * params_.input_strides[1];
+  SKETCHLAYERS_INLINE ChannelSource source() const {
+    const int64_t first = static_cast<int64_t>(group_) * params_.channels;
+    return {static_cast<const T*>(params_.input) + first * params_.input_strides[1],
+            params_.channels, params_.input_strides[1], params_.input_units,
+            params_.channels_first};
   }
   SKETCHLAYERS_INLINE unsigned char* chunk_tile(int chunk) const {
     return tiles_ + chunk % 2 * (16 * halo_tiles_ * Traits::kPitch);
@@ -253,44 +262,10 @@ class ChannelConv {
   // Channels of a chunk for the whole halo, to shared memory.
   SKETCHLAYERS_INLINE void load(int warp, int chunk) {
     for_each_lane([&](int lane) {
-      const int thread = warp * kWarpSize + lane;
-      if (params_.input_units) {
-        load_units(thread, chunk);
-      } else {
-        load_elements(thread, chunk);
-      }
+      RowTile<Traits>::load(warp * kWarpSize + lane, chunk_tile(chunk), 16 * halo_tiles_, table_,
+                            source(), static_cast<int64_t>(chunk) * Traits::kChunk);
     });
     end_copies();
-  }
-
-  SKETCHLAYERS_INLINE void load_units(int thread, int chunk) {
-    const int unit = thread % Traits::kChunkUnits;
-    const int channel = chunk * Traits::kChunk + unit * Traits::kPerUnit;
-    const bool inside = channel < params_.channels;
-    const T* const from = input() + channel;
-    unsigned char* const to = chunk_tile(chunk) + unit * kUnitBytes;
-    for (int row = thread / Traits::kChunkUnits; row < 16 * halo_tiles_;
-         row += Traits::kThreads / Traits::kChunkUnits) {
-      const int64_t offset = table_[row];
-      copy_async(to + row * Traits::kPitch, inside && offset >= 0 ? from + offset : nullptr);
-    }
-  }
-
-  // Neighbouring threads read neighbouring elements, be they columns or channels.
-  SKETCHLAYERS_INLINE void load_elements(int thread, int chunk) {
-    const int rows = 16 * halo_tiles_;
-    const T* const from = input();
-    for (int i = thread; i < rows * Traits::kChunk; i += Traits::kThreads) {
-      const int row = params_.channels_first ? i % rows : i / Traits::kChunk;
-      const int place = params_.channels_first ? i / rows : i % Traits::kChunk;
-      const int64_t channel = static_cast<int64_t>(chunk) * Traits::kChunk + place;
-      const int64_t offset = table_[row];
-      T value = T(0.0f);
-      if (channel < params_.channels && offset >= 0) {
-        value = from[offset + channel * params_.input_strides[1]];
-      }
-      reinterpret_cast<T*>(chunk_tile(chunk) + row * Traits::kPitch)[place] = value;
-    }
   }
 
   SKETCHLAYERS_INLINE static void load_prepared(LeftFragment& left,

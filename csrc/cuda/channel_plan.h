@@ -35,13 +35,13 @@ template <typename Traits>
 class TileSearch {
  public:
   TileSearch(const ConvAxis& vertical, const ConvAxis& horizontal, int64_t batch, int64_t groups,
-             int64_t multiprocessors, int64_t shared_limit)
+             int64_t multiprocessors, int64_t most_halo)
       : vertical_(vertical),
         horizontal_(horizontal),
         batch_(batch),
         groups_(groups),
         multiprocessors_(multiprocessors),
-        shared_limit_(shared_limit) {}
+        most_halo_(std::min<int64_t>(most_halo, Traits::kHalo)) {}
 
   // None where not even the halo of a single pixel fits.
   std::optional<PixelTile> best() {
@@ -88,8 +88,7 @@ class TileSearch {
   }
 
   bool fits(int64_t pixels, int64_t halo) const {
-    return pixels <= Traits::kPixels && halo <= Traits::kHalo &&
-           shared_bytes<Traits>(halo) <= shared_limit_;
+    return pixels <= Traits::kPixels && halo <= most_halo_;
   }
 
   // Products of tiles that one warp has to wait for, times the rounds that the blocks take.
@@ -112,7 +111,7 @@ class TileSearch {
   }
 
   ConvAxis vertical_, horizontal_;
-  int64_t batch_, groups_, multiprocessors_, shared_limit_;
+  int64_t batch_, groups_, multiprocessors_, most_halo_;
   std::optional<PixelTile> best_;
   double best_cost_ = std::numeric_limits<double>::infinity();
 };

@@ -308,6 +308,37 @@ SKETCHLAYERS_INLINE void load_left(LeftFragment& left, const PerLane<const void*
 SKETCHLAYERS_INLINE int left_row(int lane) { return lane % 16; }
 SKETCHLAYERS_INLINE int left_unit(int lane) { return lane / 16; }
 
+// The same with every tile transposed, for elements of 2 bytes: columns in memory become rows.
+SKETCHLAYERS_INLINE void load_transposed(PerLane<uint32_t> (&reg)[4],
+                                         const PerLane<const void*>& rows) {
+#if defined(__CUDA_ARCH__)
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(rows[0]));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(reg[0][0]), "=r"(reg[1][0]), "=r"(reg[2][0]), "=r"(reg[3][0])
+               : "r"(address));
+#elif !defined(__CUDACC__)
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    for (int tile = 0; tile < 4; ++tile) {
+      uint32_t bits = 0;
+      for (int i = 0; i < 2; ++i) {
+        const char* row = static_cast<const char*>(rows[8 * tile + 2 * (lane % 4) + i]);
+        uint16_t element;
+        memcpy(&element, row + 2 * (lane / 4), sizeof(element));
+        bits |= static_cast<uint32_t>(element) << (16 * i);
+      }
+      reg[tile][lane] = bits;
+    }
+  }
+#endif
+}
+
+// The row (of 16) and the unit (of 2) that lane `lane` addresses for `load_transposed`, for a left
+// fragment and for two neighbouring right fragments.
+SKETCHLAYERS_INLINE int transposed_left_row(int lane) { return lane % 8 + lane / 16 * 8; }
+SKETCHLAYERS_INLINE int transposed_left_unit(int lane) { return lane / 8 % 2; }
+SKETCHLAYERS_INLINE int transposed_right_row(int lane) { return lane % 16; }
+SKETCHLAYERS_INLINE int transposed_right_unit(int lane) { return lane / 16; }
+
 // sums += left right
 template <typename T>
 SKETCHLAYERS_INLINE void multiply(Sums& sums, const LeftFragment& left,

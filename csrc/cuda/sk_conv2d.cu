@@ -118,7 +118,8 @@ std::optional<cuda::PixelTile> choose_tile(const ChannelConvParams& params, int6
   for (const int64_t limit : {std::min(shared, most), most}) {
     const auto tile =
         cuda::TileSearch<Traits>(params.vertical, params.horizontal, params.batch, groups,
-                                 device->multiProcessorCount * Traits::kBlocks, limit)
+                                 device->multiProcessorCount * Traits::kBlocks,
+                                 cuda::halo_for<Traits>(limit))
             .best();
     if (tile) return tile;
   }

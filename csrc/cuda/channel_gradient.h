@@ -1,0 +1,628 @@
+// The gradients of both factors of channel mixing, for half types, in three kernels:
+//   1. features of every pixel: of the gradient P = dY U1^T, of the input V = X U2^T
+//   2. products over pixels, each block over some tiles of them:
+//        grad_s1[r, c, tap] = sum_p P[p, r] X[p at tap, c]     ("the input is shifted")
+//        grad_s2[o, r, tap] = sum_p V[p at tap, r] dY[p, o]    ("the features are shifted")
+//   3. the sum of the blocks' parts, in a fixed order
+// What is shifted lies in shared memory with its halo; a tap is only another address.
+#pragma once
+
+#include "cuda/channel_conv.h"
+#include "cuda/channel_factors.h"
+#include "cuda/row_tile.h"
+
+namespace sketchlayers::cuda {
+
+template <typename T, int kRankPairs_>
+struct ChannelGradientTraits {
+  using Type = T;
+  static constexpr int kWarps = 8;
+  static constexpr int kThreads = kWarps * kWarpSize;
+  static constexpr int kPerUnit = Element<T>::kPerUnit;
+  static constexpr int kStep = Element<T>::kStep;
+  static constexpr int kRankPairs = kRankPairs_;
+  static constexpr int kRankTiles = 2 * kRankPairs;
+  static constexpr int kRank = 16 * kRankPairs;
+  static constexpr int kRankUnits = kRank / kPerUnit;
+  static constexpr int kChunkUnits = 8;
+  static constexpr int kChunk = kChunkUnits * kPerUnit;
+  static constexpr int kChunkSteps = kChunk / kStep;
+  static constexpr int kPitch = (kChunkUnits + 1) * kUnitBytes;
+  static constexpr int kFeaturePitch = (kRankUnits + 1) * kUnitBytes;
+  // Taps whose sums a block holds, so that registers suffice.
+  static constexpr int kTaps = kRankPairs == 1 ? 9 : kRankPairs == 2 ? 5 : 3;
+  static constexpr int kPixels = 128;
+  static constexpr int kHalo = 256;
+  // Each half of the warps takes half of a tile's pixels; a warp takes 16 channels.
+  static constexpr int kHalfWarps = kWarps / 2;
+  static constexpr int kHalfSteps = kPixels / kStep / 2;
+  static constexpr int kSums = kTaps * kRankPairs * 2 * 4;  // of a lane
+
+  static_assert(sizeof(T) == 2, "only 2-byte elements can be transposed as they are loaded");
+  static_assert(kHalfWarps * 16 == kChunk, "the warps of a half share a chunk of channels");
+};
+
+// ------------------------------------------------------------------------------ features
+
+struct PixelFeaturesParams {
+  const void* images;
+  int64_t strides[4];  // batch, channel, row, column
+  int64_t height;
+  int64_t width;
+  int64_t pixels;  // of all images
+  int channels;    // of one group
+  int rank;
+  SignsView signs;
+  void* features;  // (groups, pixels, padded rank)
+  float scale;
+  bool units;
+  bool channels_first;
+};
+
+template <typename Traits>
+class PixelFeatures {
+ public:
+  using T = typename Traits::Type;
+
+  struct Warp {
+    Sums sums[Traits::kRankTiles];
+  };
+
+  static constexpr int kSharedBytes =
+      Traits::kPixels * (static_cast<int>(sizeof(int64_t)) + 2 * Traits::kPitch);
+
+  SKETCHLAYERS_INLINE PixelFeatures(const PixelFeaturesParams& params, unsigned char* shared,
+                                    int64_t block, int group)
+      : params_(params),
+        group_(group),
+        first_(block * Traits::kPixels),
+        table_(reinterpret_cast<int64_t*>(shared)),
+        tiles_(shared + Traits::kPixels * sizeof(int64_t)) {}
+
+  template <typename Block>
+  SKETCHLAYERS_INLINE void run(Block& block) {
+    block.each_warp([&](int warp, Warp& state) { start(warp, state); });
+    block.synchronize();
+    const int chunks = (params_.channels + Traits::kChunk - 1) / Traits::kChunk;
+    block.each_warp([&](int warp, Warp&) { load(warp, 0); });
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      block.each_warp([&](int warp, Warp&) {
+        if (chunk + 1 < chunks) {
+          load(warp, chunk + 1);
+          wait_for_copies<1>();
+        } else {
+          wait_for_copies<0>();
+        }
+      });
+      block.synchronize();
+      block.each_warp([&](int warp, Warp& state) { multiply(warp, state, chunk); });
+      block.synchronize();
+    }
+    block.each_warp([&](int warp, Warp& state) { store(warp, state); });
+  }
+
+ private:
+  SKETCHLAYERS_INLINE void start(int warp, Warp& state) {
+    for_each_lane([&](int lane) {
+      const int row = warp * kWarpSize + lane;
+      if (row < Traits::kPixels) table_[row] = offset(first_ + row);
+    });
+    SKETCHLAYERS_UNROLL
+    for (int j = 0; j < Traits::kRankTiles; ++j) clear(state.sums[j]);
+  }
+
+  SKETCHLAYERS_INLINE int64_t offset(int64_t pixel) const {
+    if (pixel >= params_.pixels) return -1;
+    return pixel / params_.width / params_.height * params_.strides[0] +
+           pixel / params_.width % params_.height * params_.strides[2] +
+           pixel % params_.width * params_.strides[3];
+  }
+
+  SKETCHLAYERS_INLINE unsigned char* tile(int chunk) const {
+    return tiles_ + chunk % 2 * (Traits::kPixels * Traits::kPitch);
+  }
+
+  SKETCHLAYERS_INLINE void load(int warp, int chunk) {
+    const int64_t first = static_cast<int64_t>(group_) * params_.channels;
+    const ChannelSource source{static_cast<const T*>(params_.images) + first * params_.strides[1],
+                               params_.channels, params_.strides[1], params_.units,
+                               params_.channels_first};
+    for_each_lane([&](int lane) {
+      RowTile<Traits>::load(warp * kWarpSize + lane, tile(chunk), Traits::kPixels, table_, source,
+                            static_cast<int64_t>(chunk) * Traits::kChunk);
+    });
+    end_copies();
+  }
+
+  SKETCHLAYERS_INLINE void multiply(int warp, Warp& state, int chunk) {
+    const int steps = (params_.channels + Traits::kStep - 1) / Traits::kStep;
+    SKETCHLAYERS_UNROLL
+    for (int s = 0; s < Traits::kChunkSteps; ++s) {
+      const int step = chunk * Traits::kChunkSteps + s;
+      if (step >= steps) continue;
+      PerLane<const void*> rows;
+      for_each_lane([&](int lane) {
+        rows[lane] = tile(chunk) + (warp * 16 + left_row(lane)) * Traits::kPitch +
+                     (2 * s + left_unit(lane)) * kUnitBytes;
+      });
+      LeftFragment left;
+      load_left(left, rows);
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < Traits::kRankTiles; ++j) {
+        PerLane<uint32_t> words;
+        for_each_lane([&](int lane) { words[lane] = word(8 * j + lane / 4, step); });
+        RightFragment right;
+        sign_fragment<T>(right, words, step * Traits::kStep % kSignsPerWord, false);
+        multiply_fragments(state.sums[j], left, right);
+      }
+    }
+  }
+
+  SKETCHLAYERS_INLINE static void multiply_fragments(Sums& sums, const LeftFragment& left,
+                                                     const RightFragment& right) {
+    cuda::multiply<T>(sums, left, right);
+  }
+
+  SKETCHLAYERS_INLINE uint32_t word(int rank, int step) const {
+    if (rank >= params_.rank) return 0;
+    const SignsView& signs = params_.signs;
+    return static_cast<uint32_t>(signs.words[group_ * signs.group + rank * signs.rank +
+                                             step * Traits::kStep / kSignsPerWord]);
+  }
+
+  // Columns beyond the rank are zeros.
+  SKETCHLAYERS_INLINE void store(int warp, Warp& state) {
+    SKETCHLAYERS_UNROLL
+    for (int j = 0; j < Traits::kRankTiles; ++j) {
+      for_each_lane([&](int lane) {
+        SKETCHLAYERS_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const int64_t pixel = first_ + warp * 16 + lane / 4 + 8 * half;
+          const int column = 8 * j + 2 * (lane % 4);
+          if (pixel >= params_.pixels) continue;
+          const float low = column < params_.rank ? state.sums[j].value[2 * half][lane] : 0.0f;
+          const float high =
+              column + 1 < params_.rank ? state.sums[j].value[2 * half + 1][lane] : 0.0f;
+          const int64_t to = (group_ * params_.pixels + pixel) * Traits::kRank + column;
+          *reinterpret_cast<uint32_t*>(static_cast<T*>(params_.features) + to) =
+              Element<T>::pack(low * params_.scale, high * params_.scale);
+        }
+      });
+    }
+  }
+
+  const PixelFeaturesParams& params_;
+  int group_;
+  int64_t first_;
+  int64_t* table_;
+  unsigned char* tiles_;
+};
+
+// ------------------------------------------------------------------------------ products
+
+// One of the two gradients.
+struct FactorGradient {
+  const void* images;    // the input, or the output's gradient
+  int64_t strides[4];    // batch, channel, row, column
+  const void* features;  // of the other one's pixels
+  float* partial;        // (split, group, tap, rank, channel)
+  int channels;          // of one group
+  bool units;
+  bool channels_first;
+};
+
+struct ChannelGradientParams {
+  FactorGradient first;   // of s1: the input is shifted
+  FactorGradient second;  // of s2: the features of the input are shifted
+  ConvAxis vertical;
+  ConvAxis horizontal;
+  int64_t batch;
+  int groups;
+  int rank;
+  PixelTile tile;
+  int splits;
+};
+
+SKETCHLAYERS_HOST_DEVICE inline int64_t tiles_of_images(const ChannelGradientParams& params) {
+  return ceil_divide(params.batch, params.tile.images) *
+         ceil_divide(params.vertical.output, params.tile.height) *
+         ceil_divide(params.horizontal.output, params.tile.width);
+}
+
+template <typename Traits>
+SKETCHLAYERS_HOST_DEVICE inline int64_t chunks(int64_t channels) {
+  return ceil_divide(channels, Traits::kChunk);
+}
+
+template <typename Traits>
+SKETCHLAYERS_HOST_DEVICE inline int64_t gradient_shared_bytes(int64_t halo) {
+  const int64_t rows = ceil_divide(halo, 16) * 16;
+  const int64_t tables = (rows + Traits::kPixels) * static_cast<int64_t>(sizeof(int64_t));
+  const int64_t first = rows * Traits::kPitch + Traits::kPixels * Traits::kFeaturePitch;
+  const int64_t second = rows * Traits::kFeaturePitch + Traits::kPixels * Traits::kPitch;
+  const int64_t tiles = first > second ? first : second;
+  const int64_t sums = Traits::kThreads / 2 * Traits::kSums * static_cast<int64_t>(sizeof(float));
+  return 2 * tables + (2 * tiles > sums ? 2 * tiles : sums);
+}
+
+// The largest halo that fits, 0 for none.
+template <typename Traits>
+int64_t gradient_halo_for(int64_t bytes) {
+  for (int64_t halo = Traits::kHalo; halo > 0; halo -= 16) {
+    if (gradient_shared_bytes<Traits>(halo) <= bytes) return halo;
+  }
+  return 0;
+}
+
+// Blocks (split, chunk of channels of either gradient), with taps and groups as further axes.
+template <typename Traits, bool kShiftsImages>
+class ChannelGradient {
+ public:
+  using T = typename Traits::Type;
+
+  struct Warp {
+    Sums sums[Traits::kTaps][Traits::kRankPairs][2];
+    PerLane<int> row[Traits::kHalfSteps];  // of the halo, for the lane's pixels and tap 0
+  };
+
+  SKETCHLAYERS_INLINE ChannelGradient(const ChannelGradientParams& params, unsigned char* shared,
+                                      int split, int chunk, int tap_group, int group)
+      : params_(params),
+        gradient_(kShiftsImages ? params.first : params.second),
+        split_(split),
+        chunk_(chunk),
+        first_tap_(tap_group * Traits::kTaps),
+        group_(group) {
+    taps_ = static_cast<int>(params.vertical.kernel * params.horizontal.kernel) - first_tap_;
+    halo_height_ = static_cast<int>(halo_extent(params.vertical, params.tile.height));
+    halo_width_ = static_cast<int>(halo_extent(params.horizontal, params.tile.width));
+    halo_ = params.tile.images * halo_height_ * halo_width_;
+    halo_rows_ = (halo_ + 15) / 16 * 16;
+    pixels_ = params.tile.images * params.tile.height * params.tile.width;
+    tables_ = reinterpret_cast<int64_t*>(shared);
+    tiles_ = shared + 2 * (halo_rows_ + Traits::kPixels) * sizeof(int64_t);
+  }
+
+  template <typename Block>
+  SKETCHLAYERS_INLINE void run(Block& block) {
+    const int64_t all = tiles_of_images(params_);
+    const int64_t count = split_ < all ? (all - split_ - 1) / params_.splits + 1 : 0;
+    block.each_warp([&](int warp, Warp& state) {
+      start(warp, state);
+      if (count > 0) fill_tables(warp, 0);
+    });
+    block.synchronize();
+    block.each_warp([&](int warp, Warp&) {
+      if (count > 0) load(warp, 0);
+      if (count > 1) fill_tables(warp, 1);
+    });
+    block.synchronize();
+    for (int64_t i = 0; i < count; ++i) {
+      block.each_warp([&](int warp, Warp&) {
+        if (i + 1 < count) {
+          load(warp, i + 1);
+          wait_for_copies<1>();
+        } else {
+          wait_for_copies<0>();
+        }
+      });
+      block.synchronize();
+      block.each_warp([&](int warp, Warp& state) {
+        multiply(warp, state, i);
+        if (i + 2 < count) fill_tables(warp, i + 2);
+      });
+      block.synchronize();
+    }
+    block.each_warp([&](int warp, Warp& state) { hand_over(warp, state); });
+    block.synchronize();
+    block.each_warp([&](int warp, Warp& state) { store(warp, state); });
+  }
+
+ private:
+  SKETCHLAYERS_INLINE void start(int warp, Warp& state) {
+    SKETCHLAYERS_UNROLL
+    for (int t = 0; t < Traits::kTaps; ++t) {
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < Traits::kRankPairs; ++j) {
+        clear(state.sums[t][j][0]);
+        clear(state.sums[t][j][1]);
+      }
+    }
+    SKETCHLAYERS_UNROLL
+    for (int s = 0; s < Traits::kHalfSteps; ++s) {
+      for_each_lane([&](int lane) {
+        const int place = kShiftsImages ? transposed_right_row(lane) : transposed_left_row(lane);
+        const int pixel = step(warp, s) * Traits::kStep + place;
+        state.row[s][lane] = pixel < pixels_ ? halo_row(pixel) : 0;
+      });
+    }
+  }
+
+  SKETCHLAYERS_INLINE static int step(int warp, int s) {
+    return warp / Traits::kHalfWarps * Traits::kHalfSteps + s;
+  }
+
+  SKETCHLAYERS_INLINE int halo_row(int pixel) const {
+    const int x = pixel % params_.tile.width;
+    const int y = pixel / params_.tile.width % params_.tile.height;
+    const int image = pixel / (params_.tile.width * params_.tile.height);
+    return (image * halo_height_ + y * static_cast<int>(params_.vertical.stride)) * halo_width_ +
+           x * static_cast<int>(params_.horizontal.stride);
+  }
+
+  SKETCHLAYERS_INLINE int64_t* halo_table(int64_t i) const {
+    return tables_ + i % 2 * (halo_rows_ + Traits::kPixels);
+  }
+  SKETCHLAYERS_INLINE int64_t* pixel_table(int64_t i) const { return halo_table(i) + halo_rows_; }
+
+  // Where the rows of the block's tile `i` start, of what is shifted and of what is not.
+  SKETCHLAYERS_INLINE void fill_tables(int warp, int64_t i) {
+    const int64_t tile = split_ + i * params_.splits;
+    const int64_t across = ceil_divide(params_.horizontal.output, params_.tile.width);
+    const int64_t down = ceil_divide(params_.vertical.output, params_.tile.height);
+    const int64_t image = tile / across / down * params_.tile.images;
+    const int64_t top = tile / across % down * params_.tile.height;
+    const int64_t left = tile % across * params_.tile.width;
+    for_each_lane([&](int lane) {
+      for (int row = warp * kWarpSize + lane; row < halo_rows_; row += Traits::kThreads) {
+        const int64_t x =
+            left * params_.horizontal.stride - params_.horizontal.padding + row % halo_width_;
+        const int64_t y = top * params_.vertical.stride - params_.vertical.padding +
+                          row / halo_width_ % halo_height_;
+        const int64_t n = image + row / (halo_width_ * halo_height_);
+        halo_table(i)[row] = row < halo_ ? offset(kShiftsImages, n, y, x, params_.vertical.input,
+                                                  params_.horizontal.input)
+                                         : -1;
+      }
+      for (int row = warp * kWarpSize + lane; row < Traits::kPixels; row += Traits::kThreads) {
+        const int64_t x = left + row % params_.tile.width;
+        const int64_t y = top + row / params_.tile.width % params_.tile.height;
+        const int64_t n = image + row / (params_.tile.width * params_.tile.height);
+        pixel_table(i)[row] = row < pixels_
+                                  ? offset(!kShiftsImages, n, y, x, params_.vertical.output,
+                                           params_.horizontal.output)
+                                  : -1;
+      }
+    });
+  }
+
+  SKETCHLAYERS_INLINE int64_t offset(bool of_images, int64_t image, int64_t y, int64_t x,
+                                     int64_t height, int64_t width) const {
+    if (image >= params_.batch || y < 0 || y >= height || x < 0 || x >= width) return -1;
+    if (!of_images) {
+      return (((group_ * params_.batch + image) * height + y) * width + x) * Traits::kRank;
+    }
+    const int64_t* strides = gradient_.strides;
+    return image * strides[0] + y * strides[2] + x * strides[3];
+  }
+
+  SKETCHLAYERS_INLINE unsigned char* shifted_tile(int64_t i) const {
+    const int shifted = halo_rows_ * (kShiftsImages ? Traits::kPitch : Traits::kFeaturePitch);
+    const int centred = Traits::kPixels * (kShiftsImages ? Traits::kFeaturePitch : Traits::kPitch);
+    return tiles_ + i % 2 * (shifted + centred);
+  }
+  SKETCHLAYERS_INLINE unsigned char* centred_tile(int64_t i) const {
+    return shifted_tile(i) + halo_rows_ * (kShiftsImages ? Traits::kPitch : Traits::kFeaturePitch);
+  }
+
+  SKETCHLAYERS_INLINE void load(int warp, int64_t i) {
+    for_each_lane([&](int lane) {
+      const int thread = warp * kWarpSize + lane;
+      load_images(thread, kShiftsImages ? shifted_tile(i) : centred_tile(i),
+                  kShiftsImages ? halo_rows_ : Traits::kPixels,
+                  kShiftsImages ? halo_table(i) : pixel_table(i));
+      load_features(thread, kShiftsImages ? centred_tile(i) : shifted_tile(i),
+                    kShiftsImages ? Traits::kPixels : halo_rows_,
+                    kShiftsImages ? pixel_table(i) : halo_table(i));
+    });
+    end_copies();
+  }
+
+  SKETCHLAYERS_INLINE void load_images(int thread, unsigned char* tile, int rows,
+                                       const int64_t* table) {
+    const int64_t first = static_cast<int64_t>(group_) * gradient_.channels;
+    const ChannelSource source{
+        static_cast<const T*>(gradient_.images) + first * gradient_.strides[1], gradient_.channels,
+        gradient_.strides[1], gradient_.units, gradient_.channels_first};
+    RowTile<Traits>::load(thread, tile, rows, table, source,
+                          static_cast<int64_t>(chunk_) * Traits::kChunk);
+  }
+
+  SKETCHLAYERS_INLINE void load_features(int thread, unsigned char* tile, int rows,
+                                         const int64_t* table) {
+    const T* const from = static_cast<const T*>(gradient_.features);
+    for (int i = thread; i < rows * Traits::kRankUnits; i += Traits::kThreads) {
+      const int row = i / Traits::kRankUnits;
+      const int unit = i % Traits::kRankUnits;
+      const int64_t offset = table[row];
+      copy_async(tile + row * Traits::kFeaturePitch + unit * kUnitBytes,
+                 offset >= 0 ? from + offset + unit * Traits::kPerUnit : nullptr);
+    }
+  }
+
+  SKETCHLAYERS_INLINE int tap_shift(int t) const {
+    const int width = static_cast<int>(params_.horizontal.kernel);
+    const int tap = first_tap_ + t;
+    return tap / width * static_cast<int>(params_.vertical.dilation) * halo_width_ +
+           tap % width * static_cast<int>(params_.horizontal.dilation);
+  }
+
+  SKETCHLAYERS_INLINE void multiply(int warp, Warp& state, int64_t i) {
+    SKETCHLAYERS_UNROLL
+    for (int s = 0; s < Traits::kHalfSteps; ++s) {
+      if (step(warp, s) * Traits::kStep >= pixels_) continue;
+      if constexpr (kShiftsImages) {
+        multiply_shifted_images(warp, state, i, s);
+      } else {
+        multiply_shifted_features(warp, state, i, s);
+      }
+    }
+  }
+
+  SKETCHLAYERS_INLINE void multiply_shifted_images(int warp, Warp& state, int64_t i, int s) {
+    LeftFragment left[Traits::kRankPairs];
+    for_each_rank_pair([&](int j) {
+      load_feature_fragment(left[j], centred_tile(i), j, [&](int lane) {
+        return step(warp, s) * Traits::kStep + transposed_left_row(lane);
+      });
+    });
+    SKETCHLAYERS_UNROLL
+    for (int t = 0; t < Traits::kTaps; ++t) {
+      if (t >= taps_) continue;
+      const int shift = tap_shift(t);
+      RightFragment right[2];
+      load_image_fragments(right, shifted_tile(i), warp,
+                           [&](int lane) { return state.row[s][lane] + shift; });
+      for_each_rank_pair([&](int j) {
+        cuda::multiply<T>(state.sums[t][j][0], left[j], right[0]);
+        cuda::multiply<T>(state.sums[t][j][1], left[j], right[1]);
+      });
+    }
+  }
+
+  SKETCHLAYERS_INLINE void multiply_shifted_features(int warp, Warp& state, int64_t i, int s) {
+    RightFragment right[2];
+    load_image_fragments(right, centred_tile(i), warp, [&](int lane) {
+      return step(warp, s) * Traits::kStep + transposed_right_row(lane);
+    });
+    SKETCHLAYERS_UNROLL
+    for (int t = 0; t < Traits::kTaps; ++t) {
+      if (t >= taps_) continue;
+      const int shift = tap_shift(t);
+      for_each_rank_pair([&](int j) {
+        LeftFragment left;
+        load_feature_fragment(left, shifted_tile(i), j,
+                              [&](int lane) { return state.row[s][lane] + shift; });
+        cuda::multiply<T>(state.sums[t][j][0], left, right[0]);
+        cuda::multiply<T>(state.sums[t][j][1], left, right[1]);
+      });
+    }
+  }
+
+  template <typename Body>
+  SKETCHLAYERS_INLINE static void for_each_rank_pair(const Body& body) {
+    SKETCHLAYERS_UNROLL
+    for (int j = 0; j < Traits::kRankPairs; ++j) body(j);
+  }
+
+  // 16 rows of the rank, 16 pixels.
+  template <typename Row>
+  SKETCHLAYERS_INLINE static void load_feature_fragment(LeftFragment& left,
+                                                        const unsigned char* tile, int pair,
+                                                        const Row& row) {
+    PerLane<const void*> rows;
+    for_each_lane([&](int lane) {
+      rows[lane] = tile + row(lane) * Traits::kFeaturePitch +
+                   (2 * pair + transposed_left_unit(lane)) * kUnitBytes;
+    });
+    load_transposed(left.reg, rows);
+  }
+
+  // 16 pixels, the warp's 16 channels.
+  template <typename Row>
+  SKETCHLAYERS_INLINE static void load_image_fragments(RightFragment (&right)[2],
+                                                       const unsigned char* tile, int warp,
+                                                       const Row& row) {
+    PerLane<const void*> rows;
+    for_each_lane([&](int lane) {
+      rows[lane] = tile + row(lane) * Traits::kPitch +
+                   (2 * (warp % Traits::kHalfWarps) + transposed_right_unit(lane)) * kUnitBytes;
+    });
+    PerLane<uint32_t> reg[4];
+    load_transposed(reg, rows);
+    for_each_lane([&](int lane) {
+      SKETCHLAYERS_UNROLL
+      for (int k = 0; k < 4; ++k) right[k / 2].reg[k % 2][lane] = reg[k][lane];
+    });
+  }
+
+  // Calls body(index of the sum, tap, row of the rank, channel, sum) for all that a lane holds.
+  template <typename Body>
+  SKETCHLAYERS_INLINE void for_each_sum(int warp, Warp& state, int lane, const Body& body) {
+    SKETCHLAYERS_UNROLL
+    for (int t = 0; t < Traits::kTaps; ++t) {
+      SKETCHLAYERS_UNROLL
+      for (int j = 0; j < 2 * Traits::kRankPairs; ++j) {
+        SKETCHLAYERS_UNROLL
+        for (int k = 0; k < 4; ++k) {
+          const int row = j / 2 * 16 + lane / 4 + k / 2 * 8;
+          const int channel = chunk_ * Traits::kChunk + warp % Traits::kHalfWarps * 16 + j % 2 * 8 +
+                              lane % 4 * 2 + k % 2;
+          body((t * 2 * Traits::kRankPairs + j) * 4 + k, t, row, channel,
+               state.sums[t][j / 2][j % 2].value[k][lane]);
+        }
+      }
+    }
+  }
+
+  // The second half's sums, to shared memory where the tiles were.
+  SKETCHLAYERS_INLINE float* handed_over(int warp, int lane, int index) const {
+    const int thread = warp % Traits::kHalfWarps * kWarpSize + lane;
+    return reinterpret_cast<float*>(tiles_) + index * (Traits::kThreads / 2) + thread;
+  }
+  SKETCHLAYERS_INLINE void hand_over(int warp, Warp& state) {
+    if (warp < Traits::kHalfWarps) return;
+    for_each_lane([&](int lane) {
+      for_each_sum(warp, state, lane, [&](int index, int, int, int, float sum) {
+        *handed_over(warp, lane, index) = sum;
+      });
+    });
+  }
+
+  SKETCHLAYERS_INLINE void store(int warp, Warp& state) {
+    if (warp >= Traits::kHalfWarps) return;
+    const int64_t taps = params_.vertical.kernel * params_.horizontal.kernel;
+    for_each_lane([&](int lane) {
+      for_each_sum(warp, state, lane, [&](int index, int t, int row, int channel, float sum) {
+        if (t >= taps_ || row >= params_.rank || channel >= gradient_.channels) return;
+        const int64_t tap = (split_ * params_.groups + group_) * taps + first_tap_ + t;
+        const int64_t to = (tap * params_.rank + row) * gradient_.channels + channel;
+        gradient_.partial[to] = sum + *handed_over(warp, lane, index);
+      });
+    });
+  }
+
+  const ChannelGradientParams& params_;
+  const FactorGradient& gradient_;
+  int64_t split_;
+  int chunk_, first_tap_, group_;
+  int taps_;  // left from the first
+  int halo_height_, halo_width_, halo_, halo_rows_, pixels_;
+  int64_t* tables_;
+  unsigned char* tiles_;
+};
+
+// ------------------------------------------------------------------------------ sums
+
+struct GradientSumParams {
+  const float* partial;  // (split, group, tap, rank, channel)
+  void* gradient;
+  FactorView view;   // its strides; `data` is not used
+  int64_t elements;  // of a split
+  int splits;
+  int rank;
+  int channels;
+  int kernel_h;
+  int kernel_w;
+  float scale;
+};
+
+// Element `i` of (group, tap, rank, channel).
+template <typename T>
+SKETCHLAYERS_INLINE void add_splits(const GradientSumParams& params, int64_t i) {
+  float sum = 0.0f;
+  for (int split = 0; split < params.splits; ++split) {
+    sum += params.partial[split * params.elements + i];
+  }
+  const int64_t channel = i % params.channels;
+  const int64_t rank = i / params.channels % params.rank;
+  const int64_t tap = i / params.channels / params.rank % (params.kernel_h * params.kernel_w);
+  const int64_t group = i / params.channels / params.rank / (params.kernel_h * params.kernel_w);
+  const FactorView& view = params.view;
+  static_cast<T*>(
+      params.gradient)[group * view.group + rank * view.rank + channel * view.channel +
+                       tap / params.kernel_w * view.row + tap % params.kernel_w * view.column] =
+      static_cast<T>(sum * params.scale);
+}
+
+}  // namespace sketchlayers::cuda
