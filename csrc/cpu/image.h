@@ -63,6 +63,24 @@ void copy_run(const T* in, int64_t stride, int64_t count, float* out) {
   }
 }
 
+// Rows of `out` get `before` zeros, `count` elements, and `after` zeros.
+template <typename T>
+void copy_rows(const T* in, int64_t in_row, int64_t in_column, int64_t rows, int64_t count,
+               float* out, int64_t out_row, int64_t before, int64_t after) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (in_column == 1) {
+      vector_kernels().copy_rows(in, in_row, rows, count, out, out_row, before, after);
+      return;
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    float* target = out + r * out_row;
+    std::fill(target, target + before, 0.0f);
+    copy_run(in + r * in_row, in_column, count, target + before);
+    std::fill(target + before + count, target + before + count + after, 0.0f);
+  }
+}
+
 // channels x run of pixels, out[c * out_channel + i], from an image whose channels lie together.
 // `out` has room for whole steps; what follows the run is overwritten.
 template <typename T>
@@ -108,19 +126,26 @@ void pack_window(const ImageView<const T>& grid, int64_t channels, const Window&
     }
   };
   clear(0, first);
-  for (int64_t r = first; r < last; r += step) {
-    const int64_t length = step * count;
-    const T* source = grid.data + (window.first_row + r) * grid.row + begin * grid.column;
-    float* target = out + r * window.pitch;
-    if (together) {
-      transpose_run(source, grid.column, length, channels, target + lead, out_channel, pixels);
+  const int64_t length = step * count;
+  const int64_t after = step * window.pitch - lead - length;
+  const auto row = [&](int64_t r) {
+    return grid.data + (window.first_row + r) * grid.row + begin * grid.column;
+  };
+  if (together) {
+    for (int64_t r = first; r < last; r += step) {
+      float* target = out + r * window.pitch;
+      transpose_run(row(r), grid.column, length, channels, target + lead, out_channel, pixels);
+      for (int64_t c = 0; c < channels && lead + after > 0; ++c) {
+        float* line = target + c * out_channel;
+        std::fill(line, line + lead, 0.0f);
+        std::fill(line + lead + length, line + lead + length + after, 0.0f);
+      }
     }
-    if (together && lead == 0 && length == step * window.pitch) continue;
+  } else if (first < last) {
     for (int64_t c = 0; c < channels; ++c) {
-      float* line = target + c * out_channel;
-      std::fill(line, line + lead, 0.0f);
-      if (!together) copy_run(source + c * grid.channel, grid.column, length, line + lead);
-      std::fill(line + lead + length, line + step * window.pitch, 0.0f);
+      copy_rows(row(first) + c * grid.channel, step * grid.row, grid.column, (last - first) / step,
+                length, out + c * out_channel + first * window.pitch, step * window.pitch, lead,
+                after);
     }
   }
   clear(last, window.rows);
@@ -134,29 +159,39 @@ void store_window(const float* in, int64_t in_channel, int64_t pitch, int64_t ch
   const bool merge = columns == pitch && grid.row == columns * grid.column;
   const int64_t step = merge ? rows : 1;
   const int64_t length = merge ? rows * columns : columns;
+  const bool together = grid.channel == 1 && grid.column != 1;
+  if constexpr (std::is_same_v<T, float>) {
+    if (!together && grid.column == 1) {
+      for (int64_t c = 0; c < channels; ++c) {
+        vector_kernels().copy_rows(in + c * in_channel, step * pitch, rows / step, length,
+                                   grid.data + first_row * grid.row + c * grid.channel,
+                                   step * grid.row, 0, 0);
+      }
+      return;
+    }
+  }
   for (int64_t r = 0; r < rows; r += step) {
     T* target = grid.data + (first_row + r) * grid.row;
     const float* source = in + r * pitch;
-    if (grid.channel == 1 && grid.column != 1) {
-      if constexpr (std::is_same_v<T, float>) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (together) {
         vector_kernels().transpose(source, in_channel, channels, length, target, grid.column,
                                    /*padded=*/false);
-      } else {
-        for (int64_t i = 0; i < length; ++i) {
-          for (int64_t c = 0; c < channels; ++c) {
-            target[i * grid.column + c] = static_cast<T>(source[c * in_channel + i]);
-          }
+        continue;
+      }
+    }
+    // The inner loop is over what lies together in the image.
+    if (together) {
+      for (int64_t i = 0; i < length; ++i) {
+        for (int64_t c = 0; c < channels; ++c) {
+          target[i * grid.column + c] = static_cast<T>(source[c * in_channel + i]);
         }
       }
-      continue;
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* line = source + c * in_channel;
-      T* out = target + c * grid.channel;
-      if (grid.column == 1) {
-        for (int64_t i = 0; i < length; ++i) out[i] = static_cast<T>(line[i]);
-      } else {
-        for (int64_t i = 0; i < length; ++i) out[i * grid.column] = static_cast<T>(line[i]);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t i = 0; i < length; ++i) {
+          target[c * grid.channel + i * grid.column] = static_cast<T>(source[c * in_channel + i]);
+        }
       }
     }
   }

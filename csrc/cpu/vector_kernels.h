@@ -39,6 +39,10 @@ struct VectorKernels {
   void (*product)(const Product* parts, int count, int64_t rows, int64_t columns, const float* bias,
                   float* out, int64_t out_row, bool add);
 
+  // Rows of `out` get `before` zeros, a row of `in`, and `after` zeros.
+  void (*copy_rows)(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
+                    int64_t out_row, int64_t before, int64_t after);
+
   // out[n][m] = in[m][n]; if `padded`, rows of `out` have room for whole steps and are filled up
   // with zeros.
   void (*transpose)(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,

@@ -16,18 +16,56 @@ inline Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(
 inline void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
 inline Vector splat(float value) { return Vector{} + value; }
 
-// The first `count` floats, then zeros.
+// The first `count` of a vector's floats, 1 to kLanes; the others are zeros, and left alone.
+#if SKETCHLAYERS_LANES == 16
+inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
 inline Vector load_partial(const float* p, int64_t count) {
-  if (count == kLanes) return load(p);
-  alignas(Vector) float lanes[kLanes] = {};
-  std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(float));
-  return load(lanes);
+  return (Vector)_mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+inline void store_partial(float* p, Vector v, int64_t count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v);
+}
+#elif SKETCHLAYERS_LANES == 8
+inline __m256i first_lanes(int64_t count) {
+  return (__m256i)(Bits{0, 1, 2, 3, 4, 5, 6, 7} < Bits{} + static_cast<int32_t>(count));
+}
+inline Vector load_partial(const float* p, int64_t count) {
+  return (Vector)_mm256_maskload_ps(p, first_lanes(count));
+}
+inline void store_partial(float* p, Vector v, int64_t count) {
+  _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
+}
+#else
+inline Vector load_partial(const float* p, int64_t count) {
+  Vector v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+inline void store_partial(float* p, Vector v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+#endif
+
+// ---------------------------------------------------------------------------------------- rows
+
+inline void clear(float* p, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = 0.0f;
 }
 
-inline void store_partial(float* p, Vector v, int64_t count) {
-  alignas(Vector) float lanes[kLanes];
-  store(lanes, v);
-  std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
+void copy_rows(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
+               int64_t out_row, int64_t before, int64_t after) {
+  const int64_t whole = columns / kLanes * kLanes;
+  for (int64_t r = 0; r < rows; ++r) {
+    float* target = out + r * out_row;
+    clear(target, before);
+    target += before;
+    const float* source = in + r * in_row;
+    for (int64_t i = 0; i < whole; i += kLanes) store(target + i, load(source + i));
+    if (whole < columns) {
+      store_partial(target + whole, load_partial(source + whole, columns - whole), columns - whole);
+    }
+    clear(target + columns, after);
+  }
 }
 
 // ------------------------------------------------------------------------------------- product
@@ -452,6 +490,7 @@ void combine_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_
 }  // namespace
 
 constexpr VectorKernels kKernels = {
-    SKETCHLAYERS_VECTOR_NAME, product, transpose, expand_signs, sketch_vectors, combine_vectors};
+    SKETCHLAYERS_VECTOR_NAME, product,        copy_rows, transpose, expand_signs,
+    sketch_vectors,           combine_vectors};
 
 }  // namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE

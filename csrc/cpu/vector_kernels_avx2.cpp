@@ -2,7 +2,7 @@
 
 #if defined(__x86_64__)
 
-#include <cstring>
+#include <immintrin.h>
 
 // Headers come before: what they define inline must run everywhere.
 #if defined(__clang__)

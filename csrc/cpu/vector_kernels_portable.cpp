@@ -1,6 +1,4 @@
 // For every other processor: vectors of 16 bytes, as SSE2 and NEON have them.
-#include <cstring>
-
 #include "cpu/vector_kernels.h"
 
 #define SKETCHLAYERS_VECTOR_NAMESPACE portable

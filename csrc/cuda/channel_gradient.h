@@ -29,14 +29,14 @@ struct ChannelGradientTraits {
   static constexpr int kChunkSteps = kChunk / kStep;
   static constexpr int kPitch = (kChunkUnits + 1) * kUnitBytes;
   static constexpr int kFeaturePitch = (kRankUnits + 1) * kUnitBytes;
-  // Taps whose sums a block holds, so that registers suffice.
-  static constexpr int kTaps = kRankPairs == 1 ? 9 : kRankPairs == 2 ? 5 : 3;
   static constexpr int kPixels = 128;
   static constexpr int kHalo = 256;
-  // Each half of the warps takes half of a tile's pixels; a warp takes 16 channels.
+  static constexpr int kSteps = kPixels / kStep;
+  // A warp takes 16 channels, and the sums of so many taps that registers suffice; each half of
+  // the warps takes other taps.
   static constexpr int kHalfWarps = kWarps / 2;
-  static constexpr int kHalfSteps = kPixels / kStep / 2;
-  static constexpr int kSums = kTaps * kRankPairs * 2 * 4;  // of a lane
+  static constexpr int kWarpTaps = kRankPairs == 1 ? 5 : kRankPairs == 2 ? 3 : 2;
+  static constexpr int kTaps = 2 * kWarpTaps;
 
   static_assert(sizeof(T) == 2, "only 2-byte elements can be transposed as they are loaded");
   static_assert(kHalfWarps * 16 == kChunk, "the warps of a half share a chunk of channels");
@@ -241,8 +241,8 @@ SKETCHLAYERS_HOST_DEVICE inline int64_t gradient_shared_bytes(int64_t halo) {
   const int64_t first = rows * Traits::kPitch + Traits::kPixels * Traits::kFeaturePitch;
   const int64_t second = rows * Traits::kFeaturePitch + Traits::kPixels * Traits::kPitch;
   const int64_t tiles = first > second ? first : second;
-  const int64_t sums = Traits::kThreads / 2 * Traits::kSums * static_cast<int64_t>(sizeof(float));
-  return 2 * tables + (2 * tiles > sums ? 2 * tiles : sums);
+  const int64_t rows_of_pixels = Traits::kPixels * static_cast<int64_t>(sizeof(int));
+  return 2 * (tables + tiles) + rows_of_pixels;
 }
 
 // The largest halo that fits, 0 for none.
@@ -261,8 +261,7 @@ class ChannelGradient {
   using T = typename Traits::Type;
 
   struct Warp {
-    Sums sums[Traits::kTaps][Traits::kRankPairs][2];
-    PerLane<int> row[Traits::kHalfSteps];  // of the halo, for the lane's pixels and tap 0
+    Sums sums[Traits::kWarpTaps][Traits::kRankPairs][2];
   };
 
   SKETCHLAYERS_INLINE ChannelGradient(const ChannelGradientParams& params, unsigned char* shared,
@@ -273,14 +272,15 @@ class ChannelGradient {
         chunk_(chunk),
         first_tap_(tap_group * Traits::kTaps),
         group_(group) {
-    taps_ = static_cast<int>(params.vertical.kernel * params.horizontal.kernel) - first_tap_;
+    taps_ = static_cast<int>(params.vertical.kernel * params.horizontal.kernel);
     halo_height_ = static_cast<int>(halo_extent(params.vertical, params.tile.height));
     halo_width_ = static_cast<int>(halo_extent(params.horizontal, params.tile.width));
     halo_ = params.tile.images * halo_height_ * halo_width_;
     halo_rows_ = (halo_ + 15) / 16 * 16;
     pixels_ = params.tile.images * params.tile.height * params.tile.width;
     tables_ = reinterpret_cast<int64_t*>(shared);
-    tiles_ = shared + 2 * (halo_rows_ + Traits::kPixels) * sizeof(int64_t);
+    rows_ = reinterpret_cast<int*>(tables_ + 2 * (halo_rows_ + Traits::kPixels));
+    tiles_ = reinterpret_cast<unsigned char*>(rows_ + Traits::kPixels);
   }
 
   template <typename Block>
@@ -313,33 +313,28 @@ class ChannelGradient {
       });
       block.synchronize();
     }
-    block.each_warp([&](int warp, Warp& state) { hand_over(warp, state); });
-    block.synchronize();
     block.each_warp([&](int warp, Warp& state) { store(warp, state); });
   }
 
  private:
   SKETCHLAYERS_INLINE void start(int warp, Warp& state) {
     SKETCHLAYERS_UNROLL
-    for (int t = 0; t < Traits::kTaps; ++t) {
+    for (int t = 0; t < Traits::kWarpTaps; ++t) {
       SKETCHLAYERS_UNROLL
       for (int j = 0; j < Traits::kRankPairs; ++j) {
         clear(state.sums[t][j][0]);
         clear(state.sums[t][j][1]);
       }
     }
-    SKETCHLAYERS_UNROLL
-    for (int s = 0; s < Traits::kHalfSteps; ++s) {
-      for_each_lane([&](int lane) {
-        const int place = kShiftsImages ? transposed_right_row(lane) : transposed_left_row(lane);
-        const int pixel = step(warp, s) * Traits::kStep + place;
-        state.row[s][lane] = pixel < pixels_ ? halo_row(pixel) : 0;
-      });
-    }
+    for_each_lane([&](int lane) {
+      const int pixel = warp * kWarpSize + lane;
+      if (pixel < Traits::kPixels) rows_[pixel] = pixel < pixels_ ? halo_row(pixel) : 0;
+    });
   }
 
-  SKETCHLAYERS_INLINE static int step(int warp, int s) {
-    return warp / Traits::kHalfWarps * Traits::kHalfSteps + s;
+  // Of the kernel; beyond the last there is nothing to do.
+  SKETCHLAYERS_INLINE int tap(int warp, int t) const {
+    return first_tap_ + warp / Traits::kHalfWarps * Traits::kWarpTaps + t;
   }
 
   SKETCHLAYERS_INLINE int halo_row(int pixel) const {
@@ -440,17 +435,16 @@ class ChannelGradient {
     }
   }
 
-  SKETCHLAYERS_INLINE int tap_shift(int t) const {
+  SKETCHLAYERS_INLINE int tap_shift(int tap) const {
     const int width = static_cast<int>(params_.horizontal.kernel);
-    const int tap = first_tap_ + t;
     return tap / width * static_cast<int>(params_.vertical.dilation) * halo_width_ +
            tap % width * static_cast<int>(params_.horizontal.dilation);
   }
 
   SKETCHLAYERS_INLINE void multiply(int warp, Warp& state, int64_t i) {
-    SKETCHLAYERS_UNROLL
-    for (int s = 0; s < Traits::kHalfSteps; ++s) {
-      if (step(warp, s) * Traits::kStep >= pixels_) continue;
+    SKETCHLAYERS_NO_UNROLL  // registers are for sums
+        for (int s = 0; s < Traits::kSteps; ++s) {
+      if (s * Traits::kStep >= pixels_) continue;
       if constexpr (kShiftsImages) {
         multiply_shifted_images(warp, state, i, s);
       } else {
@@ -463,16 +457,19 @@ class ChannelGradient {
     LeftFragment left[Traits::kRankPairs];
     for_each_rank_pair([&](int j) {
       load_feature_fragment(left[j], centred_tile(i), j, [&](int lane) {
-        return step(warp, s) * Traits::kStep + transposed_left_row(lane);
+        return s * Traits::kStep + transposed_left_row(lane);
       });
     });
+    PerLane<int> row;
+    for_each_lane(
+        [&](int lane) { row[lane] = rows_[s * Traits::kStep + transposed_right_row(lane)]; });
     SKETCHLAYERS_UNROLL
-    for (int t = 0; t < Traits::kTaps; ++t) {
-      if (t >= taps_) continue;
-      const int shift = tap_shift(t);
+    for (int t = 0; t < Traits::kWarpTaps; ++t) {
+      if (tap(warp, t) >= taps_) continue;
+      const int shift = tap_shift(tap(warp, t));
       RightFragment right[2];
       load_image_fragments(right, shifted_tile(i), warp,
-                           [&](int lane) { return state.row[s][lane] + shift; });
+                           [&](int lane) { return row[lane] + shift; });
       for_each_rank_pair([&](int j) {
         cuda::multiply<T>(state.sums[t][j][0], left[j], right[0]);
         cuda::multiply<T>(state.sums[t][j][1], left[j], right[1]);
@@ -482,17 +479,19 @@ class ChannelGradient {
 
   SKETCHLAYERS_INLINE void multiply_shifted_features(int warp, Warp& state, int64_t i, int s) {
     RightFragment right[2];
-    load_image_fragments(right, centred_tile(i), warp, [&](int lane) {
-      return step(warp, s) * Traits::kStep + transposed_right_row(lane);
-    });
+    load_image_fragments(right, centred_tile(i), warp,
+                         [&](int lane) { return s * Traits::kStep + transposed_right_row(lane); });
+    PerLane<int> row;
+    for_each_lane(
+        [&](int lane) { row[lane] = rows_[s * Traits::kStep + transposed_left_row(lane)]; });
     SKETCHLAYERS_UNROLL
-    for (int t = 0; t < Traits::kTaps; ++t) {
-      if (t >= taps_) continue;
-      const int shift = tap_shift(t);
+    for (int t = 0; t < Traits::kWarpTaps; ++t) {
+      if (tap(warp, t) >= taps_) continue;
+      const int shift = tap_shift(tap(warp, t));
       for_each_rank_pair([&](int j) {
         LeftFragment left;
         load_feature_fragment(left, shifted_tile(i), j,
-                              [&](int lane) { return state.row[s][lane] + shift; });
+                              [&](int lane) { return row[lane] + shift; });
         cuda::multiply<T>(state.sums[t][j][0], left, right[0]);
         cuda::multiply<T>(state.sums[t][j][1], left, right[1]);
       });
@@ -536,59 +535,39 @@ class ChannelGradient {
     });
   }
 
-  // Calls body(index of the sum, tap, row of the rank, channel, sum) for all that a lane holds.
-  template <typename Body>
-  SKETCHLAYERS_INLINE void for_each_sum(int warp, Warp& state, int lane, const Body& body) {
+  SKETCHLAYERS_INLINE void store(int warp, Warp& state) {
     SKETCHLAYERS_UNROLL
-    for (int t = 0; t < Traits::kTaps; ++t) {
+    for (int t = 0; t < Traits::kWarpTaps; ++t) {
+      if (tap(warp, t) >= taps_) continue;
       SKETCHLAYERS_UNROLL
       for (int j = 0; j < 2 * Traits::kRankPairs; ++j) {
-        SKETCHLAYERS_UNROLL
-        for (int k = 0; k < 4; ++k) {
-          const int row = j / 2 * 16 + lane / 4 + k / 2 * 8;
-          const int channel = chunk_ * Traits::kChunk + warp % Traits::kHalfWarps * 16 + j % 2 * 8 +
-                              lane % 4 * 2 + k % 2;
-          body((t * 2 * Traits::kRankPairs + j) * 4 + k, t, row, channel,
-               state.sums[t][j / 2][j % 2].value[k][lane]);
-        }
+        for_each_lane([&](int lane) {
+          SKETCHLAYERS_UNROLL
+          for (int k = 0; k < 4; ++k) {
+            const int row = j / 2 * 16 + lane / 4 + k / 2 * 8;
+            const int channel = chunk_ * Traits::kChunk + warp % Traits::kHalfWarps * 16 +
+                                j % 2 * 8 + lane % 4 * 2 + k % 2;
+            store_sum(tap(warp, t), row, channel, state.sums[t][j / 2][j % 2].value[k][lane]);
+          }
+        });
       }
     }
   }
 
-  // The second half's sums, to shared memory where the tiles were.
-  SKETCHLAYERS_INLINE float* handed_over(int warp, int lane, int index) const {
-    const int thread = warp % Traits::kHalfWarps * kWarpSize + lane;
-    return reinterpret_cast<float*>(tiles_) + index * (Traits::kThreads / 2) + thread;
-  }
-  SKETCHLAYERS_INLINE void hand_over(int warp, Warp& state) {
-    if (warp < Traits::kHalfWarps) return;
-    for_each_lane([&](int lane) {
-      for_each_sum(warp, state, lane, [&](int index, int, int, int, float sum) {
-        *handed_over(warp, lane, index) = sum;
-      });
-    });
-  }
-
-  SKETCHLAYERS_INLINE void store(int warp, Warp& state) {
-    if (warp >= Traits::kHalfWarps) return;
-    const int64_t taps = params_.vertical.kernel * params_.horizontal.kernel;
-    for_each_lane([&](int lane) {
-      for_each_sum(warp, state, lane, [&](int index, int t, int row, int channel, float sum) {
-        if (t >= taps_ || row >= params_.rank || channel >= gradient_.channels) return;
-        const int64_t tap = (split_ * params_.groups + group_) * taps + first_tap_ + t;
-        const int64_t to = (tap * params_.rank + row) * gradient_.channels + channel;
-        gradient_.partial[to] = sum + *handed_over(warp, lane, index);
-      });
-    });
+  SKETCHLAYERS_INLINE void store_sum(int tap, int row, int channel, float sum) {
+    if (row >= params_.rank || channel >= gradient_.channels) return;
+    const int64_t part = (split_ * params_.groups + group_) * taps_ + tap;
+    gradient_.partial[(part * params_.rank + row) * gradient_.channels + channel] = sum;
   }
 
   const ChannelGradientParams& params_;
   const FactorGradient& gradient_;
   int64_t split_;
   int chunk_, first_tap_, group_;
-  int taps_;  // left from the first
+  int taps_;  // of the kernel
   int halo_height_, halo_width_, halo_, halo_rows_, pixels_;
   int64_t* tables_;
+  int* rows_;  // of the halo, for each pixel and tap 0
   unsigned char* tiles_;
 };
 

@@ -18,11 +18,13 @@
 #define SKETCHLAYERS_INLINE __host__ __device__ __forceinline__
 #define SKETCHLAYERS_UNROLL _Pragma("unroll")
 #define SKETCHLAYERS_UNROLL_FOUR _Pragma("unroll 4")
+#define SKETCHLAYERS_NO_UNROLL _Pragma("unroll 1")
 #else
 #include <vector>
 #define SKETCHLAYERS_INLINE inline
 #define SKETCHLAYERS_UNROLL
 #define SKETCHLAYERS_UNROLL_FOUR
+#define SKETCHLAYERS_NO_UNROLL
 #endif
 
 namespace sketchlayers::cuda {

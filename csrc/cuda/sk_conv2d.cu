@@ -4,24 +4,27 @@
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/util/accumulate.h>
 #include <torch/library.h>
 
 #include "composite/sk_conv2d.h"
 #include "cuda/channel_conv_kernels.cuh"
+#include "cuda/channel_gradients.h"
+#include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
 
 namespace sketchlayers {
 namespace {
 
+using cuda::axis;
 using cuda::ChannelConvParams;
 using cuda::ChannelFactorsParams;
 using cuda::ChannelFactorsSizes;
-
-constexpr int64_t kLargestSize = int64_t{1} << 28;  // of channels, which kernels count as ints
-constexpr int64_t kLargestTaps = int64_t{1} << 12;
-constexpr int64_t kLargestGrid = (int64_t{1} << 31) - 1;
-constexpr int64_t kLargestGroups = 65535;
+using cuda::copy_strides;
+using cuda::kLargestGrid;
+using cuda::moves_units;
+using cuda::s1_view;
+using cuda::s2_view;
+using cuda::signs_view;
 
 // One convolution for the kernel: forward, or the input's gradient as a convolution.
 struct ChannelConvProblem {
@@ -40,49 +43,8 @@ bool takes_type(at::ScalarType type) {
   return type == at::kFloat && at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
 }
 
-// Whether the kernels take the layer at all; a tile may still not fit.
 bool takes(const at::Tensor& input, at::IntArrayRef output_sizes, const Sketch& sketch) {
-  const bool mixes_channels = !sketch.mixes_space() || sketch.positions() == 1;
-  return mixes_channels && takes_type(input.scalar_type()) && input.numel() > 0 &&
-         c10::multiply_integers(output_sizes) > 0 && sketch.rank <= cuda::kLargestChannelRank &&
-         sketch.in_channels < kLargestSize && sketch.out_channels < kLargestSize &&
-         sketch.positions() < kLargestTaps && sketch.groups <= kLargestGroups &&
-         at::cuda::getCurrentDeviceProperties()->major >= 8;
-}
-
-ConvAxis axis(const at::Tensor& input, const at::Tensor& output, int dim, int64_t kernel,
-              const ConvArguments& conv) {
-  const int i = dim - 2;
-  return {input.size(dim), output.size(dim), kernel,
-          conv.stride[i],  conv.padding[i],  conv.dilation[i]};
-}
-
-// s1 (groups * rank, d2/groups, h, w)
-cuda::FactorView s1_view(const at::Tensor& s1, const Sketch& sketch) {
-  return {s1.const_data_ptr(), s1.stride(0) * sketch.rank, s1.stride(0), s1.stride(1), s1.stride(2),
-          s1.stride(3)};
-}
-// s2 (groups * d1/groups, rank, h, w)
-cuda::FactorView s2_view(const at::Tensor& s2, const Sketch& sketch) {
-  return {s2.const_data_ptr(), s2.stride(0) * sketch.out_channels,
-          s2.stride(1),        s2.stride(0),
-          s2.stride(2),        s2.stride(3)};
-}
-cuda::SignsView signs_view(const at::Tensor& packed) {  // contiguous
-  return {packed.const_data_ptr<int32_t>(), packed.stride(0), packed.stride(1)};
-}
-
-// 16 bytes of neighbouring channels can be moved at once.
-bool moves_units(const at::Tensor& tensor, int64_t channels, int64_t per_unit) {
-  const auto aligned = [&](int dim) {
-    return tensor.size(dim) == 1 || tensor.stride(dim) % per_unit == 0;
-  };
-  return tensor.stride(1) == 1 && channels % per_unit == 0 && aligned(0) && aligned(2) &&
-         aligned(3) && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % cuda::kUnitBytes == 0;
-}
-
-void copy_strides(int64_t (&strides)[4], const at::Tensor& tensor) {
-  for (int i = 0; i < 4; ++i) strides[i] = tensor.stride(i);
+  return takes_type(input.scalar_type()) && cuda::takes_layer(input, output_sizes, sketch);
 }
 
 template <typename Traits>
@@ -314,9 +276,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cuda(
     grad_input = try_input_gradient(grad, input, s1, s2, u1, u2, conv, sketch);
     output_mask[0] = !grad_input.defined();
   }
+  const auto [grad_s1, grad_s2] = cuda::try_factor_gradients(
+      grad, input, s1, s2, u1, u2, output_mask[1], output_mask[2], conv, sketch);
+  if (grad_s1.defined()) output_mask[1] = false;
+  if (grad_s2.defined()) output_mask[2] = false;
   auto gradients =
       sk_conv2d_composed_backward(grad, input, s1, s2, u1, u2, output_mask, conv, sketch);
   if (grad_input.defined()) std::get<0>(gradients) = grad_input;
+  if (grad_s1.defined()) std::get<1>(gradients) = grad_s1;
+  if (grad_s2.defined()) std::get<2>(gradients) = grad_s2;
   return gradients;
 }
 

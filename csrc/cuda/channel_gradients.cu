@@ -1,0 +1,244 @@
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+
+#include "cuda/channel_gradient_kernels.cuh"
+#include "cuda/channel_gradients.h"
+#include "cuda/channel_operands.h"
+#include "cuda/channel_plan.h"
+
+namespace sketchlayers::cuda {
+namespace {
+
+// What the launches share.
+struct Operands {
+  const at::Tensor& grad;
+  const at::Tensor& input;
+  at::Tensor u1;  // contiguous
+  at::Tensor u2;
+  const Sketch& sketch;
+  ConvAxis vertical;
+  ConvAxis horizontal;
+};
+
+template <typename Traits>
+PixelFeaturesParams features_params(const at::Tensor& images, const at::Tensor& features,
+                                    const at::Tensor& signs, int64_t channels,
+                                    const Sketch& sketch) {
+  PixelFeaturesParams params{};
+  params.images = images.const_data_ptr();
+  copy_strides(params.strides, images);
+  params.height = images.size(2);
+  params.width = images.size(3);
+  params.pixels = images.size(0) * images.size(2) * images.size(3);
+  params.channels = static_cast<int>(channels);
+  params.rank = static_cast<int>(sketch.rank);
+  params.signs = signs_view(signs);
+  params.features = features.mutable_data_ptr();
+  params.scale = static_cast<float>(sketch.u1_scale);  // that of U2 is the same
+  params.units = moves_units(images, channels, Traits::kPerUnit);
+  params.channels_first = images.stride(3) < images.stride(1);
+  return params;
+}
+
+template <typename Traits>
+at::Tensor empty_features(const at::Tensor& images, const Sketch& sketch) {
+  return at::empty({sketch.groups, images.size(0), images.size(2), images.size(3), Traits::kRank},
+                   images.options().memory_format(at::MemoryFormat::Contiguous));
+}
+
+// P for the gradient of s1 and V for that of s2, as far as they are wanted.
+template <typename Traits>
+void launch_features(const Operands& operands, const at::Tensor& of_grad,
+                     const at::Tensor& of_input) {
+  const Sketch& sketch = operands.sketch;
+  PixelFeaturesParams params[2] = {};
+  int64_t blocks[2] = {0, 0};
+  if (of_grad.defined()) {
+    params[0] =
+        features_params<Traits>(operands.grad, of_grad, operands.u1, sketch.out_channels, sketch);
+    blocks[0] = ceil_divide(params[0].pixels, Traits::kPixels);
+  }
+  if (of_input.defined()) {
+    params[1] =
+        features_params<Traits>(operands.input, of_input, operands.u2, sketch.in_channels, sketch);
+    blocks[1] = ceil_divide(params[1].pixels, Traits::kPixels);
+  }
+  constexpr int kShared = PixelFeatures<Traits>::kSharedBytes;
+  const auto kernel = pixel_features_kernel<Traits>;
+  if (kShared > (48 << 10)) {
+    C10_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+  }
+  const dim3 grid(static_cast<unsigned int>(blocks[0] + blocks[1]),
+                  static_cast<unsigned int>(sketch.groups));
+  kernel<<<grid, Traits::kThreads, kShared, at::cuda::getCurrentCUDAStream()>>>(
+      params[0], params[1], blocks[0]);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <typename Traits>
+FactorGradient factor_gradient(const at::Tensor& images, const at::Tensor& features,
+                               int64_t channels) {
+  FactorGradient gradient{};
+  gradient.images = images.const_data_ptr();
+  copy_strides(gradient.strides, images);
+  gradient.features = features.const_data_ptr();
+  gradient.channels = static_cast<int>(channels);
+  gradient.units = moves_units(images, channels, Traits::kPerUnit);
+  gradient.channels_first = images.stride(3) < images.stride(1);
+  return gradient;
+}
+
+// How many blocks share the pixels: enough to fill the device, but so that each has a few tiles
+// and that the parts stay small beside the images.
+template <typename Traits>
+int choose_splits(const ChannelGradientParams& params, int64_t other_blocks, int64_t bytes_of_split,
+                  int64_t bytes_of_images) {
+  constexpr int64_t kLeastTiles = 4;
+  constexpr int64_t kFreeBytes = 1 << 20;
+  const int64_t multiprocessors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+  const int64_t fill = ceil_divide(2 * multiprocessors, other_blocks);
+  const int64_t work = ceil_divide(tiles_of_images(params), kLeastTiles);
+  const int64_t memory =
+      std::max(kFreeBytes, bytes_of_images / 4) / std::max<int64_t>(1, bytes_of_split);
+  return static_cast<int>(std::max<int64_t>(1, std::min({fill, work, memory})));
+}
+
+template <typename T>
+void launch_sum(const FactorGradient& part, const at::Tensor& gradient, const FactorView& view,
+                const ChannelGradientParams& params, const Sketch& sketch) {
+  GradientSumParams sum{};
+  sum.partial = part.partial;
+  sum.gradient = gradient.mutable_data_ptr();
+  sum.view = view;
+  sum.elements = gradient.numel();
+  sum.splits = params.splits;
+  sum.rank = params.rank;
+  sum.channels = part.channels;
+  sum.kernel_h = static_cast<int>(sketch.kernel_h);
+  sum.kernel_w = static_cast<int>(sketch.kernel_w);
+  sum.scale = static_cast<float>(sketch.scale);
+  constexpr int64_t kThreads = 256;
+  gradient_sum_kernel<T><<<static_cast<unsigned int>(ceil_divide(sum.elements, kThreads)), kThreads,
+                           0, at::cuda::getCurrentCUDAStream()>>>(sum);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Fills the tensors that are defined; false, with nothing done, where no tile fits.
+template <typename Traits>
+bool launch(const Operands& operands, const at::Tensor& grad_s1, const at::Tensor& grad_s2) {
+  using T = typename Traits::Type;
+  const Sketch& sketch = operands.sketch;
+  const cudaDeviceProp* device = at::cuda::getCurrentDeviceProperties();
+  ChannelGradientParams params{};
+  params.vertical = operands.vertical;
+  params.horizontal = operands.horizontal;
+  params.batch = operands.input.size(0);
+  params.groups = static_cast<int>(sketch.groups);
+  params.rank = static_cast<int>(sketch.rank);
+  const int64_t most = static_cast<int64_t>(device->sharedMemPerBlockOptin);
+  const auto tile =
+      TileSearch<Traits>(params.vertical, params.horizontal, params.batch,
+                         /*groups=*/1, /*multiprocessors=*/1, gradient_halo_for<Traits>(most))
+          .best();
+  if (!tile) return false;
+  params.tile = *tile;
+  const int64_t first_chunks = grad_s1.defined() ? chunks<Traits>(sketch.in_channels) : 0;
+  const int64_t second_chunks = grad_s2.defined() ? chunks<Traits>(sketch.out_channels) : 0;
+  const int64_t tap_groups = ceil_divide(sketch.positions(), Traits::kTaps);
+  const int64_t elements =
+      (grad_s1.defined() ? grad_s1.numel() : 0) + (grad_s2.defined() ? grad_s2.numel() : 0);
+  const int64_t image_bytes =
+      (operands.input.numel() + operands.grad.numel()) * operands.input.element_size();
+  params.splits =
+      choose_splits<Traits>(params, (first_chunks + second_chunks) * tap_groups * sketch.groups,
+                            elements * static_cast<int64_t>(sizeof(float)), image_bytes);
+  const int64_t pixel_blocks = ceil_divide(operands.grad.numel(), Traits::kPixels) +
+                               ceil_divide(operands.input.numel(), Traits::kPixels);
+  const int64_t blocks = (first_chunks + second_chunks) * params.splits;
+  if (blocks > kLargestGrid || pixel_blocks > kLargestGrid || elements > kLargestGrid) return false;
+
+  const at::Tensor of_grad =
+      grad_s1.defined() ? empty_features<Traits>(operands.grad, sketch) : at::Tensor();
+  const at::Tensor of_input =
+      grad_s2.defined() ? empty_features<Traits>(operands.input, sketch) : at::Tensor();
+  launch_features<Traits>(operands, of_grad, of_input);
+
+  const at::Tensor partial = at::empty(
+      {params.splits, elements},
+      operands.input.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
+  float* parts = partial.mutable_data_ptr<float>();
+  if (grad_s1.defined()) {
+    params.first = factor_gradient<Traits>(operands.input, of_grad, sketch.in_channels);
+    params.first.partial = parts;
+    parts += params.splits * grad_s1.numel();
+  }
+  if (grad_s2.defined()) {
+    params.second = factor_gradient<Traits>(operands.grad, of_input, sketch.out_channels);
+    params.second.partial = parts;
+  }
+  const int64_t halo = tile->images * halo_extent(params.vertical, tile->height) *
+                       halo_extent(params.horizontal, tile->width);
+  const int shared = static_cast<int>(gradient_shared_bytes<Traits>(halo));
+  const auto kernel = channel_gradient_kernel<Traits>;
+  C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(tap_groups),
+                  static_cast<unsigned int>(sketch.groups));
+  kernel<<<grid, Traits::kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(
+      params, static_cast<int>(first_chunks));
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+
+  if (grad_s1.defined()) {
+    launch_sum<T>(params.first, grad_s1, s1_view(grad_s1, sketch), params, sketch);
+  }
+  if (grad_s2.defined()) {
+    launch_sum<T>(params.second, grad_s2, s2_view(grad_s2, sketch), params, sketch);
+  }
+  return true;
+}
+
+template <typename T>
+bool launch_for_rank(const Operands& operands, const at::Tensor& grad_s1,
+                     const at::Tensor& grad_s2) {
+  switch (ceil_divide(operands.sketch.rank, 16)) {
+    case 1:
+      return launch<ChannelGradientTraits<T, 1>>(operands, grad_s1, grad_s2);
+    case 2:
+      return launch<ChannelGradientTraits<T, 2>>(operands, grad_s1, grad_s2);
+    case 3:
+      return launch<ChannelGradientTraits<T, 3>>(operands, grad_s1, grad_s2);
+    default:
+      return launch<ChannelGradientTraits<T, 4>>(operands, grad_s1, grad_s2);
+  }
+}
+
+at::Tensor empty_gradient(bool wanted, const at::Tensor& like) {
+  if (!wanted) return {};
+  return at::empty(like.sizes(), like.options(), common_memory_format(like, like));
+}
+
+}  // namespace
+
+std::pair<at::Tensor, at::Tensor> try_factor_gradients(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+    const at::Tensor& u1, const at::Tensor& u2, bool want_s1, bool want_s2,
+    const ConvArguments& conv, const Sketch& sketch) {
+  const auto type = input.scalar_type();
+  const bool half = type == at::kBFloat16 || type == at::kHalf;
+  if (!half || !(want_s1 || want_s2) || !takes_layer(input, grad.sizes(), sketch)) return {};
+  const at::Tensor grad_s1 = empty_gradient(want_s1, s1);
+  const at::Tensor grad_s2 = empty_gradient(want_s2, s2);
+  const Operands operands{grad,
+                          input,
+                          u1.contiguous(),
+                          u2.contiguous(),
+                          sketch,
+                          axis(input, grad, 2, sketch.kernel_h, conv),
+                          axis(input, grad, 3, sketch.kernel_w, conv)};
+  const bool done = type == at::kHalf ? launch_for_rank<c10::Half>(operands, grad_s1, grad_s2)
+                                      : launch_for_rank<c10::BFloat16>(operands, grad_s1, grad_s2);
+  return done ? std::make_pair(grad_s1, grad_s2) : std::pair<at::Tensor, at::Tensor>();
+}
+
+}  // namespace sketchlayers::cuda

@@ -1,0 +1,62 @@
+// Tensors as the channel mixing kernels take them.
+#pragma once
+
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/util/accumulate.h>
+
+#include "cuda/channel_factors.h"
+#include "ops/sk_conv2d.h"
+
+namespace sketchlayers::cuda {
+
+constexpr int64_t kLargestSize = int64_t{1} << 28;  // of channels, which kernels count as ints
+constexpr int64_t kLargestTaps = int64_t{1} << 12;
+constexpr int64_t kLargestGrid = (int64_t{1} << 31) - 1;
+constexpr int64_t kLargestGroups = 65535;
+
+// Whether the kernels take the layer at all; a tile may still not fit.
+inline bool takes_layer(const at::Tensor& input, at::IntArrayRef output_sizes,
+                        const Sketch& sketch) {
+  const bool mixes_channels = !sketch.mixes_space() || sketch.positions() == 1;
+  return mixes_channels && input.numel() > 0 && c10::multiply_integers(output_sizes) > 0 &&
+         sketch.rank <= kLargestChannelRank && sketch.in_channels < kLargestSize &&
+         sketch.out_channels < kLargestSize && sketch.positions() < kLargestTaps &&
+         sketch.groups <= kLargestGroups && at::cuda::getCurrentDeviceProperties()->major >= 8;
+}
+
+inline ConvAxis axis(const at::Tensor& input, const at::Tensor& output, int dim, int64_t kernel,
+                     const ConvArguments& conv) {
+  const int i = dim - 2;
+  return {input.size(dim), output.size(dim), kernel,
+          conv.stride[i],  conv.padding[i],  conv.dilation[i]};
+}
+
+// s1 (groups * rank, d2/groups, h, w)
+inline FactorView s1_view(const at::Tensor& s1, const Sketch& sketch) {
+  return {s1.const_data_ptr(), s1.stride(0) * sketch.rank, s1.stride(0), s1.stride(1), s1.stride(2),
+          s1.stride(3)};
+}
+// s2 (groups * d1/groups, rank, h, w)
+inline FactorView s2_view(const at::Tensor& s2, const Sketch& sketch) {
+  return {s2.const_data_ptr(), s2.stride(0) * sketch.out_channels,
+          s2.stride(1),        s2.stride(0),
+          s2.stride(2),        s2.stride(3)};
+}
+inline SignsView signs_view(const at::Tensor& packed) {  // contiguous
+  return {packed.const_data_ptr<int32_t>(), packed.stride(0), packed.stride(1)};
+}
+
+// 16 bytes of neighbouring channels can be moved at once.
+inline bool moves_units(const at::Tensor& tensor, int64_t channels, int64_t per_unit) {
+  const auto aligned = [&](int dim) {
+    return tensor.size(dim) == 1 || tensor.stride(dim) % per_unit == 0;
+  };
+  return tensor.stride(1) == 1 && channels % per_unit == 0 && aligned(0) && aligned(2) &&
+         aligned(3) && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kUnitBytes == 0;
+}
+
+inline void copy_strides(int64_t (&strides)[4], const at::Tensor& tensor) {
+  for (int i = 0; i < 4; ++i) strides[i] = tensor.stride(i);
+}
+
+}  // namespace sketchlayers::cuda
