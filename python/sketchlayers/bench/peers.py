@@ -4,8 +4,9 @@ All are optional; ``pip install "sketchlayers[bench]"`` brings those that can be
 
 * ``compiled``: the factored form as plain PyTorch modules with float signs, under
   ``torch.compile`` (needs a C++ compiler on the CPU, Triton on a GPU).
-* ``tensorly-torch``: ``FactorizedConv`` with Tucker factors (kernel positions kept) and CP factors,
-  ``FactorizedLinear`` with CP factors, which without tensorising is one low-rank product.
+* ``tensorly-torch``: ``FactorizedConv`` with Tucker factors (kernel positions kept) and with CP
+  factors, ``FactorizedLinear`` with CP factors, which form the weight first: the quicker of its two
+  ways where features are not split into several axes.
 * ``panther-ml``: ``SKLinear`` with the same number and rank of sketches and ``SKConv2d``, which
   sketches the outputs alone. Its wheels (0.1.3) are for CPython 3.12 alone and there are no
   sources on the index, so with any other Python it cannot be installed.
@@ -35,12 +36,13 @@ class Peer:
     """A way to build a layer of the shape and size of a sketched one.
 
     ``build`` raises where there is no such layer. ``per_mixing``: it differs with
-    the mixing of the layer that it stands beside.
+    the mixing of the layer that it stands beside. ``linear``: it has a fully connected layer.
     """
 
     name: str
     build: Callable[[Case, Layer], nn.Module]
     per_mixing: bool = False
+    linear: bool = True
 
 
 class PlainConv2d(nn.Module):
@@ -154,40 +156,48 @@ def cp_rank(case: Case, budget: int) -> int:
 
 def _tensorly(factorization: str) -> Callable[[Case, Layer], nn.Module]:
     def build(case: Case, layer: Layer) -> nn.Module:
-        tltorch = importlib.import_module("tltorch")
-        budget = factor_parameters(layer)
         if case.size == 0:
-            return _tensorly_linear(tltorch, case, factorization, budget)
+            return _tensorly_linear(case, factor_parameters(layer))
+        budget = factor_parameters(layer)
         ranks: object = cp_rank(case, budget)
         if factorization == "tucker":
             ranks = (*tucker_ranks(case, budget), case.kernel, case.kernel)
-        module: nn.Module = tltorch.FactorizedConv(
-            case.in_channels,
-            case.out_channels,
-            case.kernel,
-            order=2,
-            stride=case.stride,
-            padding=case.padding,
-            bias=True,
-            factorization=factorization,
-            rank=ranks,
-            implementation="factorized",
+        return _initialised(
+            importlib.import_module("tltorch").FactorizedConv(
+                case.in_channels,
+                case.out_channels,
+                case.kernel,
+                order=2,
+                stride=case.stride,
+                padding=case.padding,
+                bias=layer.bias is not None,
+                factorization=factorization,
+                rank=ranks,
+                implementation="factorized",
+            )
         )
-        with torch.no_grad():  # its own start is uninitialised memory
-            for parameter in module.parameters():
-                parameter.normal_(0, 0.02)
-        return module
 
     return build
 
 
-def _tensorly_linear(tltorch: object, case: Case, factorization: str, budget: int) -> nn.Module:
-    if factorization != "cp":
-        raise ValueError("measured with CP factors")
-    shapes = ((case.in_channels,), (case.out_channels,))
-    module: nn.Module = tltorch.FactorizedLinear(  # type: ignore[attr-defined]
-        *shapes, factorization="cp", rank=cp_rank(case, budget), implementation="factorized"
+def _tensorly_linear(case: Case, budget: int) -> nn.Module:
+    """Formed first: the package's other way holds ``rank * d1 * d2`` numbers and is slower."""
+    return _initialised(
+        importlib.import_module("tltorch").FactorizedLinear(
+            (case.in_channels,),
+            (case.out_channels,),
+            factorization="cp",
+            rank=cp_rank(case, budget),
+            implementation="reconstructed",
+        )
     )
+
+
+def _initialised(module: nn.Module) -> nn.Module:
+    """Small random values, where the package leaves memory as it found it."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.02)
     return module
 
 
@@ -195,7 +205,11 @@ def _build_panther(case: Case, layer: Layer) -> nn.Module:
     panther = importlib.import_module("panther.nn")
     if isinstance(layer, SKLinear):
         linear: nn.Module = panther.SKLinear(
-            layer.in_features, layer.out_features, layer.num_sketches, layer.rank
+            layer.in_features,
+            layer.out_features,
+            layer.num_sketches,
+            layer.rank,
+            bias=layer.bias is not None,
         )
         return linear
     rank = round(factor_parameters(layer) / (2 * case.taps * case.in_channels))
@@ -205,18 +219,19 @@ def _build_panther(case: Case, layer: Layer) -> nn.Module:
         (case.kernel, case.kernel),
         (case.stride, case.stride),
         (case.padding, case.padding),
+        layer.bias is not None,
         num_terms=1,
         low_rank=max(1, rank),
     )
     return conv
 
 
+COMPILED = Peer("compiled", _build_compiled, per_mixing=True)
 _TENSORLY = (
-    Peer("tensorly Tucker", _tensorly("tucker")),
+    Peer("tensorly Tucker", _tensorly("tucker"), linear=False),
     Peer("tensorly CP", _tensorly("cp")),
 )
 _PANTHER = (Peer("Panther", _build_panther),)
-_COMPILED = Peer("compiled", _build_compiled, per_mixing=True)
 _PACKAGES = {"tltorch": ("tensorly-torch", _TENSORLY), "panther.nn": ("panther-ml", _PANTHER)}
 
 
@@ -225,7 +240,7 @@ def available() -> tuple[tuple[Peer, ...], list[str]]:
 
     Both are imported here, before anything is measured.
     """
-    found: list[Peer] = [_COMPILED]
+    found: list[Peer] = [COMPILED]
     missing: list[str] = []
     for module, (package, peers) in _PACKAGES.items():
         try:

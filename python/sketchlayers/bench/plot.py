@@ -4,12 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from .table import Row
+
+class Drawn(Protocol):
+    """What a dot needs to know: a `Row` of the layer table has it, one of networks too."""
+
+    @property
+    def layer(self) -> str:
+        """What was measured."""
+
+    @property
+    def method(self) -> str:
+        """The contender."""
+
+    @property
+    def format(self) -> str:
+        """``nchw`` or ``nhwc``."""
+
+    @property
+    def mode(self) -> str:
+        """``forward`` or ``training``."""
+
+    @property
+    def batch(self) -> int:
+        """Images."""
+
+    @property
+    def speed(self) -> float:
+        """Times as fast as dense."""
+
+    @property
+    def speed_low(self) -> float:
+        """Lower quartile."""
+
+    @property
+    def speed_high(self) -> float:
+        """Upper quartile."""
+
+    @property
+    def gemms(self) -> float | None:
+        """Speed of the matrix products alone."""
+
 
 # Okabe and Ito's palette, distinguishable with any colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+_COLOURS = {
+    "spatial": "#0072B2",
+    "channel": "#D55E00",
+    "any": "#009E73",
+    "tensorly Tucker": "#CC79A7",
+    "tensorly CP": "#E69F00",
+    "Panther": "#56B4E9",
+}
 TITLES = {"forward": "inference", "training": "forward + backward"}
 
 
@@ -27,7 +73,7 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def write_png(path: Path, rows: Sequence[Row], title: str) -> None:
+def write_png(path: Path, rows: Sequence[Drawn], title: str) -> None:
     """Draws a dot for every row at its speed relative to dense, a bar from quartile to quartile.
 
     A grey stroke stands where the two matrix products alone would be.
@@ -55,18 +101,30 @@ def write_png(path: Path, rows: Sequence[Row], title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _label(row: Row) -> str:
+def _label(row: Drawn) -> str:
     return f"{row.layer}, batch {row.batch}"
 
 
-def _series(row: Row) -> str:
+def _series(row: Drawn) -> str:
     return row.method if row.format == "nchw" else f"{row.method}, channels_last"
 
 
-def _draw(axes: Any, rows: Sequence[Row], labels: Sequence[str], series: Sequence[str]) -> None:
+def _style(series: str) -> dict[str, Any]:
+    """Colour by mixing or package; hollow for channels_last; square if compiled by PyTorch."""
+    method, _, fmt = series.partition(", ")
+    colour = next((c for name, c in _COLOURS.items() if method.endswith(name)), "#999999")
+    return {
+        "color": colour,
+        "fmt": {"compiled": "s", "optimized": "^"}.get(method.partition(" ")[0], "o"),
+        "markersize": 4.5,
+        "markerfacecolor": "white" if fmt else colour,
+    }
+
+
+def _draw(axes: Any, rows: Sequence[Drawn], labels: Sequence[str], series: Sequence[str]) -> None:
     axes.axvline(1, color="black", linewidth=1, zorder=1)
     heights = _heights(rows, labels, series)
-    for index, name in enumerate(series):
+    for name in series:
         own = [row for row in rows if _series(row) == name]
         if own:
             axes.errorbar(
@@ -76,10 +134,8 @@ def _draw(axes: Any, rows: Sequence[Row], labels: Sequence[str], series: Sequenc
                     [row.speed - row.speed_low for row in own],
                     [row.speed_high - row.speed for row in own],
                 ],
-                fmt="o",
-                markersize=4.5,
                 elinewidth=1.5,
-                color=_COLOURS[index % len(_COLOURS)],
+                **_style(name),
                 label=name,
                 zorder=3,
             )
@@ -94,7 +150,7 @@ def _draw(axes: Any, rows: Sequence[Row], labels: Sequence[str], series: Sequenc
 
 
 def _heights(
-    rows: Sequence[Row], labels: Sequence[str], series: Sequence[str]
+    rows: Sequence[Drawn], labels: Sequence[str], series: Sequence[str]
 ) -> dict[tuple[str, str], float]:
     """Where the dots of a layer stand: evenly around its line, those that it has."""
     heights = {}
@@ -106,7 +162,7 @@ def _heights(
     return heights
 
 
-def _draw_products(axes: Any, rows: Sequence[Row], labels: Sequence[str]) -> None:
+def _draw_products(axes: Any, rows: Sequence[Drawn], labels: Sequence[str]) -> None:
     speeds = {_label(row): row.gemms for row in rows if row.gemms is not None}
     if speeds:
         axes.scatter(
@@ -120,7 +176,7 @@ def _draw_products(axes: Any, rows: Sequence[Row], labels: Sequence[str]) -> Non
         )
 
 
-def _scale(axes: Any, rows: Sequence[Row]) -> None:
+def _scale(axes: Any, rows: Sequence[Drawn]) -> None:
     """Logarithmic, with plain numbers at the ticks."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 

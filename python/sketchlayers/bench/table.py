@@ -184,8 +184,8 @@ class _Measured:
             return layer.plan(tuple(contender.data.shape)).path
 
     def _gemms(self, contender: Contender) -> float | None:
-        """Spatial mixing does not reduce to these products."""
-        if contender.mixing == "spatial" and self.case.taps > 1:
+        """Neither spatial mixing nor a peer reduces to these products."""
+        if contender.mixing is None or (contender.mixing == "spatial" and self.case.taps > 1):
             return None
         return speeds(self.dense_times, self.product_times).median
 
@@ -259,7 +259,8 @@ def _build_peers(
 ) -> list[Contender]:
     """The peers that can stand in for this layer; why another cannot is said in one line."""
     built = []
-    for peer in settings.peers:
+    fitting = [peer for peer in settings.peers if peer.linear or case.size]
+    for peer in fitting:
         for sketch in sketches:
             if sketch.format != settings.formats[0]:
                 continue

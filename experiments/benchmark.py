@@ -1,0 +1,499 @@
+"""Times whole networks, dense against sketched, and peers on request.
+
+    python experiments/benchmark.py --plan                       what would be measured
+    python experiments/benchmark.py --threads 2 --csv networks.csv --png networks.png
+    python experiments/benchmark.py --networks ninn --peers      other packages' layers as well
+
+Inference is a forward call in eval mode without gradients. Training is a whole step: forward, cross
+entropy, backward and SGD with momentum. All contenders take turns in one process; a speed is the
+median of the ratios to the faster of the dense network in NCHW and in channels_last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from networks import NETWORKS, count_parameters
+from runs import versions, write_csv
+from sketchlayers import compress, optimize_for_inference
+from sketchlayers.bench import peers, plot
+from sketchlayers.bench.cases import Case
+from sketchlayers.bench.command import add_measurement_arguments, check_measurement_arguments
+from sketchlayers.bench.memory import allocation_peak, held_bytes, inference_memory, tensor_bytes
+from sketchlayers.bench.table import Format, machine
+from sketchlayers.bench.timing import (
+    WIDE,
+    Step,
+    fastest,
+    inference,
+    paired_times,
+    quartiles,
+    speeds,
+    synchronize,
+)
+from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.ops import Mixing
+from tables import Column, decimals, format_table
+
+LEAST_ROUNDS = 5
+"""A step takes seconds, so that few rounds must do."""
+
+COLUMNS = (
+    Column("layer", "network", left=True),
+    Column("method", "method", left=True),
+    Column("format", "format", left=True),
+    Column("mode", "mode", left=True),
+    Column("batch", "batch"),
+    Column("rate", "rate", decimals(3)),
+    Column("dense_ms", "dense ms", decimals(1)),
+    Column("ms", "ms", decimals(1)),
+    Column("speed", "speed", decimals(2)),
+    Column("speed_low", "low", decimals(2)),
+    Column("speed_high", "high", decimals(2)),
+    Column("memory", "memory", decimals(2)),
+    Column("goal", "goal", decimals(2)),
+    Column("reached", "reached"),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, how it is compressed and at which batches it is measured.
+
+    Attributes:
+        name: as in ``--networks``.
+        build: makes the dense network.
+        size: height and width of its images.
+        rate: parameters after / before, of the whole network.
+        mixings: one sketched network each.
+        batches: by mode.
+        goals: speeds to reach on a CPU, by mixing, mode and batch.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    size: int
+    rate: float
+    mixings: tuple[Mixing, ...]
+    batches: dict[str, tuple[int, ...]]
+    goals: dict[tuple[str, str, int], float]
+
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject(
+            "ninn",
+            lambda: NETWORKS["ninn"](10),
+            size=32,
+            rate=0.15,
+            mixings=("channel", "spatial"),
+            batches={"forward": (64,), "training": (64,)},
+            goals={
+                ("channel", "forward", 64): 2.5,
+                ("spatial", "forward", 64): 1.0,
+                ("channel", "training", 64): 2.2,
+                ("spatial", "training", 64): 1.0,
+            },
+        ),
+        Subject(
+            "googlenet_bn",
+            lambda: NETWORKS["googlenet_bn"](365),
+            size=224,
+            rate=0.2,
+            mixings=("channel",),
+            batches={"forward": (16, 1), "training": (16, 1)},
+            goals={
+                ("channel", "forward", 16): 1.5,
+                ("channel", "forward", 1): 1.5,
+                ("channel", "training", 16): 1.5,
+            },
+        ),
+        Subject(
+            "resnet18",
+            lambda: resnet18(num_classes=1000),
+            size=224,
+            rate=0.2,
+            mixings=("channel",),
+            batches={"forward": (16, 1), "training": (16, 1)},
+            goals={},
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One network at one batch: its contenders take turns."""
+
+    subject: Subject
+    mode: str
+    batch: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contender against the faster dense network of the same run.
+
+    Times are medians in milliseconds, speeds and peak memory relative to dense. ``rate`` is that of
+    the parameters as counted. ``layer`` is the network's name; ``gemms`` belongs to layers alone.
+    """
+
+    layer: str
+    method: str
+    format: str
+    mode: str
+    batch: int
+    rate: float
+    dense_format: str
+    dense_ms: float
+    ms: float
+    speed: float
+    speed_low: float
+    speed_high: float
+    memory: float | None
+    goal: float | None
+    reached: str | None
+    rounds: int
+
+    @property
+    def gemms(self) -> float | None:
+        """There is no such thing for a whole network."""
+        return None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network in a memory format, with the images and labels it gets."""
+
+    method: str
+    format: Format
+    network: nn.Module
+    images: Tensor
+    labels: Tensor
+
+    def step(self, mode: str) -> Step:
+        """What is timed."""
+        if mode == "forward":
+            return inference(self.network, self.images)
+        return training_step(self.network, self.images, self.labels)[0]
+
+    def memory(self, mode: str) -> int:
+        """Peak bytes of a call, parameters, buffers, optimiser and images counted."""
+        if mode == "forward":
+            return inference_memory(self.network, self.images)
+        step, optimizer = training_step(self.network, self.images, self.labels)
+        step()
+        self.network.zero_grad(set_to_none=True)
+        state = [
+            value
+            for values in optimizer.state.values()
+            for value in values.values()
+            if isinstance(value, Tensor)
+        ]
+        held = held_bytes(self.network, self.images) + tensor_bytes(*state)
+        return held + allocation_peak(step, self.images.device)
+
+
+def training_step(
+    network: nn.Module, images: Tensor, labels: Tensor
+) -> tuple[Step, torch.optim.Optimizer]:
+    """A whole step and its optimiser, whose steps are too small to change the timings."""
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+
+    return step, optimizer
+
+
+def plan(args: argparse.Namespace) -> list[Measurement]:
+    """What the arguments ask for, in order."""
+    modes = [args.mode] if args.mode else ["forward", "training"]
+    return [
+        Measurement(SUBJECTS[name], mode, batch)
+        for name in args.networks
+        for mode in modes
+        for batch in args.batch or SUBJECTS[name].batches[mode]
+    ]
+
+
+def measure(
+    measurement: Measurement,
+    args: argparse.Namespace,
+    device: torch.device,
+    found: Sequence[peers.Peer],
+) -> list[Row]:
+    """Times a network and its compressed forms in turn."""
+    contenders = list(build(measurement, args, device, found))
+    steps = [contender.step(measurement.mode) for contender in contenders]
+    times = paired_times(steps, args.seconds, device, least=LEAST_ROUNDS)
+    memory = None
+    if not args.no_memory:
+        synchronize(device)
+        memory = [contender.memory(measurement.mode) for contender in contenders]
+    dense = [i for i, contender in enumerate(contenders) if contender.method == "dense"]
+    best = dense[fastest([times[i] for i in dense])]
+    return [
+        make_row(
+            measurement,
+            contenders[i],
+            contenders[best],
+            times[i],
+            times[best],
+            memory[i] / memory[best] if memory else None,
+        )
+        for i in range(len(contenders))
+        if i not in dense
+    ]
+
+
+def make_row(
+    measurement: Measurement,
+    contender: Contender,
+    dense: Contender,
+    times: Sequence[float],
+    dense_times: Sequence[float],
+    memory: float | None,
+) -> Row:
+    """One line of the table from the times of both sides, round by round."""
+    subject, mode, batch = measurement.subject, measurement.mode, measurement.batch
+    speed = speeds(dense_times, times)
+    goal = subject.goals.get((contender.method, mode, batch))
+    if contender.images.device.type != "cpu":
+        goal = None
+    return Row(
+        layer=subject.name,
+        method=contender.method,
+        format=contender.format,
+        mode=mode,
+        batch=batch,
+        rate=count_parameters(contender.network) / count_parameters(dense.network),
+        dense_format=dense.format,
+        dense_ms=1e3 * quartiles(dense_times).median,
+        ms=1e3 * quartiles(times).median,
+        speed=speed.median,
+        speed_low=speed.low,
+        speed_high=speed.high,
+        memory=memory,
+        goal=goal,
+        reached=None if goal is None else "yes" if speed.median >= goal else "no",
+        rounds=len(times),
+    )
+
+
+def build(
+    measurement: Measurement,
+    args: argparse.Namespace,
+    device: torch.device,
+    found: Sequence[peers.Peer],
+) -> Iterator[Contender]:
+    """Dense in both formats, then every compressed form."""
+    subject = measurement.subject
+    torch.manual_seed(0)
+    dense = subject.build()
+    dtype = getattr(torch, args.dtype or "float32")
+    images = torch.randn(measurement.batch, 3, subject.size, subject.size)
+
+    def contender(method: str, fmt: Format, network: nn.Module) -> Contender:
+        layout = torch.channels_last if fmt == "nhwc" else torch.contiguous_format
+        return Contender(
+            method,
+            fmt,
+            copy.deepcopy(network).to(device, dtype).to(memory_format=layout),
+            images.to(device, dtype, memory_format=layout),
+            torch.zeros(measurement.batch, dtype=torch.long, device=device),
+        )
+
+    yield contender("dense", "nchw", dense)
+    yield contender("dense", "nhwc", dense)
+    formats: tuple[Format, ...] = ("nchw", "nhwc") if args.channels_last else ("nchw",)
+    for mixing in subject.mixings:
+        sketched = sketch(dense, subject, mixing)
+        for fmt in formats:
+            own = contender(mixing, fmt, sketched)
+            yield own
+            if args.optimized and measurement.mode == "forward":
+                network, _ = optimize_for_inference(own.network, own.images)
+                yield contender(f"optimized {mixing}", fmt, network)
+        for peer in found:
+            if peer.per_mixing or mixing == subject.mixings[0]:
+                yield from _with_peer(peer, sketched, mixing, measurement, contender)
+
+
+def sketch(dense: nn.Module, subject: Subject, mixing: Mixing) -> nn.Module:
+    """The network with sketched layers at the subject's rate, ready to train from scratch."""
+    size = subject.size
+    sketched, _ = compress(
+        dense,
+        rate=subject.rate,
+        example_inputs=torch.zeros(1, 3, size, size),
+        init="random",
+        seed=0,
+        mixing=mixing,
+    )
+    return sketched
+
+
+def _with_peer(
+    peer: peers.Peer,
+    sketched: nn.Module,
+    mixing: str,
+    measurement: Measurement,
+    contender: Callable[[str, Format, nn.Module], Contender],
+) -> Iterator[Contender]:
+    """The network with another package's layers, or a line that says why there is none."""
+    name = f"{peer.name} {mixing}" if peer.per_mixing else peer.name
+    try:
+        built = contender(name, "nchw", replaced(sketched, peer))
+        if peer is peers.COMPILED:
+            torch.compiler.reset()
+            built.network.compile(dynamic=False)
+        built.step(measurement.mode)()  # compiles, or shows that it cannot run
+    except Exception as error:  # a peer's own trouble is not ours
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"{measurement.subject.name}: no {name} ({first})")
+        return
+    yield built
+
+
+def replaced(sketched: nn.Module, peer: peers.Peer) -> nn.Module:
+    """A copy of the network, each sketched layer exchanged for the peer's of the same size.
+
+    The plain form that is to be compiled has the sketched layer's values, others have random ones.
+
+    Raises:
+        ValueError: the peer has no layer of some shape.
+    """
+    network = copy.deepcopy(sketched)
+    for name, layer in list(network.named_modules()):
+        if not isinstance(layer, (SKConv2d, SKLinear)):
+            continue
+        if peer is peers.COMPILED:
+            network.set_submodule(name, peers.plain(layer))
+        elif isinstance(layer, SKConv2d) or peer.linear:
+            network.set_submodule(name, peer.build(case_of(layer), layer))
+    return network
+
+
+def case_of(layer: SKConv2d | SKLinear) -> Case:
+    """The shape of a layer, as peers ask for it; its image is 1 pixel wide or more.
+
+    Raises:
+        ValueError: a convolution that is not square, dilated or in groups.
+    """
+    if isinstance(layer, SKLinear):
+        return Case("", layer.in_features, layer.out_features)
+    squares = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    if any(isinstance(pair, str) or pair[0] != pair[1] for pair in squares):
+        raise ValueError(f"{layer} is not square")
+    if layer.groups != 1 or layer.dilation != (1, 1):
+        raise ValueError(f"{layer} is dilated or has groups")
+    return Case(
+        "",
+        layer.in_channels,
+        layer.out_channels,
+        kernel=layer.kernel_size[0],
+        size=1,
+        padding=int(layer.padding[0]),
+        stride=layer.stride[0],
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="all by default"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", help="instead of each network's own")
+    parser.add_argument("--mode", choices=["forward", "training"], help="default: both")
+    parser.add_argument("--plan", action="store_true", help="say what would be measured and stop")
+    parser.add_argument(
+        "--peers", action="store_true", help="other packages' layers and torch.compile as well"
+    )
+    parser.add_argument(
+        "--optimized", action="store_true", help="optimize_for_inference as well, in inference"
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="the sketched networks in both memory formats"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    add_measurement_arguments(parser, seconds=20.0)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 on success, 2 for arguments that cannot be used."""
+    args = parse(arguments)
+    try:
+        for batch in args.batch or ():
+            if batch < 1:
+                raise ValueError(f"--batch: must be at least 1 (got {batch})")
+        device = check_measurement_arguments(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    measurements = plan(args)
+    if args.plan:
+        print_plan(measurements, args.seconds)
+        return 0
+    found, missing = peers.available() if args.peers else ((), [])
+    print("\n".join([head(args, device), *missing]), flush=True)
+    rows: list[Row] = []
+    for measurement in measurements:
+        own = measure(measurement, args, device, found)
+        rows += own
+        print("\n" + format_table([asdict(row) for row in own], COLUMNS), flush=True)
+    finish(rows, args, device)
+    return 0
+
+
+def head(args: argparse.Namespace, device: torch.device) -> str:
+    """What and where: the first line of the output and the title of the picture."""
+    return f"{args.dtype or 'float32'}, {machine(device)}, PyTorch {torch.__version__}"
+
+
+def print_plan(measurements: Sequence[Measurement], seconds: float) -> None:
+    """One line for every measurement."""
+    for measurement in measurements:
+        subject = measurement.subject
+        print(
+            f"{subject.name} at rate {subject.rate:g}, {' and '.join(subject.mixings)} mixing, "
+            f"{subject.size}x{subject.size}, {measurement.mode}, batch {measurement.batch}"
+        )
+    print(f"{len(measurements)} measurements of {seconds:g} s or {LEAST_ROUNDS} rounds")
+
+
+def finish(rows: Sequence[Row], args: argparse.Namespace, device: torch.device) -> None:
+    """Notes on noise, and the files that were asked for."""
+    noisy = sum((row.speed_high - row.speed_low) / row.speed > WIDE for row in rows)
+    if noisy:
+        print(
+            f"\n{noisy} of {len(rows)} rows have quartiles more than {WIDE:.0%} apart: the machine "
+            "was busy, or --seconds is too short; measure them again"
+        )
+    if args.csv:
+        label = {"dtype": args.dtype or "float32", "hardware": machine(device), **versions()}
+        write_csv(args.csv, [{**asdict(row), **label} for row in rows])
+        print(f"written to {args.csv}")
+    if args.png:
+        plot.write_png(Path(args.png), rows, head(args, device))
+        print(f"drawn in {args.png}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
