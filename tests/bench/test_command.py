@@ -1,0 +1,214 @@
+"""The command: what it measures, prints and writes, and which arguments it refuses."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sketchlayers import bench, cli
+from sketchlayers.bench import Case, cases, command, peers, plot, table
+from sketchlayers.bench.bound import Peaks
+from sketchlayers.bench.memory import inference_memory, step_memory
+
+from .rows import row
+from .test_peers import hide_packages
+
+SMALL = (
+    Case("small", 16, 16, kernel=3, size=6, padding=1),
+    Case("small", 16, 16, size=6),
+    Case("small", 32, 32),
+)
+SETTINGS = bench.Settings(
+    rate=0.25,
+    path="auto",
+    seconds=0.001,
+    device=torch.device("cpu"),
+    dtype=torch.float32,
+    formats=("nchw", "nhwc"),
+    peaks=Peaks(1e11, 1e10),
+)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small layers, and peaks that take no time to measure."""
+    monkeypatch.setattr(command, "TABLE", SMALL)
+    monkeypatch.setattr(command, "measure_peaks", lambda device, dtype: Peaks(1e11, 1e10))
+
+
+@pytest.mark.parametrize("mode", ["forward", "training"])
+def test_a_layer_has_a_row_for_each_mixing_and_format(mode: bench.Mode) -> None:
+    rows = bench.run_case(SMALL[0], 2, mode, ("spatial", "channel"), SETTINGS)
+    assert [(r.method, r.format) for r in rows] == [
+        ("spatial", "nchw"),
+        ("spatial", "nhwc"),
+        ("channel", "nchw"),
+        ("channel", "nhwc"),
+    ]
+    for r in rows:
+        assert r.path in ("factored", "folded")
+        assert r.speed_low <= r.speed <= r.speed_high
+        assert r.rounds >= 7
+        assert r.memory is not None and r.memory > 0
+        assert r.bound is not None and r.bound > 0
+        assert (r.gemms is None) == (r.method == "spatial")
+
+
+@pytest.mark.parametrize("case", SMALL[1:], ids=lambda case: case.name)
+def test_without_taps_both_mixings_are_one_row(case: Case) -> None:
+    settings = bench.Settings(**{**vars(SETTINGS), "formats": ("nchw",)})
+    (own,) = bench.run_case(case, 2, "forward", ("spatial", "channel"), settings)
+    assert own.method == "any"
+    assert own.memory_limit is not None and own.memory_limit > 1
+
+
+def test_a_peer_that_fails_is_named_and_left_out() -> None:
+    def fail(case: Case, layer: peers.Layer) -> nn.Module:
+        raise RuntimeError("no compiler\nand a long tale")
+
+    said: list[str] = []
+    peer, other = (
+        peers.Peer("broken", fail),
+        peers.Peer("plain", lambda _, layer: peers.plain(layer)),
+    )
+    settings = bench.Settings(**{**vars(SETTINGS), "peers": (peer, other), "say": said.append})
+    rows = bench.run_case(SMALL[0], 2, "forward", ("channel",), settings)
+    assert [r.method for r in rows] == ["channel", "channel", "plain"]
+    assert said == ["3x3 16->16 @6: no broken (no compiler)"]
+    assert rows[-1].bound is None and not rows[-1].automatic
+
+
+def test_the_table_goes_to_the_terminal_a_csv_and_a_picture(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_packages(monkeypatch)
+    monkeypatch.setattr(
+        peers, "COMPILED", peers.Peer("compiled", lambda _, layer: peers.plain(layer))
+    )
+    files = [tmp_path / "bench.csv", tmp_path / "bench.png"]
+    code = cli.main(
+        "bench --peers --batch 2 1 --seconds 0.001 --threads 1 --rate 0.25 --device cpu".split()
+        + [f"--csv={files[0]}", f"--png={files[1]}"]
+    )
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "tensorly-torch is left out" in printed
+    assert "panther-ml is left out" in printed
+    assert "1 threads" in printed
+    for expected in ("inference", "forward + backward", "lowest speed", "compiled"):
+        assert expected in printed
+    with files[0].open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == table.CSV_COLUMNS
+    assert {r["batch"] for r in rows} == {"1", "2"}
+    assert {r["hardware"] for r in rows} == {table.machine(torch.device("cpu"))}
+    assert files[1].stat().st_size > 0
+
+
+def test_figures_are_measured_and_judged(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "measure_peaks", lambda device, dtype: Peaks(1e11, 1e10))
+    monkeypatch.setattr(
+        table,
+        "run_case",
+        lambda case, batch, mode, mixings, settings: [
+            row(
+                layer=case.name,
+                method=mixing if case.taps > 1 else "any",
+                batch=batch,
+                mode=mode,
+                speed=100.0,
+            )
+            for mixing in mixings
+        ],
+    )
+    assert cli.main(["bench", "--figures", "--device", "cpu", "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    count = len(bench.figures.CPU_GOALS)
+    assert f"{count} of {count} reached" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "4", "0"], "--batch: must be at least 1 (got 0)"),
+        (["--rate", "1.5"], "--rate: must be in (0, 1] (got 1.5)"),
+        (["--seconds", "nan"], "--seconds: must be positive (got nan)"),
+        (["--threads", "0"], "--threads: must be at least 1 (got 0)"),
+        (["--layers", "9x9*"], "--layers: '9x9*' matches no layer"),
+        (["--csv", "nowhere/at/all.csv"], "--csv: its folder must exist"),
+        (["--device", "warp"], "--device: no such device (got 'warp')"),
+        (["--device", "meta"], "--device: must be cpu or cuda (got 'meta')"),
+        (["--graphs", "--device", "cpu"], "--graphs: needs a GPU"),
+        (["--figures", "--rate", "0.2"], "--figures: fixes --rate"),
+    ],
+)
+def test_bad_arguments_are_told_before_any_work(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command, "measure_peaks", lambda *_: pytest.fail("measured"))
+    assert cli.main(["bench", "--device", "cpu", *arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"sketchlayers bench: {message}")
+    assert printed.err.count("\n") == 1
+
+
+def test_a_picture_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ValueError, match="--png: needs matplotlib"):
+        plot.require_matplotlib()
+
+
+def test_the_picture_shows_something(tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    path = tmp_path / "bench.png"
+    rows = [
+        row(),
+        row(method="spatial", speed=1.0, speed_low=0.9, speed_high=1.1, gemms=None),
+        row(method="channel", format="nhwc"),
+        row(mode="training", method="tensorly CP", speed=0.03, speed_low=0.02, speed_high=0.05),
+    ]
+    plot.write_png(path, rows, "a test")
+    pixels = image.imread(path)
+    assert min(pixels.shape[:2]) > 200
+    assert pixels[..., :3].std() > 0.02
+
+
+def test_noise_is_told() -> None:
+    calm, noisy = row(), row(speed_low=3.0, speed_high=4.5)
+    assert not any("busy" in line for line in table.notes([calm]))
+    assert any("1 of 2 rows" in line for line in table.notes([calm, noisy]))
+    assert "~" in table.format_row(noisy) and "~" not in table.format_row(calm)
+
+
+def test_layers_are_chosen_by_name_or_network() -> None:
+    assert [c.name for c in cases.select(bench.TABLE, ["5x5*"])] == ["5x5 96->192 @16"]
+    assert {c.label for c in cases.select(bench.TABLE, ["ResNet"])} == {
+        c.label for c in cases.RESNET
+    }
+    names = [c.name for c in bench.TABLE]
+    assert len(names) == len(set(names))
+
+
+def test_memory_counts_parameters_input_and_what_a_call_allocates() -> None:
+    layer, data = nn.Linear(64, 32), torch.randn(16, 64)
+    held = 4 * (64 * 32 + 32 + 16 * 64)
+    assert inference_memory(layer, data) == held + 4 * 16 * 32
+    trained = step_memory(layer, data.clone().requires_grad_())
+    assert trained >= held + 4 * (64 * 32 + 32 + 16 * 64)

@@ -1,0 +1,135 @@
+"""The benchmark of whole networks, on a network small enough for a test."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import benchmark
+from benchmark import SUBJECTS, Measurement, Subject
+from sketchlayers import compress
+from sketchlayers.bench import peers
+
+
+def small() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    )
+
+
+SMALL = Subject(
+    "small",
+    small,
+    size=8,
+    rate=0.5,
+    mixings=("channel", "spatial"),
+    batches={"forward": (2,), "training": (2, 1)},
+    goals={("channel", "forward", 2): 1e-9, ("spatial", "forward", 2): 1e9},
+)
+
+
+@pytest.fixture(autouse=True)
+def only_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SUBJECTS, "small", SMALL)
+
+
+def test_networks_are_measured_into_a_table_a_csv_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(tmp_path / "networks.csv"), str(tmp_path / "networks.png")]
+    code = benchmark.main(
+        "--networks small --seconds 0.001 --device cpu --channels-last".split()
+        + [f"--csv={files[0]}", f"--png={files[1]}"]
+    )
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert "channel" in printed and "reached" in printed
+    with open(files[0]) as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["method"], r["format"]) for r in rows[:4]] == [
+        ("channel", "nchw"),
+        ("channel", "nhwc"),
+        ("spatial", "nchw"),
+        ("spatial", "nhwc"),
+    ]
+    assert [r["reached"] for r in rows[:4]] == ["yes", "yes", "no", "no"]
+    assert len(rows) == 12
+    for r in rows:
+        assert float(r["memory"]) > 0
+        assert float(r["speed_low"]) <= float(r["speed"]) <= float(r["speed_high"])
+        assert r["torch"] == torch.__version__.split("+")[0] or r["torch"] == torch.__version__
+        assert r["hardware"]
+    assert Path(files[1]).stat().st_size > 0
+
+
+def test_the_plan_measures_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "measure", lambda *_: pytest.fail("measured"))
+    assert benchmark.main(["--plan", "--device", "cpu", "--networks", "small", "ninn"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "small at rate 0.5, channel and spatial mixing, 8x8, forward, batch 2"
+    assert len(lines) == 3 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "0"], "--batch: must be at least 1 (got 0)"),
+        (["--seconds", "0"], "--seconds: must be positive (got 0.0)"),
+        (["--png", "nowhere/at/all.png"], "--png: its folder must exist"),
+        (["--threads", "0"], "--threads: must be at least 1 (got 0)"),
+    ],
+)
+def test_bad_arguments_are_told_before_any_work(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(benchmark, "measure", lambda *_: pytest.fail("measured"))
+    assert benchmark.main(["--device", "cpu", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_the_networks_have_the_goals_of_the_figures() -> None:
+    goals = SUBJECTS["ninn"].goals | SUBJECTS["googlenet_bn"].goals
+    assert goals["channel", "training", 64] == 2.2
+    assert goals["channel", "forward", 1] == 1.5
+
+
+def test_the_plain_form_of_a_network_computes_the_same() -> None:
+    sketched, _ = compress(
+        small(),
+        rate=0.5,
+        example_inputs=torch.zeros(1, 3, 8, 8),
+        init="random",
+        mixing="channel",
+    )
+    data = torch.randn(2, 3, 8, 8)
+    plain = benchmark.replaced(sketched, peers.COMPILED)
+    torch.testing.assert_close(plain(data), sketched(data))
+
+
+def test_a_peer_that_fails_is_named_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(case: object, layer: object) -> nn.Module:
+        raise RuntimeError("no such layer")
+
+    args = argparse.Namespace(
+        dtype=None, channels_last=False, optimized=False, seconds=0.001, no_memory=True
+    )
+    rows = benchmark.measure(
+        Measurement(SMALL, "forward", 2), args, torch.device("cpu"), [peers.Peer("broken", fail)]
+    )
+    assert [row.method for row in rows] == ["channel", "spatial"]
+    assert "small: no broken (no such layer)" in capsys.readouterr().out
