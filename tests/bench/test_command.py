@@ -98,10 +98,9 @@ def test_the_table_goes_to_the_terminal_a_csv_and_a_picture(
         peers, "COMPILED", peers.Peer("compiled", lambda _, layer: peers.plain(layer))
     )
     files = [tmp_path / "bench.csv", tmp_path / "bench.png"]
-    code = cli.main(
-        "bench --peers --batch 2 1 --seconds 0.001 --threads 1 --rate 0.25 --device cpu".split()
-        + [f"--csv={files[0]}", f"--png={files[1]}"]
-    )
+    measured = ["--seconds=0.001", "--threads=1", "--device=cpu", "--rate=0.25"]
+    written = [f"--csv={files[0]}", f"--png={files[1]}"]
+    code = cli.main(["bench", "--peers", "--batch", "2", "1", *measured, *written])
     printed = capsys.readouterr().out
     assert code == 0
     assert "tensorly-torch is left out" in printed

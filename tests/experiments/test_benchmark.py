@@ -47,10 +47,8 @@ def test_networks_are_measured_into_a_table_a_csv_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [str(tmp_path / "networks.csv"), str(tmp_path / "networks.png")]
-    code = benchmark.main(
-        "--networks small --seconds 0.001 --device cpu --channels-last".split()
-        + [f"--csv={files[0]}", f"--png={files[1]}"]
-    )
+    measured = ["--networks=small", "--seconds=0.001", "--device=cpu", "--channels-last"]
+    code = benchmark.main([*measured, f"--csv={files[0]}", f"--png={files[1]}"])
     assert code == 0
     printed = capsys.readouterr().out
     assert "channel" in printed and "reached" in printed
