@@ -42,6 +42,7 @@ struct ChannelConvTraits {
   static constexpr int kChunkSteps = kChunk / kStep;
   static constexpr int kChunkWords = kChunk / kSignsPerWord;
   static constexpr int kStepsPerWord = kSignsPerWord / kStep;
+  static constexpr int kLoadUnroll = 4;
   // One unit more than the row has, so that 8 neighbouring rows lie in different banks.
   static constexpr int kPitch = (kChunkUnits + 1) * kUnitBytes;
   static constexpr int kFeaturePitch = kRank * static_cast<int>(sizeof(T)) + kUnitBytes;
@@ -63,7 +64,7 @@ template <typename T, int kRankPairs>
 struct ChannelConvChoice {
   static constexpr bool kHalf = sizeof(T) == 2;
   static constexpr bool kLarge = kHalf && kRankPairs == 1;
-  static constexpr int kBlocks = (kHalf ? kRankPairs <= 3 : kRankPairs == 1) ? 2 : 1;
+  static constexpr int kBlocks = (kHalf ? kRankPairs <= 2 : kRankPairs == 1) ? 2 : 1;
   using Traits = ChannelConvTraits<T, kRankPairs, kLarge ? 2 : 1, kLarge ? 4 : 2, kBlocks>;
 };
 constexpr int64_t kLargestChannelRank = 64;

@@ -27,8 +27,10 @@ struct ChannelGradientTraits {
   static constexpr int kChunkUnits = 8;
   static constexpr int kChunk = kChunkUnits * kPerUnit;
   static constexpr int kChunkSteps = kChunk / kStep;
+  static constexpr int kLoadUnroll = 1;  // registers are for sums
   static constexpr int kPitch = (kChunkUnits + 1) * kUnitBytes;
   static constexpr int kFeaturePitch = (kRankUnits + 1) * kUnitBytes;
+  static constexpr int kBlocks = kRankPairs <= 2 ? 2 : 1;  // that registers shall hold
   static constexpr int kPixels = 128;
   static constexpr int kHalo = 256;
   static constexpr int kSteps = kPixels / kStep;
@@ -286,7 +288,7 @@ class ChannelGradient {
   template <typename Block>
   SKETCHLAYERS_INLINE void run(Block& block) {
     const int64_t all = tiles_of_images(params_);
-    const int64_t count = split_ < all ? (all - split_ - 1) / params_.splits + 1 : 0;
+    const int count = split_ < all ? static_cast<int>((all - split_ - 1) / params_.splits) + 1 : 0;
     block.each_warp([&](int warp, Warp& state) {
       start(warp, state);
       if (count > 0) fill_tables(warp, 0);
@@ -297,7 +299,7 @@ class ChannelGradient {
       if (count > 1) fill_tables(warp, 1);
     });
     block.synchronize();
-    for (int64_t i = 0; i < count; ++i) {
+    for (int i = 0; i < count; ++i) {
       block.each_warp([&](int warp, Warp&) {
         if (i + 1 < count) {
           load(warp, i + 1);
@@ -345,20 +347,21 @@ class ChannelGradient {
            x * static_cast<int>(params_.horizontal.stride);
   }
 
-  SKETCHLAYERS_INLINE int64_t* halo_table(int64_t i) const {
+  SKETCHLAYERS_INLINE int64_t* halo_table(int i) const {
     return tables_ + i % 2 * (halo_rows_ + Traits::kPixels);
   }
-  SKETCHLAYERS_INLINE int64_t* pixel_table(int64_t i) const { return halo_table(i) + halo_rows_; }
+  SKETCHLAYERS_INLINE int64_t* pixel_table(int i) const { return halo_table(i) + halo_rows_; }
 
   // Where the rows of the block's tile `i` start, of what is shifted and of what is not.
-  SKETCHLAYERS_INLINE void fill_tables(int warp, int64_t i) {
-    const int64_t tile = split_ + i * params_.splits;
+  SKETCHLAYERS_INLINE void fill_tables(int warp, int i) {
+    const int64_t tile = split_ + static_cast<int64_t>(i) * params_.splits;
     const int64_t across = ceil_divide(params_.horizontal.output, params_.tile.width);
     const int64_t down = ceil_divide(params_.vertical.output, params_.tile.height);
     const int64_t image = tile / across / down * params_.tile.images;
     const int64_t top = tile / across % down * params_.tile.height;
     const int64_t left = tile % across * params_.tile.width;
     for_each_lane([&](int lane) {
+      SKETCHLAYERS_UNROLL_BY(1)
       for (int row = warp * kWarpSize + lane; row < halo_rows_; row += Traits::kThreads) {
         const int64_t x =
             left * params_.horizontal.stride - params_.horizontal.padding + row % halo_width_;
@@ -369,6 +372,7 @@ class ChannelGradient {
                                                   params_.horizontal.input)
                                          : -1;
       }
+      SKETCHLAYERS_UNROLL_BY(1)
       for (int row = warp * kWarpSize + lane; row < Traits::kPixels; row += Traits::kThreads) {
         const int64_t x = left + row % params_.tile.width;
         const int64_t y = top + row / params_.tile.width % params_.tile.height;
@@ -391,16 +395,16 @@ class ChannelGradient {
     return image * strides[0] + y * strides[2] + x * strides[3];
   }
 
-  SKETCHLAYERS_INLINE unsigned char* shifted_tile(int64_t i) const {
+  SKETCHLAYERS_INLINE unsigned char* shifted_tile(int i) const {
     const int shifted = halo_rows_ * (kShiftsImages ? Traits::kPitch : Traits::kFeaturePitch);
     const int centred = Traits::kPixels * (kShiftsImages ? Traits::kFeaturePitch : Traits::kPitch);
     return tiles_ + i % 2 * (shifted + centred);
   }
-  SKETCHLAYERS_INLINE unsigned char* centred_tile(int64_t i) const {
+  SKETCHLAYERS_INLINE unsigned char* centred_tile(int i) const {
     return shifted_tile(i) + halo_rows_ * (kShiftsImages ? Traits::kPitch : Traits::kFeaturePitch);
   }
 
-  SKETCHLAYERS_INLINE void load(int warp, int64_t i) {
+  SKETCHLAYERS_INLINE void load(int warp, int i) {
     for_each_lane([&](int lane) {
       const int thread = warp * kWarpSize + lane;
       load_images(thread, kShiftsImages ? shifted_tile(i) : centred_tile(i),
@@ -426,6 +430,7 @@ class ChannelGradient {
   SKETCHLAYERS_INLINE void load_features(int thread, unsigned char* tile, int rows,
                                          const int64_t* table) {
     const T* const from = static_cast<const T*>(gradient_.features);
+    SKETCHLAYERS_UNROLL_BY(1)
     for (int i = thread; i < rows * Traits::kRankUnits; i += Traits::kThreads) {
       const int row = i / Traits::kRankUnits;
       const int unit = i % Traits::kRankUnits;
@@ -441,9 +446,9 @@ class ChannelGradient {
            tap % width * static_cast<int>(params_.horizontal.dilation);
   }
 
-  SKETCHLAYERS_INLINE void multiply(int warp, Warp& state, int64_t i) {
-    SKETCHLAYERS_NO_UNROLL  // registers are for sums
-        for (int s = 0; s < Traits::kSteps; ++s) {
+  SKETCHLAYERS_INLINE void multiply(int warp, Warp& state, int i) {
+    SKETCHLAYERS_UNROLL_BY(1)  // registers are for sums
+    for (int s = 0; s < Traits::kSteps; ++s) {
       if (s * Traits::kStep >= pixels_) continue;
       if constexpr (kShiftsImages) {
         multiply_shifted_images(warp, state, i, s);
@@ -453,7 +458,7 @@ class ChannelGradient {
     }
   }
 
-  SKETCHLAYERS_INLINE void multiply_shifted_images(int warp, Warp& state, int64_t i, int s) {
+  SKETCHLAYERS_INLINE void multiply_shifted_images(int warp, Warp& state, int i, int s) {
     LeftFragment left[Traits::kRankPairs];
     for_each_rank_pair([&](int j) {
       load_feature_fragment(left[j], centred_tile(i), j, [&](int lane) {
@@ -477,7 +482,7 @@ class ChannelGradient {
     }
   }
 
-  SKETCHLAYERS_INLINE void multiply_shifted_features(int warp, Warp& state, int64_t i, int s) {
+  SKETCHLAYERS_INLINE void multiply_shifted_features(int warp, Warp& state, int i, int s) {
     RightFragment right[2];
     load_image_fragments(right, centred_tile(i), warp,
                          [&](int lane) { return s * Traits::kStep + transposed_right_row(lane); });
@@ -588,7 +593,7 @@ struct GradientSumParams {
 
 // Element `i` of (group, tap, rank, channel).
 template <typename T>
-SKETCHLAYERS_INLINE void add_splits(const GradientSumParams& params, int64_t i) {
+SKETCHLAYERS_INLINE void add_splits(const GradientSumParams& params, int i) {
   float sum = 0.0f;
   for (int split = 0; split < params.splits; ++split) {
     sum += params.partial[split * params.elements + i];

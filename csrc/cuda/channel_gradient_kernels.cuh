@@ -33,7 +33,7 @@ __device__ __forceinline__ void channel_gradient_block(const ChannelGradientPara
 }
 
 template <typename Traits>
-__global__ void __launch_bounds__(Traits::kThreads, 2)
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks)
     channel_gradient_kernel(const __grid_constant__ ChannelGradientParams params,
                             int first_chunks) {
   const int chunk = static_cast<int>(blockIdx.x) / params.splits;

@@ -157,7 +157,8 @@ bool launch(const Operands& operands, const at::Tensor& grad_s1, const at::Tenso
   const int64_t pixel_blocks = ceil_divide(operands.grad.numel(), Traits::kPixels) +
                                ceil_divide(operands.input.numel(), Traits::kPixels);
   const int64_t blocks = (first_chunks + second_chunks) * params.splits;
-  if (blocks > kLargestGrid || pixel_blocks > kLargestGrid || elements > kLargestGrid) return false;
+  if (std::max({blocks, pixel_blocks, elements, tiles_of_images(params)}) > kLargestGrid)
+    return false;
 
   const at::Tensor of_grad =
       grad_s1.defined() ? empty_features<Traits>(operands.grad, sketch) : at::Tensor();

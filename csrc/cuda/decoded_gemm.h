@@ -101,7 +101,7 @@ class DecodedGemm {
     for_each_lane([&](int lane) {
       const int thread = warp * kWarpSize + lane;
       const int64_t start = chunk * Traits::kDepth;
-      SKETCHLAYERS_UNROLL_FOUR
+      SKETCHLAYERS_UNROLL_BY(4)
       for (int i = 0; i < Traits::kDepth * Traits::kRows / Traits::kThreads; ++i) {
         const int at = thread + i * Traits::kThreads;
         const int k = Problem::kLeftAlongDepth ? at % Traits::kDepth : at / Traits::kRows;
@@ -110,7 +110,7 @@ class DecodedGemm {
         left(chunk)[k * Traits::kLeftPitch + row] =
             inside ? problem_.left(batch_, row_ + row, first_ + start + k) : 0.0f;
       }
-      SKETCHLAYERS_UNROLL_FOUR
+      SKETCHLAYERS_UNROLL_BY(4)
       for (int i = 0; i < Traits::kDepth * Traits::kColumns / Traits::kThreads; ++i) {
         const int at = thread + i * Traits::kThreads;
         const int k = Problem::kRightAlongDepth ? at % Traits::kDepth : at / Traits::kColumns;
@@ -134,7 +134,7 @@ class DecodedGemm {
       const int thread = warp * kWarpSize + lane;
       const float* const rows = left(chunk) + thread_row(thread);
       const float* const columns = right(chunk) + thread_column(thread, 0);
-      SKETCHLAYERS_UNROLL_FOUR
+      SKETCHLAYERS_UNROLL_BY(4)
       for (int k = 0; k < Traits::kDepth; ++k) {
         const Unit a = *reinterpret_cast<const Unit*>(rows + k * Traits::kLeftPitch);
         Unit b[2];

@@ -16,15 +16,14 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define SKETCHLAYERS_INLINE __host__ __device__ __forceinline__
-#define SKETCHLAYERS_UNROLL _Pragma("unroll")
-#define SKETCHLAYERS_UNROLL_FOUR _Pragma("unroll 4")
-#define SKETCHLAYERS_NO_UNROLL _Pragma("unroll 1")
+#define SKETCHLAYERS_PRAGMA(text) _Pragma(#text)
+#define SKETCHLAYERS_UNROLL SKETCHLAYERS_PRAGMA(unroll)
+#define SKETCHLAYERS_UNROLL_BY(count) SKETCHLAYERS_PRAGMA(unroll count)
 #else
 #include <vector>
 #define SKETCHLAYERS_INLINE inline
 #define SKETCHLAYERS_UNROLL
-#define SKETCHLAYERS_UNROLL_FOUR
-#define SKETCHLAYERS_NO_UNROLL
+#define SKETCHLAYERS_UNROLL_BY(count)
 #endif
 
 namespace sketchlayers::cuda {

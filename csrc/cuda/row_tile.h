@@ -52,6 +52,7 @@ class RowTile {
                                                 const int64_t* table, const ChannelSource& source,
                                                 int64_t first_channel) {
     const T* const from = static_cast<const T*>(source.data);
+    SKETCHLAYERS_UNROLL_BY(Traits::kLoadUnroll)
     for (int i = thread; i < rows * Traits::kChunk; i += Traits::kThreads) {
       const int row = source.channels_first ? i % rows : i / Traits::kChunk;
       const int place = source.channels_first ? i / rows : i % Traits::kChunk;

@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cuda/channel_gradient.h"
 #include "cuda/channel_plan.h"
 #include "cuda_block.h"
 #include "cuda_values.h"
@@ -145,7 +146,7 @@ void set_layout(ChannelConvParams& params, const Layer& layer, int64_t inputs, i
   params.output_units = layer.channels_last && outputs % kPerUnit == 0;
   params.channels_first = !layer.channels_last;
   const auto tile = TileSearch<Traits>(params.vertical, params.horizontal, layer.batch,
-                                       layer.groups, 4, 100 << 10)
+                                       layer.groups, 4, halo_for<Traits>(100 << 10))
                         .best();
   ASSERT_TRUE(tile.has_value());
   params.tile = *tile;
@@ -431,6 +432,240 @@ TEST(ChannelConv, SmallAndLargeImages) {
   check_layer<BFloat16, 1, 2, 4>(layer);
 }
 
+// ---------------------------------------------------------------------------- parameter gradients
+
+template <typename T>
+struct FactorGradients {
+  std::vector<T> s1, s2;
+};
+
+template <typename T>
+std::vector<double> expected_weight_gradient(const Layer& layer, const Operands<T>& operands,
+                                             const std::vector<T>& grad) {
+  std::vector<double> weight(static_cast<size_t>(layer.groups) * layer.outputs * layer.channels *
+                             layer.kernel_h * layer.kernel_w);
+  for_each_product(layer, [&](int64_t in, int64_t w, int64_t out) {
+    weight[w] +=
+        static_cast<double>(static_cast<float>(grad[out])) * static_cast<float>(operands.input[in]);
+  });
+  return weight;
+}
+
+template <typename T>
+FactorGradients<double> expected_gradients(const Layer& layer, const Operands<T>& operands,
+                                           const std::vector<T>& grad) {
+  const std::vector<double> weight = expected_weight_gradient(layer, operands, grad);
+  FactorGradients<double> gradients{std::vector<double>(operands.s1.size()),
+                                    std::vector<double>(operands.s2.size())};
+  const int64_t taps = layer.kernel_h * layer.kernel_w;
+  for (int64_t i = 0; i < static_cast<int64_t>(weight.size()); ++i) {
+    const int64_t tap = i % taps;
+    const int64_t c = i / taps % layer.channels;
+    const int64_t o = i / taps / layer.channels % layer.outputs;
+    const int64_t group = i / taps / layer.channels / layer.outputs;
+    for (int64_t r = 0; r < layer.rank; ++r) {
+      const int64_t row = group * layer.rank + r;
+      const double u1 = sign_at<double>(operands.u1.data() + row * layer.words(layer.outputs), o);
+      const double u2 = sign_at<double>(operands.u2.data() + row * layer.words(layer.channels), c);
+      const double value = kInnerScale * kOuterScale * weight[static_cast<size_t>(i)];
+      gradients.s1[static_cast<size_t>((row * layer.channels + c) * taps + tap)] += u1 * value;
+      gradients
+          .s2[static_cast<size_t>(((group * layer.outputs + o) * layer.rank + r) * taps + tap)] +=
+          u2 * value;
+    }
+  }
+  return gradients;
+}
+
+// Features of all pixels of images (batch, groups * channels, height, width).
+template <typename Traits, typename T>
+std::vector<T> pixel_features(const Layer& layer, const std::vector<T>& images, int channels,
+                              int64_t height, int64_t width, const SignsView& signs,
+                              Schedule schedule) {
+  PixelFeaturesParams params{};
+  params.images = images.data();
+  set_strides(params.strides, layer.groups * channels, height, width, layer.channels_last);
+  params.height = height;
+  params.width = width;
+  params.pixels = layer.batch * height * width;
+  params.channels = channels;
+  params.rank = layer.rank;
+  params.signs = signs;
+  params.scale = static_cast<float>(kInnerScale);
+  params.units = layer.channels_last && channels % Traits::kPerUnit == 0;
+  params.channels_first = !layer.channels_last;
+  std::vector<T> features(static_cast<size_t>(layer.groups * params.pixels * Traits::kRank) + 8);
+  params.features = features.data();
+  for (int64_t block = 0; block < ceil_divide(params.pixels, Traits::kPixels); ++block) {
+    for (int group = 0; group < layer.groups; ++group) {
+      HostBlock<typename PixelFeatures<Traits>::Warp> host(
+          Traits::kWarps, PixelFeatures<Traits>::kSharedBytes, schedule);
+      PixelFeatures<Traits>(params, host.shared(), block, group).run(host);
+    }
+  }
+  return features;
+}
+
+template <typename Traits, bool kShiftsImages, typename T>
+void run_gradient(const ChannelGradientParams& params, const FactorGradient& gradient,
+                  const FactorView& view, std::vector<T>& result, Schedule schedule) {
+  const int taps = static_cast<int>(params.vertical.kernel * params.horizontal.kernel);
+  const int64_t halo = params.tile.images * halo_extent(params.vertical, params.tile.height) *
+                       halo_extent(params.horizontal, params.tile.width);
+  using Body = ChannelGradient<Traits, kShiftsImages>;
+  for (int split = 0; split < params.splits; ++split) {
+    for (int chunk = 0; chunk < chunks<Traits>(gradient.channels); ++chunk) {
+      for (int tap_group = 0; tap_group * Traits::kTaps < taps; ++tap_group) {
+        for (int group = 0; group < params.groups; ++group) {
+          HostBlock<typename Body::Warp> host(
+              Traits::kWarps, static_cast<size_t>(gradient_shared_bytes<Traits>(halo)), schedule);
+          Body(params, host.shared(), split, chunk, tap_group, group).run(host);
+        }
+      }
+    }
+  }
+  GradientSumParams sum{};
+  sum.partial = gradient.partial;
+  sum.gradient = result.data();
+  sum.view = view;
+  sum.elements = static_cast<int64_t>(result.size());
+  sum.splits = params.splits;
+  sum.rank = params.rank;
+  sum.channels = gradient.channels;
+  sum.kernel_h = static_cast<int>(params.vertical.kernel);
+  sum.kernel_w = static_cast<int>(params.horizontal.kernel);
+  sum.scale = static_cast<float>(kOuterScale);
+  for (int64_t i = 0; i < sum.elements; ++i) add_splits<T>(sum, i);
+}
+
+template <typename Traits, typename T>
+FactorGradients<T> gradients(const Layer& layer, const Operands<T>& operands,
+                             const std::vector<T>& grad, int splits, Schedule schedule) {
+  ChannelGradientParams params{};
+  params.vertical = layer.vertical();
+  params.horizontal = layer.horizontal();
+  const auto of_grad = pixel_features<Traits>(
+      layer, grad, layer.outputs, params.vertical.output, params.horizontal.output,
+      signs_view(layer, operands.u1, layer.outputs), schedule);
+  const auto of_input = pixel_features<Traits>(
+      layer, operands.input, layer.channels, params.vertical.input, params.horizontal.input,
+      signs_view(layer, operands.u2, layer.channels), schedule);
+  const auto side = [&](FactorGradient& gradient, const std::vector<T>& images, int channels,
+                        int64_t height, int64_t width, const std::vector<T>& features,
+                        std::vector<float>& partial, size_t elements) {
+    gradient.images = images.data();
+    set_strides(gradient.strides, layer.groups * channels, height, width, layer.channels_last);
+    gradient.features = features.data();
+    partial.assign(static_cast<size_t>(splits) * elements, std::nanf(""));
+    gradient.partial = partial.data();
+    gradient.channels = channels;
+    gradient.units = layer.channels_last && channels % Traits::kPerUnit == 0;
+    gradient.channels_first = !layer.channels_last;
+  };
+  std::vector<float> first, second;
+  side(params.first, operands.input, layer.channels, params.vertical.input, params.horizontal.input,
+       of_grad, first, operands.s1.size());
+  side(params.second, grad, layer.outputs, params.vertical.output, params.horizontal.output,
+       of_input, second, operands.s2.size());
+  params.batch = layer.batch;
+  params.groups = layer.groups;
+  params.rank = layer.rank;
+  params.splits = splits;
+  const auto tile = TileSearch<Traits>(params.vertical, params.horizontal, layer.batch,
+                                       layer.groups, 4, gradient_halo_for<Traits>(100 << 10))
+                        .best();
+  params.tile = tile.value();
+  FactorGradients<T> result{std::vector<T>(operands.s1.size()), std::vector<T>(operands.s2.size())};
+  run_gradient<Traits, true>(params, params.first, s1_view(layer, result.s1), result.s1, schedule);
+  run_gradient<Traits, false>(params, params.second, s2_view(layer, result.s2), result.s2,
+                              schedule);
+  return result;
+}
+
+template <typename T, int kRankPairs>
+void check_gradients(const Layer& layer) {
+  using Traits = ChannelGradientTraits<T, kRankPairs>;
+  ASSERT_LE(layer.rank, Traits::kRank);
+  const Operands<T> operands(layer);
+  const auto grad = random_values<T>(layer.batch * layer.groups * layer.outputs *
+                                     layer.vertical().output * layer.horizontal().output);
+  const auto expected = expected_gradients(layer, operands, grad);
+  int splits = 1;
+  for (const Schedule schedule : kSchedules) {
+    const auto actual = gradients<Traits>(layer, operands, grad, splits, schedule);
+    expect_close(actual.s1, expected.s1, tolerance<T>());
+    expect_close(actual.s2, expected.s2, tolerance<T>());
+    splits += 2;
+  }
+}
+
+TEST(ChannelGradient, EveryTypeAndRank) {
+  for (const bool channels_last : {true, false}) {
+    Layer layer;
+    layer.channels_last = channels_last;
+    check_gradients<BFloat16, 1>(layer);
+    layer.rank = 26;
+    check_gradients<Half, 2>(layer);
+    layer.rank = 40;
+    check_gradients<BFloat16, 3>(layer);
+    layer.rank = 64;
+    check_gradients<Half, 4>(layer);
+  }
+}
+
+TEST(ChannelGradient, OddSizes) {
+  Layer layer;
+  layer.channels = 13;
+  layer.outputs = 7;
+  layer.rank = 5;
+  layer.height = 5;
+  layer.width = 3;
+  check_gradients<BFloat16, 1>(layer);
+  layer.channels = layer.outputs = layer.rank = 1;
+  layer.height = layer.width = 1;
+  check_gradients<Half, 1>(layer);
+}
+
+TEST(ChannelGradient, ManyChannelsTapsAndTiles) {
+  Layer layer;
+  layer.channels = 72;
+  layer.outputs = 136;
+  check_gradients<BFloat16, 1>(layer);
+  layer.channels = 16;
+  layer.outputs = 24;
+  layer.kernel_h = 5;
+  layer.kernel_w = 4;
+  layer.padding_h = 2;
+  check_gradients<Half, 1>(layer);
+  layer.height = 30;
+  layer.width = 41;
+  layer.kernel_h = layer.kernel_w = 3;
+  check_gradients<Half, 1>(layer);
+}
+
+TEST(ChannelGradient, StridesDilationsAndGroups) {
+  Layer layer;
+  layer.stride_h = 2;
+  layer.stride_w = 3;
+  layer.dilation_h = 2;
+  check_gradients<BFloat16, 1>(layer);
+  layer.groups = 3;
+  layer.channels = 16;
+  layer.outputs = 24;
+  check_gradients<Half, 1>(layer);
+  layer.channels = 5;
+  layer.outputs = 3;
+  layer.channels_last = false;
+  check_gradients<Half, 1>(layer);
+}
+
+TEST(ChannelGradient, Pointwise) {
+  Layer layer;
+  layer.kernel_h = layer.kernel_w = 1;
+  layer.padding_h = layer.padding_w = 0;
+  check_gradients<BFloat16, 1>(layer);
+}
+
 // ---------------------------------------------------------------------------- choice of tiles
 
 TEST(TileSearch, TilesCoverTheImageWithinTheLimits) {
@@ -440,7 +675,8 @@ TEST(TileSearch, TilesCoverTheImageWithinTheLimits) {
       for (const int64_t stride : {1, 2}) {
         const ConvAxis axis{size * stride, size, kernel, stride, kernel / 2, 1};
         for (const int64_t batch : {1, 128}) {
-          const auto tile = TileSearch<Traits>(axis, axis, batch, 1, 132, 100 << 10).best();
+          const auto tile =
+              TileSearch<Traits>(axis, axis, batch, 1, 132, halo_for<Traits>(100 << 10)).best();
           ASSERT_TRUE(tile.has_value());
           const int64_t halo =
               tile->images * halo_extent(axis, tile->height) * halo_extent(axis, tile->width);
@@ -460,9 +696,11 @@ TEST(TileSearch, TilesCoverTheImageWithinTheLimits) {
 TEST(TileSearch, ThereIsNoneForAHaloThatDoesNotFit) {
   using Traits = ChannelConvTraits<BFloat16, 1, 2, 4>;
   const ConvAxis axis{2000, 1, 3, 1, 0, 900};
-  EXPECT_FALSE(TileSearch<Traits>(axis, axis, 1, 1, 132, 100 << 10).best().has_value());
+  EXPECT_FALSE(
+      TileSearch<Traits>(axis, axis, 1, 1, 132, halo_for<Traits>(100 << 10)).best().has_value());
   const ConvAxis wide{int64_t{1} << 41, 1, 2, 1, 0, int64_t{1} << 39};
-  EXPECT_FALSE(TileSearch<Traits>(wide, wide, 1, 1, 132, 100 << 10).best().has_value());
+  EXPECT_FALSE(
+      TileSearch<Traits>(wide, wide, 1, 1, 132, halo_for<Traits>(100 << 10)).best().has_value());
 }
 
 }  // namespace
