@@ -39,31 +39,27 @@ struct Reach {
   }
 };
 
-// How the source grids of a tile of `rows` target rows lie in a buffer. All rows of a grid share
-// one pitch with the target's tile, so that a tap is an offset.
+// How the sources of a tile of `rows` target rows lie in memory. All rows share one pitch with the
+// target's tile, so that a tap is an offset. Either packed, with zeros around every grid, or as the
+// images themselves lie, when masks stand in for the zeros.
 class Layout {
  public:
-  Layout(const Sampling& sampling, int64_t rows) : sampling_(sampling), reach_(sampling) {
+  Layout(const Sampling& sampling, int64_t rows, bool masked)
+      : sampling_(sampling), masked_(masked), reach_(sampling) {
     const int64_t needed = sampling.target.columns + reach_.last_column - reach_.first_column;
-    int64_t shared = needed;  // zeros at the end of a row serve as those at the start of the next
-    for (const ImageGrid& grid : sampling.sources) {
-      const int64_t before = std::max<int64_t>(0, -reach_.first_column);
-      const int64_t after =
-          std::max<int64_t>(0, sampling.target.columns + reach_.last_column - grid.columns);
-      shared = std::min({shared, before, after});
-    }
-    if (sampling.sources.empty()) shared = 0;
-    pitch_ = std::max(needed - shared, sampling.target.columns);
+    pitch_ = masked ? sampling.target.columns
+                    : std::max(needed - shared_zeros(needed), sampling.target.columns);
     grid_rows_ = rows + reach_.last_row - reach_.first_row;
     grid_floats_ = grid_rows_ * pitch_;
     const int64_t grids = static_cast<int64_t>(sampling.sources.size());
-    channel_ = whole_steps(grids * grid_floats_ + needed - pitch_ + kColumnStep);
+    channel_ =
+        whole_steps(grids * grid_floats_ + std::max<int64_t>(0, needed - pitch_) + kColumnStep);
     columns_ = whole_steps((rows - 1) * pitch_ + sampling.target.columns);
     for (const Tap& tap : sampling.taps) {
       filter_offsets_.push_back(static_cast<int32_t>(tap.filter));
-      source_offsets_.push_back(static_cast<int32_t>(tap.source * grid_floats_ +
-                                                     (tap.row - reach_.first_row) * pitch_ +
-                                                     tap.column - reach_.first_column));
+      source_offsets_.push_back(
+          static_cast<int32_t>(tap.source * grid_floats_ + (tap.row - reach_.first_row) * pitch_ +
+                               tap.column - (masked ? 0 : reach_.first_column)));
     }
   }
 
@@ -73,16 +69,8 @@ class Layout {
   int64_t taps() const { return static_cast<int64_t>(sampling_.taps.size()); }
   const int32_t* filter_offsets() const { return filter_offsets_.data(); }
   const int32_t* source_offsets() const { return source_offsets_.data(); }
-
-  Window window(const ImageGrid& grid, int64_t first_target_row) const {
-    return {first_target_row + reach_.first_row,
-            grid_rows_,
-            reach_.first_column,
-            pitch_,
-            grid.rows,
-            grid.columns,
-            sampling_.target.columns + reach_.last_column};
-  }
+  int64_t first_source_row(int64_t first_row) const { return first_row + reach_.first_row; }
+  int64_t last_source_row(int64_t last_row) const { return last_row + reach_.last_row; }
 
   template <typename T>
   void pack(const ImageView<const T>& image, int64_t channels, int64_t first_row, float* out,
@@ -99,8 +87,55 @@ class Layout {
     }
   }
 
+  // Masks of all taps for target rows [first, last): mask[tap * steps + step].
+  std::vector<uint16_t> masks(int64_t first, int64_t last) const {
+    const ImageGrid& source = sampling_.sources[0];
+    const int64_t steps = columns_ / kColumnStep;
+    std::vector<uint16_t> result(static_cast<size_t>(taps() * steps), 0);
+    for (int64_t t = 0; t < taps(); ++t) {
+      const Tap& tap = sampling_.taps[static_cast<size_t>(t)];
+      const int64_t begin = std::max<int64_t>(0, -tap.column);
+      const int64_t end = std::min(sampling_.target.columns, source.columns - tap.column);
+      for (int64_t row = first; row < last; ++row) {
+        if (row + tap.row < 0 || row + tap.row >= source.rows) continue;
+        const int64_t start = (row - first) * pitch_;
+        for (int64_t i = start + begin; i < start + end;) {
+          const int64_t bit = i % kColumnStep;
+          const int64_t count = std::min(kColumnStep - bit, start + end - i);
+          result[static_cast<size_t>(t * steps + i / kColumnStep)] |=
+              static_cast<uint16_t>(((1u << count) - 1) << bit);
+          i += count;
+        }
+      }
+    }
+    return result;
+  }
+
  private:
+  // Zeros at the end of a row serve as those at the start of the next.
+  int64_t shared_zeros(int64_t needed) const {
+    int64_t shared = sampling_.sources.empty() ? 0 : needed;
+    for (const ImageGrid& grid : sampling_.sources) {
+      const int64_t before = std::max<int64_t>(0, -reach_.first_column);
+      const int64_t after =
+          std::max<int64_t>(0, sampling_.target.columns + reach_.last_column - grid.columns);
+      shared = std::min({shared, before, after});
+    }
+    return shared;
+  }
+
+  Window window(const ImageGrid& grid, int64_t first_target_row) const {
+    return {first_source_row(first_target_row),
+            grid_rows_,
+            reach_.first_column,
+            pitch_,
+            grid.rows,
+            grid.columns,
+            sampling_.target.columns + reach_.last_column};
+  }
+
   const Sampling& sampling_;
+  const bool masked_;
   Reach reach_;
   int64_t pitch_;
   int64_t grid_rows_;
@@ -111,7 +146,21 @@ class Layout {
   std::vector<int32_t> source_offsets_;
 };
 
-// One tap that reads what it writes, of images without gaps: buffers could be the images.
+// Images that can be read where they lie: rows without gaps and of the target's size, and channels
+// that do not all fall into the same lines of the cache.
+template <typename T>
+bool reads_in_place(const Sampling& sampling, const ImageView<const T>& input) {
+  if (!std::is_same_v<T, float> || !vector_kernels().takes_masks) return false;
+  if (sampling.sources.size() != 1) return false;
+  constexpr int64_t kAliasing = 4096 / sizeof(float);
+  const ImageGrid& source = sampling.sources[0];
+  const bool contiguous = (input.column == 1 || source.columns == 1) && input.row == source.columns;
+  return contiguous && sampling.source_row_step == 1 && sampling.source_column_step == 1 &&
+         source.rows == sampling.target.rows && source.columns == sampling.target.columns &&
+         (sampling.taps.size() == 1 || input.channel % kAliasing != 0);
+}
+
+// One tap that reads what it writes.
 bool is_pointwise(const Sampling& sampling) {
   return sampling.taps.size() == 1 && sampling.taps[0].row == 0 && sampling.taps[0].column == 0 &&
          sampling.source_row_step == 1 && sampling.source_column_step == 1 &&
@@ -122,9 +171,9 @@ bool is_pointwise(const Sampling& sampling) {
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows of a tile: as many as stay in cache, in tiles of equal size, enough for all threads.
-int64_t tile_rows(const TwoSidedConv& conv, const Sampling& sampling, bool pointwise) {
+int64_t tile_rows(const TwoSidedConv& conv, const Sampling& sampling, bool masked) {
   const int64_t rows = sampling.target.rows;
-  const int64_t pitch = Layout(sampling, 1).pitch();
+  const int64_t pitch = Layout(sampling, 1, masked).pitch();
   const int64_t positions =
       std::clamp<int64_t>(kFeatureFloats / conv.features(), kFewestPositions, kMostPositions);
   const int64_t most = std::clamp<int64_t>(positions / pitch, 1, rows);
@@ -147,7 +196,7 @@ int64_t tile_rows(const TwoSidedConv& conv, const Sampling& sampling, bool point
     }
   }
   int64_t size = divide_up(rows, best);
-  if (pointwise && pitch == 1) size = std::min(rows, divide_up(size, kColumnStep) * kColumnStep);
+  if (pitch == 1) size = std::min(rows, whole_steps(size));
   return size;
 }
 
@@ -166,8 +215,9 @@ class Runner {
         sampling_(sampling),
         input_(input),
         pointwise_(is_pointwise(sampling)),
-        tile_rows_(tile_rows(conv, sampling, pointwise_)),
-        layout_(sampling, tile_rows_) {
+        in_place_(reads_in_place(sampling, input)),
+        tile_rows_(tile_rows(conv, sampling, in_place_)),
+        layout_(sampling, tile_rows_, in_place_) {
     int64_t in_signs = 1;  // floats of a channel's signs, and of an output's
     int64_t out_signs = 1;
     for (const Branch& branch : conv.branches) {
@@ -268,20 +318,18 @@ class Runner {
 
   // Rows [first, last) of the features of all branches, one branch after the other.
   void features(const Tile& tile, int64_t first, int64_t last, float* out, float* work) const {
-    const int64_t columns = tile_columns(tile);
+    const std::vector<uint16_t> masks = tile_masks(tile);
     float* buffer = work + signs_;
-    float* pixels = buffer + channel_chunk_ * layout_.channel();
     for (int64_t c = 0; c < conv_.inputs; c += channel_chunk_) {
-      const int64_t channels = std::min(channel_chunk_, conv_.inputs - c);
-      const Source source = this->source(tile, c, channels, columns, buffer, pixels);
+      const Chunk chunk = read(tile, c, std::min(channel_chunk_, conv_.inputs - c), buffer);
       int64_t begin = 0;  // of the branch
       float* target = out;
       for (const Branch& branch : conv_.branches) {
         const int64_t row = std::max(first - begin, int64_t{0});
         const int64_t rows = std::min(last - begin, branch.features) - row;
         if (rows > 0) {
-          add_features(branch, tile.group, row, rows, c, channels, columns, source,
-                       target + row * feature_row(branch), work);
+          add_features(branch, tile, row, rows, chunk, masks, target + row * feature_row(branch),
+                       work);
         }
         begin += branch.features;
         target += branch.features * feature_row(branch);
@@ -289,55 +337,99 @@ class Runner {
     }
   }
 
-  struct Source {
+  // Masks of the taps; none where images are packed.
+  std::vector<uint16_t> tile_masks(const Tile& tile) const {
+    if (!in_place_ || (pointwise_ && is_whole(tile))) return {};
+    return layout_.masks(tile.first_row, tile.first_row + tile.rows);
+  }
+  bool is_whole(const Tile& tile) const { return tile.rows * layout_.pitch() % kColumnStep == 0; }
+
+  // Some channels of the input, in the layout of the sources.
+  struct Chunk {
+    int64_t first;
+    int64_t channels;
     const float* data;
     int64_t channel;
   };
 
-  // Adds what channels [c, c + channels) contribute.
-  void add_features(const Branch& branch, int64_t group, int64_t row, int64_t rows, int64_t c,
-                    int64_t channels, int64_t columns, const Source& source, float* out,
+  Chunk read(const Tile& tile, int64_t c, int64_t channels, float* buffer) const {
+    const ImageView<const T> image = input_.at(tile.image, tile.group * conv_.inputs + c);
+    if constexpr (std::is_same_v<T, float>) {
+      if (in_place_) {
+        return {c, channels, image.data + layout_.first_source_row(tile.first_row) * image.row,
+                image.channel};
+      }
+    }
+    layout_.pack(image, channels, tile.first_row, buffer,
+                 buffer + channel_chunk_ * layout_.channel());
+    return {c, channels, buffer, layout_.channel()};
+  }
+
+  // Adds what the chunk's channels contribute to some rows of a branch's features.
+  void add_features(const Branch& branch, const Tile& tile, int64_t row, int64_t rows,
+                    const Chunk& chunk, const std::vector<uint16_t>& masks, float* out,
                     float* signs) const {
     const Factor& factor = branch.in;
     const int64_t width = positions(factor);
-    Product product{factor.data,    factor.feature, factor.channel, kNoOffset, source.data,
-                    source.channel, kNoOffset,      channels,       1};
+    Product product{factor.data,   factor.feature, factor.channel, kNoOffset, chunk.data,
+                    chunk.channel, kNoOffset,      chunk.channels, 1};
     if (factor.signs.packed) {
       product.w = signs;
       product.w_row = channel_chunk_ * width;
       product.w_outer = width;
       for (int64_t j = 0; j < rows; ++j) {
-        vector_kernels().expand_signs(factor.signs.row(group, row + j), c * width, channels * width,
-                                      factor.signs.magnitude, signs + j * product.w_row);
+        vector_kernels().expand_signs(factor.signs.row(tile.group, row + j), chunk.first * width,
+                                      chunk.channels * width, factor.signs.magnitude,
+                                      signs + j * product.w_row);
       }
     } else {
-      product.w += group * factor.group + row * factor.feature + c * factor.channel;
+      product.w += tile.group * factor.group + row * factor.feature + chunk.first * factor.channel;
     }
-    set_taps(factor, product);
-    // Before the taps every position of the source is needed, the zeros around it too.
-    const int64_t length = branch.in.taps || pointwise_ ? columns : layout_.channel();
-    vector_kernels().product(&product, 1, rows, length, nullptr, out, feature_row(branch), c > 0);
+    const bool add = chunk.first > 0;
+    if (factor.taps || pointwise_) {
+      set_taps(factor, masks, product);
+      vector_kernels().product(&product, 1, rows, tile_columns(tile), nullptr, out,
+                               feature_row(branch), add);
+    } else {
+      add_whole_source(tile, rows, product, out, add);
+    }
   }
 
-  void set_taps(const Factor& factor, Product& product) const {
-    if (!factor.taps) return;
-    product.w_tap = layout_.filter_offsets();
-    product.b_tap = layout_.source_offsets();
-    product.taps = layout_.taps();
+  // Before the taps every position of the source is needed: the packed zeros too, but of images
+  // only the rows that exist.
+  void add_whole_source(const Tile& tile, int64_t rows, Product product, float* out,
+                        bool add) const {
+    if (!in_place_) {
+      vector_kernels().product(&product, 1, rows, layout_.channel(), nullptr, out,
+                               layout_.channel(), add);
+      return;
+    }
+    const int64_t origin = layout_.first_source_row(tile.first_row);
+    const int64_t first = std::max<int64_t>(0, origin);
+    const int64_t last =
+        std::min(sampling_.sources[0].rows, layout_.last_source_row(tile.first_row + tile.rows));
+    const int64_t count = (last - first) * layout_.pitch();
+    const int64_t offset = (first - origin) * layout_.pitch();
+    std::vector<uint16_t> masks(static_cast<size_t>(whole_steps(count) / kColumnStep), 0xffff);
+    if (count % kColumnStep != 0) {
+      masks.back() = static_cast<uint16_t>((1u << (count % kColumnStep)) - 1);
+      product.mask = masks.data();
+    }
+    product.b += offset;
+    vector_kernels().product(&product, 1, rows, whole_steps(count), nullptr, out + offset,
+                             layout_.channel(), add);
   }
 
-  // The images themselves where they can be read in whole steps, else a packed copy.
-  Source source(const Tile& tile, int64_t c, int64_t channels, int64_t columns, float* buffer,
-                float* pixels) const {
-    const ImageView<const T> image = input_.at(tile.image, tile.group * conv_.inputs + c);
-    if constexpr (std::is_same_v<T, float>) {
-      if (pointwise_ && contiguous_rows(image, sampling_.target.columns) &&
-          columns == tile.rows * sampling_.target.columns) {
-        return {image.data + tile.first_row * image.row, image.channel};
-      }
+  void set_taps(const Factor& factor, const std::vector<uint16_t>& masks, Product& product) const {
+    if (factor.taps) {
+      product.w_tap = layout_.filter_offsets();
+      product.b_tap = layout_.source_offsets();
+      product.taps = layout_.taps();
     }
-    layout_.pack(image, channels, tile.first_row, buffer, pixels);
-    return {buffer, layout_.channel()};
+    if (!masks.empty()) {
+      product.mask = masks.data();
+      product.mask_tap = layout_.columns() / kColumnStep;
+    }
   }
 
   template <typename View>
@@ -354,12 +446,13 @@ class Runner {
   void outputs(const Tile& tile, int64_t first, int64_t last, const float* features, float* work,
                const ImageView<T>& output) const {
     const int64_t columns = tile_columns(tile);
+    const std::vector<uint16_t> masks = pointwise_ ? std::vector<uint16_t>() : tile_masks(tile);
     float* numbers = work + signs_;
     float* target = numbers + output_chunk_ * numbers_;
     for (int64_t o = first; o < last; o += output_chunk_) {
       const int64_t rows = std::min(output_chunk_, last - o);
       Product parts[2];
-      const int count = output_parts(tile.group, o, rows, features, work, numbers, parts);
+      const int count = output_parts(tile.group, o, rows, features, masks, work, numbers, parts);
       const int64_t channel = tile.group * conv_.outputs + o;
       const float* bias = conv_.bias ? conv_.bias + channel : nullptr;
       const ImageView<T> image = output.at(tile.image, channel);
@@ -378,8 +471,9 @@ class Runner {
   }
 
   // One part for each branch; at most one has signs, and one numbers.
-  int output_parts(int64_t group, int64_t o, int64_t rows, const float* features, float* signs,
-                   float* numbers, Product* parts) const {
+  int output_parts(int64_t group, int64_t o, int64_t rows, const float* features,
+                   const std::vector<uint16_t>& masks, float* signs, float* numbers,
+                   Product* parts) const {
     int count = 0;
     for (const Branch& branch : conv_.branches) {
       const Factor& factor = branch.out;
@@ -398,7 +492,7 @@ class Runner {
         set_numbers(factor, factor.data + group * factor.group + o * factor.channel,
                     branch.features, rows, numbers, product);
       }
-      set_taps(factor, product);
+      if (factor.taps) set_taps(factor, masks, product);
       features += branch.features * feature_row(branch);
     }
     return count;
@@ -426,6 +520,7 @@ class Runner {
   const Sampling& sampling_;
   const ImageView<const T> input_;
   const bool pointwise_;
+  const bool in_place_;
   const int64_t tile_rows_;
   const Layout layout_;
   int64_t channel_chunk_;
@@ -437,7 +532,8 @@ class Runner {
 }  // namespace
 
 bool fits(const TwoSidedConv& conv, const Sampling& sampling) {
-  return Layout(sampling, 1).channel() * std::max(conv.features(), kOutputStep) <= kMostFloats;
+  return Layout(sampling, 1, false).channel() * std::max(conv.features(), kOutputStep) <=
+         kMostFloats;
 }
 
 template <typename T>

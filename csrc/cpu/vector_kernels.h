@@ -29,10 +29,15 @@ struct Product {
   const int32_t* b_tap;
   int64_t outer;
   int64_t taps;
+  // Or null: bit i of mask[t * mask_tap + s] says whether b counts for tap t in column
+  // s * kColumnStep + i. Where it does not, b is not even read.
+  const uint16_t* mask = nullptr;
+  int64_t mask_tap = 0;
 };
 
 struct VectorKernels {
   const char* name;
+  bool takes_masks;  // whether the instruction set has them
 
   // out[m][n] = sum of the parts, plus bias[m] unless it is null, plus out[m][n] if `add`; columns
   // are a multiple of kColumnStep.

@@ -46,6 +46,23 @@ inline void store_partial(float* p, Vector v, int64_t count) {
 }
 #endif
 
+// The lanes whose bits, from bit `first` on, are set; the others are zeros.
+#if SKETCHLAYERS_LANES == 16
+constexpr bool kTakesMasks = true;
+inline Vector load_masked(const float* p, uint16_t mask, int /*first*/) {
+  return (Vector)_mm512_maskz_loadu_ps(mask, p);
+}
+#elif SKETCHLAYERS_LANES == 8
+constexpr bool kTakesMasks = true;
+inline Vector load_masked(const float* p, uint16_t mask, int first) {
+  const Bits word = Bits{} + (static_cast<int32_t>(mask) << (24 - first));
+  return (Vector)_mm256_maskload_ps(p, (__m256i)(word << Bits{7, 6, 5, 4, 3, 2, 1, 0}));
+}
+#else
+constexpr bool kTakesMasks = false;
+inline Vector load_masked(const float* p, uint16_t /*mask*/, int /*first*/) { return load(p); }
+#endif
+
 // ---------------------------------------------------------------------------------------- rows
 
 inline void clear(float* p, int64_t count) {
@@ -83,6 +100,9 @@ constexpr int most_rows(int vectors) {
 #endif
 }
 
+constexpr int64_t kPrefetchTaps = 32;
+constexpr int64_t kLineFloats = 16;
+
 template <int MR, int NV>
 __attribute__((noinline)) void block(const Product* parts, int count, int64_t row, int64_t column,
                                      const float* bias, float* out, int64_t out_row, bool add) {
@@ -100,22 +120,45 @@ __attribute__((noinline)) void block(const Product* parts, int count, int64_t ro
     const int32_t* w_tap = p.w_tap;
     const int32_t* b_tap = p.b_tap;
     const int64_t taps = p.taps;
-    for (int64_t o = 0; o < p.outer; ++o) {
-      for (int64_t t = 0; t < taps; ++t) {
-        const float* w = w_outer + w_tap[t];
-        const float* b = b_outer + b_tap[t];
-        Vector x[NV];
-        SKETCHLAYERS_UNROLL
-        for (int v = 0; v < NV; ++v) x[v] = load(b + v * kLanes);
-        SKETCHLAYERS_UNROLL
-        for (int m = 0; m < MR; ++m) {
-          const float factor = w[m * w_row];
-          SKETCHLAYERS_UNROLL
-          for (int v = 0; v < NV; ++v) sum[m][v] += factor * x[v];
+    // Taps touch a line many times in a row and then leave it, so that no prefetcher of the
+    // processor sees what comes next: some channels ahead, all lines that the taps will read.
+    // Offsets rise or fall from the first tap to the last.
+    if (taps == 0) continue;
+    const int64_t ahead = (kPrefetchTaps + taps - 1) / taps * p.b_outer;
+    const int64_t lowest = b_tap[0] < b_tap[taps - 1] ? b_tap[0] : b_tap[taps - 1];
+    const int64_t highest = b_tap[0] + b_tap[taps - 1] - lowest + NV * kLanes;
+    const auto accumulate = [&](const auto& read) {
+      for (int64_t o = 0; o < p.outer; ++o) {
+        for (int64_t i = lowest; i < highest; i += kLineFloats) {
+          __builtin_prefetch(b_outer + ahead + i);
         }
+        for (int64_t t = 0; t < taps; ++t) {
+          const float* w = w_outer + w_tap[t];
+          const float* b = b_outer + b_tap[t];
+          Vector x[NV];
+          SKETCHLAYERS_UNROLL
+          for (int v = 0; v < NV; ++v) x[v] = read(b + v * kLanes, t, v * kLanes);
+          SKETCHLAYERS_UNROLL
+          for (int m = 0; m < MR; ++m) {
+            const float factor = w[m * w_row];
+            SKETCHLAYERS_UNROLL
+            for (int v = 0; v < NV; ++v) sum[m][v] += factor * x[v];
+          }
+        }
+        w_outer += p.w_outer;
+        b_outer += p.b_outer;
       }
-      w_outer += p.w_outer;
-      b_outer += p.b_outer;
+    };
+    if (kTakesMasks && p.mask) {
+      const uint16_t* mask = p.mask + column / kColumnStep;
+      const int first = static_cast<int>(column % kColumnStep);
+      const int64_t mask_tap = p.mask_tap;
+      accumulate([=](const float* b, int64_t t, int lane) {
+        const int64_t step = (first + lane) / kColumnStep;
+        return load_masked(b, mask[t * mask_tap + step], (first + lane) % kColumnStep);
+      });
+    } else {
+      accumulate([](const float* b, int64_t, int) { return load(b); });
     }
   }
   SKETCHLAYERS_UNROLL
@@ -490,7 +533,7 @@ void combine_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_
 }  // namespace
 
 constexpr VectorKernels kKernels = {
-    SKETCHLAYERS_VECTOR_NAME, product,        copy_rows, transpose, expand_signs,
+    SKETCHLAYERS_VECTOR_NAME, kTakesMasks,    product, copy_rows, transpose, expand_signs,
     sketch_vectors,           combine_vectors};
 
 }  // namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE
