@@ -136,13 +136,15 @@ SKETCHLAYERS_HOST_DEVICE inline int output_column(int tile, int column) {
 template <typename Traits>
 SKETCHLAYERS_HOST_DEVICE inline int64_t shared_bytes(int64_t halo) {
   const int64_t rows = ceil_divide(halo, 16) * 16;
-  return rows * static_cast<int64_t>(sizeof(int64_t)) + 2 * rows * Traits::kPitch;
+  return (rows + Traits::kPixels) * static_cast<int64_t>(sizeof(int64_t)) +
+         2 * rows * Traits::kPitch;
 }
 
 // The largest halo that fits.
 template <typename Traits>
 int64_t halo_for(int64_t bytes) {
-  return bytes / shared_bytes<Traits>(16) * 16;
+  const int64_t row = shared_bytes<Traits>(16) - shared_bytes<Traits>(0);
+  return bytes < shared_bytes<Traits>(0) ? 0 : (bytes - shared_bytes<Traits>(0)) / row * 16;
 }
 
 template <typename Traits>
@@ -172,7 +174,8 @@ class ChannelConv {
     halo_tiles_ = (halo_ + 15) / 16;
     pixels_ = params.tile.images * params.tile.height * params.tile.width;
     table_ = reinterpret_cast<int64_t*>(shared);
-    tiles_ = shared + 16 * halo_tiles_ * sizeof(int64_t);
+    outputs_ = table_ + 16 * halo_tiles_;
+    tiles_ = reinterpret_cast<unsigned char*>(outputs_ + Traits::kPixels);
   }
 
   // The whole of a block's work.
@@ -201,12 +204,15 @@ class ChannelConv {
   }
 
  private:
-  // Which element each row of the halo starts with (below 0: a zero outside of the image), and
-  // which row each lane's pixels start from.
+  // Which element each row of the halo starts with (below 0: a zero outside of the image), where
+  // each pixel's outputs go, and which row each lane's pixels start from.
   SKETCHLAYERS_INLINE void start(int warp, Warp& state) {
     for_each_lane([&](int lane) {
       for (int row = warp * kWarpSize + lane; row < 16 * halo_tiles_; row += Traits::kThreads) {
         table_[row] = row < halo_ ? input_offset(row) : -1;
+      }
+      for (int i = warp * kWarpSize + lane; i < Traits::kPixels; i += Traits::kThreads) {
+        outputs_[i] = output_offset(i);
       }
     });
     SKETCHLAYERS_UNROLL
@@ -453,6 +459,7 @@ class ChannelConv {
 
   // 64 outputs for all pixels of the warp.
   SKETCHLAYERS_INLINE void multiply_output_pairs(int warp, Warp& state, int pair, int pairs_left) {
+    synchronize_warp();
     Sums sums[Traits::kPixelTiles][Traits::kOutputTiles];
     SKETCHLAYERS_UNROLL
     for (int i = 0; i < Traits::kPixelTiles; ++i) {
@@ -553,7 +560,7 @@ class ChannelConv {
       SKETCHLAYERS_UNROLL
       for (int half = 0; half < 2; ++half) {
         const int pixel = pixel_tile(warp, i) * 16 + lane / 4 + 8 * half;
-        const int64_t offset = output_offset(pixel);
+        const int64_t offset = outputs_[pixel];
         if (offset < 0) continue;
         SKETCHLAYERS_UNROLL
         for (int unit = 0; unit < Traits::kOutputTiles / kTiles; ++unit) {
@@ -632,7 +639,8 @@ class ChannelConv {
   int group_;
   int64_t image_, top_, left_;  // of the tile's first pixel
   int halo_height_, halo_width_, halo_, halo_tiles_, pixels_;
-  int64_t* table_;
+  int64_t* table_;    // where each row of the halo starts in the input
+  int64_t* outputs_;  // where each pixel starts in the output
   unsigned char* tiles_;
 };
 

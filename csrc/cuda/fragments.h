@@ -367,6 +367,14 @@ SKETCHLAYERS_INLINE void multiply(Sums& sums, const LeftFragment& left,
 #endif
 }
 
+// The instructions above and below need all lanes of a warp together; after branches that lanes
+// take alone this brings them together again.
+SKETCHLAYERS_INLINE void synchronize_warp() {
+#if defined(__CUDA_ARCH__)
+  __syncwarp();
+#endif
+}
+
 // The sum over the lanes, in every lane, added up in a fixed order.
 SKETCHLAYERS_INLINE void sum_over_lanes(PerLane<float>& value) {
 #if defined(__CUDA_ARCH__)

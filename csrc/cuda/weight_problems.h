@@ -59,8 +59,16 @@ struct WeightView {
   int64_t positions;
 
   SKETCHLAYERS_HOST_DEVICE T* at(int64_t output, int64_t input) const {
-    return data + output * output_stride + input / positions * channel_stride +
-           input % positions * position_stride;
+    return data + output * output_stride + offset(input);
+  }
+
+ private:
+  // Divides only where it must, and then 32 bits, which hold the inputs of what is taken.
+  SKETCHLAYERS_HOST_DEVICE int64_t offset(int64_t input) const {
+    if (positions == 1) return input * channel_stride;
+    if (channel_stride == positions * position_stride) return input * position_stride;
+    const uint32_t channel = static_cast<uint32_t>(input) / static_cast<uint32_t>(positions);
+    return channel * channel_stride + (input - channel * positions) * position_stride;
   }
 };
 
