@@ -96,12 +96,12 @@ template <typename Traits>
 int choose_splits(const ChannelGradientParams& params, int64_t other_blocks, int64_t bytes_of_split,
                   int64_t bytes_of_images) {
   constexpr int64_t kLeastTiles = 4;
-  constexpr int64_t kFreeBytes = 1 << 20;
+  constexpr int64_t kFreeBytes = 2 << 20;
   const int64_t multiprocessors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
   const int64_t fill = ceil_divide(2 * multiprocessors, other_blocks);
   const int64_t work = ceil_divide(tiles_of_images(params), kLeastTiles);
   const int64_t memory =
-      std::max(kFreeBytes, bytes_of_images / 4) / std::max<int64_t>(1, bytes_of_split);
+      std::max(kFreeBytes, bytes_of_images / 16) / std::max<int64_t>(1, bytes_of_split);
   return static_cast<int>(std::max<int64_t>(1, std::min({fill, work, memory})));
 }
 

@@ -292,11 +292,11 @@ TRAINED = {
 }  # fmt: skip
 
 
-def peak_bytes(layer: Layer, sketched: bool) -> int:
+def peak_bytes(layer: Layer, dtype: torch.dtype, sketched: bool) -> int:
     """The most memory that a training step of the layer holds at a time, operands included."""
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    operands = layer.operands(torch.float32, CUDA)
+    operands = layer.operands(dtype, CUDA)
     if sketched:
         signs = layer.packed_signs(CUDA)
         leaves = operands.requiring(*GRADIENTS)
@@ -312,7 +312,7 @@ def peak_bytes(layer: Layer, sketched: bool) -> int:
             return layer.dense(leaves.input, leaves.s1, leaves.bias)
 
     del operands
-    grad = torch.randn(layer.output_shape(), device=CUDA)
+    grad = torch.randn(layer.output_shape(), device=CUDA).to(dtype)
     for _ in range(2):  # the first step fills the libraries' workspaces
         torch.cuda.reset_peak_memory_stats()
         for leaf in leaves:
@@ -321,9 +321,10 @@ def peak_bytes(layer: Layer, sketched: bool) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_training_step_needs_no_more_memory_than_the_dense_layer(name):
+def test_a_training_step_needs_no_more_memory_than_the_dense_layer(name, dtype):
     layer = TRAINED[name]
-    peak_bytes(layer, sketched=False)  # handles and workspaces count for neither
-    dense, sketched = (peak_bytes(layer, sketched) for sketched in (False, True))
+    peak_bytes(layer, dtype, sketched=False)  # handles and workspaces count for neither
+    dense, sketched = (peak_bytes(layer, dtype, sketched) for sketched in (False, True))
     assert sketched <= 1.05 * dense
