@@ -53,6 +53,9 @@ struct Side {
   int64_t image_columns() const { return pixels_are_inputs ? columns.input : columns.output; }
   int64_t taps() const { return rows.kernel * columns.kernel; }
   int64_t features() const { return mix.features(); }
+  int64_t image_pixels() const { return image_rows() * image_columns(); }
+  // Small images are packed several at a time: a tap's product over one alone would be short.
+  int64_t group() const { return image_pixels() <= kPixels / 2 ? kPixels / image_pixels() : 1; }
   // Features lie row by row, as the sampling that makes them has them.
   int64_t feature_floats() const {
     return whole_steps(sampling.target.rows * sampling.target.columns);
@@ -64,6 +67,13 @@ template <typename T>
 ImageView<T> in_one_column(const ImageView<T>& view) {
   return {view.data, view.image, view.channel, view.column, view.column};
 }
+
+// For one tap, where each pair of a feature and a pixel lies that it connects, image by image.
+struct Pairs {
+  std::vector<int32_t> features;
+  std::vector<int32_t> pixels;
+  int64_t in_image = 0;
+};
 
 template <typename T>
 class GradientRunner {
@@ -99,6 +109,7 @@ class GradientRunner {
       image_floats_ += g.groups * side.features() * side.feature_floats();
       most_sums_ = std::max(most_sums_, side.taps() * side.features() * kSlice);
     }
+    for (const Side<T>& side : sides_) pairs_.push_back(connect(side));
     for (int64_t x = 0; x < g.columns.output; ++x) {
       columns_by_one_.push_back(static_cast<int32_t>(x));
       columns_by_stride_.push_back(static_cast<int32_t>(x * g.columns.stride));
@@ -121,9 +132,10 @@ class GradientRunner {
       const int64_t images = std::min(wave, images_ - first);
       make_features(first, images, features.get());
       run_tasks(slices * splits_, [&](int64_t i) {
-        const int64_t split = i / slices;
-        for (int64_t image = split; image < images; image += splits_) {
-          accumulate(slices_[static_cast<size_t>(i % slices)], first + image,
+        const Slice& slice = slices_[static_cast<size_t>(i % slices)];
+        const int64_t group = slice.side->group();
+        for (int64_t image = i / slices * group; image < images; image += splits_ * group) {
+          accumulate(slice, first + image, std::min(group, images - image),
                      features.get() + image * image_floats_, sums.get() + i * part);
         }
       });
@@ -165,25 +177,91 @@ class GradientRunner {
     }
   }
 
-  // Adds one image's part to sums[tap][j][channel of the slice].
-  void accumulate(const Slice& slice, int64_t image, const float* features, float* sums) const {
+  // Adds what some images contribute to sums[tap][j][channel of the slice].
+  void accumulate(const Slice& slice, int64_t image, int64_t images, const float* features,
+                  float* sums) const {
     const Side<T>& side = *slice.side;
-    const ImageView<const T> view =
-        side.pixels.at(image, slice.group * side.channels + slice.first_channel);
+    const int64_t channel = slice.group * side.channels + slice.first_channel;
     const int64_t height = std::max<int64_t>(1, kPixels / side.image_columns());
-    const int64_t room = std::min(height, side.image_rows()) * side.image_columns() + kColumnStep;
+    const int64_t room =
+        std::max(std::min(height, side.image_rows()) * side.image_columns(), kPixels) + kColumnStep;
     float* buffer = Scratch::get(room * kSlice + kColumnStep * (room + kSlice));
+    float* line = buffer + room * kSlice;
     const float* own = features + feature_offset(side, slice.group);
+    if (side.group() > 1) {
+      for (int64_t i = 0; i < images; ++i) {
+        pack_pixels(side.pixels.at(image + i, channel), 0, side.image_pixels(), slice.channels(),
+                    buffer + i * side.image_pixels() * kSlice, line);
+      }
+      add_pairs(slice, images, own, buffer, sums);
+      return;
+    }
+    const ImageView<const T> view = side.pixels.at(image, channel);
     for (int64_t begin = 0; begin < side.image_rows(); begin += height) {
       const int64_t end = std::min(begin + height, side.image_rows());
       pack_pixels(view, begin * side.image_columns(), (end - begin) * side.image_columns(),
-                  slice.channels(), buffer, buffer + room * kSlice);
+                  slice.channels(), buffer, line);
       for (int64_t i = 0; i < side.rows.kernel; ++i) {
         for (int64_t j = 0; j < side.columns.kernel; ++j) {
           float* target = sums + (i * side.columns.kernel + j) * side.features() * kSlice;
           add_tap(side, i, j, begin, end, own, buffer, whole_steps(slice.channels()), target);
         }
       }
+    }
+  }
+
+  // The pairs of every tap for a group of images; none where images are taken by rows.
+  std::vector<Pairs> connect(const Side<T>& side) const {
+    std::vector<Pairs> taps;
+    if (side.group() == 1) return taps;
+    const ConvAxis& rows = side.rows;
+    const ConvAxis& columns = side.columns;
+    for (int64_t i = 0; i < rows.kernel; ++i) {
+      const Range y = readers(rows, i, 0, rows.input);
+      for (int64_t j = 0; j < columns.kernel; ++j) {
+        const Range x = readers(columns, j, 0, columns.input);
+        Pairs pairs;
+        pairs.in_image = y.size() * x.size();
+        for (int64_t image = 0; image < std::min(side.group(), images_); ++image) {
+          for (int64_t row = y.first; row < y.last; ++row) {
+            for (int64_t column = x.first; column < x.last; ++column) {
+              const int64_t written = row * columns.output + column;
+              const int64_t read =
+                  input_position(rows, row, i) * columns.input + input_position(columns, column, j);
+              const auto [feature, pixel] =
+                  side.pixels_are_inputs ? std::pair(written, read) : std::pair(read, written);
+              pairs.features.push_back(static_cast<int32_t>(image * image_floats_ + feature));
+              pairs.pixels.push_back(
+                  static_cast<int32_t>((image * side.image_pixels() + pixel) * kSlice));
+            }
+          }
+        }
+        taps.push_back(std::move(pairs));
+      }
+    }
+    return taps;
+  }
+
+  void add_pairs(const Slice& slice, int64_t images, const float* features, const float* pixels,
+                 float* sums) const {
+    const Side<T>& side = *slice.side;
+    const std::vector<Pairs>& taps = pairs_[static_cast<size_t>(slice.side - sides_.data())];
+    for (size_t tap = 0; tap < taps.size(); ++tap) {
+      const Pairs& pairs = taps[tap];
+      const int64_t count = pairs.in_image * images;
+      if (count == 0) continue;
+      const Product product{features,
+                            side.feature_floats(),
+                            0,
+                            pairs.features.data(),
+                            pixels,
+                            0,
+                            pairs.pixels.data(),
+                            1,
+                            count};
+      vector_kernels().product(&product, 1, side.features(), whole_steps(slice.channels()), nullptr,
+                               sums + static_cast<int64_t>(tap) * side.features() * kSlice, kSlice,
+                               true);
     }
   }
 
@@ -267,6 +345,7 @@ class GradientRunner {
   const int64_t groups_;
   std::vector<Side<T>> sides_;
   std::vector<Slice> slices_;
+  std::vector<std::vector<Pairs>> pairs_;  // of each side, for each tap
   int64_t image_floats_ = 0;
   int64_t most_sums_ = 0;
   int64_t splits_ = 1;

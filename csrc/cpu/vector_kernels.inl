@@ -129,7 +129,7 @@ __attribute__((noinline)) void block(const Product* parts, int count, int64_t ro
     const int64_t highest = b_tap[0] + b_tap[taps - 1] - lowest + NV * kLanes;
     const auto accumulate = [&](const auto& read) {
       for (int64_t o = 0; o < p.outer; ++o) {
-        for (int64_t i = lowest; i < highest; i += kLineFloats) {
+        for (int64_t i = lowest; o + 1 < p.outer && i < highest; i += kLineFloats) {
           __builtin_prefetch(b_outer + ahead + i);
         }
         for (int64_t t = 0; t < taps; ++t) {

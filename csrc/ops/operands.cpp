@@ -67,6 +67,19 @@ bool trains(const at::Tensor& s1, const at::Tensor& s2) {
   return at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
 }
 
+void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tensor& s1,
+                   const at::Tensor& s2) {
+  const auto precision = [](at::ScalarType type) {
+    if (type == at::kDouble) return Precision::kFloat64;
+    return type == at::kFloat ? Precision::kFloat32 : Precision::kHalf;
+  };
+  problem.processor = input.is_cuda() ? Processor::kCuda : Processor::kCpu;
+  problem.precision = autocast_enabled(input.device()) && input.scalar_type() != at::kDouble
+                          ? Precision::kHalf
+                          : precision(input.scalar_type());
+  problem.training = trains(s1, s2);
+}
+
 bool under_transform(at::TensorList operands) {
   if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
     return true;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/sketch.h"
+#include "plan/plan.h"
 
 namespace sketchlayers {
 
@@ -21,6 +22,10 @@ void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at:
 
 // Whether gradients for the parameters will be wanted, which makes forming W_hat dearer.
 bool trains(const at::Tensor& s1, const at::Tensor& s2);
+
+// What the planner must know of a call beside its sizes.
+void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tensor& s1,
+                   const at::Tensor& s2);
 
 // Whether a transform is at work that refuses C++ autograd functions: torch.func, or forward-mode
 // derivatives of one of these tensors. The weight is then composed of ATen's differentiable

@@ -6,7 +6,6 @@
 
 #include "ops/operands.h"
 #include "ops/sk_weight.h"
-#include "plan/plan.h"
 
 namespace sketchlayers {
 
@@ -162,7 +161,7 @@ Path plan_path(const at::Tensor& input, const std::vector<c10::SymInt>& output_s
   problem.output_pixels = product_if_known(output_sizes[2], output_sizes[3]);
   problem.sketch_rank = sketch.rank;
   problem.mixing = sketch.mixing;
-  problem.training = trains(s1, s2);
+  describe_call(problem, input, s1, s2);
   return plan(problem).factored ? Path::kFactored : Path::kFolded;
 }
 

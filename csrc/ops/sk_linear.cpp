@@ -6,7 +6,6 @@
 
 #include "ops/operands.h"
 #include "ops/sk_weight.h"
-#include "plan/plan.h"
 
 namespace sketchlayers {
 
@@ -104,7 +103,8 @@ Path plan_path(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& 
   problem.in_channels = sketch.in_channels;
   problem.out_channels = sketch.out_channels;
   problem.sketch_rank = sketch.rank;
-  problem.training = trains(s1, s2);
+  describe_call(problem, input, s1, s2);
+  problem.is_linear = true;
   return plan(problem).factored ? Path::kFactored : Path::kFolded;
 }
 

@@ -1,5 +1,6 @@
 #include "plan/plan.h"
 
+#include <cmath>
 #include <cstdio>
 
 namespace sketchlayers {
@@ -9,87 +10,106 @@ namespace {
 constexpr double kUnknownBatch = 64;
 constexpr double kUnknownPixels = 1024;
 
-// Times in units of one multiply-add of a large convolution, measured on CPUs in float32 with
-// `sketchlayers bench`: a multiply-add of the thin products, and one element of the maps that they
-// read and write once.
-constexpr double kThinProduct = 1.15;
-constexpr double kElement = 25;
-// Channel mixing takes two convolutions at either end, and they reorder what they read.
-constexpr double kChannelPasses = 5;
-// Convolutions compute whole vectors of output channels, however few are wanted.
-constexpr int64_t kVectorChannels = 16;
-
-struct Costs {
-  double dense;
-  double form;  // forming W_hat once
-  double factored;
-  double computed;  // factored, with what the vectors waste
-  double elements;  // of the maps that the factored path reads and writes
+struct Amounts {
+  Amount dense;
+  Amount form;  // forming W_hat once
+  Amount factored;
+  double waste;  // of the factored path's vectors
 };
 
-Costs count(const PlanProblem& problem) {
+// What the factored kernels compute for each pixel that is wanted: they take pixels in whole
+// vectors, from images with zeros between the rows where a stride keeps them from reading in place,
+// and blocks of one or two vectors wait for their loads.
+double vector_waste(const PlanProblem& problem, double batch, double pixels) {
+  constexpr double kLanes = 16;
+  double positions = pixels;
+  if (problem.is_linear) {
+    if (batch <= 4) return 1;
+    positions = pixels = batch;
+  } else if (problem.input_pixels != problem.output_pixels) {
+    const double width = std::sqrt(pixels);
+    positions = (width - 1) * (width + static_cast<double>(problem.kernel_w / 2)) + width;
+  }
+  const double vectors = std::ceil(positions / kLanes);
+  const double waiting = vectors == 1 ? 1.7 : vectors == 2 ? 1.15 : 1;
+  return vectors * kLanes * waiting / pixels;
+}
+
+Amounts count(const PlanProblem& problem) {
   const double batch = problem.batch ? static_cast<double>(*problem.batch) : kUnknownBatch;
   const auto pixels = [](const std::optional<int64_t>& known) {
     return known ? static_cast<double>(*known) : kUnknownPixels;
   };
-  const double outputs = batch * pixels(problem.output_pixels);
+  const double output_pixels = pixels(problem.output_pixels);
+  const double outputs = batch * output_pixels;
   const double inputs = batch * pixels(problem.input_pixels);
   const double positions = static_cast<double>(problem.kernel_h * problem.kernel_w);
-  const double groups = static_cast<double>(problem.groups);
   const double rank = static_cast<double>(problem.sketch_rank);
+  const double groups = static_cast<double>(problem.groups);
   const double d1 = static_cast<double>(problem.out_channels);
   const double d2 = static_cast<double>(problem.in_channels);
   const double n = d2 / groups * positions;
   const bool mixes_space = problem.mixing == Mixing::kSpatial || positions == 1;
 
-  Costs costs;
-  costs.dense = outputs * n * d1;
-  costs.form = rank * n * d1 * (mixes_space ? 1 + positions : 2);
+  const double elements = inputs * d2 + outputs * d1;
+  Amounts amounts;
+  amounts.dense = {outputs * n * d1, elements, n * d1};
+  amounts.form = {rank * n * d1 * (mixes_space ? 1 + positions : 2), 0, n * d1};
+  amounts.factored = {0, elements, rank * positions * (d1 + d2)};
   if (mixes_space) {
-    costs.factored = outputs * rank * (1 + positions) * (n * groups + d1);
-    costs.computed = costs.factored;
-    costs.elements = inputs * d2 + outputs * d1;
+    amounts.factored.multiply_adds = outputs * rank * (1 + positions) * (n * groups + d1);
   } else {
     const double first = outputs * (n * groups + d1);              // A (S1 x), for each row of S1
     const double second = inputs * d2 + outputs * positions * d1;  // S2 (B x), for each row of B
-    const int64_t vectors = (problem.sketch_rank + kVectorChannels - 1) / kVectorChannels;
-    costs.factored = rank * (first + second);
-    costs.computed = static_cast<double>(vectors * kVectorChannels) * (first + second);
-    costs.elements = kChannelPasses * (inputs * d2 + outputs * d1);
+    amounts.factored.multiply_adds = rank * (first + second);
   }
-  return costs;
+  amounts.waste = outputs > 0 ? vector_waste(problem, batch, output_pixels) : 1;
+  return amounts;
 }
 
-std::string explain(bool factored, double ratio) {
+Kind kind(const PlanProblem& problem) {
+  if (problem.is_linear) return Kind::kLinear;
+  if (problem.kernel_h * problem.kernel_w == 1) return Kind::kPointwise;
+  return problem.mixing == Mixing::kSpatial ? Kind::kSpatial : Kind::kChannel;
+}
+
+std::string explain(const Plan& plan) {
+  const auto milliseconds = [](double seconds) { return 1e3 * seconds; };
   char text[160];
-  std::snprintf(text, sizeof text,
-                "the %s path is estimated to take %.2f times the time of the other",
-                factored ? "factored" : "folded", ratio);
+  std::snprintf(text, sizeof text, "estimated %.3g ms against %.3g ms on the %s path",
+                milliseconds(plan.factored ? plan.factored_seconds : plan.folded_seconds),
+                milliseconds(plan.factored ? plan.folded_seconds : plan.factored_seconds),
+                plan.factored ? "folded" : "factored");
   return text;
 }
 
 }  // namespace
 
 Plan plan(const PlanProblem& problem) {
-  const Costs costs = count(problem);
+  const Amounts amounts = count(problem);
+  Amount computed = amounts.factored;
+  if (problem.processor == Processor::kCpu) computed.multiply_adds *= amounts.waste;
+  const auto seconds = [&](Work work, const Amount& amount) {
+    const CostKey key{problem.processor, problem.precision, kind(problem), work, problem.training};
+    return cost_model().cost(key).seconds(amount);
+  };
   Plan plan;
-  plan.dense_multiply_adds = costs.dense;
-  plan.folded_multiply_adds = costs.dense + costs.form;
-  plan.factored_multiply_adds = costs.factored;
+  plan.dense_multiply_adds = amounts.dense.multiply_adds;
+  plan.folded_multiply_adds = amounts.dense.multiply_adds;
+  plan.factored_multiply_adds = amounts.factored.multiply_adds;
+  plan.folded_seconds = seconds(Work::kDense, amounts.dense);
+  plan.factored_vector_multiply_adds = computed.multiply_adds;
+  plan.factored_seconds = seconds(Work::kFactored, computed);
+  if (!problem.weight_ready) {
+    plan.folded_multiply_adds += amounts.form.multiply_adds;
+    plan.folded_seconds += seconds(Work::kForm, amounts.form);
+  }
   if (problem.needs_folded) {
     plan.reason = "a base or a frame needs the dense weight";
     return plan;
   }
-  // Training: two more products of every kind, the adjoint of forming W_hat, and the factored
-  // path's features again.
-  const double products = problem.training ? 3 : 1;
-  const double folded_time = products * costs.dense + (problem.training ? 2 : 1) * costs.form;
-  const double factored_time = (problem.training ? 3.5 : 1) * kThinProduct * costs.computed +
-                               products * kElement * costs.elements;
-  plan.factored = factored_time < folded_time;
-  const double chosen = plan.factored ? factored_time : folded_time;
-  const double other = plan.factored ? folded_time : factored_time;
-  plan.reason = explain(plan.factored, other > 0 ? chosen / other : 1);
+  plan.factored = plan.factored_seconds < plan.folded_seconds;
+  plan.reason = explain(plan);
   return plan;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "ops/mixing.h"
+#include "plan/cost_model.h"
 
 namespace sketchlayers {
 
@@ -22,17 +23,25 @@ struct PlanProblem {
   std::optional<int64_t> output_pixels = 1;  // height * width
   int64_t sketch_rank = 1;                   // l * k
   Mixing mixing = Mixing::kSpatial;
+  bool is_linear = false;
+  Processor processor = Processor::kCpu;
+  Precision precision = Precision::kFloat32;
   bool training = false;
+  bool weight_ready = false;  // an earlier call has left the dense weight
   bool needs_folded = false;  // a base or a frame
 };
 
-// Multiply-adds of one whole forward call.
+// Multiply-adds of one whole forward call, and estimated seconds of it (with its backward in
+// training).
 struct Plan {
   bool factored = false;
   std::string reason;
   double factored_multiply_adds = 0;
   double folded_multiply_adds = 0;
   double dense_multiply_adds = 0;
+  double factored_vector_multiply_adds = 0;  // with the lanes of vectors that go to waste
+  double factored_seconds = 0;
+  double folded_seconds = 0;
 };
 
 Plan plan(const PlanProblem& problem);

@@ -17,11 +17,24 @@ sketchlayers::Mixing parse_mixing(const std::string& mixing) {
   throw py::value_error("plan: mixing must be 'spatial' or 'channel' (got '" + mixing + "')");
 }
 
+sketchlayers::Processor parse_device(const std::string& device) {
+  return device == "cuda" ? sketchlayers::Processor::kCuda : sketchlayers::Processor::kCpu;
+}
+
+sketchlayers::Precision parse_precision(const std::string& dtype) {
+  if (dtype == "float32") return sketchlayers::Precision::kFloat32;
+  if (dtype == "float64") return sketchlayers::Precision::kFloat64;
+  if (dtype == "bfloat16" || dtype == "float16") return sketchlayers::Precision::kHalf;
+  throw py::value_error("plan: dtype must be 'float32', 'float64', 'bfloat16' or 'float16' (got '" +
+                        dtype + "')");
+}
+
 sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64_t out_channels,
                         int64_t groups, std::pair<int64_t, int64_t> kernel,
                         std::optional<int64_t> input_pixels, std::optional<int64_t> output_pixels,
-                        int64_t sketch_rank, const std::string& mixing, bool training,
-                        bool needs_folded) {
+                        int64_t sketch_rank, const std::string& mixing, bool is_linear,
+                        const std::string& device, const std::string& dtype, bool training,
+                        bool weight_ready, bool needs_folded) {
   if (in_channels < 1 || out_channels < 1 || groups < 1 || kernel.first < 1 || kernel.second < 1 ||
       sketch_rank < 1) {
     throw py::value_error("plan: channels, groups, kernel and sketch_rank must be at least 1");
@@ -37,7 +50,11 @@ sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64
   problem.output_pixels = output_pixels;
   problem.sketch_rank = sketch_rank;
   problem.mixing = parse_mixing(mixing);
+  problem.is_linear = is_linear;
+  problem.processor = parse_device(device);
+  problem.precision = parse_precision(dtype);
   problem.training = training;
+  problem.weight_ready = weight_ready;
   problem.needs_folded = needs_folded;
   return sketchlayers::plan(problem);
 }
@@ -76,6 +93,10 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("reason", &sketchlayers::Plan::reason)
       .def_readonly("factored_multiply_adds", &sketchlayers::Plan::factored_multiply_adds)
       .def_readonly("folded_multiply_adds", &sketchlayers::Plan::folded_multiply_adds)
+      .def_readonly("factored_vector_multiply_adds",
+                    &sketchlayers::Plan::factored_vector_multiply_adds)
+      .def_readonly("factored_seconds", &sketchlayers::Plan::factored_seconds)
+      .def_readonly("folded_seconds", &sketchlayers::Plan::folded_seconds)
       .def_readonly("dense_multiply_adds", &sketchlayers::Plan::dense_multiply_adds)
       .def("__repr__", [](const sketchlayers::Plan& plan) {
         return std::string("Plan(path='") + (plan.factored ? "factored" : "folded") +
@@ -85,7 +106,13 @@ PYBIND11_MODULE(_C, m) {
         py::arg("out_channels"), py::arg("groups") = 1,
         py::arg("kernel") = std::pair<int64_t, int64_t>(1, 1), py::arg("input_pixels") = 1,
         py::arg("output_pixels") = 1, py::arg("sketch_rank"), py::arg("mixing") = "spatial",
-        py::arg("training") = false, py::arg("needs_folded") = false,
+        py::arg("is_linear") = false, py::arg("device") = "cpu", py::arg("dtype") = "float32",
+        py::arg("training") = false, py::arg("weight_ready") = false,
+        py::arg("needs_folded") = false,
         "The planner's choice for one call; None stands for a size that is not known yet.");
+  m.def("load_plan_costs", &sketchlayers::load_cost_model, py::arg("text"),
+        "Replaces the planner's constants by those in the text.");
+  m.def("reset_plan_costs", &sketchlayers::reset_cost_model,
+        "Puts the planner's own constants back.");
   m.def("build_info", &build_info, "What the compiled part was built from and for.");
 }

@@ -8,6 +8,8 @@ from types import ModuleType
 
 import torch
 
+from sketchlayers import _plan_costs
+
 LIBRARY = Path(__file__).with_name("libsketchlayers.so")
 
 
@@ -25,13 +27,15 @@ def load() -> ModuleType:
         )
     try:
         torch.ops.load_library(LIBRARY)
-        return importlib.import_module("sketchlayers._C")
+        compiled = importlib.import_module("sketchlayers._C")
     except (OSError, ImportError) as error:
         raise ImportError(
             f"the compiled part of sketchlayers does not load into PyTorch {torch.__version__}"
             f" ({error}): it was probably built for another PyTorch; type `python -m sketchlayers`"
             " for a diagnosis, or build it again with `pip install --no-build-isolation .`"
         ) from error
+    _plan_costs.load(compiled)
+    return compiled
 
 
 _C = load()

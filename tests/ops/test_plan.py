@@ -1,8 +1,13 @@
 """The planner's counts against the formulas, and its choices where they are beyond doubt."""
 
+from pathlib import Path
+
 import pytest
 
 from sketchlayers._extension import _C
+from sketchlayers.bench import tune
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
 
 def plan(**changes):
@@ -53,7 +58,60 @@ def test_a_wide_layer_is_factored_and_a_spatial_one_with_many_pixels_folded(trai
     one = {"kernel": (1, 1), "input_pixels": 1, "output_pixels": 1}
     wide = plan(in_channels=4096, out_channels=4096, sketch_rank=64, training=training, **one)
     assert wide.path == "factored"
-    assert plan(training=training).path == "folded"
+    # Of nearly full rank, its features cost five times the dense layer.
+    assert plan(sketch_rank=48, training=training).path == "folded"
+
+
+def test_a_weight_that_is_there_need_not_be_formed():
+    formed, ready = plan(batch=1, sketch_rank=12), plan(batch=1, sketch_rank=12, weight_ready=True)
+    assert ready.folded_multiply_adds == ready.dense_multiply_adds < formed.folded_multiply_adds
+    assert ready.folded_seconds < formed.folded_seconds
+    assert ready.factored_seconds == formed.factored_seconds
+
+
+@pytest.fixture
+def own_costs():
+    yield _C.load_plan_costs
+    _C.reset_plan_costs()
+
+
+def test_measured_constants_change_the_choice(own_costs):
+    assert plan(mixing="channel").path == "factored"
+    own_costs("# slow\ncpu float32 channel factored forward 100 0 0 0  # seconds\n\n")
+    changed = plan(mixing="channel")
+    assert (changed.path, changed.factored_seconds) == ("folded", 100)
+    assert plan(mixing="channel", training=True).path == "factored"
+    assert plan(mixing="channel", dtype="bfloat16").path == "factored"
+    _C.reset_plan_costs()
+    assert plan(mixing="channel").path == "factored"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cpu float32 channel factored forward 1 2 3",
+        "cpu float32 channel factored forward 1 2 3 4 5",
+        "cpu float32 channel factored forward 1 2 3 -4",
+        "cpu float32 channel factored forward 1 2 3 nan",
+        "cpu float32 channel factored sideways 1 2 3 4",
+        "tpu float32 channel factored forward 1 2 3 4",
+    ],
+)
+def test_a_wrong_line_changes_nothing(own_costs, line):
+    before = plan(mixing="channel").factored_seconds
+    with pytest.raises(ValueError, match="planner constants"):
+        own_costs(f"cpu float32 channel factored forward 100 0 0 0\n{line}\n")
+    assert plan(mixing="channel").factored_seconds == before
+
+
+def test_choices_for_layers_drawn_at_random():
+    """Measured times of 200 layers that the constants were not fitted to."""
+    samples = tune.read_samples(RESULTS / "planner_cpu_amd_epyc.csv")
+    assert len(samples) == 200
+    _C.reset_plan_costs()
+    for training in (False, True):
+        chosen = tune.choices(samples, "cpu", "float32", training)
+        assert tune.good_choices(chosen) >= 0.95
 
 
 def test_a_base_or_a_frame_is_folded_and_says_why():

@@ -13,7 +13,7 @@ import torch
 
 from sketchlayers import ops
 
-from . import figures, peers, plot, table
+from . import figures, peers, plot, table, tune
 from .bound import Mode, measure_peaks
 from .cases import ALL, TABLE, Case, select
 from .figures import Goal
@@ -29,6 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--figures",
         action="store_true",
         help="measure the layers with a speed to reach, and say which reach it",
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure the planner's constants on this machine and keep them",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="measure layers drawn at random and judge the planner's choices",
     )
     parser.add_argument(
         "--layers", nargs="+", default=[], metavar="PATTERN", help='such as "3x3*" "FC*" NinN'
@@ -125,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
     if args.figures and args.threads is None:
         args.threads = min(figures.THREADS, os.cpu_count() or 1)
     device = check_measurement_arguments(args)
+    if args.tune or args.verify:
+        return _tune(args, device)
     goals = _chosen_goals(args, device) if args.figures else []
     plan = list(_plan_figures(goals) if args.figures else _plan_table(args, device))
     settings = _settings(args, device)
@@ -140,6 +152,21 @@ def run(args: argparse.Namespace) -> int:
     if args.png:
         plot.write_png(args.png, rows, f"rate {settings.rate:g}, {dtype}, {hardware}")
         print(f"drawn in {args.png}")
+    return 0
+
+
+def _tune(args: argparse.Namespace, device: torch.device) -> int:
+    hardware = table.machine(device)
+    if args.tune:
+        names = [args.dtype] if args.dtype else ["float32", "bfloat16"]
+        path = tune.tune(device, [getattr(torch, name) for name in names], hardware)
+        print(f"written to {path}")
+    if args.verify:
+        samples, words = tune.verify(device, getattr(torch, args.dtype or "float32"))
+        print(words)
+        if args.csv:
+            tune.write_samples(args.csv, samples, hardware)
+            print(f"written to {args.csv}")
     return 0
 
 

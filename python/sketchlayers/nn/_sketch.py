@@ -32,9 +32,7 @@ Dense = TypeVar("Dense", nn.Conv2d, nn.Linear)
 _BASE_MATRIX = 2**31
 _FRAME_MATRIX = 2**31 + 2**30
 
-_KEPT_REASON = "The dense weight is kept from call to call in eval mode without gradients."
-# What a multiply-add of the factored path's thin products costs in those of a large convolution.
-_THIN_PRODUCT = 1.15
+_KEPT_REASON = "the dense weight is kept from call to call in eval mode without gradients"
 
 
 class Plan(NamedTuple):
@@ -291,20 +289,19 @@ class SketchLayer(WeightCache):
 
     def _plan(self, input_shape: Sequence[int]) -> Plan:
         """Plan of a forward call as things stand: gradients count if they would be recorded."""
-        planned = self._planned(input_shape)
+        keeps = self._path != "factored" and self._would_keep_weight()
+        planned = self._planned(input_shape, weight_ready=keeps)
         path, reason = planned.path, planned.reason
-        factored, folded = planned.factored_multiply_adds, planned.folded_multiply_adds
-        if self._path != "factored" and self._would_keep_weight():
-            if self._needs_folded or _prefers_cached_weight(planned):
-                path, reason = "folded", _KEPT_REASON
-            folded = planned.dense_multiply_adds
+        if keeps and path == "folded":
+            reason = f"{_KEPT_REASON}: {reason}"
         if self._path != "auto":
             path, reason = self._path, f"The layer's path is set to {self._path!r}."
+        factored, folded = planned.factored_multiply_adds, planned.folded_multiply_adds
         chosen = factored if path == "factored" else folded
         return Plan(path, reason, chosen, factored, folded, planned.dense_multiply_adds)
 
-    def _planned(self, input_shape: Sequence[int]) -> Any:
-        """The planner's answer for a call that forms the dense weight itself."""
+    def _planned(self, input_shape: Sequence[int], weight_ready: bool) -> Any:
+        """The planner's answer, for a dense weight that is there or has to be formed."""
         batch, input_pixels, output_pixels = self._sizes(input_shape)
         trained = self.s1.requires_grad or self.s2.requires_grad
         return _C.plan(
@@ -317,13 +314,28 @@ class SketchLayer(WeightCache):
             output_pixels=output_pixels,
             sketch_rank=self.num_sketches * self.rank,
             mixing=self.mixing,
+            is_linear=not self._kernel,
+            device=self.s1.device.type,
+            dtype=self._computed_type(),
             training=torch.is_grad_enabled() and trained,
+            weight_ready=weight_ready,
             needs_folded=self._needs_folded,
         )
 
+    def _computed_type(self) -> str:
+        dtype, device = self.s1.dtype, self.s1.device.type
+        if (
+            dtype != torch.float64
+            and torch.amp.is_autocast_available(device)
+            and torch.is_autocast_enabled(device)
+        ):
+            dtype = torch.get_autocast_dtype(device)
+        return str(dtype).removeprefix("torch.")
+
     def _prefers_kept_weight(self, input_shape: torch.Size) -> bool:
         if self._path == "auto" and not self._needs_folded:
-            return _prefers_cached_weight(self._planned(input_shape))
+            planned = self._planned(input_shape, weight_ready=True)
+            return bool(planned.path == "folded")
         self._sizes(input_shape)  # raises for a shape that does not fit
         return self._path != "factored"
 
@@ -417,15 +429,6 @@ class SketchLayer(WeightCache):
         if self.frame is not None:
             parts.append(f"frame={self.frame}")
         return ", ".join([*parts, f"rate={self.rate:.3g}"])
-
-
-def _prefers_cached_weight(planned: Any) -> bool:
-    """Whether folded would be the faster path with the dense weight at hand, forming it for free.
-
-    The planner counts the forming in, so where it folds nevertheless the answer is clear.
-    """
-    cost = planned.factored_multiply_adds * _THIN_PRODUCT
-    return bool(planned.path == "folded" or planned.dense_multiply_adds < cost)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

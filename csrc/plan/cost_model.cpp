@@ -1,0 +1,117 @@
+#include "plan/cost_model.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <stdexcept>
+#include <vector>
+
+#include "plan/builtin_costs.h"
+
+namespace sketchlayers {
+namespace {
+
+constexpr std::array<const char*, 2> kProcessors = {"cpu", "cuda"};
+constexpr std::array<const char*, 3> kPrecisions = {"float32", "half", "float64"};
+constexpr std::array<const char*, 4> kKinds = {"linear", "pointwise", "spatial", "channel"};
+constexpr std::array<const char*, 3> kWorks = {"dense", "form", "factored"};
+constexpr std::array<const char*, 2> kModes = {"forward", "training"};
+
+template <size_t N>
+size_t find(const std::array<const char*, N>& names, const std::string& name,
+            const std::string& line) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found != names.end()) return static_cast<size_t>(found - names.begin());
+  throw std::invalid_argument("planner constants: unknown word '" + name + "' in the line '" +
+                              line + "'");
+}
+
+size_t flat_index(size_t processor, size_t precision, size_t kind, size_t work, size_t mode) {
+  return (((processor * kPrecisions.size() + precision) * kKinds.size() + kind) * kWorks.size() +
+          work) *
+             kModes.size() +
+         mode;
+}
+
+}  // namespace
+
+CostModel::CostModel() {
+  std::istringstream text(kBuiltinCosts);
+  read(text);
+}
+
+size_t CostModel::index(const CostKey& key) {
+  return flat_index(static_cast<size_t>(key.processor), static_cast<size_t>(key.precision),
+                    static_cast<size_t>(key.kind), static_cast<size_t>(key.work),
+                    key.training ? 1 : 0);
+}
+
+void CostModel::read(std::istream& text) {
+  auto costs = costs_;
+  std::string line;
+  while (std::getline(text, line)) {
+    line = line.substr(0, line.find('#'));
+    std::istringstream words(line);
+    std::string processor, precision, kind, work, mode;
+    if (!(words >> processor)) continue;
+    Cost cost;
+    std::string rest;
+    words >> precision >> kind >> work >> mode;
+    words >> cost.call >> cost.multiply_add >> cost.element >> cost.weight;
+    const bool complete = !words.fail() && !(words >> rest);
+    const auto valid = [](double seconds) { return std::isfinite(seconds) && seconds >= 0; };
+    if (!complete || !valid(cost.call) || !valid(cost.multiply_add) || !valid(cost.element) ||
+        !valid(cost.weight)) {
+      throw std::invalid_argument(
+          "planner constants: a line must be five words and four numbers of seconds that are at "
+          "least 0 (got '" +
+          line + "')");
+    }
+    costs[flat_index(find(kProcessors, processor, line), find(kPrecisions, precision, line),
+                     find(kKinds, kind, line), find(kWorks, work, line),
+                     find(kModes, mode, line))] = cost;
+  }
+  costs_ = costs;
+}
+
+namespace {
+
+// Models that were replaced stay alive: a call may be reading one.
+class Current {
+ public:
+  Current() { set(std::make_unique<CostModel>()); }
+  const CostModel& get() const { return *current_.load(std::memory_order_acquire); }
+  void set(std::unique_ptr<CostModel> model) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    models_.push_back(std::move(model));
+    current_.store(models_.back().get(), std::memory_order_release);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<CostModel>> models_;
+  std::atomic<const CostModel*> current_{nullptr};
+};
+
+Current& current() {
+  static Current instance;
+  return instance;
+}
+
+}  // namespace
+
+const CostModel& cost_model() { return current().get(); }
+
+void load_cost_model(const std::string& text) {
+  auto model = std::make_unique<CostModel>(cost_model());
+  std::istringstream lines(text);
+  model->read(lines);
+  current().set(std::move(model));
+}
+
+void reset_cost_model() { current().set(std::make_unique<CostModel>()); }
+
+}  // namespace sketchlayers
