@@ -130,15 +130,17 @@ def test_both_modes_without_gradients_share_the_weight(mode, formed):
 
 def test_the_planner_decides_once_for_each_shape(formed, monkeypatch):
     asked = []
-    original = _sketch._prefers_cached_weight
+    original = _sketch.SketchLayer._planned
     monkeypatch.setattr(
-        _sketch, "_prefers_cached_weight", lambda plan: asked.append(plan) or original(plan)
+        _sketch.SketchLayer,
+        "_planned",
+        lambda layer, shape, **ready: asked.append(shape) or original(layer, shape, **ready),
     )
-    spatial = SKConv2d(32, 32, 3, padding=1, rate=0.2).eval()
+    spatial = SKConv2d(32, 32, 3, padding=1, rate=0.9).eval()
     fully = SKLinear(256, 256, rate=0.1).eval()
     with torch.no_grad():
         for _ in range(3):
-            spatial(torch.randn(1, 32, 8, 8))
+            spatial(torch.randn(8, 32, 28, 28))
             fully(torch.randn(1, 256))
     assert len(formed) == 1  # the fully connected layer needs no dense weight
     assert len(asked) == 2
@@ -146,8 +148,8 @@ def test_the_planner_decides_once_for_each_shape(formed, monkeypatch):
 
 
 def test_a_plan_tells_of_the_kept_weight():
-    layer = SKConv2d(32, 32, 3, padding=1, rate=0.2)
-    shape = (1, 32, 8, 8)
+    layer = SKConv2d(32, 32, 3, padding=1, rate=0.9)
+    shape = (8, 32, 28, 28)
     trained = layer.plan(shape)
     assert trained.folded_multiply_adds > trained.dense_multiply_adds
     assert layer.eval().plan(shape) == trained
