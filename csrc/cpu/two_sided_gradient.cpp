@@ -110,12 +110,7 @@ class GradientRunner {
       most_sums_ = std::max(most_sums_, side.taps() * side.features() * kSlice);
     }
     for (const Side<T>& side : sides_) pairs_.push_back(connect(side));
-    for (int64_t x = 0; x < g.columns.output; ++x) {
-      columns_by_one_.push_back(static_cast<int32_t>(x));
-      columns_by_stride_.push_back(static_cast<int32_t>(x * g.columns.stride));
-      pixels_by_one_.push_back(static_cast<int32_t>(x * kSlice));
-      pixels_by_stride_.push_back(static_cast<int32_t>(x * g.columns.stride * kSlice));
-    }
+    for (const Side<T>& side : sides_) columns_.push_back(follow_columns(side));
   }
 
   void run() {
@@ -242,6 +237,18 @@ class GradientRunner {
     return taps;
   }
 
+  // From one output's column to the next, the features and the pixels of a row.
+  static Pairs follow_columns(const Side<T>& side) {
+    Pairs steps;
+    const int64_t read = side.columns.stride;
+    for (int64_t x = 0; x < side.columns.output; ++x) {
+      steps.features.push_back(static_cast<int32_t>(side.pixels_are_inputs ? x : x * read));
+      steps.pixels.push_back(
+          static_cast<int32_t>((side.pixels_are_inputs ? x * read : x) * kSlice));
+    }
+    return steps;
+  }
+
   void add_pairs(const Slice& slice, int64_t images, const float* features, const float* pixels,
                  float* sums) const {
     const Side<T>& side = *slice.side;
@@ -306,6 +313,7 @@ class GradientRunner {
     const int64_t input_row = input_position(rows, y.first, i);
     const int64_t input_column = input_position(columns, x.first, j);
     const bool own = side.pixels_are_inputs;
+    const Pairs& steps = columns_[static_cast<size_t>(&side - sides_.data())];
     const int64_t read = input_row * columns.input + input_column;
     const int64_t written = y.first * columns.output + x.first;
     const int64_t read_step = rows.stride * columns.input;
@@ -313,10 +321,10 @@ class GradientRunner {
     const Product product{features + (own ? written : read),
                           side.feature_floats(),
                           own ? columns.output : read_step,
-                          own ? columns_by_one_.data() : columns_by_stride_.data(),
+                          steps.features.data(),
                           pixels + ((own ? read : written) - packed) * kSlice,
                           (own ? read_step : columns.output) * kSlice,
-                          own ? pixels_by_stride_.data() : pixels_by_one_.data(),
+                          steps.pixels.data(),
                           y.size(),
                           x.size()};
     vector_kernels().product(&product, 1, side.features(), channels, nullptr, target, kSlice, true);
@@ -349,10 +357,7 @@ class GradientRunner {
   int64_t image_floats_ = 0;
   int64_t most_sums_ = 0;
   int64_t splits_ = 1;
-  std::vector<int32_t> columns_by_one_;
-  std::vector<int32_t> columns_by_stride_;
-  std::vector<int32_t> pixels_by_one_;
-  std::vector<int32_t> pixels_by_stride_;
+  std::vector<Pairs> columns_;  // of each side
 };
 
 }  // namespace

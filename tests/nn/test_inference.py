@@ -137,11 +137,11 @@ def test_the_planner_decides_once_for_each_shape(formed, monkeypatch):
         lambda layer, shape, **ready: asked.append(shape) or original(layer, shape, **ready),
     )
     spatial = SKConv2d(32, 32, 3, padding=1, rate=0.9).eval()
-    fully = SKLinear(256, 256, rate=0.1).eval()
+    fully = SKLinear(2048, 2048, rate=0.1).eval()
     with torch.no_grad():
         for _ in range(3):
             spatial(torch.randn(8, 32, 28, 28))
-            fully(torch.randn(1, 256))
+            fully(torch.randn(1, 2048))
     assert len(formed) == 1  # the fully connected layer needs no dense weight
     assert len(asked) == 2
     assert spatial._kept is not None and fully._kept is None
