@@ -19,6 +19,7 @@
 #include <tuple>
 
 #include "autograd/saved_arguments.h"
+#include "ops/operands.h"
 
 namespace sketchlayers {
 
@@ -29,6 +30,16 @@ template <typename Layer>
 class Bilinear : public torch::autograd::Function<Bilinear<Layer>> {
  public:
   static constexpr bool is_traceable = true;
+
+  static at::Tensor run(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                        const std::optional<at::Tensor>& bias, const at::Tensor& u1,
+                        const at::Tensor& u2, const Layer& layer) {
+    if (records({input, s1, s2, bias.value_or(at::Tensor())})) {
+      return Bilinear::apply(input, s1, s2, bias, u1, u2, layer);
+    }
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return layer.forward(input, s1, s2, u1, u2, bias);
+  }
 
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
                             const at::Tensor& s1, const at::Tensor& s2,
@@ -67,6 +78,17 @@ template <typename Layer>
 class BilinearBackward : public torch::autograd::Function<BilinearBackward<Layer>> {
  public:
   static constexpr bool is_traceable = true;
+
+  static Gradients run(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1,
+                       const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
+                       std::array<bool, 3> output_mask, const Layer& layer) {
+    if (records({grad, input, s1, s2})) {
+      const auto grads = BilinearBackward::apply(grad, input, s1, s2, u1, u2, output_mask, layer);
+      return {grads[0], grads[1], grads[2]};
+    }
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return layer.backward(grad, input, s1, s2, u1, u2, output_mask);
+  }
 
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
                                                 const at::Tensor& grad, const at::Tensor& input,

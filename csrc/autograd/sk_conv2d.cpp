@@ -49,9 +49,9 @@ at::Tensor sk_conv2d_factored_autograd(const at::Tensor& input, const at::Tensor
                                        at::IntArrayRef dilation, int64_t groups,
                                        c10::string_view mixing, int64_t num_sketches,
                                        std::optional<double> scale) {
-  return Bilinear<Conv>::apply(input, s1, s2, bias, u1, u2,
-                               Conv{{stride.vec(), padding.vec(), dilation.vec(), groups},
-                                    SketchArguments{std::string(mixing), num_sketches, scale}});
+  return Bilinear<Conv>::run(input, s1, s2, bias, u1, u2,
+                             Conv{{stride.vec(), padding.vec(), dilation.vec(), groups},
+                                  SketchArguments{std::string(mixing), num_sketches, scale}});
 }
 
 Gradients sk_conv2d_factored_backward_autograd(
@@ -59,11 +59,10 @@ Gradients sk_conv2d_factored_backward_autograd(
     const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
     c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
-  const auto grads = BilinearBackward<Conv>::apply(
+  return BilinearBackward<Conv>::run(
       grad, input, s1, s2, u1, u2, output_mask,
       Conv{{stride.vec(), padding.vec(), dilation.vec(), groups},
            SketchArguments{std::string(mixing), num_sketches, scale}});
-  return {grads[0], grads[1], grads[2]};
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, Autograd, m) {

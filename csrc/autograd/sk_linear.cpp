@@ -37,8 +37,8 @@ at::Tensor sk_linear_factored_autograd(const at::Tensor& input, const at::Tensor
                                        const at::Tensor& s2, const at::Tensor& u1,
                                        const at::Tensor& u2, const std::optional<at::Tensor>& bias,
                                        int64_t num_sketches, std::optional<double> scale) {
-  return Bilinear<Linear>::apply(input, s1, s2, bias, u1, u2,
-                                 Linear{SketchArguments{"spatial", num_sketches, scale}});
+  return Bilinear<Linear>::run(input, s1, s2, bias, u1, u2,
+                               Linear{SketchArguments{"spatial", num_sketches, scale}});
 }
 
 Gradients sk_linear_factored_backward_autograd(const at::Tensor& grad, const at::Tensor& input,
@@ -46,10 +46,8 @@ Gradients sk_linear_factored_backward_autograd(const at::Tensor& grad, const at:
                                                const at::Tensor& u1, const at::Tensor& u2,
                                                std::array<bool, 3> output_mask,
                                                int64_t num_sketches, std::optional<double> scale) {
-  const auto grads =
-      BilinearBackward<Linear>::apply(grad, input, s1, s2, u1, u2, output_mask,
-                                      Linear{SketchArguments{"spatial", num_sketches, scale}});
-  return {grads[0], grads[1], grads[2]};
+  return BilinearBackward<Linear>::run(grad, input, s1, s2, u1, u2, output_mask,
+                                       Linear{SketchArguments{"spatial", num_sketches, scale}});
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, Autograd, m) {

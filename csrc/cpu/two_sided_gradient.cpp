@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kSlice = 64;            // channels of one task's part of a gradient
 constexpr int64_t kPixels = 512;          // of a packed tile: with kSlice channels, 128 KiB
 constexpr int64_t kFeaturePixels = 1024;  // of one task's part of the features
+constexpr int64_t kGroupPixels = 64;      // of small images that are packed together
 constexpr int64_t kWaveFloats = 1 << 18;  // of the features that exist at one time
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -54,8 +55,9 @@ struct Side {
   int64_t taps() const { return rows.kernel * columns.kernel; }
   int64_t features() const { return mix.features(); }
   int64_t image_pixels() const { return image_rows() * image_columns(); }
-  // Small images are packed several at a time: a tap's product over one alone would be short.
-  int64_t group() const { return image_pixels() <= kPixels / 2 ? kPixels / image_pixels() : 1; }
+  // Small images are packed several at a time: a tap's product over one alone would be short. Not
+  // more than that takes: images summed one by one cancel better over a batch.
+  int64_t group() const { return std::max<int64_t>(1, kGroupPixels / image_pixels()); }
   // Features lie row by row, as the sampling that makes them has them.
   int64_t feature_floats() const {
     return whole_steps(sampling.target.rows * sampling.target.columns);

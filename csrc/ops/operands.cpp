@@ -89,4 +89,12 @@ bool under_transform(at::TensorList operands) {
   });
 }
 
+bool records(at::TensorList operands) {
+  const bool wanted = at::GradMode::is_enabled() &&
+                      std::any_of(operands.begin(), operands.end(), [](const at::Tensor& operand) {
+                        return operand.defined() && operand.requires_grad();
+                      });
+  return wanted || under_transform(operands);
+}
+
 }  // namespace sketchlayers

@@ -32,4 +32,9 @@ void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tens
 // operations.
 bool under_transform(at::TensorList operands);
 
+// Whether autograd has anything to record of a call with these operands. Where it has not, a call
+// goes straight to its kernel: a graph that nobody asked for takes longer to build than a small
+// layer to compute.
+bool records(at::TensorList operands);
+
 }  // namespace sketchlayers
