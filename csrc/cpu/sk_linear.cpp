@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kFeatureRows = 16;  // of S1, for one task
 constexpr int64_t kOutputs = 64;      // for one task
+constexpr int64_t kSmall = 1 << 19;   // multiply-adds with S1 and S2: some ten microseconds
 
 template <typename T>
 cpu::ImageView<T> rows_as_pixels(T* data, int64_t columns) {
@@ -45,24 +46,27 @@ void few_rows(const at::Tensor& x, const cpu::Factors& factors, const Sketch& sk
   float* mixed = features.data() + batch * row;  // B x
   const cpu::Signs& inputs = factors.input_signs();
   const cpu::Signs& outputs = factors.output_signs();
-  cpu::run_tasks((sketch.rank + kFeatureRows - 1) / kFeatureRows, [&](int64_t i) {
+  const bool small = batch * sketch.rank * (sketch.in_channels + sketch.out_channels) < kSmall;
+  const auto make_features = [&](int64_t i) {
     const int64_t first = i * kFeatureRows;
     kernels.sketch_vectors(
         factors.s1() + first * sketch.in_channels, sketch.in_channels, inputs.row(0, first),
         inputs.words, std::min(kFeatureRows, sketch.rank - first), sketch.in_channels,
         input.const_data_ptr<float>(), input.size(1), batch, filtered + first, mixed + first, row);
-  });
+  };
+  cpu::run_tasks((sketch.rank + kFeatureRows - 1) / kFeatureRows, make_features, small);
   for (int64_t i = 0; i < batch * row; ++i) {
     filtered[i] *= outputs.magnitude;
     mixed[i] *= inputs.magnitude;
   }
   float* target = y.mutable_data_ptr<float>();
-  cpu::run_tasks((sketch.out_channels + kOutputs - 1) / kOutputs, [&](int64_t i) {
+  const auto combine = [&](int64_t i) {
     const int64_t first = i * kOutputs;
     kernels.combine_vectors(factors.s2(), sketch.rank, outputs.row(0, 0), outputs.words, first,
                             std::min(kOutputs, sketch.out_channels - first), sketch.rank, mixed,
                             filtered, row, batch, bias, target, sketch.out_channels);
-  });
+  };
+  cpu::run_tasks((sketch.out_channels + kOutputs - 1) / kOutputs, combine, small);
 }
 
 template <typename T>

@@ -10,10 +10,11 @@
 namespace sketchlayers::cpu {
 
 // Calls body(i) for i < count; a thread takes the next one as soon as it is free, since tasks
-// differ in size and threads in speed. The result must not depend on who runs what.
+// differ in size and threads in speed. The result must not depend on who runs what. Work that
+// takes no longer than waking the threads is `small`, and stays on this one.
 template <typename Body>
-void run_tasks(int64_t count, const Body& body) {
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), count);
+void run_tasks(int64_t count, const Body& body, bool small = false) {
+  const int64_t threads = small ? 1 : std::min<int64_t>(at::get_num_threads(), count);
   if (threads <= 1 || at::in_parallel_region()) {
     for (int64_t i = 0; i < count; ++i) body(i);
     return;

@@ -352,16 +352,25 @@ inline uint32_t sixteen_signs(const int32_t* packed_row, int64_t column) {
   return static_cast<uint32_t>(packed_row[column / 32]) >> (column % 32);
 }
 
-// -0.0 where bit (first + lane) is 1, else 0.0: what flips a float's sign by exclusive or.
-inline Bits flips(uint32_t bits, int first) {
+// What flips the signs of a vector where bit (first + lane) is 1.
+#if SKETCHLAYERS_LANES == 16
+typedef __mmask16 Flips;
+inline Flips flips(uint32_t bits, int /*first*/) { return static_cast<__mmask16>(bits); }
+inline Vector flip(Vector value, Flips flips) {
+  const __m512 own = (__m512)value;
+  return (Vector)_mm512_mask_xor_ps(own, flips, own, _mm512_set1_ps(-0.0f));
+}
+#else
+typedef Bits Flips;
+inline Flips flips(uint32_t bits, int first) {
   Bits shift;
   SKETCHLAYERS_UNROLL
   for (int i = 0; i < kLanes; ++i) shift[i] = 31 - first - i;
   const Bits word = Bits{} + static_cast<int32_t>(bits);
   return (word << shift) & (Bits{} + INT32_MIN);
 }
-
-inline Vector flip(Vector value, Bits flips) { return (Vector)((Bits)value ^ flips); }
+inline Vector flip(Vector value, Flips flips) { return (Vector)((Bits)value ^ flips); }
+#endif
 
 void expand_signs(const int32_t* packed_row, int64_t start, int64_t count, float magnitude,
                   float* out) {
@@ -407,7 +416,7 @@ void sketch_block(const float* s, int64_t s_row, const int32_t* signs, int64_t w
       SKETCHLAYERS_UNROLL
       for (int r = 0; r < Rows; ++r) {
         const Vector factor = load(s + r * s_row + i + lane);
-        const Bits flipped = flips(bits[r], lane);
+        const Flips flipped = flips(bits[r], lane);
         SKETCHLAYERS_UNROLL
         for (int b = 0; b < Batch; ++b) {
           dense_sum[r][b] += factor * value[b];
@@ -420,8 +429,8 @@ void sketch_block(const float* s, int64_t s_row, const int32_t* signs, int64_t w
     const int64_t left = length - i < kLanes ? length - i : kLanes;
     for (int r = 0; r < Rows; ++r) {
       const Vector factor = load_partial(s + r * s_row + i, left);
-      const Bits flipped = flips(sixteen_signs(signs + r * words, i & ~(kColumnStep - 1)),
-                                 static_cast<int>(i % kColumnStep));
+      const Flips flipped = flips(sixteen_signs(signs + r * words, i & ~(kColumnStep - 1)),
+                                  static_cast<int>(i % kColumnStep));
       for (int b = 0; b < Batch; ++b) {
         const Vector value = load(x + b * x_row + i);
         dense_sum[r][b] += factor * value;
@@ -505,7 +514,7 @@ void combine_batch(const float* s, int64_t s_row, const int32_t* signs, int64_t 
     dots_of_rows<Batch>(s + o * s_row, s_row, rows, rank, dense, in_row, value);
     const int lane = static_cast<int>(o % kColumnStep);
     for (int64_t j = 0; j < rank; ++j) {
-      const Bits flipped = flips(sixteen_signs(signs + j * words, o - lane), lane);
+      const Flips flipped = flips(sixteen_signs(signs + j * words, o - lane), lane);
       SKETCHLAYERS_UNROLL
       for (int b = 0; b < Batch; ++b) value[b] += flip(splat(signed_[b * in_row + j]), flipped);
     }
