@@ -274,7 +274,7 @@ class GradientRunner {
     }
   }
 
-  // Pixels with their channels together, out[pixel][channel], filled up with zeros.
+  // Pixels with their channels together, out[pixel][channel]; the last step may hold anything else.
   static void pack_pixels(const ImageView<const T>& view, int64_t first, int64_t count,
                           int64_t channels, float* out, float* line) {
     const T* source = view.data + first * view.column;

@@ -48,8 +48,8 @@ struct VectorKernels {
   void (*copy_rows)(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
                     int64_t out_row, int64_t before, int64_t after);
 
-  // out[n][m] = in[m][n]; if `padded`, rows of `out` have room for whole steps and are filled up
-  // with zeros.
+  // out[n][m] = in[m][n]; if `padded`, rows of `out` have room for whole steps, and what follows a
+  // row may be overwritten.
   void (*transpose)(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
                     int64_t out_row, bool padded);
 
