@@ -106,7 +106,12 @@ gpu: toolkit $(STAMPS)/installed ## on a machine with a GPU: its tests, memory c
 			$(PY) -m pytest -m gpu --quiet -k "bits or unpacking or strides"; \
 	else echo "Memory checks are skipped: compute-sanitizer is not there or does not run here."; fi
 	@mkdir -p $(GPU_RUNS)
-	$(PY) -m sketchlayers bench --device cuda --csv $(GPU_RUNS)/bench.csv
+	$(PY) -m sketchlayers bench --device cuda --tune
+	$(PY) -m sketchlayers bench --device cuda --verify --csv $(GPU_RUNS)/planner.csv
+	$(PY) -m sketchlayers bench --device cuda --figures --graphs --csv $(GPU_RUNS)/figures.csv --png $(GPU_RUNS)/figures.png
+	$(PY) -m sketchlayers bench --device cuda --seconds 1 --csv $(GPU_RUNS)/bench.csv
+	$(PY) -m sketchlayers bench --device cuda --seconds 1 --tf32 --csv $(GPU_RUNS)/bench_tf32.csv
+	$(PY) experiments/benchmark.py --device cuda --dtype bfloat16 --channels-last --csv $(GPU_RUNS)/networks.csv
 	$(PY) experiments/demo.py --device cuda --out $(GPU_RUNS)/demo
 
 # ------------------------------------------------------------------------------- parts of `test`
