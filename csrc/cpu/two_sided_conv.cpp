@@ -532,6 +532,11 @@ class Runner {
 }  // namespace
 
 bool fits(const TwoSidedConv& conv, const Sampling& sampling) {
+  const Reach reach(sampling);
+  if (reach.last_row - reach.first_row > kMostFloats ||
+      reach.last_column - reach.first_column > kMostFloats) {
+    return false;  // what is computed next could overflow
+  }
   return Layout(sampling, 1, false).channel() * std::max(conv.features(), kOutputStep) <=
          kMostFloats;
 }

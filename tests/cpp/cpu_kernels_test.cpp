@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "cpu/sampling.h"
+#include "cpu/two_sided_conv.h"
 #include "cpu/vector_kernels.h"
 #include "geometry.h"
 #include "plan/cost_model.h"
@@ -203,6 +204,16 @@ TEST_F(Samplings, AdjointFindsEveryPairOnce) {
     ASSERT_EQ(static_cast<int64_t>(written.size()), rows.input * columns.input);
     for (size_t i = 0; i < written.size(); ++i) ASSERT_EQ(written[i], static_cast<int64_t>(i));
   }
+}
+
+TEST(TwoSidedConv, TapsFarApartDoNotFit) {
+  cpu::TwoSidedConv conv{1, 1, 3, 8, 4, {{2, {}, {}}, {2, {}, {}}}};
+  const auto fits = [&](int64_t distance) {
+    const ConvAxis axis{8, 4, 2, 2, distance, 2 * distance};
+    return cpu::fits(conv, cpu::forward_sampling(axis, axis));
+  };
+  EXPECT_TRUE(fits(1));
+  for (int power = 20; power < 40; ++power) EXPECT_FALSE(fits(int64_t{1} << power)) << power;
 }
 
 // ------------------------------------------------------------------------------ vector kernels
