@@ -7,6 +7,7 @@
 #include "composite/sk_conv2d.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
+#include "cpu/tasks.h"
 
 namespace sketchlayers {
 namespace {
@@ -83,6 +84,8 @@ bool fits(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& sampl
   return true;
 }
 
+constexpr int64_t kManySamplings = 8;  // for each thread
+
 bool together(const at::Tensor& images) {
   return images.stride(1) == 1 && images.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
@@ -96,7 +99,12 @@ void run(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& sampli
     source = in_one_column(source);
     target = in_one_column(target);
   }
-  for (const cpu::Sampling& sampling : samplings) cpu::run<T>(conv, sampling, source, target);
+  const int64_t count = static_cast<int64_t>(samplings.size());
+  const auto body = [&](int64_t i) {
+    cpu::run<T>(conv, samplings[static_cast<size_t>(i)], source, target);
+  };
+  // Threads share each of a few samplings; of many, as a large stride has them, each takes its own.
+  cpu::run_tasks(count, body, /*small=*/count < kManySamplings * at::get_num_threads());
 }
 
 at::Tensor sk_conv2d_factored_cpu(const at::Tensor& input, const at::Tensor& s1,

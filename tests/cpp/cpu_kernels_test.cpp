@@ -1,5 +1,7 @@
 // What the CPU's kernels are made of, against plain loops: where positions of a convolution meet,
 // the inner loops of every instruction set that this processor has, and the planner's constants.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -19,6 +21,9 @@
 #include "cpu/two_sided_conv.h"
 #include "cpu/vector_kernels.h"
 #include "geometry.h"
+#include "ops/sign_matrix.h"
+#include "ops/sk_conv2d.h"
+#include "ops/sk_weight.h"
 #include "plan/cost_model.h"
 #include "signs.h"
 
@@ -214,6 +219,27 @@ TEST(TwoSidedConv, TapsFarApartDoNotFit) {
   };
   EXPECT_TRUE(fits(1));
   for (int power = 20; power < 40; ++power) EXPECT_FALSE(fits(int64_t{1} << power)) << power;
+}
+
+// A stride of many grids: each thread takes its own.
+TEST(TwoSidedConv, GradientThroughALargeStride) {
+  const int threads = at::get_num_threads();
+  at::set_num_threads(2);
+  const at::Tensor s1 = at::randn({2, 3, 5, 5}), s2 = at::randn({7, 2, 5, 5});
+  const at::Tensor u1 = sign_matrix(3, 0, 2, 7).unsqueeze(0);
+  const at::Tensor u2 = sign_matrix(3, 1, 2, 3).unsqueeze(0);
+  const SketchArguments channel{"channel"};
+  const ConvArguments conv{{9, 11}, {1, 2}, {1, 1}, 1};
+  const at::Tensor input = at::randn({2, 3, 29, 31});
+  const at::Tensor weight = sk_weight(s1, s2, u1, u2, channel);
+  const at::Tensor grad = at::randn({2, 7, 3, 3});
+  const at::Tensor actual = std::get<0>(sk_conv2d_factored_backward(
+      grad, input, s1, s2, u1, u2, {true, false, false}, conv, channel));
+  const at::Tensor expected = std::get<0>(
+      at::convolution_backward(grad, input, weight, std::nullopt, conv.stride, conv.padding,
+                               conv.dilation, false, {0, 0}, 1, {true, false, false}));
+  at::set_num_threads(threads);
+  EXPECT_TRUE(at::allclose(actual, expected, 1e-4, 1e-4));
 }
 
 // ------------------------------------------------------------------------------ vector kernels
