@@ -60,13 +60,20 @@ class Geometry {
   bool pointwise;
 };
 
-std::vector<int64_t> output_sizes(const at::Tensor& input, const Sketch& sketch,
-                                  const ConvArguments& conv) {
-  const auto symbolic =
-      check_conv_input("sk_conv2d_factored", input, std::nullopt, input, sketch, conv);
+std::vector<int64_t> output_sizes(const at::Tensor& input, const at::Tensor& s1,
+                                  const Sketch& sketch, const ConvArguments& conv) {
   std::vector<int64_t> sizes;
-  for (const auto& size : symbolic) sizes.push_back(size.expect_int());
+  for (const auto& size :
+       check_conv_input("sk_conv2d_factored", input, std::nullopt, s1, sketch, conv)) {
+    sizes.push_back(size.expect_int());
+  }
   return sizes;
+}
+
+// The gradient through a stride takes one pass for each of its phases.
+bool has_many_phases(const ConvArguments& conv) {
+  constexpr int64_t kMost = 4;
+  return conv.stride[0] > kMost || conv.stride[1] > kMost;
 }
 
 bool takes(const at::Tensor& input) {
@@ -120,7 +127,7 @@ at::Tensor sk_conv2d_factored_cpu(const at::Tensor& input, const at::Tensor& s1,
     return sk_conv2d_composed(input, s1, s2, u1, u2, bias, arguments, sketch);
   };
   if (!takes(input)) return composed();
-  const std::vector<int64_t> sizes = output_sizes(input, sketch, arguments);
+  const std::vector<int64_t> sizes = output_sizes(input, s1, sketch, arguments);
   Geometry geometry(input, sizes, sketch, arguments);
   const at::Tensor images = dense_images(input);
   const auto format = common_memory_format(input, s1);
@@ -175,7 +182,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cpu(
   const auto composed = [&] {
     return sk_conv2d_composed_backward(grad, input, s1, s2, u1, u2, output_mask, arguments, sketch);
   };
-  if (!takes(input)) return composed();
+  if (!takes(input) || has_many_phases(arguments)) return composed();
   const Geometry geometry(input, grad.sizes(), sketch, arguments);
   const cpu::Factors factors(s1, s2, u1, u2, sketch);
   const cpu::TwoSidedConv conv = factors.adjoint(geometry.images);

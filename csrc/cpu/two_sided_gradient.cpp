@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kSlice = 64;            // channels of one task's part of a gradient
 constexpr int64_t kPixels = 512;          // of a packed tile: with kSlice channels, 128 KiB
-constexpr int64_t kFeaturePixels = 1024;  // of one task's part of the features
 constexpr int64_t kGroupPixels = 64;      // of small images that are packed together
 constexpr int64_t kWaveFloats = 1 << 18;  // of the features that exist at one time
 

@@ -1,6 +1,12 @@
 // The bodies of VectorKernels for SKETCHLAYERS_LANES floats in a vector, written with the vector
 // types that GCC and Clang share; included once for each instruction set.
 
+#if !defined(__clang__)
+// Vectors are passed between functions of this file alone, so that their calling convention is
+// nobody else's matter.
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
 namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE {
 namespace {
 

@@ -2,6 +2,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/conv2d.h>
+#include <c10/util/safe_numerics.h>
 #include <torch/library.h>
 
 #include "ops/operands.h"
@@ -144,8 +145,9 @@ namespace {
 std::optional<int64_t> product_if_known(const c10::SymInt& a, const c10::SymInt& b) {
   const auto first = a.maybe_as_int();
   const auto second = b.maybe_as_int();
-  if (!first || !second) return std::nullopt;
-  return *first * *second;
+  int64_t product = 0;
+  if (!first || !second || c10::mul_overflows(*first, *second, &product)) return std::nullopt;
+  return product;
 }
 
 Path plan_path(const at::Tensor& input, const std::vector<c10::SymInt>& output_sizes,
