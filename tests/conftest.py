@@ -10,6 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# What somebody has tuned on this machine must not decide what tests see.
+os.environ["SKETCHLAYERS_CACHE"] = ""
+
+
 settings.register_profile(
     "default",
     max_examples=15,
