@@ -8,6 +8,11 @@
 
 namespace sketchlayers {
 
+// Division that rounds up, for a value of at least 0 and a divisor above 0.
+SKETCHLAYERS_HOST_DEVICE inline int64_t ceil_divide(int64_t value, int64_t divisor) {
+  return (value + divisor - 1) / divisor;
+}
+
 struct ConvAxis {
   int64_t input;   // positions of the input
   int64_t output;  // positions of the output

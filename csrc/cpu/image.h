@@ -24,6 +24,9 @@ struct ImageView {
   ImageView at(int64_t which, int64_t first_channel) const {
     return {data + which * image + first_channel * channel, image, channel, row, column};
   }
+  // All pixels in one column: the same to a pointwise convolution, and without row ends. Rows must
+  // follow each other without gaps.
+  ImageView in_one_column() const { return {data, image, channel, column, column}; }
   // The positions index * step + phase.
   ImageView grid(const ImageGrid& grid, int64_t row_step, int64_t column_step) const {
     return {data + grid.row_phase * row + grid.column_phase * column, image, channel,

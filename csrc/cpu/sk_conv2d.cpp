@@ -7,7 +7,6 @@
 #include "composite/sk_conv2d.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
-#include "cpu/tasks.h"
 
 namespace sketchlayers {
 namespace {
@@ -20,12 +19,6 @@ at::Tensor dense_images(const at::Tensor& images) {
 template <typename T, typename Tensor>
 cpu::ImageView<T> view(Tensor&& images, T* data) {
   return {data, images.stride(0), images.stride(1), images.stride(2), images.stride(3)};
-}
-
-// All pixels of an image in one column: the same to a 1x1 convolution, and without row ends.
-template <typename T>
-cpu::ImageView<T> in_one_column(const cpu::ImageView<T>& view) {
-  return {view.data, view.image, view.channel, view.column, view.column};
 }
 
 class Geometry {
@@ -48,7 +41,7 @@ class Geometry {
     columns = {1, 1, 1, 1, 0, 1};
   }
 
-  // One image more, of which the others are further rows.
+  // All images as the rows of one.
   void merge_images() {
     rows.input = rows.output = rows.output * images;
     images = 1;
@@ -91,8 +84,6 @@ bool fits(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& sampl
   return true;
 }
 
-constexpr int64_t kManySamplings = 8;  // for each thread
-
 bool together(const at::Tensor& images) {
   return images.stride(1) == 1 && images.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
@@ -103,15 +94,10 @@ void run(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& sampli
   auto source = view<const T>(input, input.const_data_ptr<T>());
   auto target = view<T>(output, output.mutable_data_ptr<T>());
   if (geometry.pointwise) {
-    source = in_one_column(source);
-    target = in_one_column(target);
+    source = source.in_one_column();
+    target = target.in_one_column();
   }
-  const int64_t count = static_cast<int64_t>(samplings.size());
-  const auto body = [&](int64_t i) {
-    cpu::run<T>(conv, samplings[static_cast<size_t>(i)], source, target);
-  };
-  // Threads share each of a few samplings; of many, as a large stride has them, each takes its own.
-  cpu::run_tasks(count, body, /*small=*/count < kManySamplings * at::get_num_threads());
+  for (const cpu::Sampling& sampling : samplings) cpu::run<T>(conv, sampling, source, target);
 }
 
 at::Tensor sk_conv2d_factored_cpu(const at::Tensor& input, const at::Tensor& s1,
@@ -164,8 +150,8 @@ void parameter_gradients(const cpu::TwoSidedGradient& gradient, const Geometry& 
     auto source = view<const T>(input, input.const_data_ptr<T>());
     auto target = view<const T>(grad, grad.const_data_ptr<T>());
     if (geometry.pointwise) {
-      source = in_one_column(source);
-      target = in_one_column(target);
+      source = source.in_one_column();
+      target = target.in_one_column();
     }
     cpu::run<T>(gradient, target, source);
   });

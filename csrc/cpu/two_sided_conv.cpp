@@ -19,7 +19,6 @@ constexpr int64_t kFewestPositions = 64;
 constexpr int64_t kOutputStep = 48;  // a multiple of kColumnStep, and of the rows of a block
 constexpr int64_t kSignFloats = 1 << 16;
 constexpr int64_t kMostFloats = int64_t{1} << 22;
-constexpr int32_t kNoOffset[1] = {0};
 
 // The least and the largest of the taps' offsets, and one past what they read in a row.
 struct Reach {
@@ -168,8 +167,6 @@ bool is_pointwise(const Sampling& sampling) {
          sampling.sources[0].rows == sampling.target.rows;
 }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Rows of a tile: as many as stay in cache, in tiles of equal size, enough for all threads.
 int64_t tile_rows(const TwoSidedConv& conv, const Sampling& sampling, bool masked) {
   const int64_t rows = sampling.target.rows;
@@ -179,23 +176,23 @@ int64_t tile_rows(const TwoSidedConv& conv, const Sampling& sampling, bool maske
   const int64_t most = std::clamp<int64_t>(positions / pitch, 1, rows);
   const int64_t threads = at::get_num_threads();
   const int64_t others = conv.images * conv.groups;
-  const int64_t fewest = divide_up(rows, most);
+  const int64_t fewest = ceil_divide(rows, most);
   // Cutting further costs the rows that neighbouring tiles both need.
   const Reach reach(sampling);
   const double halo = 0.3 * static_cast<double>(reach.last_row - reach.first_row);
   int64_t best = fewest;
   double best_cost = 0;
   for (int64_t tiles = fewest; tiles <= std::min(rows, fewest * 2 + threads); ++tiles) {
-    const int64_t size = divide_up(rows, tiles);
+    const int64_t size = ceil_divide(rows, tiles);
     const double cost =
-        static_cast<double>(divide_up(others * divide_up(rows, size), threads)) *
+        static_cast<double>(ceil_divide(others * ceil_divide(rows, size), threads)) *
         (static_cast<double>(whole_steps(size * pitch)) + halo * static_cast<double>(pitch));
     if (tiles == fewest || cost < 0.97 * best_cost) {
       best = tiles;
       best_cost = cost;
     }
   }
-  int64_t size = divide_up(rows, best);
+  int64_t size = ceil_divide(rows, best);
   if (pitch == 1) size = std::min(rows, whole_steps(size));
   return size;
 }
@@ -270,7 +267,7 @@ class Runner {
     return factor.signs.packed ? branch.features * positions(factor) : 0;
   }
 
-  int64_t row_tiles() const { return divide_up(sampling_.target.rows, tile_rows_); }
+  int64_t row_tiles() const { return ceil_divide(sampling_.target.rows, tile_rows_); }
   int64_t tiles() const { return conv_.images * conv_.groups * row_tiles(); }
   Tile tile(int64_t i) const {
     const int64_t first = i % row_tiles() * tile_rows_;
@@ -283,9 +280,9 @@ class Runner {
   void run_shared(int64_t count, int64_t threads, const ImageView<T>& target) const {
     const std::unique_ptr<float[]> shared(new float[static_cast<size_t>(count * feature_floats())]);
     const auto split = [&](int64_t size, int64_t step, const auto& body) {
-      const int64_t parts = std::min(divide_up(size, step), 2 * threads);
-      const int64_t part = divide_up(divide_up(size, parts), step) * step;
-      const int64_t slices = divide_up(size, part);
+      const int64_t parts = std::min(ceil_divide(size, step), 2 * threads);
+      const int64_t part = ceil_divide(ceil_divide(size, parts), step) * step;
+      const int64_t slices = ceil_divide(size, part);
       run_tasks(count * slices, [&](int64_t i) {
         const int64_t first = i % slices * part;
         body(tile(i / slices), shared.get() + i / slices * feature_floats(), first,

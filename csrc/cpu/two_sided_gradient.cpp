@@ -16,8 +16,6 @@ constexpr int64_t kPixels = 512;          // of a packed tile: with kSlice chann
 constexpr int64_t kGroupPixels = 64;      // of small images that are packed together
 constexpr int64_t kWaveFloats = 1 << 18;  // of the features that exist at one time
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Outputs [first, last) for which the position that a tap reads lies in [begin, end).
 struct Range {
   int64_t first;
@@ -63,12 +61,6 @@ struct Side {
   }
 };
 
-// All pixels of an image in one column.
-template <typename T>
-ImageView<T> in_one_column(const ImageView<T>& view) {
-  return {view.data, view.image, view.channel, view.column, view.column};
-}
-
 // For one tap, where each pair of a feature and a pixel lies that it connects, image by image.
 struct Pairs {
   std::vector<int32_t> features;
@@ -92,7 +84,7 @@ class GradientRunner {
     if (g.grad_s1) {
       sides_.push_back({g.grad_s1, input, g.inputs, true, g.rows, g.columns,
                         mix(g.outputs, g.first), pixel_by_pixel(g.rows.output * g.columns.output),
-                        in_one_column(grad)});
+                        grad.in_one_column()});
     }
     if (g.grad_s2 && g.second.in.taps) {
       sides_.push_back({g.grad_s2, grad, g.outputs, false, identity(g.rows.output),
@@ -101,7 +93,7 @@ class GradientRunner {
     } else if (g.grad_s2) {
       sides_.push_back({g.grad_s2, grad, g.outputs, false, g.rows, g.columns,
                         mix(g.inputs, g.second), pixel_by_pixel(g.rows.input * g.columns.input),
-                        in_one_column(input)});
+                        input.in_one_column()});
     }
     for (const Side<T>& side : sides_) {
       for (int64_t group = 0; group < g.groups; ++group) {
@@ -119,7 +111,7 @@ class GradientRunner {
         std::clamp<int64_t>(kWaveFloats / std::max<int64_t>(1, image_floats_), 1, images_);
     // Enough tasks for all threads; more would only be more to add up.
     const int64_t slices = static_cast<int64_t>(slices_.size());
-    splits_ = std::clamp<int64_t>(divide_up(4 * at::get_num_threads(), slices), 1, wave);
+    splits_ = std::clamp<int64_t>(ceil_divide(4 * at::get_num_threads(), slices), 1, wave);
     if (at::get_num_threads() == 1) splits_ = 1;
     const int64_t part = most_sums_;
     const std::unique_ptr<float[]> sums(new float[static_cast<size_t>(slices * splits_ * part)]());

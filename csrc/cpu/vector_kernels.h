@@ -35,6 +35,9 @@ struct Product {
   int64_t mask_tap = 0;
 };
 
+// The tap of a plain matrix product.
+constexpr int32_t kNoOffset[1] = {0};
+
 struct VectorKernels {
   const char* name;
   bool takes_masks;  // whether the instruction set has them

@@ -11,9 +11,6 @@ namespace {
 
 constexpr int64_t kOutputStep = 48;  // a multiple of kColumnStep, and of the rows of a block
 constexpr int64_t kSlice = 64;       // outputs of one task of the adjoint
-constexpr int32_t kNoOffset[1] = {0};
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Units of one task, and of one step of the adjoint's sums; multiples of kColumnStep.
 int64_t unit_slice(const WeightShape& shape) { return shape.positions == 1 ? 64 : 16; }
@@ -47,12 +44,12 @@ class Former {
       : shape_(shape), signs_(signs), s1_(s1), s2_(s2), strides_(strides), weight_(weight) {}
 
   void run() const {
-    const int64_t slices = divide_up(shape_.units, unit_slice(shape_));
+    const int64_t slices = ceil_divide(shape_.units, unit_slice(shape_));
     // With few columns rows are shared out too.
     const int64_t parts =
-        std::clamp<int64_t>(divide_up(2 * at::get_num_threads(), shape_.groups * slices), 1,
-                            divide_up(shape_.outputs, kOutputStep));
-    const int64_t part = divide_up(divide_up(shape_.outputs, parts), kOutputStep) * kOutputStep;
+        std::clamp<int64_t>(ceil_divide(2 * at::get_num_threads(), shape_.groups * slices), 1,
+                            ceil_divide(shape_.outputs, kOutputStep));
+    const int64_t part = ceil_divide(ceil_divide(shape_.outputs, parts), kOutputStep) * kOutputStep;
     run_tasks(shape_.groups * slices * parts, [&](int64_t i) {
       const int64_t first = i % parts * part;
       const int64_t unit = i / parts % slices * unit_slice(shape_);
@@ -169,8 +166,8 @@ class Adjoint {
 
   void run(float* grad_s1, float* grad_s2) const {
     const int64_t columns = unit_slice(shape_) * shape_.positions;
-    const int64_t first = grad_s1 ? shape_.groups * divide_up(shape_.columns(), columns) : 0;
-    const int64_t second = grad_s2 ? shape_.groups * divide_up(shape_.outputs, kSlice) : 0;
+    const int64_t first = grad_s1 ? shape_.groups * ceil_divide(shape_.columns(), columns) : 0;
+    const int64_t second = grad_s2 ? shape_.groups * ceil_divide(shape_.outputs, kSlice) : 0;
     // The second kind takes longer, so it goes first.
     run_tasks(first + second, [&](int64_t i) {
       if (i < second) {

@@ -79,10 +79,6 @@ struct PixelTile {
 SKETCHLAYERS_HOST_DEVICE inline int64_t halo_extent(const ConvAxis& axis, int64_t outputs) {
   return (outputs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1;
 }
-SKETCHLAYERS_HOST_DEVICE inline int64_t ceil_divide(int64_t value, int64_t divisor) {
-  return (value + divisor - 1) / divisor;
-}
-
 struct ChannelConvParams {
   const void* input;
   void* output;
@@ -185,19 +181,9 @@ class ChannelConv {
     block.synchronize();
     const int chunks = (params_.channels + Traits::kChunk - 1) / Traits::kChunk;
     block.each_warp([&](int warp, Warp&) { load(warp, 0); });
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      block.each_warp([&](int warp, Warp&) {
-        if (chunk + 1 < chunks) {
-          load(warp, chunk + 1);
-          wait_for_copies<1>();
-        } else {
-          wait_for_copies<0>();
-        }
-      });
-      block.synchronize();
-      block.each_warp([&](int warp, Warp& state) { multiply_chunk(warp, state, chunk); });
-      block.synchronize();
-    }
+    pipeline<Warp>(
+        block, chunks, [&](int warp, int chunk) { load(warp, chunk); },
+        [&](int warp, Warp& state, int chunk) { multiply_chunk(warp, state, chunk); });
     block.each_warp([&](int warp, Warp& state) { store_features(warp, state); });
     block.synchronize();
     block.each_warp([&](int warp, Warp& state) { multiply_outputs(warp, state); });

@@ -87,19 +87,9 @@ class PixelFeatures {
     block.synchronize();
     const int chunks = (params_.channels + Traits::kChunk - 1) / Traits::kChunk;
     block.each_warp([&](int warp, Warp&) { load(warp, 0); });
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      block.each_warp([&](int warp, Warp&) {
-        if (chunk + 1 < chunks) {
-          load(warp, chunk + 1);
-          wait_for_copies<1>();
-        } else {
-          wait_for_copies<0>();
-        }
-      });
-      block.synchronize();
-      block.each_warp([&](int warp, Warp& state) { multiply(warp, state, chunk); });
-      block.synchronize();
-    }
+    pipeline<Warp>(
+        block, chunks, [&](int warp, int chunk) { load(warp, chunk); },
+        [&](int warp, Warp& state, int chunk) { multiply(warp, state, chunk); });
     block.each_warp([&](int warp, Warp& state) { store(warp, state); });
   }
 
@@ -299,22 +289,12 @@ class ChannelGradient {
       if (count > 1) fill_tables(warp, 1);
     });
     block.synchronize();
-    for (int i = 0; i < count; ++i) {
-      block.each_warp([&](int warp, Warp&) {
-        if (i + 1 < count) {
-          load(warp, i + 1);
-          wait_for_copies<1>();
-        } else {
-          wait_for_copies<0>();
-        }
-      });
-      block.synchronize();
-      block.each_warp([&](int warp, Warp& state) {
-        multiply(warp, state, i);
-        if (i + 2 < count) fill_tables(warp, i + 2);
-      });
-      block.synchronize();
-    }
+    pipeline<Warp>(
+        block, count, [&](int warp, int i) { load(warp, i); },
+        [&](int warp, Warp& state, int i) {
+          multiply(warp, state, i);
+          if (i + 2 < count) fill_tables(warp, i + 2);
+        });
     block.each_warp([&](int warp, Warp& state) { store(warp, state); });
   }
 

@@ -430,6 +430,26 @@ SKETCHLAYERS_INLINE void wait_for_copies() {
 
 // ------------------------------------------------------------------------------ blocks
 
+// Works through parts that are copied to shared memory, the next one while one is multiplied. The
+// first part's copies must be under way.
+template <typename Warp, typename Block, typename Load, typename Multiply>
+SKETCHLAYERS_INLINE void pipeline(Block& block, int count, const Load& load,
+                                  const Multiply& multiply) {
+  for (int i = 0; i < count; ++i) {
+    block.each_warp([&](int warp, Warp&) {
+      if (i + 1 < count) {
+        load(warp, i + 1);
+        wait_for_copies<1>();
+      } else {
+        wait_for_copies<0>();
+      }
+    });
+    block.synchronize();
+    block.each_warp([&](int warp, Warp& state) { multiply(warp, state, i); });
+    block.synchronize();
+  }
+}
+
 #if defined(__CUDACC__)
 // A thread's view of its block: `Warp` is what a warp remembers from phase to phase.
 template <typename Warp>

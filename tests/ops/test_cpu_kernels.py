@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sketchlayers.nn import SKConv2d, SKLinear
+
 from .problems import (
     LAYOUTS,
     Conv,
@@ -136,6 +138,30 @@ def test_ways_of_the_kernels(layer: Layer, layout: str, threads: int):
 def test_sizes_of_real_layers(layer: Layer, threads: int):
     check(layer, torch.float32, {}.fromkeys(("input", "s1", "s2", "bias"), "contiguous"),
           "contiguous")  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+@pytest.mark.skipif(
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 12 * 2**30, reason="needs 12 GiB"
+)
+@pytest.mark.parametrize(
+    "layer, sizes",
+    [
+        (SKLinear(1024, 16, rank=1), (2**21 + 64, 1024)),
+        (SKConv2d(64, 8, 3, padding=1, rank=1, mixing="channel"), (2**13 + 2, 64, 64, 64)),
+    ],
+    ids=["linear", "conv2d"],
+)
+def test_more_than_2_to_the_31_elements(layer: SKLinear | SKConv2d, sizes, threads: int):
+    layer = layer.bfloat16()
+    layer.path = "factored"
+    data = torch.zeros(sizes, dtype=torch.bfloat16)  # untouched pages take no memory
+    assert data.numel() > 2**31
+    data[-8:].normal_()
+    with torch.no_grad():
+        output = layer(data)
+        assert torch.equal(output[-8:], layer(data[-8:].clone()))
+        assert torch.equal(output[0], layer(data[:8])[0])
 
 
 @pytest.mark.skipif(
