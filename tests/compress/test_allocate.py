@@ -13,7 +13,7 @@ from sketchlayers.compress.allocate import Choices, smallest, total, uniform
 def linear(name: str, dense: int, per_rank: int, kept: int = 0) -> Choices:
     """A layer whose replacement has ``kept + rank * per_rank`` parameters."""
     largest = max(1, (dense - 1 - kept) // per_rank)
-    return Choices(name, dense, largest, lambda rank: kept + rank * per_rank)
+    return Choices(name, dense, range(1, largest + 1), lambda rank: kept + rank * per_rank)
 
 
 @st.composite
@@ -34,7 +34,7 @@ def test_ranks_are_possible_and_close_to_the_budget(layers: list[Choices], rate:
     ranks = uniform(layers, budget)
     for layer in layers:
         rank = ranks[layer.name]
-        assert rank is None or 1 <= rank <= layer.largest_rank
+        assert rank is None or rank in layer.ranks
     reached = total(layers, ranks)
     if budget >= dense:
         assert reached == dense
@@ -46,7 +46,7 @@ def test_ranks_are_possible_and_close_to_the_budget(layers: list[Choices], rate:
         assert abs(reached - budget) <= max(
             layer.at(layer.larger(rank)) - layer.at(rank)
             for layer in layers
-            for rank in range(1, layer.largest_rank + 1)
+            for rank in layer.ranks
         )
 
 
@@ -56,7 +56,7 @@ def test_layers_get_about_the_same_rate(layers: list[Choices], rate: float) -> N
     # Ranges of the rates that round to a size at most one away: all must share a common rate.
     low, high = 0.0, 1.0
     for layer in layers:
-        sizes = [*range(1, layer.largest_rank + 1), None]
+        sizes = [*layer.ranks, None]
         at = sizes.index(ranks[layer.name])
         low = max(low, layer.at(sizes[max(0, at - 2)]) / layer.dense if at > 1 else 0.0)
         high = min(high, layer.at(sizes[min(len(sizes) - 1, at + 2)]) / layer.dense)
@@ -65,7 +65,7 @@ def test_layers_get_about_the_same_rate(layers: list[Choices], rate: float) -> N
 
 def test_nearest_is_the_nearest_of_all_sizes() -> None:
     layer = linear("a", dense=1000, per_rank=70, kept=15)
-    sizes = {rank: layer.at(rank) for rank in range(1, layer.largest_rank + 1)} | {None: 1000}
+    sizes = {rank: layer.at(rank) for rank in layer.ranks} | {None: 1000}
     for target in range(1, 1001):
         best = min(abs(size - target) for size in sizes.values())
         assert abs(layer.at(layer.nearest(target / 1000)) - target) == best
@@ -80,7 +80,7 @@ def test_equal_layers_share_a_budget_that_does_not_divide() -> None:
 
 def test_small_networks_against_exhaustive_search() -> None:
     layers = [linear("a", 900, 130, 5), linear("b", 2000, 171), linear("c", 350, 60, 20)]
-    sizes = [[*range(1, layer.largest_rank + 1), None] for layer in layers]
+    sizes = [[*layer.ranks, None] for layer in layers]
     every = [
         sum(layer.at(rank) for layer, rank in zip(layers, ranks, strict=True))
         for ranks in itertools.product(*sizes)

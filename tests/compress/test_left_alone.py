@@ -81,7 +81,7 @@ LAYERS: list[tuple[str, Callable[[], nn.Module], str]] = [
     ("embedding", lambda: nn.Embedding(24, 24), "Embedding is not a layer"),
     ("recurrent", lambda: nn.GRU(24, 24), "GRU is not a layer"),
     ("depthwise", lambda: nn.Conv2d(24, 48, 3, groups=24), "depthwise convolution"),
-    ("grows", lambda: nn.Conv2d(1, 24, 3), "would grow, even at rank 1"),
+    ("grows", lambda: nn.Conv2d(1, 24, 3), "would grow, even at the smallest rank"),
     ("grows by groups", lambda: nn.Conv2d(24, 24, 1, groups=12), "would grow"),
     ("weight norm", lambda: parametrizations.weight_norm(nn.Linear(24, 24)), "_WeightNorm"),
     ("orthogonal", lambda: parametrizations.orthogonal(nn.Linear(24, 24)), "parametrised: its"),

@@ -176,7 +176,7 @@ def fails(*_: object, **__: object) -> Any:
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("at", ["build", "largest_rank", "swap", "report", "filter", "warning"])
+@pytest.mark.parametrize("at", ["build", "ranks", "swap", "report", "filter", "warning"])
 def test_a_failure_leaves_the_model_as_it_was(
     at: str, inplace: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,8 +193,8 @@ def test_a_failure_leaves_the_model_as_it_was(
                 fails() if isinstance(layer, nn.Linear) else built(self, layer, *a, **k)
             ),
         )
-    elif at == "largest_rank":
-        monkeypatch.setattr(Sketch, "largest_rank", fails)
+    elif at == "ranks":
+        monkeypatch.setattr(Sketch, "ranks", fails)
     elif at == "swap":
         monkeypatch.setattr(convert, "replace_layers", fails)
     elif at == "report":

@@ -59,11 +59,14 @@ def own_method() -> Iterator[type[methods.Method]]:
         def refusal(self, layer: nn.Module) -> str | None:
             return None if isinstance(layer, nn.Linear) else "no linear layer"
 
-        def largest_rank(self, layer: nn.Module) -> int:
-            return layer.out_features - 1
+        def ranks(self, layer: nn.Module) -> range:
+            return range(1, layer.out_features)
 
         def parameters(self, layer: nn.Module, rank: int) -> int:
             return rank * layer.in_features
+
+        def multiply_adds(self, layer: nn.Module, rank: int, input_shape: Any) -> int:
+            return input_shape[0] * self.parameters(layer, rank)
 
         def build(self, layer: nn.Module, rank: int, **_: Any) -> nn.Module:
             return Rows(layer.weight.detach(), rank)
@@ -78,7 +81,7 @@ def test_sizes_are_those_of_the_layers_built(layer: nn.Module, num_sketches: int
     sketch = methods.Sketch(num_sketches=num_sketches)
     dense = sum(p.numel() for p in layer.parameters())
     assert sketch.refusal(layer) is None
-    largest = sketch.largest_rank(layer)
+    *_, largest = sketch.ranks(layer)
     for rank in {1, largest}:
         built = sketch.build(layer, rank, init="random", seed=5)
         count = sum(p.numel() for p in built.parameters())
@@ -88,11 +91,37 @@ def test_sizes_are_those_of_the_layers_built(layer: nn.Module, num_sketches: int
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
-def test_largest_rank_is_zero_where_nothing_shrinks() -> None:
+def test_no_ranks_where_nothing_shrinks() -> None:
     sketch = methods.Sketch()
-    assert sketch.largest_rank(nn.Linear(3, 1)) == 0
-    assert sketch.largest_rank(nn.Linear(0, 4)) == 0
-    assert sketch.largest_rank(nn.Conv2d(8, 8, 3, groups=4)) == 0
+    assert not sketch.ranks(nn.Linear(3, 1))
+    assert not sketch.ranks(nn.Linear(0, 4))
+    assert not sketch.ranks(nn.Conv2d(8, 8, 3, groups=4))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_multiply_adds_are_those_of_the_layer_built(training: bool) -> None:
+    sketch = methods.Sketch()
+    shapes = [(2, 12, 9, 9)] * 3 + [(5, 30), (2, 3, 64)]
+    for layer, shape in zip(LAYERS, shapes, strict=True):
+        built = sketch.build(layer.train(training), 1, init="random", seed=0)
+        with torch.no_grad():
+            assert sketch.multiply_adds(layer, 1, shape) == built.multiply_adds(shape)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_curve_of_the_sketch(weighted: bool) -> None:
+    layer = nn.Linear(90, 80)
+    root = torch.randn(90, 90, dtype=torch.float64) * torch.linspace(0.1, 3, 90)
+    moment = root.T @ root / 90 if weighted else None
+    sketch = methods.Sketch()
+    curve = sketch.curve(layer, second_moment=moment)
+    for candidate in curve:
+        assert candidate.parameters == sketch.parameters(layer, candidate.rank)
+        built = sketch.build(layer, candidate.rank, init="fit", seed=1, second_moment=moment)
+        assert candidate.squared_error == pytest.approx(built.fit_error**2, rel=0.2)
+    assert {sketch.ranks(layer)[0], sketch.ranks(layer)[-1]} <= {one.rank for one in curve}
+    sizes, errors = [one.parameters for one in curve], [one.squared_error for one in curve]
+    assert sizes == sorted(set(sizes)) and errors == sorted(errors, reverse=True)
 
 
 def test_build_passes_all_options() -> None:

@@ -26,6 +26,7 @@ from torch import nn
 
 from sketchlayers import methods
 from sketchlayers.compress._swap import replace_layers
+from sketchlayers.methods._rank import as_rank
 
 FORMAT = "sketchlayers.compressed"
 
@@ -118,7 +119,7 @@ def _replace_as_reported(model: nn.Module, report: Mapping[str, Any]) -> None:
     for row in _part(report, "layers", list):
         if row["method"] is not None:
             layer = model.get_submodule(row["name"])
-            replacements[layer] = method.build(layer, row["rank"], init="random", seed=0)
+            replacements[layer] = method.build(layer, as_rank(row["rank"]), init="random", seed=0)
     replace_layers(model, replacements, inplace=True)
 
 

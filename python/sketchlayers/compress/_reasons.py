@@ -72,8 +72,8 @@ class Reasons:
         weight = module.get_parameter("weight")
         if weight.is_meta and self.init == "fit":
             return "nothing to fit: its weight is on the meta device"
-        if self.method.largest_rank(module) < 1:
-            return "would grow, even at rank 1"
+        if not self.method.ranks(module):
+            return "would grow, even at the smallest rank"
         return None
 
 

@@ -131,7 +131,7 @@ def _standard_attributes(kind: type[nn.Module]) -> frozenset[str]:
     plain = (nn.Conv2d(8, 8, 3, device="meta"), nn.Linear(8, 8, device="meta"))
     all_methods = [methods.get(name) for name in methods.names()]
     built = (
-        method.build(layer, 1, init="random", seed=0)
+        method.build(layer, method.ranks(layer)[0], init="random", seed=0)
         for method in all_methods
         for layer in plain
         if method.refusal(layer) is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-Ranks = dict[str, int | None]
+from sketchlayers.methods import Rank
+
+Ranks = dict[str, Rank | None]
 """The rank of each layer by name; None for a layer that stays dense."""
 
 _BISECTIONS = 60
@@ -18,38 +21,39 @@ class Choices:
     Attributes:
         name: of the layer.
         dense: its parameters as it is.
-        largest_rank: of a replacement with fewer parameters; at least 1.
+        ranks: of replacements with fewer parameters, from the smallest to the largest; at least 1.
         parameters: parameters of the replacement at a rank; increasing.
     """
 
     name: str
     dense: int
-    largest_rank: int
-    parameters: Callable[[int], int]
+    ranks: Sequence[Rank]
+    parameters: Callable[[Rank], int]
 
-    def at(self, rank: int | None) -> int:
+    def at(self, rank: Rank | None) -> int:
         """Parameters of the layer at a rank; None for the dense layer."""
         return self.dense if rank is None else self.parameters(rank)
 
-    def nearest(self, rate: float) -> int | None:
+    def nearest(self, rate: float) -> Rank | None:
         """The rank whose parameters come nearest to ``rate`` times the dense ones."""
         target = rate * self.dense
-        low, high = 0, self.largest_rank + 1  # parameters(low) <= target < parameters(high)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.parameters(middle) <= target else (low, middle)
-        if low == 0:
-            return 1
-        above = self.larger(low)
-        return low if target - self.at(low) <= self.at(above) - target else above
+        above = bisect_right(self.ranks, target, key=self.parameters)
+        if above == 0:
+            return self.ranks[0]
+        low = self.ranks[above - 1]
+        high = self.larger(low)
+        return low if target - self.at(low) <= self.at(high) - target else high
 
-    def larger(self, rank: int) -> int | None:
+    def larger(self, rank: Rank) -> Rank | None:
         """The next larger size."""
-        return rank + 1 if rank < self.largest_rank else None
+        above = self.ranks.index(rank) + 1
+        return self.ranks[above] if above < len(self.ranks) else None
 
-    def smaller(self, rank: int | None) -> int | None:
+    def smaller(self, rank: Rank | None) -> Rank | None:
         """The next smaller size; the smallest one is its own."""
-        return self.largest_rank if rank is None else max(1, rank - 1)
+        if rank is None:
+            return self.ranks[-1]
+        return self.ranks[max(0, self.ranks.index(rank) - 1)]
 
 
 def uniform(layers: Sequence[Choices], budget: int) -> Ranks:
@@ -79,14 +83,14 @@ def uniform(layers: Sequence[Choices], budget: int) -> Ranks:
     return _refine(layers, ranks_at(low), budget)
 
 
-def total(layers: Sequence[Choices], ranks: Mapping[str, int | None]) -> int:
+def total(layers: Sequence[Choices], ranks: Mapping[str, Rank | None]) -> int:
     """Parameters of the layers together."""
     return sum(layer.at(ranks[layer.name]) for layer in layers)
 
 
 def smallest(layers: Sequence[Choices]) -> int:
-    """Parameters of the layers together when each has rank 1."""
-    return sum(layer.parameters(1) for layer in layers)
+    """Parameters of the layers together when each has its smallest rank."""
+    return sum(layer.parameters(layer.ranks[0]) for layer in layers)
 
 
 def _refine(layers: Sequence[Choices], ranks: Ranks, budget: int) -> Ranks:

@@ -29,8 +29,9 @@ from sketchlayers.compress.survey import (
     stored_tensors,
     survey,
 )
-from sketchlayers.methods import Method
+from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._method import Init
+from sketchlayers.methods._rank import rank_text
 
 TOLERANCE = 0.01
 """How far from the rate asked, relatively, the rate of the whole model may be without a note."""
@@ -203,7 +204,7 @@ def inspect(
     found = survey(model, chosen_method, init="random", example_inputs=example_inputs)
     rows = []
     for layer in found.layers:
-        free = layer.reason is None
+        ranks = () if layer.reason else chosen_method.ranks(layer.module)
         rows.append(
             LayerInspection(
                 name=layer.name,
@@ -212,9 +213,10 @@ def inspect(
                 parameters=layer.parameters,
                 bytes=layer.bytes,
                 multiply_adds=layer.multiply_adds,
-                largest_rank=chosen_method.largest_rank(layer.module) if free else None,
+                smallest_rank=ranks[0] if ranks else None,
+                largest_rank=ranks[-1] if ranks else None,
                 smallest_parameters=(
-                    chosen_method.parameters(layer.module, 1) if free else layer.parameters
+                    chosen_method.parameters(layer.module, ranks[0]) if ranks else layer.parameters
                 ),
                 reason=layer.reason,
             )
@@ -239,7 +241,7 @@ def layer_seed(seed: int, name: str) -> int:
 @dataclass(frozen=True)
 class _Replacement:
     module: nn.Module
-    rank: int
+    rank: Rank
     relative_error: float | None
 
 
@@ -278,7 +280,7 @@ def _ranks(
         allocate.Choices(
             name=layer.name,
             dense=layer.parameters,
-            largest_rank=method.largest_rank(layer.module),
+            ranks=method.ranks(layer.module),
             parameters=lambda rank, module=layer.module: method.parameters(module, rank),  # type: ignore[misc]
         )
         for layer in found.compressible
@@ -307,7 +309,7 @@ def _ranks_of_whole(
     if smallest > rate * (1 + TOLERANCE) * before:
         if choices:
             elsewhere = f"{100 * fixed / before:.0f} % of the parameters lie elsewhere"
-            why = f"rank 1 in each layer that may be replaced; {elsewhere}"
+            why = f"smallest rank in each layer that may be replaced; {elsewhere}"
         else:
             why = f"no layer can be replaced: {why_not(found.layers, reasons) or 'it has none'}"
         least = math.ceil(smallest / before * 1e4) / 1e4
@@ -335,11 +337,11 @@ def _ranks_of_layers(
         assert pattern is not None  # the others have been left out
         asked = rates[pattern]
         ranks[layer.name] = layer.nearest(asked)
-        smallest = layer.parameters(1) / layer.dense
+        smallest = layer.parameters(layer.ranks[0]) / layer.dense
         if smallest > asked * (1 + TOLERANCE):
             notes.append(
                 f"{layer.name or 'the model'}: rate {fraction(asked)} was asked, "
-                f"{fraction(smallest)} is the smallest (rank 1)"
+                f"{fraction(smallest)} is the smallest (rank {rank_text(layer.ranks[0])})"
             )
     return ranks, notes
 
@@ -348,7 +350,9 @@ def _build(
     found: Survey, method: Method, ranks: allocate.Ranks, *, init: Init, seed: int
 ) -> dict[str, _Replacement]:
     """The replacements by name; the model is not touched."""
-    chosen = [(layer, rank) for layer in found.layers if (rank := ranks.get(layer.name))]
+    chosen = [
+        (layer, rank) for layer in found.layers if (rank := ranks.get(layer.name)) is not None
+    ]
     if init == "fit":
         for layer, _ in chosen:
             _check_finite(layer)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sketchlayers.compress._table import Footnotes, Table, fraction, joined, quantity, shorten
+from sketchlayers.methods import Rank
+from sketchlayers.methods._rank import rank_text
 
 _KIND_WIDTH = 18
 
@@ -40,7 +42,7 @@ class LayerReport:
     kind: str
     shape: tuple[int, ...]
     method: str | None
-    rank: int | None
+    rank: Rank | None
     parameters_before: int
     parameters_after: int
     bytes_before: int
@@ -57,7 +59,7 @@ class LayerReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as dict, list, str, int, float and None."""
-        return {**dataclasses.asdict(self), "shape": list(self.shape), "rate": self.rate}
+        return {**_plain(self), "rate": self.rate}
 
 
 class _Exported:
@@ -180,7 +182,7 @@ class Report(_Exported):
             table.add(*cells, *pairs, last)
 
         for row in self.layers:
-            rank = "-" if row.rank is None else str(row.rank)
+            rank = "-" if row.rank is None else rank_text(row.rank)
             error = "" if row.relative_error is None else f"{row.relative_error:.3f}"
             last = reasons.mark(row.reason) if row.reason else error
             add(row, _name(row.name), row.method or "-", joined(row.shape), rank, last=last)
@@ -218,8 +220,9 @@ class LayerInspection:
         parameters: parameters, bias included; one shared with an earlier layer not counted.
         bytes: what a checkpoint holds of it.
         multiply_adds: of one run on the example inputs; None where not known.
+        smallest_rank: the smallest rank; None if it must be left alone.
         largest_rank: the largest rank that makes it smaller; None if it must be left alone.
-        smallest_parameters: parameters at rank 1; as they are, if it must be left alone.
+        smallest_parameters: parameters at the smallest rank; as they are, if it must be left alone.
         reason: why it must be left alone; None if it can be replaced.
     """
 
@@ -229,13 +232,14 @@ class LayerInspection:
     parameters: int
     bytes: int
     multiply_adds: int | None
-    largest_rank: int | None
+    smallest_rank: Rank | None
+    largest_rank: Rank | None
     smallest_parameters: int
     reason: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as dict, list, str, int and None."""
-        return {**dataclasses.asdict(self), "shape": list(self.shape)}
+        return _plain(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -276,7 +280,7 @@ class Inspection(_Exported):
 
     @property
     def smallest_parameters(self) -> int:
-        """Parameters of the whole model when each layer that can be replaced has rank 1."""
+        """Parameters of the whole model when each layer that can be replaced has its least rank."""
         return self.other_parameters + sum(row.smallest_parameters for row in self.layers)
 
     @property
@@ -302,7 +306,7 @@ class Inspection(_Exported):
     def __str__(self) -> str:
         reasons = Footnotes()
         counted = self.multiply_adds is not None
-        headers = ["layer", "kind", "shape", "ranks", "parameters", "share", "at rank 1"]
+        headers = ["layer", "kind", "shape", "ranks", "parameters", "share", "smallest"]
         headers += ["stored bytes"] + ["multiply-adds"] * counted + [""]
         table = Table(*(("", header) for header in headers), left=4)
 
@@ -313,12 +317,12 @@ class Inspection(_Exported):
             table.add(*cells, *numbers, last)
 
         for row in self.layers:
-            ranks = "-" if row.largest_rank is None else f"1-{row.largest_rank}"
+            ranks = _range_text(row.smallest_rank, row.largest_rank)
             mark = reasons.mark(row.reason) if row.reason else ""
             kind = shorten(row.kind, _KIND_WIDTH)
             add(row, _name(row.name), kind, joined(row.shape), ranks, last=mark)
         count, size = self.other_parameters, self.other_bytes
-        other = LayerInspection("", "", (), count, size, None, None, count, None)
+        other = LayerInspection("", "", (), count, size, None, None, None, count, None)
         add(other, "everything else", "-", "-", "-")
         table.rule()
         add(self, "whole model", "", "", "")
@@ -334,6 +338,20 @@ class Inspection(_Exported):
 
 def _name(name: str) -> str:
     return name or "(the model)"
+
+
+def _range_text(smallest: Rank | None, largest: Rank | None) -> str:
+    """A family of ranks: "1-12", "1x1 to 16x24"; "-" for none."""
+    if smallest is None or largest is None:
+        return "-"
+    between = "-" if isinstance(largest, int) else " to "
+    return f"{rank_text(smallest)}{between}{rank_text(largest)}"
+
+
+def _plain(row: LayerReport | LayerInspection) -> dict[str, Any]:
+    """The fields by name, with lists for tuples."""
+    fields = dataclasses.asdict(row).items()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
 
 
 def _ratio(after: int, before: int) -> float:

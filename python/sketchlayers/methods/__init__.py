@@ -8,11 +8,28 @@ name has no leading underscore is imported here, so a new method is a new file.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from sketchlayers.methods._method import Method, compressed_layers, get, names, register
+from sketchlayers.methods._method import (
+    Method,
+    compressed_layers,
+    get,
+    names,
+    register,
+)
+from sketchlayers.methods._rank import Candidate, Rank
 from sketchlayers.methods.sketch import Sketch, scale_argument
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):
         import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Method", "Sketch", "compressed_layers", "get", "names", "register", "scale_argument"]
+__all__ = [
+    "Candidate",
+    "Method",
+    "Rank",
+    "Sketch",
+    "compressed_layers",
+    "get",
+    "names",
+    "register",
+    "scale_argument",
+]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
+
+from sketchlayers.methods._curve import interpolated, spread, squared_error
+from sketchlayers.methods._rank import Candidate, Rank
 
 Init = Literal["fit", "random"]
 
@@ -17,8 +20,8 @@ Init = Literal["fit", "random"]
 class Method(ABC):
     """How to make one layer smaller; the fields of a subclass are the method's options.
 
-    A method sizes its replacement by one whole number, the rank: at least 1, more parameters the
-    larger it is.
+    A method sizes its replacement by a rank: one whole number, or a tuple of several. Of all ranks,
+    `ranks` lists a family that grows evenly.
     """
 
     name: ClassVar[str]
@@ -33,22 +36,31 @@ class Method(ABC):
         """Why the method cannot take this layer, in a few words; None if it can."""
 
     @abstractmethod
-    def largest_rank(self, layer: nn.Module) -> int:
-        """Largest rank at which the replacement has fewer parameters; 0 if there is none."""
+    def ranks(self, layer: nn.Module) -> Sequence[Rank]:
+        """The uniform family: ranks from the smallest to the largest that makes the layer smaller.
+
+        Their parameters increase and are all below the layer's own; empty if it would grow at any
+        rank.
+        """
 
     @abstractmethod
-    def parameters(self, layer: nn.Module, rank: int) -> int:
+    def parameters(self, layer: nn.Module, rank: Rank) -> int:
         """Parameters of the replacement, bias included."""
+
+    @abstractmethod
+    def multiply_adds(self, layer: nn.Module, rank: Rank, input_shape: Sequence[int]) -> int:
+        """Multiply-adds of one call of the replacement, without gradients, in the layer's mode."""
 
     @abstractmethod
     def build(
         self,
         layer: nn.Module,
-        rank: int,
+        rank: Rank,
         *,
         init: Init,
         seed: int,
         second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
     ) -> nn.Module:
         """The replacement, on the layer's device, in its dtype, memory format and mode.
 
@@ -58,8 +70,45 @@ class Method(ABC):
             init: "fit" approximates the layer's weight, "random" starts training from scratch.
             seed: what the replacement's fixed random numbers are made from, at most 63 bits.
             second_moment: ``E[x x^T]`` of the layer's input patches, (n, n) with
-                ``n = in_channels / groups * h * w``, in whose norm to fit; None for the identity.
+                ``n = in_channels / groups * h * w``, or (groups, n, n), in whose norm to fit; None
+                for the identity.
+            sensitivity: symmetric positive semidefinite weight of the output's errors,
+                (T, T) or its diagonal (T,) with ``T = out_channels / groups``, with a leading axis
+                for the groups if there are several; None for the identity.
         """
+
+    def curve(
+        self,
+        layer: nn.Module,
+        *,
+        second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+    ) -> list[Candidate]:
+        """What the layer could become and the error it would have, by increasing parameters.
+
+        All candidates that matter for choosing ranks, not only the uniform family; those that have
+        both more parameters and more error than another may be missing. The errors are estimates,
+        cheap beside `build` of every rank. Unless a method knows better, replacements of a few
+        ranks of the uniform family are built, and the others are interpolated.
+
+        Args:
+            layer: the layer to replace; it is not changed.
+            second_moment: as for `build`.
+            sensitivity: as for `build`.
+        """
+        errors = {}
+        for rank in spread(self.ranks(layer)):
+            built = self.build(
+                layer,
+                rank,
+                init="fit",
+                seed=0,
+                second_moment=second_moment,
+                sensitivity=sensitivity,
+            )
+            weight = built.fold().weight  # type: ignore[operator]
+            errors[rank] = squared_error(layer, weight, second_moment, sensitivity)
+        return interpolated(self, layer, errors)
 
     def options(self) -> dict[str, Any]:
         """The options by name, as given."""

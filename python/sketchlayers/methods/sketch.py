@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from sketchlayers.methods._method import Init, Method, register
+from sketchlayers.methods._rank import Rank
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._sizes import dense_parameters, max_rank, sketch_parameters
 from sketchlayers.nn._sketch import one_of, scale_factor, whole_number
+from sketchlayers.nn.conv import _geometry
 
 Sizes = tuple[int, int, tuple[int, int]]
 
@@ -58,8 +62,8 @@ class Sketch(Method):
             return "depthwise convolution"
         return None
 
-    def largest_rank(self, layer: nn.Module) -> int:
-        """See `Method.largest_rank`."""
+    def ranks(self, layer: nn.Module) -> range:
+        """See `Method.ranks`: every whole rank."""
         in_channels, out_channels, kernel = _sizes(layer)
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         dense = dense_parameters(in_channels, out_channels, kernel, groups=groups, bias=False)
@@ -73,36 +77,47 @@ class Sketch(Method):
         )
         shrinks = max(0, dense - 1) // per_rank if per_rank else 0
         exists = max_rank(in_channels, out_channels, groups=groups, num_sketches=self.num_sketches)
-        return min(shrinks, exists)
+        return range(1, min(shrinks, exists) + 1)
 
-    def parameters(self, layer: nn.Module, rank: int) -> int:
+    def parameters(self, layer: nn.Module, rank: Rank) -> int:
         """See `Method.parameters`: ``l k h w (d1 + d2)`` and the bias."""
         in_channels, out_channels, kernel = _sizes(layer)
         return sketch_parameters(
             in_channels,
             out_channels,
             kernel,
-            rank=rank,
+            rank=_number(rank),
             num_sketches=self.num_sketches,
             bias=layer.bias is not None,
         )
 
+    @torch.no_grad()
+    def multiply_adds(self, layer: nn.Module, rank: Rank, input_shape: Sequence[int]) -> int:
+        """See `Method.multiply_adds`: of the path that is planned on the CPU."""
+        arguments = {**self._arguments(rank), "seed": 0, "device": "meta"}
+        sketched: SKConv2d | SKLinear
+        if isinstance(layer, nn.Conv2d):
+            sketched = SKConv2d(**_geometry(layer), mixing=self.mixing, **arguments)
+        else:
+            inputs, outputs, _ = _sizes(layer)
+            sketched = SKLinear(inputs, outputs, **arguments)
+        return sketched.train(layer.training).multiply_adds(input_shape)
+
     def build(
         self,
         layer: nn.Module,
-        rank: int,
+        rank: Rank,
         *,
         init: Init,
         seed: int,
         second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
     ) -> nn.Module:
         """See `Method.build`."""
-        arguments: dict[str, Any] = {
-            "rank": rank,
-            "num_sketches": self.num_sketches,
-            "scale": self.scale,
-            "base": self.base,
-            "frame": self.frame,
+        if sensitivity is not None:
+            raise ValueError("Sketch: sensitivity must be None (got a tensor)")
+        arguments = {
+            **self._arguments(rank),
             "seed": seed,
             "init": init,
             "second_moment": second_moment,
@@ -114,6 +129,22 @@ class Sketch(Method):
         raise TypeError(
             f"Sketch: the layer must be nn.Conv2d or nn.Linear (got {type(layer).__name__})"
         )
+
+    def _arguments(self, rank: Rank) -> dict[str, Any]:
+        """Arguments that both layers have."""
+        return {
+            "rank": _number(rank),
+            "num_sketches": self.num_sketches,
+            "scale": self.scale,
+            "base": self.base,
+            "frame": self.frame,
+        }
+
+
+def _number(rank: Rank) -> int:
+    if isinstance(rank, tuple):
+        raise TypeError(f"Sketch: rank must be an int (got rank={rank!r})")
+    return rank
 
 
 def _sizes(layer: nn.Module) -> Sizes:

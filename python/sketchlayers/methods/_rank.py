@@ -1,0 +1,35 @@
+"""The size of a replacement, and what a layer could become at it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Rank = int | tuple[int | None, ...]
+"""Size of a replacement: one number, or one for each side, None where a side keeps its size."""
+
+
+class Candidate(NamedTuple):
+    """What a layer could become.
+
+    Attributes:
+        rank: size of the replacement.
+        parameters: of the replacement, bias included.
+        squared_error: squared relative error that it would have, in the norm of the fit.
+    """
+
+    rank: Rank
+    parameters: int
+    squared_error: float
+
+
+def as_rank(rank: Rank | Sequence[int | None]) -> Rank:
+    """The rank as it was before a file made a list of a tuple."""
+    return rank if isinstance(rank, int) else tuple(rank)
+
+
+def rank_text(rank: Rank) -> str:
+    """For tables: "12", "16x24", "-x24"."""
+    if isinstance(rank, int):
+        return str(rank)
+    return "x".join("-" if size is None else str(size) for size in rank)
