@@ -20,7 +20,8 @@ from sketchlayers.compress._swap import copy_model, replace_layers
 from sketchlayers.compress._table import Footnotes, Table, quantity
 from sketchlayers.compress.report import _Exported
 from sketchlayers.nn import SKConv2d, SKLinear
-from sketchlayers.nn._sketch import SketchLayer, memory_format
+from sketchlayers.nn._geometry import memory_format
+from sketchlayers.nn._sketch import SketchLayer
 
 Form = Literal["factored", "folded", "dense", "dense channels_last"]
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from sketchlayers.methods._method import Init, Method, register
 from sketchlayers.methods._rank import Rank
 from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn._checks import one_of, whole_number
+from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._sizes import dense_parameters, max_rank, sketch_parameters
-from sketchlayers.nn._sketch import one_of, scale_factor, whole_number
-from sketchlayers.nn.conv import _geometry
+from sketchlayers.nn._sketch import scale_factor
 
 Sizes = tuple[int, int, tuple[int, int]]
 
@@ -97,7 +98,7 @@ class Sketch(Method):
         arguments = {**self._arguments(rank), "seed": 0, "device": "meta"}
         sketched: SKConv2d | SKLinear
         if isinstance(layer, nn.Conv2d):
-            sketched = SKConv2d(**_geometry(layer), mixing=self.mixing, **arguments)
+            sketched = SKConv2d(**Geometry.of(layer).arguments(), mixing=self.mixing, **arguments)
         else:
             inputs, outputs, _ = _sizes(layer)
             sketched = SKLinear(inputs, outputs, **arguments)

@@ -1,7 +1,41 @@
-"""Layers, each usable alone."""
+"""Layers, each usable alone.
 
-from ._sketch import Plan
-from .conv import SKConv2d
-from .linear import SKLinear
+Loaded on first use: those without signs are plain compositions of PyTorch's own layers and need
+nothing of the compiled part.
+"""
 
-__all__ = ["Plan", "SKConv2d", "SKLinear"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._sketch import Plan
+    from .conv import SKConv2d
+    from .cp import CPConv2d
+    from .linear import SKLinear
+    from .low_rank import LowRankLinear
+    from .tucker import TuckerConv2d
+
+_PUBLIC = {
+    "CPConv2d": "cp",
+    "LowRankLinear": "low_rank",
+    "Plan": "_sketch",
+    "SKConv2d": "conv",
+    "SKLinear": "linear",
+    "TuckerConv2d": "tucker",
+}
+
+__all__ = ["CPConv2d", "LowRankLinear", "Plan", "SKConv2d", "SKLinear", "TuckerConv2d"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'sketchlayers.nn' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
@@ -19,6 +18,8 @@ from sketchlayers.decompose._checks import check_finite
 from sketchlayers.ops import Mixing, Path
 
 from ._cache import WeightCache
+from ._checks import checked_rate, one_of, whole_number
+from ._geometry import memory_format
 from ._sizes import rank_for_rate, sketch_rate
 
 Scale = Literal["paper", "normalized"] | float
@@ -431,64 +432,6 @@ class SketchLayer(WeightCache):
         return ", ".join([*parts, f"rate={self.rate:.3g}"])
 
 
-def memory_format(tensor: Tensor) -> torch.memory_format:
-    """Channels-last where the strides say so and cannot mean contiguous, also for 1x1 kernels."""
-    shape = torch.empty(tensor.shape, device="meta")
-    if tensor.dim() != 4 or tensor.stride() == shape.stride():
-        return torch.contiguous_format
-    shape = torch.empty(tensor.shape, device="meta", memory_format=torch.channels_last)
-    same = tensor.stride() == shape.stride()
-    return torch.channels_last if same else torch.contiguous_format
-
-
-def refuse_other_layers(owner: str, dense: nn.Module, dense_class: type[nn.Module]) -> None:
-    """Raise unless ``dense`` computes exactly what ``dense_class`` computes.
-
-    Raises:
-        TypeError: another class, one that computes its output in its own way, or a lazy layer
-            whose sizes are not known yet.
-    """
-    name = dense_class.__name__
-    if not isinstance(dense, dense_class):
-        raise TypeError(f"{owner}: layer must be an nn.{name} (got {type(dense).__name__})")
-    if isinstance(dense.weight, nn.UninitializedParameter):
-        raise TypeError(
-            f"{owner}: layer must have its sizes (got {type(dense).__name__}, which has seen no "
-            "input yet)"
-        )
-    for method in ("forward", "_conv_forward"):
-        if getattr(type(dense), method, None) is not getattr(dense_class, method, None):
-            raise TypeError(
-                f"{owner}: layer must compute its output as nn.{name} does "
-                f"(got {type(dense).__name__}, which has its own {method})"
-            )
-
-
-def whole_number(owner: str, name: str, value: int, least: int = 1) -> int:
-    """``value`` as an int that is at least ``least``.
-
-    Raises:
-        TypeError: not a whole number.
-        ValueError: below ``least``.
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{owner}: {name} must be an int (got {name}={value!r})") from None
-    if number < least:
-        raise ValueError(f"{owner}: {name} must be at least {least} (got {name}={number})")
-    return number
-
-
-def one_of(owner: str, name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of ``choices``."""
-    if not any(value is choice or value == choice for choice in choices):
-        listed = ", ".join(map(repr, choices))
-        raise ValueError(f"{owner}: {name} must be one of {listed} (got {name}={value!r})")
-
-
 def scale_factor(owner: str, scale: Scale, num_sketches: int) -> float:
     """The number ``c`` that ``scale`` stands for.
 
@@ -525,10 +468,7 @@ def _resolve_rank(
             f"{owner}: exactly one of rank and rate must be given (got rank={rank}, rate={rate})"
         )
     if rate is not None:
-        if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
-            raise TypeError(f"{owner}: rate must be a number (got rate={rate!r})")
-        if not 0 < rate <= 1:
-            raise ValueError(f"{owner}: rate must be in (0, 1] (got rate={rate})")
+        rate = checked_rate(owner, rate)
     if rank is not None:
         rank = whole_number(owner, "rank", rank)
     largest = min(in_channels, out_channels) // groups
@@ -544,7 +484,7 @@ def _resolve_rank(
         in_channels,
         out_channels,
         kernel,
-        rate=float(rate),
+        rate=rate,
         num_sketches=num_sketches,
         groups=groups,
         bias=bias,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +13,16 @@ from torch import Tensor, nn
 from sketchlayers import ops
 from sketchlayers.ops import Mixing
 
-from ._sketch import (
-    Base,
-    Frame,
-    Init,
-    Plan,
-    Scale,
-    SketchLayer,
-    one_of,
-    refuse_other_layers,
-    whole_number,
+from ._checks import refuse_other_layers
+from ._geometry import (
+    Geometry,
+    PaddingMode,
+    batch_and_size,
+    geometry_repr,
+    output_size,
+    padding_amounts,
 )
-
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+from ._sketch import Base, Frame, Init, Plan, Scale, SketchLayer
 
 
 class SKConv2d(SketchLayer):
@@ -107,31 +103,22 @@ class SKConv2d(SketchLayer):
         seed: int | None = None,
     ) -> None:
         owner = type(self).__name__
-        in_channels = whole_number(owner, "in_channels", in_channels)
-        out_channels = whole_number(owner, "out_channels", out_channels)
-        groups = whole_number(owner, "groups", groups)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ValueError(
-                    f"{owner}: {name} must be divisible by groups "
-                    f"(got {name}={channels}, groups={groups})"
-                )
-        kernel = _pair(owner, "kernel_size", kernel_size)
-        strides = _pair(owner, "stride", stride)
-        if isinstance(padding, str):
-            one_of(owner, "padding", padding, ("same", "valid"))
-            if padding == "same" and strides != (1, 1):
-                raise ValueError(
-                    f"{owner}: stride must be 1 with padding='same' (got stride={strides})"
-                )
-        one_of(owner, "padding_mode", padding_mode, _PADDING_MODES)
-        paddings = padding if isinstance(padding, str) else _pair(owner, "padding", padding, 0)
-        dilations = _pair(owner, "dilation", dilation)
-        super().__init__(
+        geometry = Geometry.checked(
+            owner,
             in_channels,
             out_channels,
-            kernel,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
             groups,
+            padding_mode,
+        )
+        super().__init__(
+            geometry.in_channels,
+            geometry.out_channels,
+            geometry.kernel_size,
+            geometry.groups,
             bias,
             rank=rank,
             num_sketches=num_sketches,
@@ -144,14 +131,14 @@ class SKConv2d(SketchLayer):
             device=device,
             dtype=dtype,
         )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = kernel
-        self.stride = strides
-        self.padding: str | tuple[int, int] = paddings
-        self.dilation = dilations
-        self.groups = groups
-        self.padding_mode: PaddingMode = padding_mode
+        self.in_channels = geometry.in_channels
+        self.out_channels = geometry.out_channels
+        self.kernel_size = geometry.kernel_size
+        self.stride = geometry.stride
+        self.padding = geometry.padding
+        self.dilation = geometry.dilation
+        self.groups = geometry.groups
+        self.padding_mode = geometry.padding_mode
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, d2, H, W)`` or ``(d2, H, W)`` with ``W_hat``."""
@@ -182,22 +169,12 @@ class SKConv2d(SketchLayer):
 
     def _pad(self, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pad as the operator cannot; what is left to it are zeros, as many on either side."""
-        (top, bottom), (left, right) = self._padding_amounts()
+        (top, bottom), (left, right) = padding_amounts(self)
         if self.padding_mode != "zeros":
             return F.pad(input, (left, right, top, bottom), mode=self.padding_mode), (0, 0)
         if (top, left) != (bottom, right):  # "same" with an even kernel
             input = F.pad(input, (0, right - left, 0, bottom - top))
         return input, (top, left)
-
-    def _padding_amounts(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Padding before and after, for height and for width."""
-        if self.padding == "valid":
-            return (0, 0), (0, 0)
-        if isinstance(self.padding, str):
-            (dilation_h, dilation_w), (h, w) = self.dilation, self.kernel_size
-            return _halves(dilation_h * (h - 1)), _halves(dilation_w * (w - 1))
-        vertical, horizontal = self.padding
-        return (vertical, vertical), (horizontal, horizontal)
 
     @classmethod
     def from_conv(
@@ -244,7 +221,7 @@ class SKConv2d(SketchLayer):
                 without a fit, or arguments that the class refuses.
         """
         refuse_other_layers(cls.__name__, conv, nn.Conv2d)
-        arguments = _geometry(conv) | {
+        arguments = Geometry.of(conv).arguments() | {
             "rank": rank,
             "num_sketches": num_sketches,
             "rate": rate,
@@ -258,7 +235,7 @@ class SKConv2d(SketchLayer):
 
     def fold(self) -> nn.Conv2d:
         """The plain convolution with this layer's weight, of the same device, type and format."""
-        return self._fold_into(nn.Conv2d, _geometry(self))
+        return self._fold_into(nn.Conv2d, Geometry.of(self).arguments())
 
     def plan(self, input_shape: Sequence[int]) -> Plan:
         """Which path would run for an input ``(N, d2, H, W)`` or ``(d2, H, W)``, and why.
@@ -269,71 +246,9 @@ class SKConv2d(SketchLayer):
         return self._plan(input_shape)
 
     def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int, int]:
-        shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
-        fits = len(shape) == 4 and shape[1] == self.in_channels
-        size = self._output_size(shape[2:]) if fits else [0]
-        if min(size) < 1:
-            raise RuntimeError(
-                f"{type(self).__name__}: input_shape must be (N, {self.in_channels}, H, W) or "
-                f"({self.in_channels}, H, W), at least as large as the kernel "
-                f"(got input_shape={tuple(input_shape)})"
-            )
-        return shape[0], shape[2] * shape[3], math.prod(size)
-
-    def _output_size(self, size: Sequence[int]) -> list[int]:
-        return [
-            (length + before + after - dilation * (kernel - 1) - 1) // stride + 1
-            for length, (before, after), kernel, stride, dilation in zip(
-                size,
-                self._padding_amounts(),
-                self.kernel_size,
-                self.stride,
-                self.dilation,
-                strict=True,
-            )
-        ]
+        batch, size = batch_and_size(type(self).__name__, self, input_shape)
+        return batch, math.prod(size), math.prod(output_size(self, size))
 
     def extra_repr(self) -> str:
         """Arguments of the constructor that are not the default ones, and the rate."""
-        parts = [
-            f"{self.in_channels}, {self.out_channels}",
-            f"kernel_size={self.kernel_size}",
-            f"stride={self.stride}",
-        ]
-        if self.padding != (0, 0):
-            parts.append(f"padding={self.padding}")
-        if self.dilation != (1, 1):
-            parts.append(f"dilation={self.dilation}")
-        if self.groups != 1:
-            parts.append(f"groups={self.groups}")
-        if self.bias is None:
-            parts.append("bias=False")
-        if self.padding_mode != "zeros":
-            parts.append(f"padding_mode={self.padding_mode}")
-        return ", ".join([*parts, self._sketch_repr()])
-
-
-def _geometry(conv: nn.Conv2d | SKConv2d) -> dict[str, Any]:
-    """The constructor arguments that both kinds of convolution share, without the bias."""
-    return {
-        "in_channels": conv.in_channels,
-        "out_channels": conv.out_channels,
-        "kernel_size": conv.kernel_size,
-        "stride": conv.stride,
-        "padding": conv.padding,
-        "dilation": conv.dilation,
-        "groups": conv.groups,
-        "padding_mode": conv.padding_mode,
-    }
-
-
-def _halves(total: int) -> tuple[int, int]:
-    return total // 2, total - total // 2
-
-
-def _pair(owner: str, name: str, value: int | Sequence[int], least: int = 1) -> tuple[int, int]:
-    values = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(values) != 2:
-        raise ValueError(f"{owner}: {name} must be an int or two of them (got {name}={value!r})")
-    first, second = (whole_number(owner, name, number, least) for number in values)
-    return first, second
+        return ", ".join([*geometry_repr(self), self._sketch_repr()])

@@ -12,16 +12,8 @@ from torch import Tensor, nn
 
 from sketchlayers import ops
 
-from ._sketch import (
-    Base,
-    Frame,
-    Init,
-    Plan,
-    Scale,
-    SketchLayer,
-    refuse_other_layers,
-    whole_number,
-)
+from ._checks import refuse_other_layers, whole_number
+from ._sketch import Base, Frame, Init, Plan, Scale, SketchLayer
 
 
 class SKLinear(SketchLayer):

@@ -1,0 +1,85 @@
+"""Checks on the arguments of layers, made before any work."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def whole_number(owner: str, name: str, value: int, least: int = 1) -> int:
+    """``value`` as an int that is at least ``least``.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: below ``least``.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{owner}: {name} must be an int (got {name}={value!r})") from None
+    if number < least:
+        raise ValueError(f"{owner}: {name} must be at least {least} (got {name}={number})")
+    return number
+
+
+def pair(owner: str, name: str, value: int | Sequence[int], least: int = 1) -> tuple[int, int]:
+    """``value`` as two whole numbers; one number stands for both.
+
+    Raises:
+        TypeError: not whole numbers.
+        ValueError: more or fewer than two, or below ``least``.
+    """
+    values = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(values) != 2:
+        raise ValueError(f"{owner}: {name} must be an int or two of them (got {name}={value!r})")
+    first, second = (whole_number(owner, name, number, least) for number in values)
+    return first, second
+
+
+def one_of(owner: str, name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if not any(value is choice or value == choice for choice in choices):
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{owner}: {name} must be one of {listed} (got {name}={value!r})")
+
+
+def checked_rate(owner: str, rate: float) -> float:
+    """``rate`` as a float in (0, 1].
+
+    Raises:
+        TypeError: not a number.
+        ValueError: outside of (0, 1].
+    """
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
+        raise TypeError(f"{owner}: rate must be a number (got rate={rate!r})")
+    if not 0 < rate <= 1:
+        raise ValueError(f"{owner}: rate must be in (0, 1] (got rate={rate})")
+    return float(rate)
+
+
+def refuse_other_layers(owner: str, dense: nn.Module, dense_class: type[nn.Module]) -> None:
+    """Raise unless ``dense`` computes exactly what ``dense_class`` computes.
+
+    Raises:
+        TypeError: another class, one that computes its output in its own way, or a lazy layer
+            whose sizes are not known yet.
+    """
+    name = dense_class.__name__
+    if not isinstance(dense, dense_class):
+        raise TypeError(f"{owner}: layer must be an nn.{name} (got {type(dense).__name__})")
+    if isinstance(dense.weight, nn.UninitializedParameter):
+        raise TypeError(
+            f"{owner}: layer must have its sizes (got {type(dense).__name__}, which has seen no "
+            "input yet)"
+        )
+    for method in ("forward", "_conv_forward"):
+        if getattr(type(dense), method, None) is not getattr(dense_class, method, None):
+            raise TypeError(
+                f"{owner}: layer must compute its output as nn.{name} does "
+                f"(got {type(dense).__name__}, which has its own {method})"
+            )

@@ -1,0 +1,386 @@
+"""What `TuckerConv2d`, `CPConv2d` and `LowRankLinear` share: chains of plain layers."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from sketchlayers.decompose._checks import check_finite
+
+from ._checks import checked_rate, one_of
+from ._geometry import (
+    Geometry,
+    batch_and_size,
+    geometry_repr,
+    memory_format,
+    output_size,
+)
+
+Init = Literal["fit", "random"]
+
+R = TypeVar("R")
+
+
+class Group(NamedTuple):
+    """What one group of a layer is fitted to, and in which norm."""
+
+    weight: Tensor
+    second_moment: Tensor | None
+    sensitivity: Tensor | None
+
+
+class Fit(NamedTuple):
+    """Weights of the parts, in order, for one group; and the relative error."""
+
+    weights: tuple[Tensor, ...]
+    relative_error: float
+
+
+class FactoredLayer(nn.Module):
+    """A layer that is computed by plain layers one after the other; the bias is the last one's.
+
+    Attributes:
+        fit_error: relative error of the weight this layer was made from, in the norm of the fit
+            (of the factors in float64); ``None`` for a layer that was not made from another. Not
+            part of the state dict.
+    """
+
+    # Computed on request in Python; not for TorchScript, which otherwise compiles every property.
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        "weight",
+        "bias",
+        "rate",
+        "_dense_entries",
+        "_patch",
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Annotated here and not in the class, where TorchScript would read it.
+        self.fit_error: float | None = None
+
+    def parts(self) -> list[nn.Module]:
+        """The plain layers in the order in which they run."""
+        return list(self.children())
+
+    def dense_weight(self) -> Tensor:
+        """The weight of the plain layer that computes the same, differentiable in the factors."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, as `dense_weight` gives it. Read-only; train the parts."""
+        return self.dense_weight()
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias of the last part."""
+        return self.parts()[-1].bias  # type: ignore[return-value]
+
+    @property
+    def rate(self) -> float:
+        """Parameters of this layer over those of the dense one, biases included."""
+        own = sum(parameter.numel() for parameter in self.parameters())
+        return own / (self._dense_entries + (0 if self.bias is None else len(self.bias)))
+
+    @property
+    def _dense_entries(self) -> int:
+        """Entries of the dense weight."""
+        raise NotImplementedError
+
+    @property
+    def _patch(self) -> int:
+        """``n``, the number of inputs of one output."""
+        raise NotImplementedError
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw new weights and bias.
+
+        The weights are normal with mean zero, of variance ``1 / fan_in`` in every part but the
+        last, which has ``2 / fan_in``. An entry of the dense weight is then a sum of uncorrelated
+        products, one for every choice of the inner channels. Their number is the product of the
+        ranks, which is also what the fans hold besides ``n``, so the variance is Kaiming's
+        ``2 / n`` at every rank. The bias is drawn as ``nn.Conv2d`` draws it.
+
+        Args:
+            generator: of the layer's device; ``None`` is PyTorch's own.
+        """
+        self.fit_error = None
+        *_, last = parts = self.parts()
+        for part in parts:
+            weight = part.get_parameter("weight")
+            if weight.is_meta:
+                return
+            deviation = math.sqrt((2 if part is last else 1) / weight[0].numel())
+            # Drawn in contiguous order, so that the memory format does not change the values.
+            values = torch.empty_like(weight, memory_format=torch.contiguous_format)
+            with torch.no_grad():
+                weight.copy_(values.normal_(0, deviation, generator=generator))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self._patch)
+            nn.init.uniform_(self.bias, -bound, bound, generator=generator)
+
+    @classmethod
+    def _from_dense(
+        cls,
+        dense: nn.Conv2d | nn.Linear,
+        arguments: Mapping[str, Any],
+        init: Init,
+        seed: int | None,
+        norm: tuple[Tensor | None, Tensor | None],
+        fit: Callable[[Group], Fit],
+    ) -> Self:
+        """A layer in place of ``dense``.
+
+        Args:
+            dense: the layer.
+            arguments: those of the constructor.
+            init: "fit" or "random".
+            seed: of the random weights; ``None`` draws them from PyTorch's own generator.
+            norm: second moment and sensitivity.
+            fit: the parts' weights for one group.
+        """
+        owner = cls.__name__
+        one_of(owner, "init", init, ("fit", "random"))
+        if init == "random" and any(weight is not None for weight in norm):
+            raise ValueError(
+                f"{owner}: second_moment and sensitivity must be None unless init is 'fit' "
+                f"(got init={init!r})"
+            )
+        weight = dense.weight.detach()
+        layer = skip_init(
+            cls, **arguments, bias=dense.bias is not None, device=weight.device, dtype=weight.dtype
+        )
+        layer.to(memory_format=memory_format(weight))
+        if init == "random":
+            generator = None
+            if seed is not None and not weight.is_meta:
+                generator = torch.Generator(weight.device).manual_seed(seed)
+            layer.reset_parameters(generator)
+        elif not weight.is_meta:  # without values there is nothing to fit
+            check_finite(owner, f"weight of {type(dense).__name__}", weight)
+            groups = list(groups_of(owner, weight, arguments.get("groups", 1), *norm))
+            layer._take(groups, [fit(group) for group in groups])
+        for part in layer.parts():
+            part.get_parameter("weight").requires_grad_(dense.weight.requires_grad)
+        if layer.bias is not None and dense.bias is not None:
+            layer.bias.detach().copy_(dense.bias.detach())
+            layer.bias.requires_grad_(dense.bias.requires_grad)
+        return layer.train(dense.training)
+
+    def _take(self, groups: Sequence[Group], fits: Sequence[Fit]) -> None:
+        by_part = zip(*(fit.weights for fit in fits), strict=True)
+        for part, weights in zip(self.parts(), by_part, strict=True):
+            weight = part.get_parameter("weight").detach()
+            weight.copy_(torch.cat(weights).reshape(weight.shape))
+        self.fit_error = overall_error(groups, [fit.relative_error for fit in fits])
+
+    def _fold_into(
+        self, dense_class: type[nn.Conv2d] | type[nn.Linear], arguments: Mapping[str, Any]
+    ) -> Any:
+        """The dense layer with this layer's weight; ``arguments`` are those of its constructor."""
+        factors = [part.get_parameter("weight") for part in self.parts()]
+        bias = self.bias
+        dense = skip_init(
+            dense_class,
+            **arguments,
+            bias=bias is not None,
+            device=factors[0].device,
+            dtype=factors[0].dtype,
+        )
+        dense.to(memory_format=memory_format(factors[0]))
+        with torch.no_grad():
+            dense.weight.copy_(self.dense_weight())
+            dense.weight.requires_grad_(any(factor.requires_grad for factor in factors))
+            if bias is not None:
+                dense.bias.copy_(bias)
+                dense.bias.requires_grad_(bias.requires_grad)
+        return dense.train(self.training)
+
+
+class FactoredConv2d(FactoredLayer):
+    """A convolution as a chain of convolutions; has the attributes of ``nn.Conv2d``."""
+
+    # Never other than these; tools that count operations or export read them of any convolution.
+    transposed: ClassVar[bool] = False
+    output_padding: ClassVar[tuple[int, int]] = (0, 0)
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.in_channels = geometry.in_channels
+        self.out_channels = geometry.out_channels
+        self.kernel_size = geometry.kernel_size
+        self.stride = geometry.stride
+        self.padding = geometry.padding
+        self.dilation = geometry.dilation
+        self.groups = geometry.groups
+        self.padding_mode = geometry.padding_mode
+
+    def fold(self) -> nn.Conv2d:
+        """The plain convolution with this layer's weight, of the same device, type and format."""
+        folded: nn.Conv2d = self._fold_into(nn.Conv2d, Geometry.of(self).arguments())
+        return folded
+
+    def multiply_adds(self, input_shape: Sequence[int]) -> int:
+        """Multiply-adds of a forward call on ``(N, d2, H, W)`` or ``(d2, H, W)``, without the bias.
+
+        Raises:
+            RuntimeError: the shape does not fit the layer.
+        """
+        return chain_multiply_adds(
+            type(self).__name__,
+            Geometry.of(self),
+            [Geometry.of(part) for part in self.parts()],
+            input_shape,
+        )
+
+    @property
+    def _dense_entries(self) -> int:
+        return Geometry.of(self).weights
+
+    @property
+    def _patch(self) -> int:
+        return Geometry.of(self).patch
+
+    def _by_group(self, part: nn.Conv2d) -> Tensor:
+        """Its weight with the group in front: ``(groups, outputs, inputs, h, w)``."""
+        return part.weight.unflatten(0, (self.groups, -1))
+
+    def extra_repr(self) -> str:
+        """Arguments of the constructor that are not the default ones, and the rate."""
+        return ", ".join([*geometry_repr(self), *self._rank_repr(), f"rate={self.rate:.3g}"])
+
+    def _rank_repr(self) -> list[str]:
+        raise NotImplementedError
+
+
+def convolution(
+    geometry: Geometry,
+    *,
+    bias: bool,
+    device: torch.device | str | int | None,
+    dtype: torch.dtype | None,
+) -> nn.Conv2d:
+    """The plain convolution of this geometry."""
+    return nn.Conv2d(**geometry.arguments(), bias=bias, device=device, dtype=dtype)
+
+
+def chain_multiply_adds(
+    owner: str, whole: Geometry, parts: Sequence[Geometry], input_shape: Sequence[int]
+) -> int:
+    """Multiply-adds of a chain of convolutions that stands for the ``whole`` one.
+
+    Raises:
+        RuntimeError: the shape does not fit the convolution.
+    """
+    batch, size = batch_and_size(owner, whole, input_shape)
+    count, pixels = 0, list(size)
+    for part in parts:
+        pixels = output_size(part, pixels)
+        count += math.prod(pixels) * part.weights
+    return batch * count
+
+
+def nearest_rank(
+    owner: str, ranks: Sequence[R], parameters: Callable[[R], int], rate: float, dense: int
+) -> R:
+    """The rank whose parameters come nearest to ``rate`` times ``dense``.
+
+    Args:
+        owner: name of the caller, for messages.
+        ranks: a uniform family, parameters increasing.
+        parameters: of the layer at a rank, bias included.
+        rate: in (0, 1].
+        dense: parameters of the dense layer, bias included.
+
+    Raises:
+        TypeError: the rate is not a number.
+        ValueError: the rate is out of range, or the layer would grow at any rank.
+    """
+    target = checked_rate(owner, rate) * dense
+    if not ranks:
+        raise ValueError(
+            f"{owner}: rate must be left out, and ranks given, for a layer that would grow at any "
+            f"rank (got rate={rate})"
+        )
+    above = bisect_right(ranks, target, key=parameters)
+    close = ranks[max(0, above - 1) : above + 1]
+    return min(close, key=lambda rank: abs(parameters(rank) - target))
+
+
+def groups_of(
+    owner: str,
+    weight: Tensor,
+    groups: int,
+    second_moment: Tensor | None,
+    sensitivity: Tensor | None,
+) -> Iterator[Group]:
+    """Each group's weight ``(T, S, h, w)``, second moment and sensitivity, on its device.
+
+    Args:
+        owner: name of the caller, for messages.
+        weight: ``(groups * T, S, h, w)`` or ``(T, S)``.
+        groups: number of groups.
+        second_moment: ``(n, n)`` for all groups, or ``(groups, n, n)``.
+        sensitivity: ``(groups * T,)`` or ``(groups, T)``; ``(groups, T, T)``, or ``(T, T)`` for
+            one group.
+
+    Raises:
+        RuntimeError: wrong shapes.
+    """
+    outputs, patch = weight.shape[0] // groups, weight[0].numel()
+    if second_moment is not None:
+        if second_moment.shape not in {(patch, patch), (groups, patch, patch)}:
+            raise RuntimeError(
+                f"{owner}: second_moment must have shape ({patch}, {patch}) or "
+                f"({groups}, {patch}, {patch}) (got shape={tuple(second_moment.shape)})"
+            )
+        second_moment = second_moment.to(weight.device).expand(groups, patch, patch)
+    if sensitivity is not None:
+        sensitivity = sensitivity_by_group(owner, sensitivity, groups, outputs).to(weight.device)
+    for index, part in enumerate(weight.unflatten(0, (groups, outputs))):
+        yield Group(
+            part,
+            None if second_moment is None else second_moment[index],
+            None if sensitivity is None else sensitivity[index],
+        )
+
+
+def sensitivity_by_group(owner: str, sensitivity: Tensor, groups: int, outputs: int) -> Tensor:
+    """``(groups, T, T)``, or ``(groups, T)`` of a diagonal.
+
+    Raises:
+        RuntimeError: wrong shape.
+    """
+    shape = tuple(sensitivity.shape)
+    if shape == (groups * outputs,):
+        return sensitivity.reshape(groups, outputs)
+    if groups == 1 and shape == (outputs, outputs):
+        return sensitivity[None]
+    if shape in {(groups, outputs), (groups, outputs, outputs)}:
+        return sensitivity
+    raise RuntimeError(
+        f"{owner}: sensitivity must have shape ({groups * outputs},), or ({groups}, {outputs}, "
+        f"{outputs}) with one matrix for each group (got shape={shape})"
+    )
+
+
+def overall_error(groups: Sequence[Group], errors: Sequence[float]) -> float:
+    """Relative error of all groups together from that of each, in the norm without sensitivity."""
+    if len(groups) == 1:
+        return errors[0]
+    sizes = []
+    for weight, second_moment, _ in groups:
+        matrix = weight.detach().double().flatten(1)
+        image = matrix if second_moment is None else matrix @ second_moment.double()
+        sizes.append(max(float((matrix * image).sum()), 0.0))
+    if not sum(sizes):
+        return max(errors)
+    squares = [size * error**2 for size, error in zip(sizes, errors, strict=True) if size]
+    return math.sqrt(sum(squares) / sum(sizes))

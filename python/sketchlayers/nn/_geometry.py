@@ -1,0 +1,191 @@
+"""The arguments of ``nn.Conv2d`` without bias, device and dtype, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import one_of, pair, whole_number
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+Sides = tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """Arguments of ``nn.Conv2d`` in its order, without the bias; pairs are whole."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: str | tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    padding_mode: PaddingMode = "zeros"
+
+    @classmethod
+    def of(cls, conv: nn.Module) -> Self:
+        """Those of a convolution, plain or not."""
+        return cls(*(getattr(conv, name) for name in cls._fields))
+
+    @classmethod
+    def checked(
+        cls,
+        owner: str,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int] | str,
+        dilation: int | Sequence[int],
+        groups: int,
+        padding_mode: PaddingMode,
+    ) -> Self:
+        """From the arguments of a constructor.
+
+        Raises:
+            TypeError: an argument of another type.
+            ValueError: an argument out of its range.
+        """
+        in_channels = whole_number(owner, "in_channels", in_channels)
+        out_channels = whole_number(owner, "out_channels", out_channels)
+        groups = whole_number(owner, "groups", groups)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(
+                    f"{owner}: {name} must be divisible by groups "
+                    f"(got {name}={channels}, groups={groups})"
+                )
+        kernel = pair(owner, "kernel_size", kernel_size)
+        strides = pair(owner, "stride", stride)
+        if isinstance(padding, str):
+            one_of(owner, "padding", padding, ("same", "valid"))
+            if padding == "same" and strides != (1, 1):
+                raise ValueError(
+                    f"{owner}: stride must be 1 with padding='same' (got stride={strides})"
+                )
+        one_of(owner, "padding_mode", padding_mode, _PADDING_MODES)
+        paddings = padding if isinstance(padding, str) else pair(owner, "padding", padding, 0)
+        dilations = pair(owner, "dilation", dilation)
+        return cls(
+            in_channels, out_channels, kernel, strides, paddings, dilations, groups, padding_mode
+        )
+
+    @property
+    def group_inputs(self) -> int:
+        """Input channels of one group."""
+        return self.in_channels // self.groups
+
+    @property
+    def group_outputs(self) -> int:
+        """Output channels of one group."""
+        return self.out_channels // self.groups
+
+    @property
+    def patch(self) -> int:
+        """``n``, the number of inputs of one output."""
+        return self.group_inputs * math.prod(self.kernel_size)
+
+    @property
+    def weights(self) -> int:
+        """Entries of the weight."""
+        return self.out_channels * self.patch
+
+    def arguments(self) -> dict[str, Any]:
+        """By name."""
+        return self._asdict()
+
+
+class _HasGeometry(Protocol):
+    """`Geometry` itself, or a layer with its fields as attributes."""
+
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def kernel_size(self) -> tuple[int, ...]: ...
+    @property
+    def stride(self) -> tuple[int, ...]: ...
+    @property
+    def padding(self) -> str | tuple[int, ...]: ...
+    @property
+    def dilation(self) -> tuple[int, ...]: ...
+
+
+def padding_amounts(conv: _HasGeometry) -> tuple[Sides, Sides]:
+    """Padding before and after, for height and for width."""
+    if conv.padding == "valid":
+        return (0, 0), (0, 0)
+    if isinstance(conv.padding, str):
+        (dilation_h, dilation_w), (h, w) = conv.dilation, conv.kernel_size
+        return _halves(dilation_h * (h - 1)), _halves(dilation_w * (w - 1))
+    vertical, horizontal = conv.padding
+    return (vertical, vertical), (horizontal, horizontal)
+
+
+def output_size(conv: _HasGeometry, size: Sequence[int]) -> list[int]:
+    """Height and width of the output for those of the input."""
+    return [
+        (length + before + after - dilation * (kernel - 1) - 1) // stride + 1
+        for length, (before, after), kernel, stride, dilation in zip(
+            size, padding_amounts(conv), conv.kernel_size, conv.stride, conv.dilation, strict=True
+        )
+    ]
+
+
+def batch_and_size(
+    owner: str, conv: _HasGeometry, input_shape: Sequence[int]
+) -> tuple[int, tuple[int, int]]:
+    """Number of images, and their height and width, for an input with or without a batch axis.
+
+    Raises:
+        RuntimeError: the shape does not fit the convolution.
+    """
+    shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
+    fits = len(shape) == 4 and shape[1] == conv.in_channels
+    if min(output_size(conv, shape[2:]) if fits else [0]) < 1:
+        raise RuntimeError(
+            f"{owner}: input_shape must be (N, {conv.in_channels}, H, W) or "
+            f"({conv.in_channels}, H, W), at least as large as the kernel "
+            f"(got input_shape={tuple(input_shape)})"
+        )
+    return shape[0], (shape[2], shape[3])
+
+
+def geometry_repr(conv: Any) -> list[str]:
+    """Arguments of the constructor that are not the default ones, for ``extra_repr``."""
+    parts = [
+        f"{conv.in_channels}, {conv.out_channels}",
+        f"kernel_size={conv.kernel_size}",
+        f"stride={conv.stride}",
+    ]
+    if conv.padding != (0, 0):
+        parts.append(f"padding={conv.padding}")
+    if conv.dilation != (1, 1):
+        parts.append(f"dilation={conv.dilation}")
+    if conv.groups != 1:
+        parts.append(f"groups={conv.groups}")
+    if conv.bias is None:
+        parts.append("bias=False")
+    if conv.padding_mode != "zeros":
+        parts.append(f"padding_mode={conv.padding_mode}")
+    return parts
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """Channels-last where the strides say so and cannot mean contiguous, also for 1x1 kernels."""
+    shape = torch.empty(tensor.shape, device="meta")
+    if tensor.dim() != 4 or tensor.stride() == shape.stride():
+        return torch.contiguous_format
+    shape = torch.empty(tensor.shape, device="meta", memory_format=torch.channels_last)
+    same = tensor.stride() == shape.stride()
+    return torch.channels_last if same else torch.contiguous_format
+
+
+def _halves(total: int) -> tuple[int, int]:
+    return total // 2, total - total // 2

@@ -1,0 +1,282 @@
+"""CP: a convolution as 1x1, h x 1, 1 x w and 1x1 ones (Lebedev et al., ICLR 2015, 1412.6553)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from sketchlayers import decompose
+
+from ._checks import refuse_other_layers, whole_number
+from ._factored import FactoredConv2d, Fit, Group, Init, convolution, nearest_rank
+from ._geometry import Geometry, PaddingMode
+
+
+class CPConv2d(FactoredConv2d):
+    r"""Convolution whose weight is a CP decomposition, in place of ``nn.Conv2d``.
+
+        W[t, s, i, j] = sum_r A[t, r] B[s, r] C[i, r] D[j, r]
+
+    computed by up to four plain convolutions: ``input`` (1x1, S to R channels), ``rows`` (depthwise
+    h x 1), ``columns`` (depthwise 1 x w) and ``output`` (1x1, R to T, with the bias). It has
+    ``R (S + T + h + w)`` parameters and the bias. A kernel of height or width 1 has no ``rows`` or
+    ``columns``: such a factor could be absorbed in another. With groups each part is grouped, S, T
+    and R are those of one group.
+
+    Shapes are those of ``nn.Conv2d``: input ``(N, in, H, W)`` or ``(in, H, W)``. The vertical
+    stride, padding and dilation are in ``rows``, the horizontal ones in ``columns``; where one is
+    missing its share is in the other, or in ``input``. Padding of any mode commutes with that, so
+    the edges are those of the dense layer.
+
+    Args:
+        in_channels: all groups' together.
+        out_channels: all groups' together.
+        kernel_size: ``(h, w)`` or one number for both.
+        stride: as in ``nn.Conv2d``.
+        padding: number, pair, ``"same"`` or ``"valid"``.
+        dilation: as in ``nn.Conv2d``.
+        groups: as in ``nn.Conv2d``.
+        bias: learn a bias.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        device: of the parameters; may be ``"meta"``.
+        dtype: of the parameters.
+        rank: ``R``, may be above S and T. Give this or ``rate``.
+        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
+            nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> layer = CPConv2d(96, 192, 3, padding=1, rank=120)
+        >>> layer(torch.randn(8, 96, 16, 16)).shape
+        torch.Size([8, 192, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: int | None = None,
+        rate: float | None = None,
+    ) -> None:
+        owner = type(self).__name__
+        geometry = Geometry.checked(
+            owner,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+        )
+        super().__init__(geometry)
+        self.rank = resolved_rank(owner, geometry, bias, rank, rate)
+        parts = cp_parts(geometry, self.rank)
+        make = partial(convolution, device=device, dtype=dtype)
+        self.input = make(parts.input, bias=False)
+        self.rows = parts.rows and make(parts.rows, bias=False)
+        self.columns = parts.columns and make(parts.columns, bias=False)
+        self.output = make(parts.output, bias=bias)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``(N, in, H, W)`` or ``(in, H, W)``."""
+        input = self.input(input)
+        if self.rows is not None:
+            input = self.rows(input)
+        if self.columns is not None:
+            input = self.columns(input)
+        return self.output(input)
+
+    def dense_weight(self) -> Tensor:
+        """``(out, in / groups, h, w)``, differentiable in the factors."""
+        filters = self.input.weight
+        for part in (self.rows, self.columns):
+            if part is not None:
+                filters = filters * part.weight
+        by_group = filters.unflatten(0, (self.groups, self.rank))
+        outputs = self.output.weight.unflatten(0, (self.groups, -1))[..., 0, 0]
+        return torch.einsum("gtr,grshw->gtshw", outputs, by_group).flatten(0, 1)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        rank: int | None = None,
+        *,
+        rate: float | None = None,
+        init: Init = "fit",
+        second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+        seed: int | None = None,
+        starts: int = 3,
+        max_sweeps: int = 200,
+        tolerance: float = 1e-6,
+    ) -> Self:
+        """A factored layer in place of ``conv``, which is left as it is.
+
+        Device, type, memory format, the bias, ``requires_grad`` and the training flag carry over,
+        hooks do not. The attribute ``fit_error`` holds the relative error of the weight. On the
+        meta device there are no values to fit, and the result is a meta layer.
+
+        Args:
+            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
+            rank: see the class.
+            rate: see the class.
+            init: ``"fit"`` approximates the weight (`sketchlayers.decompose.cp`; the global optimum
+                `sketchlayers.decompose.svd` for a 1x1 kernel), ``"random"`` starts as a new layer.
+            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
+                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
+            sensitivity: weight of the output's errors, ``(out,)``, or a matrix for each group
+                ``(groups, T, T)``, ``(T, T)`` for one.
+            seed: of the starts of the fit (``None`` is 0) or of the random start (``None`` draws
+                from PyTorch's generator).
+            starts: of the fit, of which the best is kept.
+            max_sweeps: of the fit, each start.
+            tolerance: change of the relative error at which the fit ends.
+
+        Raises:
+            RuntimeError: a second moment or a sensitivity of another shape.
+            TypeError: not a convolution of this kind.
+            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
+                the class refuses.
+        """
+        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
+        geometry = Geometry.of(conv)
+        rank = resolved_rank(cls.__name__, geometry, conv.bias is not None, rank, rate)
+
+        def fit(group: Group) -> Fit:
+            return fit_group(
+                group,
+                rank,
+                starts=starts,
+                seed=seed or 0,
+                max_sweeps=max_sweeps,
+                tolerance=tolerance,
+            )
+
+        arguments = geometry.arguments() | {"rank": rank}
+        return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
+
+    def _rank_repr(self) -> list[str]:
+        return [f"rank={self.rank}"]
+
+
+class CPParts(NamedTuple):
+    """The convolutions of the chain."""
+
+    input: Geometry
+    rows: Geometry | None
+    columns: Geometry | None
+    output: Geometry
+
+
+def cp_parts(geometry: Geometry, rank: int) -> CPParts:
+    """The convolutions that a `CPConv2d` of this rank is made of."""
+    groups, (h, w) = geometry.groups, geometry.kernel_size
+    inner = rank * groups
+    depthwise = geometry._replace(in_channels=inner, out_channels=inner, groups=inner)
+    output = Geometry(inner, geometry.out_channels, groups=groups)
+    if (h, w) == (1, 1):
+        return CPParts(geometry._replace(out_channels=inner), None, None, output)
+    input = Geometry(geometry.in_channels, inner, groups=groups)
+    if w == 1:
+        return CPParts(input, depthwise, None, output)
+    if h == 1:
+        return CPParts(input, None, depthwise, output)
+    return CPParts(input, _one_way(depthwise, 0), _one_way(depthwise, 1), output)
+
+
+def cp_weights(geometry: Geometry, rank: int) -> int:
+    """Entries of all factors together, proportional to the rank."""
+    return sum(part.weights for part in cp_parts(geometry, rank) if part is not None)
+
+
+def uniform_ranks(geometry: Geometry) -> range:
+    """The ranks at which the layer gets smaller."""
+    if not geometry.weights:
+        return range(0)
+    return range(1, (geometry.weights - 1) // cp_weights(geometry, 1) + 1)
+
+
+def fit_group(
+    group: Group, rank: int, *, starts: int, seed: int, max_sweeps: int, tolerance: float
+) -> Fit:
+    """Weights of the parts that approximate one group's."""
+    weight, second_moment, sensitivity = group
+    h, w = weight.shape[2:]
+    if (h, w) == (1, 1):
+        pair = decompose.svd(weight, rank, second_moment=second_moment, sensitivity=sensitivity)
+        return Fit((pair.right, pair.left), pair.relative_error)
+    factors = decompose.cp(
+        weight,
+        rank,
+        second_moment=second_moment,
+        sensitivity=sensitivity,
+        starts=starts,
+        seed=seed,
+        max_sweeps=max_sweeps,
+        tolerance=tolerance,
+    )
+    rows, columns = factors.rows.mT, factors.columns.mT
+    spatial = (rows, columns) if h > 1 and w > 1 else (rows * columns,)
+    return Fit((factors.inputs.mT, *spatial, factors.outputs), factors.relative_error)
+
+
+def resolved_rank(
+    owner: str, geometry: Geometry, bias: bool, rank: int | None, rate: float | None
+) -> int:
+    """The rank that was given, checked, or that nearest to the rate.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range, both or none of them.
+    """
+    if (rank is None) == (rate is None):
+        raise ValueError(
+            f"{owner}: exactly one of rank and rate must be given (got rank={rank}, rate={rate})"
+        )
+    if rank is not None:
+        return whole_number(owner, "rank", rank)
+    assert rate is not None
+    kept = geometry.out_channels if bias else 0
+    return nearest_rank(
+        owner,
+        uniform_ranks(geometry),
+        lambda rank: cp_weights(geometry, rank) + kept,
+        rate,
+        geometry.weights + kept,
+    )
+
+
+def _one_way(geometry: Geometry, axis: int) -> Geometry:
+    """The vertical (0) or horizontal (1) half of a separable convolution."""
+
+    def half(values: tuple[int, int], other: int) -> tuple[int, int]:
+        return (values[0], other) if axis == 0 else (other, values[1])
+
+    padding = geometry.padding
+    return geometry._replace(
+        kernel_size=half(geometry.kernel_size, 1),
+        stride=half(geometry.stride, 1),
+        dilation=half(geometry.dilation, 1),
+        padding=padding if isinstance(padding, str) else half(padding, 0),
+    )

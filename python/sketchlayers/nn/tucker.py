@@ -1,0 +1,310 @@
+"""Tucker-2: a convolution as 1x1, h x w and 1x1 ones (Kim et al., ICLR 2016, 1511.06530)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from sketchlayers import decompose
+
+from ._checks import refuse_other_layers, whole_number
+from ._factored import FactoredConv2d, Fit, Group, Init, convolution, nearest_rank
+from ._geometry import Geometry, PaddingMode
+
+Ranks = tuple[int | None, int | None]
+
+
+class TuckerConv2d(FactoredConv2d):
+    r"""Convolution whose weight is a Tucker-2 decomposition, in place of ``nn.Conv2d``.
+
+        W[t, s, p] = sum_ab U_T[t, a] G[a, b, p] U_S[s, b],        p over the h w kernel positions
+
+    computed by up to three plain convolutions: ``input`` (1x1, S to RS channels), ``core`` (h x w,
+    RS to RT; stride, padding and dilation are here) and ``output`` (1x1, RT to T, with the bias).
+    It has ``S RS + h w RS RT + T RT`` parameters and the bias. A side of rank ``None`` has no
+    factor, and the core takes its channels as they are: ``ranks=(None, RT)`` is a low-rank
+    factorisation of the weight as a ``T x (S h w)`` matrix. With groups each part is grouped, S, T
+    and the ranks are those of one group.
+
+    Shapes are those of ``nn.Conv2d``: input ``(N, in, H, W)`` or ``(in, H, W)``. A factor without
+    kernel positions commutes with padding of any mode, so the edges are those of the dense layer.
+
+    Args:
+        in_channels: all groups' together.
+        out_channels: all groups' together.
+        kernel_size: ``(h, w)`` or one number for both.
+        stride: as in ``nn.Conv2d``.
+        padding: number, pair, ``"same"`` or ``"valid"``.
+        dilation: as in ``nn.Conv2d``.
+        groups: as in ``nn.Conv2d``.
+        bias: learn a bias.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        device: of the parameters; may be ``"meta"``.
+        dtype: of the parameters.
+        ranks: ``(RS, RT)``, each at most the channels of its side of a group, or ``None``; not both
+            ``None``. Give this or ``rate``.
+        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; takes
+            the nearest of `uniform_ranks`, and the attribute ``rate`` tells what it gives.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> layer = TuckerConv2d(96, 192, 3, padding=1, ranks=(24, 48))
+        >>> layer(torch.randn(8, 96, 16, 16)).shape
+        torch.Size([8, 192, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        ranks: Ranks | None = None,
+        rate: float | None = None,
+    ) -> None:
+        owner = type(self).__name__
+        geometry = Geometry.checked(
+            owner,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+        )
+        super().__init__(geometry)
+        self.ranks = resolved_ranks(owner, geometry, bias, ranks, rate)
+        parts = tucker_parts(geometry, self.ranks)
+        make = partial(convolution, device=device, dtype=dtype)
+        self.input = parts.input and make(parts.input, bias=False)
+        self.core = make(parts.core, bias=bias and parts.output is None)
+        self.output = parts.output and make(parts.output, bias=bias)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``(N, in, H, W)`` or ``(in, H, W)``."""
+        if self.input is not None:
+            input = self.input(input)
+        input = self.core(input)
+        if self.output is not None:
+            input = self.output(input)
+        return input
+
+    def dense_weight(self) -> Tensor:
+        """``(out, in / groups, h, w)``, differentiable in the factors."""
+        weight = self._by_group(self.core)
+        if self.input is not None:
+            weight = torch.einsum("gabhw,gbs->gashw", weight, self._by_group(self.input)[..., 0, 0])
+        if self.output is not None:
+            weight = torch.einsum(
+                "gashw,gta->gtshw", weight, self._by_group(self.output)[..., 0, 0]
+            )
+        return weight.flatten(0, 1)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        ranks: Ranks | None = None,
+        *,
+        rate: float | None = None,
+        init: Init = "fit",
+        second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+        seed: int | None = None,
+        max_sweeps: int = 100,
+        tolerance: float = 1e-6,
+    ) -> Self:
+        """A factored layer in place of ``conv``, which is left as it is.
+
+        Device, type, memory format, the bias, ``requires_grad`` and the training flag carry over,
+        hooks do not. The attribute ``fit_error`` holds the relative error of the weight. On the
+        meta device there are no values to fit, and the result is a meta layer.
+
+        Args:
+            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
+            ranks: see the class.
+            rate: see the class.
+            init: ``"fit"`` approximates the weight (`sketchlayers.decompose.tucker2`; the global
+                optimum `sketchlayers.decompose.svd` for ``ranks=(None, RT)``), ``"random"`` starts
+                as a new layer.
+            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
+                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
+            sensitivity: weight of the output's errors, ``(out,)``, or a matrix for each group
+                ``(groups, T, T)``, ``(T, T)`` for one.
+            seed: of the random start; ``None`` draws from PyTorch's generator. A fit has none.
+            max_sweeps: of the fit.
+            tolerance: change of the relative error at which the fit ends.
+
+        Raises:
+            RuntimeError: a second moment or a sensitivity of another shape.
+            TypeError: not a convolution of this kind.
+            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
+                the class refuses.
+        """
+        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
+        geometry = Geometry.of(conv)
+        ranks = resolved_ranks(cls.__name__, geometry, conv.bias is not None, ranks, rate)
+
+        def fit(group: Group) -> Fit:
+            weight, *norm = group
+            return _fit(weight, ranks, *norm, max_sweeps=max_sweeps, tolerance=tolerance)
+
+        arguments = geometry.arguments() | {"ranks": ranks}
+        return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
+
+    def _rank_repr(self) -> list[str]:
+        return [f"ranks={self.ranks}"]
+
+
+class TuckerParts(NamedTuple):
+    """The convolutions of the chain."""
+
+    input: Geometry | None
+    core: Geometry
+    output: Geometry | None
+
+
+def tucker_parts(geometry: Geometry, ranks: Ranks) -> TuckerParts:
+    """The convolutions that a `TuckerConv2d` of these ranks is made of."""
+    groups, first, last, core = geometry.groups, None, None, geometry
+    inputs, outputs = ranks
+    if inputs is not None:
+        first = Geometry(geometry.in_channels, inputs * groups, groups=groups)
+        core = core._replace(in_channels=inputs * groups)
+    if outputs is not None:
+        last = Geometry(outputs * groups, geometry.out_channels, groups=groups)
+        core = core._replace(out_channels=outputs * groups)
+    return TuckerParts(first, core, last)
+
+
+def tucker_weights(geometry: Geometry, ranks: Ranks) -> int:
+    """Entries of all factors together."""
+    return sum(part.weights for part in tucker_parts(geometry, ranks) if part is not None)
+
+
+def uniform_ranks(geometry: Geometry) -> list[Ranks]:
+    """The ranks ``(beta S, beta T)``, rounded, at which the layer gets smaller, by size.
+
+    A rank is at least 1 and never more than the other side can make use of, ``RS <= h w RT`` and
+    ``RT <= h w RS``; one that is a whole side is ``None``. Where another pair has no smaller rank
+    on either side and not more parameters, a pair is left out. A 1x1 convolution has the
+    factorisations in two, ``(None, RT)``: they hold every weight of a rank with fewer parameters.
+    """
+    inputs, outputs = geometry.group_inputs, geometry.group_outputs
+    taps = geometry.patch // inputs if inputs else 0
+    dense = geometry.weights
+    if not dense:
+        return []
+    if taps == 1:
+        largest = (inputs * outputs - 1) // (inputs + outputs)
+        return [(None, rank) for rank in range(1, largest + 1)]
+    # Where beta S or beta T rounds to the next number, in units of 1 / (2 S T).
+    steps = {(2 * rank - 1) * outputs for rank in range(1, inputs + 1)}
+    steps |= {(2 * rank - 1) * inputs for rank in range(1, outputs + 1)}
+    ranks: list[Ranks] = []
+    least = dense
+    for step in sorted(steps, reverse=True):
+        first, second = (
+            max(1, (step + other) // (2 * other)) for other in (outputs, inputs)
+        )  # step / (2 S T) * S and * T, halves rounded up
+        first, second = min(first, taps * second), min(second, taps * first)
+        pair = (
+            None if first == inputs else first,
+            None if second == outputs else second,
+        )
+        if pair == (None, None):
+            continue
+        size = tucker_weights(geometry, pair)
+        if size < least:
+            least = size
+            ranks.append(pair)
+    return ranks[::-1]
+
+
+def resolved_ranks(
+    owner: str, geometry: Geometry, bias: bool, ranks: Ranks | None, rate: float | None
+) -> Ranks:
+    """The ranks that were given, checked, or those nearest to the rate.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range, both or none of them.
+    """
+    if (ranks is None) == (rate is None):
+        raise ValueError(
+            f"{owner}: exactly one of ranks and rate must be given (got ranks={ranks}, rate={rate})"
+        )
+    if ranks is None:
+        assert rate is not None
+        kept = geometry.out_channels if bias else 0
+        return nearest_rank(
+            owner,
+            uniform_ranks(geometry),
+            lambda ranks: tucker_weights(geometry, ranks) + kept,
+            rate,
+            geometry.weights + kept,
+        )
+    if not isinstance(ranks, Sequence) or isinstance(ranks, str) or len(ranks) != 2:
+        raise TypeError(
+            f"{owner}: ranks must be two of int or None, for inputs and outputs (got {ranks!r})"
+        )
+    sides = {
+        "inputs": (ranks[0], geometry.group_inputs),
+        "outputs": (ranks[1], geometry.group_outputs),
+    }
+    checked = []
+    for side, (rank, channels) in sides.items():
+        if rank is not None:
+            rank = whole_number(owner, f"rank of the {side}", rank)
+            if rank > channels:
+                raise ValueError(
+                    f"{owner}: rank of the {side} must be at most the {channels} channels of a "
+                    f"group (got ranks={tuple(ranks)})"
+                )
+        checked.append(rank)
+    if checked == [None, None]:
+        raise ValueError(f"{owner}: ranks must not both be None (got ranks=(None, None))")
+    return checked[0], checked[1]
+
+
+def _fit(
+    weight: Tensor,
+    ranks: Ranks,
+    second_moment: Tensor | None,
+    sensitivity: Tensor | None,
+    *,
+    max_sweeps: int,
+    tolerance: float,
+) -> Fit:
+    inputs, outputs = ranks
+    if inputs is None and outputs is not None:
+        pair = decompose.svd(weight, outputs, second_moment=second_moment, sensitivity=sensitivity)
+        return Fit((pair.right, pair.left), pair.relative_error)
+    factors = decompose.tucker2(
+        weight,
+        ranks,
+        second_moment=second_moment,
+        sensitivity=sensitivity,
+        max_sweeps=max_sweeps,
+        tolerance=tolerance,
+    )
+    sides = (factors.input_factor, factors.core, factors.output_factor)
+    return Fit(tuple(side for side in sides if side is not None), factors.relative_error)
