@@ -128,6 +128,44 @@ def test_the_second_moments_closed_form_is_the_numerical_optimum(size, mixing, o
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_the_sensitivitys_closed_form_is_the_numerical_optimum(size, mixing, diagonal):
+    """Rows of a weight times a root of the sensitivity are a weight of another problem."""
+    torch.manual_seed(0)
+    problem = Problem(*size, mixing)
+    sigma = moment(problem, 3 * problem.patch)
+    outputs = problem.weight.shape[0] // problem.groups
+    root = torch.randn(problem.groups, outputs, outputs, **FLOAT)
+    if diagonal:
+        root = torch.diag_embed(root.diagonal(dim1=1, dim2=2))
+    sensitivity = root @ root.mT
+    given = sensitivity.diagonal(dim1=1, dim2=2) if diagonal else sensitivity
+    factors = sketch_least_squares(
+        problem.weight,
+        *problem.u,
+        second_moment=sigma,
+        sensitivity=given if problem.groups > 1 else given[0],
+    )
+
+    plain = problem.weighted
+
+    def weighted(tensor, second_moment):
+        rows = plain(tensor, second_moment).unflatten(0, (problem.groups, outputs, -1))
+        return torch.einsum("gts,gtn...->gsn...", root, rows).flatten(0, 2)
+
+    problem.weighted = weighted
+    expected, weight = problem.optimum(sigma)
+    assert problem.error(factors, sigma) == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(problem.sketched(factors.s1, factors.s2), weight)
+    assert factors.errors[0] == pytest.approx(expected / problem.norm(sigma))
+    problem.weighted = plain
+    assert factors.relative_error == pytest.approx(
+        problem.error(factors, sigma) / problem.norm(sigma)
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mixing", MIXINGS)
 def test_a_singular_second_moment(size, mixing):
     """A ridge of 1e-6 of the mean diagonal costs no more than it weighs at the optimum."""
     torch.manual_seed(0)
@@ -153,16 +191,19 @@ def test_directions_that_the_data_nearly_lack(mixing):
     ridge = 1e-6 * sigma.trace() / problem.patch * torch.eye(problem.patch, **FLOAT)
     expected, weight = problem.optimum(sigma + ridge)
     torch.testing.assert_close(problem.sketched(factors.s1, factors.s2), weight)
-    assert factors.relative_error == pytest.approx(expected / problem.norm(sigma + ridge))
+    assert factors.errors[0] == pytest.approx(expected / problem.norm(sigma + ridge))
+    assert factors.relative_error == pytest.approx(
+        problem.error(factors, sigma) / problem.norm(sigma)
+    )
 
 
 def test_a_layer_without_input_is_fitted_as_without_second_moment():
     problem = Problem(*SIZES[0], "spatial")
     zero = torch.zeros(problem.patch, problem.patch)
     expected = sketch_least_squares(problem.weight, *problem.u)
-    torch.testing.assert_close(
-        sketch_least_squares(problem.weight, *problem.u, second_moment=zero), expected
-    )
+    factors = sketch_least_squares(problem.weight, *problem.u, second_moment=zero)
+    torch.testing.assert_close(factors[:2], expected[:2])
+    assert factors.relative_error == 0
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)
@@ -181,7 +222,7 @@ def test_balanced_gauge():
     """Both terms give the part that they share, ``P W G B``, in equal halves."""
     torch.manual_seed(0)
     problem = Problem(6, 7, (), 1, 1, 3, "spatial")
-    s1, s2, _ = sketch_least_squares(problem.weight, *problem.u)
+    s1, s2, *_ = sketch_least_squares(problem.weight, *problem.u)
     a, b = problem.u[0][0].T, problem.u[1][0]
     p, q = a @ torch.linalg.pinv(a), torch.linalg.pinv(b) @ b
     shared = p @ problem.weight @ q / 2
@@ -223,7 +264,7 @@ def test_base_and_frame_are_accounted_for(mixing, function):
     problem = Problem(*SIZES[0], mixing)
     base = torch.randn_like(problem.weight)
     frame = torch.randn_like(problem.weight).sign()
-    s1, s2, error = function(problem.weight, *problem.u, base=base, frame=frame)
+    s1, s2, error, _ = function(problem.weight, *problem.u, base=base, frame=frame)
     residual = base + frame * problem.sketched(s1, s2) - problem.weight
     assert error == pytest.approx((residual.norm() / problem.weight.norm()).item())
     if function is sketch_least_squares:
@@ -236,7 +277,7 @@ def test_unbiased_sketch_is_equation_1(mixing):
     torch.manual_seed(0)
     problem = Problem(6, 5, (1, 3), 1, 2, 2, mixing)
     for scale, factor in ((None, 1.0), (0.05, 0.25 / 0.05)):
-        s1, s2, error = unbiased_sketch(problem.weight, *problem.u, scale=scale)
+        s1, s2, error, _ = unbiased_sketch(problem.weight, *problem.u, scale=scale)
         u1, u2 = (u.flatten(0, 1) for u in problem.u)
         torch.testing.assert_close(s1.flatten(1), factor * u1 @ problem.weight.flatten(1))
         if mixing == "spatial":
@@ -251,7 +292,7 @@ def test_unbiased_sketch_is_equation_1(mixing):
 
 def test_zero_and_low_precision_weights():
     problem = Problem(*SIZES[0], "spatial")
-    s1, s2, error = sketch_least_squares(torch.zeros(6, 7, 2, 2), *problem.u)
+    s1, s2, error, _ = sketch_least_squares(torch.zeros(6, 7, 2, 2), *problem.u)
     assert s1.count_nonzero() == s2.count_nonzero() == 0
     assert error == 0
     half = problem.weight.bfloat16()
@@ -302,11 +343,26 @@ def filled(shape, value):
             r"second_moment must be finite",
         ),
         ({"second_moment": filled((28, 28), 3.0)}, ValueError, r"second_moment must be symmetric"),
-        ({"second_moment": -torch.eye(28)}, ValueError, r"must be positive semidefinite \(got tr"),
         (
             {"second_moment": torch.diag(torch.tensor([-1.0] + [1.0] * 27))},
             ValueError,
+            r"must be positive semidefinite \(got -1 on the diagonal",
+        ),
+        (
+            {"second_moment": 2 * torch.ones(28, 28) - torch.eye(28)},
+            ValueError,
             r"must be positive semidefinite \(got a matrix that is not even after",
+        ),
+        (
+            {"sensitivity": torch.ones(7)},
+            RuntimeError,
+            r"sensitivity must have shape \(6, 6\) or \(6,\)",
+        ),
+        ({"sensitivity": -torch.ones(6)}, ValueError, r"sensitivity must be positive semidef"),
+        (
+            {"sensitivity": torch.eye(6), "frame": torch.ones(6, 7, 2, 2)},
+            ValueError,
+            r"sensitivity must be None with a frame: .*no closed form",
         ),
         (
             {"second_moment": torch.eye(28), "frame": torch.ones(6, 7, 2, 2)},

@@ -53,7 +53,7 @@ class Draws:
         u1 = ops.unpack_signs(packed[0], outputs, **FLOAT) / math.sqrt(rank)
         u2 = ops.unpack_signs(packed[1], columns, **FLOAT) / math.sqrt(rank * taps)
         self.u1, self.u2 = (u.unflatten(1, (sketches, -1)) for u in (u1, u2))
-        s1, s2, _ = unbiased_sketch(weight.repeat(SEEDS, 1, 1, 1), self.u1, self.u2)
+        s1, s2, *_ = unbiased_sketch(weight.repeat(SEEDS, 1, 1, 1), self.u1, self.u2)
         sketch = {"mixing": mixing, "num_sketches": sketches}
         self.weights = ops.sk_weight(s1, s2, *packed, **sketch).unflatten(0, (SEEDS, outputs))
         images = image.repeat(1, SEEDS, 1, 1)

@@ -1,4 +1,4 @@
-"""Checks on the tensors that a decomposition takes, done before any work."""
+"""Checks on the arguments that a decomposition takes, done before any work."""
 
 from __future__ import annotations
 
@@ -20,3 +20,44 @@ def check_finite(owner: str, name: str, tensor: Tensor) -> None:
             f"{owner}: {name} must be finite (got {nan} NaN and {infinite} infinite entries "
             f"among {tensor.numel()})"
         )
+
+
+def check_shape(owner: str, name: str, tensor: Tensor, shapes: list[tuple[int, ...]]) -> None:
+    """Refuse a tensor of none of the given shapes.
+
+    Raises:
+        RuntimeError: it is so.
+    """
+    if tuple(tensor.shape) not in shapes:
+        wanted = " or ".join(map(str, shapes))
+        raise RuntimeError(
+            f"{owner}: {name} must have shape {wanted} (got shape={tuple(tensor.shape)})"
+        )
+
+
+def check_dimensions(owner: str, weight: Tensor, dimensions: tuple[int, ...]) -> None:
+    """Refuse a weight without entries or with another number of dimensions.
+
+    Raises:
+        RuntimeError: it is so.
+    """
+    if weight.dim() not in dimensions or weight.numel() == 0:
+        wanted = " or ".join(map(str, dimensions))
+        raise RuntimeError(
+            f"{owner}: weight must have {wanted} dimensions, none of size 0 "
+            f"(got shape={tuple(weight.shape)})"
+        )
+
+
+def check_count(owner: str, name: str, value: object, largest: int | None = None) -> None:
+    """Refuse what is not a whole number from 1 to ``largest``.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: out of bounds.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be a whole number (got {value!r})")
+    if value < 1 or (largest is not None and value > largest):
+        bounds = "at least 1" if largest is None else f"from 1 to {largest}"
+        raise ValueError(f"{owner}: {name} must be {bounds} (got {name}={value})")

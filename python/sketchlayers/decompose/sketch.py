@@ -16,10 +16,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_finite
-from ._second_moment import second_moment_factor
+from ._checks import check_finite, check_shape
+from ._norm import (
+    as_moment,
+    relative,
+    restore_outputs,
+    ridged_cholesky,
+    sensitivity_root,
+    weigh_outputs,
+)
 
 _WELL_CONDITIONED = 1e8
+# A direction with a smaller conditional second moment, relative to the mean one, is fitted in the
+# weight's own norm.
+_SMALLEST_RIDGE = 1e-6
 
 
 class SketchFactors(NamedTuple):
@@ -28,12 +38,16 @@ class SketchFactors(NamedTuple):
     Attributes:
         s1: ``(groups * l * k, d2 / groups, h, w)``, or ``(l * k, d2)`` for a matrix.
         s2: ``(d1, l * k, h, w)``, or ``(d1, l * k)`` for a matrix.
-        relative_error: ``|W - W_hat| / |W|`` in the norm of the fit.
+        relative_error: ``|W - W_hat| / |W|`` in the norm of the second moment: the relative change
+            of the layer's output on the calibration data.
+        errors: one entry, the relative error in the norm that was minimised (ridge and
+            sensitivity in it).
     """
 
     s1: Tensor
     s2: Tensor
     relative_error: float
+    errors: tuple[float, ...]
 
 
 def sketch_least_squares(
@@ -45,6 +59,7 @@ def sketch_least_squares(
     base: Tensor | None = None,
     frame: Tensor | None = None,
     second_moment: Tensor | None = None,
+    sensitivity: Tensor | None = None,
 ) -> SketchFactors:
     """Factors of the sketch nearest to ``weight``, in closed form.
 
@@ -58,7 +73,8 @@ def sketch_least_squares(
     is shared equally. For an isotropic weight and ``Sigma = I`` the squared relative error is
     ``(1 - l k / d1) (1 - l k / d2)`` on average. ``G`` comes from a QR decomposition of
     ``L^T B^T``, ``Sigma = L L^T``; where that is singular the singular values below rounding are
-    left out, so dependent signs do no harm.
+    left out, so dependent signs do no harm. With a sensitivity ``F = K K^T``, ``K^T W`` is
+    approximated by ``K^T A X + (K^T Y) B`` in the same way.
 
     Args:
         weight: ``(d1, d2 / groups, h, w)`` or ``(d1, d2)``.
@@ -69,25 +85,36 @@ def sketch_least_squares(
         base: weight that is added, of the shape of ``weight``.
         frame: signs that the sum is multiplied by, of the shape of ``weight``.
         second_moment: ``Sigma = E[x x^T]`` of the input patches, ``(n, n)`` or ``(groups, n, n)``;
+            ``None`` is the identity. Where a direction has a conditional second moment below 1e-6
+            of the mean one, a ridge of 1e-6 of the mean is added to the diagonal.
+        sensitivity: ``F``, weight of output errors, ``(T, T)`` or its diagonal ``(T,)`` for
+            ``T = d1``; with groups ``(groups, T, T)`` or ``(groups, T)`` for ``T = d1 / groups``;
             ``None`` is the identity.
 
     Raises:
         RuntimeError: shapes that do not fit together.
         TypeError: tensors that are not floating point.
-        ValueError: NaN or infinite entries, a second moment that is none, or one together with a
-            frame (the frame is an elementwise product, so no closed form is known).
+        ValueError: NaN or infinite entries, a second moment or sensitivity that is none, or one
+            together with a frame (the frame is an elementwise product, so no closed form is known).
     """
     owner = "sketch_least_squares"
-    if frame is not None and second_moment is not None:
-        raise ValueError(
-            f"{owner}: second_moment must be None with a frame: the elementwise signs do not "
-            "commute with the norm, so there is no closed form (got both)"
-        )
+    for name, tensor in (("second_moment", second_moment), ("sensitivity", sensitivity)):
+        if frame is not None and tensor is not None:
+            raise ValueError(
+                f"{owner}: {name} must be None with a frame: the elementwise signs do not "
+                "commute with the norm, so there is no closed form (got both)"
+            )
     problem = _Problem(owner, weight, u1, u2, scale, base, frame)
-    a, b, target = problem.a, problem.b, problem.target
-    factor = None
+    factor = root = None
     if second_moment is not None:
-        factor = second_moment_factor(owner, second_moment, problem.groups, target.shape[-1])
+        second_moment = problem.grouped_moment(second_moment)
+        factor = _ridged_factors(owner, second_moment)
+    if sensitivity is not None:
+        root = problem.grouped_root(sensitivity)
+    a, target, dense = problem.a, problem.target, problem.dense
+    if root is not None:
+        a, target, dense = (weigh_outputs(root, matrix) for matrix in (a, target, dense))
+    b = problem.b
     weighted_target = target if factor is None else target @ factor
     weighted_b = b if factor is None else b @ factor
 
@@ -101,8 +128,11 @@ def sketch_least_squares(
 
     residual = weighted_target - a_basis @ (a_basis.mT @ weighted_target)
     residual -= (residual @ b_basis) @ b_basis.mT
-    dense = problem.dense if factor is None else problem.dense @ factor
-    return problem.factors(x, y, _ratio(residual, dense))
+    dense = dense if factor is None else dense @ factor
+    error = relative(float(residual.square().sum()), float(dense.square().sum()))
+    if root is not None:
+        y = restore_outputs(root, y)
+    return problem.factors(x, y, second_moment, error)
 
 
 def unbiased_sketch(
@@ -126,8 +156,7 @@ def unbiased_sketch(
     normaliser = 2 * problem.num_sketches
     x = problem.a.mT @ problem.target / normaliser
     y = problem.target @ problem.b.mT / normaliser
-    residual = problem.target - problem.a @ x - y @ problem.b
-    return problem.factors(x, y, _ratio(residual, problem.dense))
+    return problem.factors(x, y)
 
 
 class _Problem:
@@ -159,9 +188,11 @@ class _Problem:
                 f"{owner}: u1 and u2 must both have 3 dimensions, or 4 with a group axis "
                 f"(got u1.shape={tuple(u1.shape)}, u2.shape={tuple(u2.shape)})"
             )
+        self.owner = owner
         self.shape = weight.shape
         self.kernel = tuple(weight.shape[2:])
-        self.groups = u1.shape[0] if u1.dim() == 4 else 1
+        self.has_group_axis = u1.dim() == 4
+        self.groups = u1.shape[0] if self.has_group_axis else 1
         self.num_sketches, rank = u1.shape[-3:-1]
         self.rank = self.num_sketches * rank
         self.scale = 1 / (2 * self.num_sketches) if scale is None else scale
@@ -196,10 +227,52 @@ class _Problem:
         if frame is not None:
             self.target = self.target * frame.detach().double().reshape(grouped)
 
-    def factors(self, x: Tensor, y: Tensor, relative_error: float) -> SketchFactors:
+    def grouped_moment(self, second_moment: Tensor) -> Tensor:
+        """The second moment of each group, checked, ``(groups, n, n)``."""
+        size = self.target.shape[-1]
+        check_shape(
+            self.owner, "second_moment", second_moment, [(size, size), (self.groups, size, size)]
+        )
+        moment = as_moment(self.owner, "second_moment", second_moment)
+        return moment.expand(self.groups, size, size)
+
+    def grouped_root(self, sensitivity: Tensor) -> Tensor:
+        """Root of the sensitivity of each group, ``(groups, T, T)`` or ``(groups, T)``."""
+        size = self.target.shape[-2]
+        axis = (self.groups,) if self.has_group_axis else ()
+        check_shape(self.owner, "sensitivity", sensitivity, [(*axis, size, size), (*axis, size)])
+        is_diagonal = sensitivity.dim() == len(axis) + 1
+        moment = as_moment(self.owner, "sensitivity", sensitivity, is_diagonal=is_diagonal)
+        groups = moment if self.has_group_axis else moment[None]
+        return torch.stack([sensitivity_root(self.owner, group) for group in groups])
+
+    def factors(
+        self,
+        x: Tensor,
+        y: Tensor,
+        second_moment: Tensor | None = None,
+        error: float | None = None,
+    ) -> SketchFactors:
+        """What the layers hold; ``error`` is None where nothing was minimised."""
+        difference = self.target - self.a @ x - y @ self.b
+        squares = [
+            float(((matrix if second_moment is None else matrix @ second_moment) * matrix).sum())
+            for matrix in (difference, self.dense)
+        ]
+        relative_error = relative(max(0.0, squares[0]), squares[1])
         s1 = (x / self.scale).reshape(self.groups * self.rank, *self.shape[1:])
         s2 = (y / self.scale).reshape(self.shape[0], self.rank, *self.kernel)
-        return SketchFactors(s1, s2, relative_error)
+        errors = (relative_error if error is None else error,)
+        return SketchFactors(s1, s2, relative_error, errors)
+
+
+def _ridged_factors(owner: str, second_moment: Tensor) -> Tensor:
+    """Cholesky factor of the second moment of each group, ``(groups, n, n)``."""
+    factors = [
+        ridged_cholesky(owner, "second_moment", group, _SMALLEST_RIDGE)[0]
+        for group in second_moment
+    ]
+    return torch.stack(factors)
 
 
 def _basis_and_pseudo_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,12 +293,3 @@ def _basis_and_pseudo_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
     basis = (q @ u) * kept[..., None, :]
     inverse_s = torch.where(kept, s, torch.inf).reciprocal()
     return basis, (vh.mT * inverse_s[..., None, :]) @ basis.mT
-
-
-def _ratio(residual: Tensor, reference: Tensor) -> float:
-    """``|residual| / |reference|`` in the Frobenius norm; 0 when both are 0."""
-    error = float(torch.linalg.vector_norm(residual))
-    size = float(torch.linalg.vector_norm(reference))
-    if size == 0:
-        return 0.0 if error == 0 else math.inf
-    return error / size

@@ -1,0 +1,228 @@
+"""The norm in which a decomposition is fitted: how much the outputs of a layer change.
+
+With the second moment ``Sigma = E[x x^T]`` of the input patches and the sensitivity ``F`` to errors
+of the outputs, the squared norm of a change ``E (T, n)`` of the weight is ``tr(F E Sigma E^T)``.
+With ``F = K K^T`` it is the norm of ``K^T E`` for ``F = I``: wherever the factor of the outputs is
+free, the sensitivity is a change of variables.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._checks import check_finite, check_shape
+
+# Ridges, relative to the mean of the diagonal, of a matrix that should be positive definite: what
+# float64 resolves with room to spare, and what a rounded second moment may need at most.
+SMALLEST_RIDGE = 1e-10
+_LARGEST_RIDGE = 1e-2
+_ASYMMETRY = 1e-3
+_ROWS_AT_A_TIME = 1024
+
+
+class OutputNorm:
+    """A weight as a matrix, and the norm in which it is approximated, in float64.
+
+    Attributes:
+        weight: ``W (T, n)``.
+        target: ``K^T W (T, n)``, what the factors approximate before `restore`.
+        second_moment: ``Sigma (n, n)``, or None for the identity.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        weight: Tensor,
+        second_moment: Tensor | None,
+        sensitivity: Tensor | None,
+    ) -> None:
+        """Check everything.
+
+        Args:
+            owner: name of the caller, for messages.
+            weight: ``(T, ...)``.
+            second_moment: ``(n, n)`` for ``n = weight[0].numel()``, or None.
+            sensitivity: ``(T, T)``, or ``(T,)`` for a diagonal one, or None.
+
+        Raises:
+            RuntimeError: wrong shapes.
+            TypeError: tensors that are not floating point.
+            ValueError: NaN or infinite entries, a second moment or sensitivity that is not
+                symmetric, or has negative diagonal entries; a sensitivity that is not positive
+                semidefinite.
+        """
+        check_finite(owner, "weight", weight)
+        self._owner = owner
+        self.weight = weight.detach().double().flatten(1)
+        outputs, inputs = self.weight.shape
+        self.second_moment = None
+        self._without_input = False
+        if second_moment is not None:
+            check_shape(owner, "second_moment", second_moment, [(inputs, inputs)])
+            moment = as_moment(owner, "second_moment", second_moment.to(weight.device))
+            self._without_input = not moment.any()
+            self.second_moment = None if self._without_input else moment
+        self._root = None
+        if sensitivity is not None:
+            check_shape(owner, "sensitivity", sensitivity, [(outputs, outputs), (outputs,)])
+            is_diagonal = sensitivity.dim() == 1
+            sensitivity = as_moment(
+                owner, "sensitivity", sensitivity.to(weight.device), is_diagonal=is_diagonal
+            )
+            self._root = sensitivity_root(owner, sensitivity)
+        self.target = self.weigh(self.weight)
+
+    def weigh(self, matrix: Tensor) -> Tensor:
+        """``K^T matrix`` for a ``matrix (T, m)``."""
+        return matrix if self._root is None else weigh_outputs(self._root, matrix)
+
+    def restore(self, matrix: Tensor) -> Tensor:
+        """``K^-T matrix`` for a ``matrix (T, m)``, the inverse of `weigh`."""
+        return matrix if self._root is None else restore_outputs(self._root, matrix)
+
+    def times_second_moment(self, matrix: Tensor) -> Tensor:
+        """``matrix Sigma`` for a ``matrix (..., n)``."""
+        return matrix if self.second_moment is None else matrix @ self.second_moment
+
+    def square(self, matrix: Tensor) -> float:
+        """``tr(matrix Sigma matrix^T)`` for a ``matrix (..., n)``."""
+        return max(
+            0.0, float(torch.vdot(self.times_second_moment(matrix).flatten(), matrix.flatten()))
+        )
+
+    def relative_error(self, approximation: Tensor) -> float:
+        """``|(W - W~) Sigma^(1/2)| / |W Sigma^(1/2)|``, of outputs as they are, not sensitivities.
+
+        A layer without any input (``Sigma = 0``) has the error 0.
+        """
+        if self._without_input:
+            return 0.0
+        difference = self.weight - approximation.flatten(1)
+        return relative(self.square(difference), self.square(self.weight))
+
+    def add_ridge(self) -> None:
+        """Make ``Sigma`` positive definite, by the smallest ridge that does.
+
+        Raises:
+            ValueError: it is not positive semidefinite.
+        """
+        if self.second_moment is not None:
+            _, ridge = ridged_cholesky(self._owner, "second_moment", self.second_moment)
+            if ridge:
+                self.second_moment = self.second_moment.clone()
+                self.second_moment.diagonal().add_(ridge)
+
+
+def relative(square: float, reference: float) -> float:
+    """``sqrt(square / reference)``; 0 when both are 0."""
+    if reference == 0:
+        return 0.0 if square == 0 else math.inf
+    return math.sqrt(square / reference)
+
+
+def as_moment(owner: str, name: str, moment: Tensor, *, is_diagonal: bool = False) -> Tensor:
+    """``moment`` in float64, exactly symmetric.
+
+    Args:
+        owner: name of the caller, for messages.
+        name: what the caller calls it.
+        moment: positive semidefinite ``(..., n, n)``, or diagonals ``(..., n)``.
+        is_diagonal: which of them.
+
+    Raises:
+        TypeError: not floating point.
+        ValueError: NaN or infinite entries, not symmetric, negative diagonal entries.
+    """
+    check_finite(owner, name, moment)
+    moment = moment.detach().double()
+    asymmetry = 0.0 if is_diagonal else _asymmetry(moment)
+    if asymmetry > _ASYMMETRY * float(torch.linalg.vector_norm(moment)):
+        raise ValueError(f"{owner}: {name} must be symmetric (got asymmetry={asymmetry:.3g})")
+    smallest = float((moment if is_diagonal else moment.diagonal(dim1=-2, dim2=-1)).min())
+    if smallest < 0:
+        raise ValueError(
+            f"{owner}: {name} must be positive semidefinite (got {smallest:.3g} on the diagonal)"
+        )
+    return (moment + moment.mT) / 2 if asymmetry else moment
+
+
+def _asymmetry(matrix: Tensor) -> float:
+    """``|M - M^T|``, without a second matrix of that size in memory."""
+    squares = 0.0
+    for start in range(0, matrix.shape[-1], _ROWS_AT_A_TIME):
+        rows = slice(start, start + _ROWS_AT_A_TIME)
+        difference = matrix[..., rows, :] - matrix[..., :, rows].mT
+        squares += float(difference.square().sum())
+    return math.sqrt(squares)
+
+
+def ridged_cholesky(
+    owner: str, name: str, matrix: Tensor, smallest: float = SMALLEST_RIDGE
+) -> tuple[Tensor, float]:
+    """Cholesky factor of a matrix, with the smallest ridge that makes it positive definite.
+
+    Where a direction has a conditional second moment below ``smallest`` of the mean diagonal (dead
+    channels, flat image borders, fewer patches than entries), that much is added to the diagonal,
+    or the least power of ten times it with which the factorisation succeeds. A zero matrix gets
+    the identity.
+
+    Args:
+        owner: name of the caller, for messages.
+        name: what the caller calls the matrix.
+        matrix: symmetric ``(n, n)``, float64.
+        smallest: the least ridge, relative to the mean of the diagonal.
+
+    Returns:
+        Lower triangular ``(n, n)``, and the ridge that was added to the diagonal.
+
+    Raises:
+        ValueError: not positive semidefinite.
+    """
+    mean = float(matrix.diagonal().mean())
+    if mean == 0:
+        return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device), 1.0
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if not info and factor.diagonal().square().min() >= smallest * mean:
+        return factor, 0.0
+    ridge = smallest
+    while ridge <= _LARGEST_RIDGE * 1.1:
+        shifted = matrix.clone()
+        shifted.diagonal().add_(ridge * mean)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        if not info:
+            return factor, ridge * mean
+        ridge *= 10
+    raise ValueError(
+        f"{owner}: {name} must be positive semidefinite (got a matrix that is not even "
+        f"after adding {_LARGEST_RIDGE:g} of its mean diagonal)"
+    )
+
+
+def sensitivity_root(owner: str, sensitivity: Tensor) -> Tensor:
+    """``K`` with ``F = K K^T``: lower triangular ``(T, T)``, or ``(T,)`` for a diagonal ``F``.
+
+    A singular ``F`` gets a ridge that leaves its order of importance as it is.
+    """
+    if sensitivity.dim() == 2:
+        return ridged_cholesky(owner, "sensitivity", sensitivity)[0]
+    mean = sensitivity.mean()
+    if mean == 0:
+        return torch.ones_like(sensitivity)
+    return sensitivity.clamp(min=SMALLEST_RIDGE * float(mean)).sqrt()
+
+
+def weigh_outputs(root: Tensor, matrix: Tensor) -> Tensor:
+    """``K^T matrix`` for ``matrix (..., T, m)`` and a root from `sensitivity_root`, or several."""
+    is_diagonal = root.dim() < matrix.dim()
+    return root[..., None] * matrix if is_diagonal else root.mT @ matrix
+
+
+def restore_outputs(root: Tensor, matrix: Tensor) -> Tensor:
+    """``K^-T matrix``, the inverse of `weigh_outputs`."""
+    is_diagonal = root.dim() < matrix.dim()
+    if is_diagonal:
+        return matrix / root[..., None]
+    return torch.linalg.solve_triangular(root.mT, matrix, upper=True)
