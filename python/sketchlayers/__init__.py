@@ -1,6 +1,7 @@
 """Smaller neural networks by tensor sketching: SK-CONV and SK-FC layers for PyTorch.
 
-Layers: :class:`SKConv2d`, :class:`SKLinear`. Whole models: :func:`compress`, :func:`fold`,
+Layers: :class:`SKConv2d`, :class:`SKLinear`, :class:`TuckerConv2d`, :class:`CPConv2d`,
+:class:`LowRankLinear`. Whole models: :func:`compress`, :func:`fold`,
 :func:`inspect`, :func:`optimize_for_inference`, :func:`clear_cache`. Operators:
 :mod:`sketchlayers.ops`.
 
@@ -18,14 +19,17 @@ from sketchlayers._version import __version__
 if TYPE_CHECKING:
     from sketchlayers.compress import compress, fold, inspect
     from sketchlayers.inference import clear_cache, optimize_for_inference
-    from sketchlayers.nn import SKConv2d, SKLinear
+    from sketchlayers.nn import CPConv2d, LowRankLinear, SKConv2d, SKLinear, TuckerConv2d
     from sketchlayers.optim import param_groups
 
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
 # whose compiled part, or whose PyTorch, does not load.
 _PUBLIC = {
+    "CPConv2d": "sketchlayers.nn",
+    "LowRankLinear": "sketchlayers.nn",
     "SKConv2d": "sketchlayers.nn",
     "SKLinear": "sketchlayers.nn",
+    "TuckerConv2d": "sketchlayers.nn",
     "clear_cache": "sketchlayers.inference",
     "compress": "sketchlayers.compress",
     "fold": "sketchlayers.compress",
@@ -35,8 +39,11 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "CPConv2d",
+    "LowRankLinear",
     "SKConv2d",
     "SKLinear",
+    "TuckerConv2d",
     "__version__",
     "clear_cache",
     "compress",

@@ -16,17 +16,23 @@ from sketchlayers.methods._method import (
     register,
 )
 from sketchlayers.methods._rank import Candidate, Rank
+from sketchlayers.methods.cp import CP
 from sketchlayers.methods.sketch import Sketch, scale_argument
+from sketchlayers.methods.svd import SVD
+from sketchlayers.methods.tucker2 import Tucker2
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):
         import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
+    "CP",
+    "SVD",
     "Candidate",
     "Method",
     "Rank",
     "Sketch",
+    "Tucker2",
     "compressed_layers",
     "get",
     "names",

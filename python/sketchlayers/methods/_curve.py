@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from sketchlayers.methods._rank import Candidate, Rank
+from sketchlayers.nn._factored import Group, groups_of
 
 if TYPE_CHECKING:
     from sketchlayers.methods._method import Method
@@ -21,6 +23,25 @@ LISTED = 64
 _EXACT = 1e-14  # squared; below it is rounding, whose logarithm is not to be interpolated
 
 T = TypeVar("T")
+
+
+def fitted_curve(
+    method: Method, layer: nn.Module, second_moment: Tensor | None, sensitivity: Tensor | None
+) -> list[Candidate]:
+    """Candidates of the uniform family: a few are built and measured, the others interpolated."""
+    errors = {}
+    for rank in spread(method.ranks(layer)):
+        built = method.build(
+            layer,
+            rank,
+            init="fit",
+            seed=0,
+            second_moment=second_moment,
+            sensitivity=sensitivity,
+        )
+        weight = built.fold().weight  # type: ignore[operator]
+        errors[rank] = squared_error(layer, weight, second_moment, sensitivity)
+    return interpolated(method, layer, errors)
 
 
 def spread(ranks: Sequence[T], count: int = FITTED) -> list[T]:
@@ -51,6 +72,15 @@ def interpolated(method: Method, layer: nn.Module, errors: Mapping[Rank, float])
     return candidates
 
 
+def pareto(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that have less error than all with no more parameters, by increasing parameters."""
+    kept: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda one: (one.parameters, one.squared_error)):
+        if not kept or candidate.squared_error < kept[-1].squared_error:
+            kept.append(candidate)
+    return kept
+
+
 def squared_error(
     layer: nn.Module,
     weight: Tensor,
@@ -65,33 +95,57 @@ def squared_error(
         second_moment: Sigma of `Method.build`.
         sensitivity: F of `Method.build`.
     """
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     dense = layer.get_parameter("weight").detach().double()
-    change = dense - weight.detach().double()
 
-    def size(matrix: Tensor) -> float:
-        matrix = matrix.reshape(groups, len(matrix) // groups, -1)
-        image = matrix
-        if second_moment is not None:
-            image = image @ second_moment.to(matrix)
-        if sensitivity is not None:
-            image = _weighted(sensitivity.to(matrix), image)
-        return float((matrix * image).sum().clamp_min(0))
+    def size(weight: Tensor) -> float:
+        groups = groups_of("curve", weight, _groups(layer), second_moment, sensitivity)
+        return sum(_squared_size(group) for group in groups)
 
-    before, after = size(dense), size(change)
+    before, after = size(dense), size(dense - weight.detach().double())
     if before == 0:
         return 0.0 if after == 0 else math.inf
     return after / before
 
 
-def _weighted(sensitivity: Tensor, image: Tensor) -> Tensor:
-    """``F`` times ``(groups, T, n)``; F is ``(groups T,)``, ``(groups, T)`` or a matrix a group."""
-    groups, outputs, _ = image.shape
-    if sensitivity.shape in {(groups, outputs, outputs), (outputs, outputs)} and not (
-        groups > 1 and sensitivity.dim() == 2
-    ):
-        return sensitivity @ image
-    return sensitivity.reshape(groups, outputs, 1) * image
+def squared_errors(
+    layer: nn.Module,
+    second_moment: Tensor | None,
+    sensitivity: Tensor | None,
+    errors: Callable[[Group], Tensor],
+) -> Tensor:
+    """Squared relative errors of a whole layer from the relative ones of each of its groups.
+
+    Args:
+        layer: a convolution or a linear layer.
+        second_moment: Sigma of `Method.build`.
+        sensitivity: F of `Method.build`.
+        errors: relative errors of one group, in the norm of both.
+    """
+    weight = layer.get_parameter("weight").detach()
+    groups = list(groups_of("curve", weight, _groups(layer), second_moment, sensitivity))
+    if len(groups) == 1:
+        return errors(groups[0]).square()
+    sizes = [_squared_size(group) for group in groups]
+    squares = [
+        size * errors(group).square() for group, size in zip(groups, sizes, strict=True) if size
+    ]
+    return torch.stack(squares).sum(0) / sum(sizes) if squares else 0 * errors(groups[0])
+
+
+def _groups(layer: nn.Module) -> int:
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+def _squared_size(group: Group) -> float:
+    """``tr(F W Sigma W^T)``."""
+    matrix = group.weight.double().flatten(1)
+    image = matrix
+    if group.second_moment is not None:
+        image = image @ group.second_moment.double()
+    if group.sensitivity is not None:
+        weights = group.sensitivity.double()
+        image = weights @ image if weights.dim() == 2 else weights[:, None] * image
+    return max(0.0, float((matrix * image).sum()))
 
 
 def _thinned(ranks: Sequence[Rank], fitted: Mapping[Rank, float]) -> list[Rank]:

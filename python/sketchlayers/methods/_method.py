@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
-from sketchlayers.methods._curve import interpolated, spread, squared_error
+from sketchlayers.methods._curve import fitted_curve
 from sketchlayers.methods._rank import Candidate, Rank
 
 Init = Literal["fit", "random"]
@@ -96,19 +96,7 @@ class Method(ABC):
             second_moment: as for `build`.
             sensitivity: as for `build`.
         """
-        errors = {}
-        for rank in spread(self.ranks(layer)):
-            built = self.build(
-                layer,
-                rank,
-                init="fit",
-                seed=0,
-                second_moment=second_moment,
-                sensitivity=sensitivity,
-            )
-            weight = built.fold().weight  # type: ignore[operator]
-            errors[rank] = squared_error(layer, weight, second_moment, sensitivity)
-        return interpolated(self, layer, errors)
+        return fitted_curve(self, layer, second_moment, sensitivity)
 
     def options(self) -> dict[str, Any]:
         """The options by name, as given."""

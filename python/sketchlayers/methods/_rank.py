@@ -33,3 +33,14 @@ def rank_text(rank: Rank) -> str:
     if isinstance(rank, int):
         return str(rank)
     return "x".join("-" if size is None else str(size) for size in rank)
+
+
+def one_number(owner: str, rank: Rank) -> int:
+    """The rank of a method whose ranks are whole numbers.
+
+    Raises:
+        TypeError: the rank is a tuple.
+    """
+    if not isinstance(rank, int):
+        raise TypeError(f"{owner}: rank must be an int (got rank={rank!r})")
+    return rank

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers.methods._method import Init, Method, register
-from sketchlayers.methods._rank import Rank
+from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._checks import one_of, whole_number
 from sketchlayers.nn._geometry import Geometry
@@ -87,7 +87,7 @@ class Sketch(Method):
             in_channels,
             out_channels,
             kernel,
-            rank=_number(rank),
+            rank=one_number("Sketch", rank),
             num_sketches=self.num_sketches,
             bias=layer.bias is not None,
         )
@@ -115,13 +115,12 @@ class Sketch(Method):
         sensitivity: Tensor | None = None,
     ) -> nn.Module:
         """See `Method.build`."""
-        if sensitivity is not None:
-            raise ValueError("Sketch: sensitivity must be None (got a tensor)")
         arguments = {
             **self._arguments(rank),
             "seed": seed,
             "init": init,
             "second_moment": second_moment,
+            "sensitivity": sensitivity,
         }
         if isinstance(layer, nn.Conv2d):
             return SKConv2d.from_conv(layer, mixing=self.mixing, **arguments)
@@ -134,18 +133,12 @@ class Sketch(Method):
     def _arguments(self, rank: Rank) -> dict[str, Any]:
         """Arguments that both layers have."""
         return {
-            "rank": _number(rank),
+            "rank": one_number("Sketch", rank),
             "num_sketches": self.num_sketches,
             "scale": self.scale,
             "base": self.base,
             "frame": self.frame,
         }
-
-
-def _number(rank: Rank) -> int:
-    if isinstance(rank, tuple):
-        raise TypeError(f"Sketch: rank must be an int (got rank={rank!r})")
-    return rank
 
 
 def _sizes(layer: nn.Module) -> Sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from collections.abc import Sequence
@@ -60,6 +61,20 @@ def checked_rate(owner: str, rate: float) -> float:
     if not 0 < rate <= 1:
         raise ValueError(f"{owner}: rate must be in (0, 1] (got rate={rate})")
     return float(rate)
+
+
+def number_above(owner: str, name: str, value: float, bound: float) -> float:
+    """``value`` as a finite float above ``bound``.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite, or not above ``bound``.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{owner}: {name} must be a number (got {name}={value!r})")
+    if not bound < value < math.inf:
+        raise ValueError(f"{owner}: {name} must be finite and above {bound} (got {name}={value})")
+    return float(value)
 
 
 def refuse_other_layers(owner: str, dense: nn.Module, dense_class: type[nn.Module]) -> None:

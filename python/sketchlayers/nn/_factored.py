@@ -148,11 +148,11 @@ class FactoredLayer(nn.Module):
         """
         owner = cls.__name__
         one_of(owner, "init", init, ("fit", "random"))
-        if init == "random" and any(weight is not None for weight in norm):
-            raise ValueError(
-                f"{owner}: second_moment and sensitivity must be None unless init is 'fit' "
-                f"(got init={init!r})"
-            )
+        for name, tensor in zip(("second_moment", "sensitivity"), norm, strict=True):
+            if tensor is not None and init != "fit":
+                raise ValueError(
+                    f"{owner}: {name} must be None unless init is 'fit' (got init={init!r})"
+                )
         weight = dense.weight.detach()
         layer = skip_init(
             cls, **arguments, bias=dense.bias is not None, device=weight.device, dtype=weight.dtype

@@ -19,6 +19,7 @@ from sketchlayers.ops import Mixing, Path
 
 from ._cache import WeightCache
 from ._checks import checked_rate, one_of, whole_number
+from ._factored import sensitivity_by_group
 from ._geometry import memory_format
 from ._sizes import rank_for_rate, sketch_rate
 
@@ -347,14 +348,16 @@ class SketchLayer(WeightCache):
         arguments: dict[str, Any],
         init: Init,
         second_moment: Tensor | None,
+        sensitivity: Tensor | None,
     ) -> Self:
         """A layer in place of ``dense``; ``arguments`` are those of the constructor."""
         owner = cls.__name__
         one_of(owner, "init", init, ("fit", "unbiased", "random"))
-        if second_moment is not None and init != "fit":
-            raise ValueError(
-                f"{owner}: second_moment must be None unless init is 'fit' (got init={init!r})"
-            )
+        for name, tensor in (("second_moment", second_moment), ("sensitivity", sensitivity)):
+            if tensor is not None and init != "fit":
+                raise ValueError(
+                    f"{owner}: {name} must be None unless init is 'fit' (got init={init!r})"
+                )
         weight = dense.weight.detach()
         layer = skip_init(
             cls, **arguments, bias=dense.bias is not None, device=weight.device, dtype=weight.dtype
@@ -364,7 +367,7 @@ class SketchLayer(WeightCache):
             layer.reset_parameters()
         elif not weight.is_meta:  # without values there is nothing to fit
             check_finite(owner, f"weight of {type(dense).__name__}", weight)
-            layer._take(layer._factors(weight, init, second_moment))
+            layer._take(layer._factors(weight, init, second_moment, sensitivity))
         if layer.bias is not None and dense.bias is not None:
             layer.bias.detach().copy_(dense.bias.detach())
             layer.bias.requires_grad_(dense.bias.requires_grad)
@@ -372,7 +375,18 @@ class SketchLayer(WeightCache):
         layer.s2.requires_grad_(dense.weight.requires_grad)
         return layer.train(dense.training)
 
-    def _factors(self, weight: Tensor, init: Init, second_moment: Tensor | None) -> SketchFactors:
+    def _factors(
+        self,
+        weight: Tensor,
+        init: Init,
+        second_moment: Tensor | None,
+        sensitivity: Tensor | None,
+    ) -> SketchFactors:
+        if sensitivity is not None:
+            sensitivity = sensitivity_by_group(
+                type(self).__name__, sensitivity, self._groups, self._group_outputs
+            ).to(weight.device)
+            sensitivity = sensitivity if self._groups > 1 else sensitivity[0]
         u1, u2 = self.sketch_matrices(dtype=torch.float64)
         base, frame = self._unpack(self.base_signs), self._unpack(self.frame_signs)
         if base is not None:
@@ -387,6 +401,7 @@ class SketchLayer(WeightCache):
             base=base,
             frame=frame,
             second_moment=None if second_moment is None else second_moment.to(weight.device),
+            sensitivity=sensitivity,
         )
 
     def _unpack(self, signs: Tensor | None) -> Tensor | None:

@@ -191,6 +191,7 @@ class SKConv2d(SketchLayer):
         seed: int | None = None,
         init: Init = "fit",
         second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
     ) -> Self:
         """A sketched layer in place of ``conv``, which is left as it is.
 
@@ -213,12 +214,14 @@ class SKConv2d(SketchLayer):
                 of it, of use only with training afterwards, ``"random"`` those of a new layer.
             second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
                 ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
+            sensitivity: weight of the output's errors, ``(d1,)``, or a matrix for each group
+                ``(groups, T, T)`` with ``T = d1 / groups``, ``(T, T)`` for one.
 
         Raises:
-            RuntimeError: a second moment of another shape.
+            RuntimeError: a second moment or a sensitivity of another shape.
             TypeError: not a convolution of this kind.
-            ValueError: NaN or infinite weights or moments, a second moment together with a frame or
-                without a fit, or arguments that the class refuses.
+            ValueError: NaN or infinite weights or moments, moments together with a frame or without
+                a fit, or arguments that the class refuses.
         """
         refuse_other_layers(cls.__name__, conv, nn.Conv2d)
         arguments = Geometry.of(conv).arguments() | {
@@ -231,7 +234,7 @@ class SKConv2d(SketchLayer):
             "frame": frame,
             "seed": seed,
         }
-        return cls._from_dense(conv, arguments, init, second_moment)
+        return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
 
     def fold(self) -> nn.Conv2d:
         """The plain convolution with this layer's weight, of the same device, type and format."""

@@ -91,9 +91,12 @@ class CPConv2d(FactoredConv2d):
         self.rank = resolved_rank(owner, geometry, bias, rank, rate)
         parts = cp_parts(geometry, self.rank)
         make = partial(convolution, device=device, dtype=dtype)
+        # Absent parts are modules too, so that no other code takes them for attributes of a user.
+        self.rows: nn.Conv2d | None
+        self.columns: nn.Conv2d | None
         self.input = make(parts.input, bias=False)
-        self.rows = parts.rows and make(parts.rows, bias=False)
-        self.columns = parts.columns and make(parts.columns, bias=False)
+        self.add_module("rows", parts.rows and make(parts.rows, bias=False))
+        self.add_module("columns", parts.columns and make(parts.columns, bias=False))
         self.output = make(parts.output, bias=bias)
         self.reset_parameters()
 

@@ -125,6 +125,7 @@ class SKLinear(SketchLayer):
         seed: int | None = None,
         init: Init = "fit",
         second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
     ) -> Self:
         """A sketched layer in place of ``linear``, which is left as it is.
 
@@ -146,12 +147,13 @@ class SKLinear(SketchLayer):
                 of it, of use only with training afterwards, ``"random"`` those of a new layer.
             second_moment: ``E[x x^T]`` of the inputs, ``(d2, d2)``: the fit is in the norm of the
                 output's change.
+            sensitivity: weight of the output's errors, ``(d1,)`` or ``(d1, d1)``.
 
         Raises:
-            RuntimeError: a second moment of another shape.
+            RuntimeError: a second moment or a sensitivity of another shape.
             TypeError: not a fully connected layer of this kind.
-            ValueError: NaN or infinite weights or moments, a second moment together with a frame or
-                without a fit, or arguments that the class refuses.
+            ValueError: NaN or infinite weights or moments, moments together with a frame or without
+                a fit, or arguments that the class refuses.
         """
         refuse_other_layers(cls.__name__, linear, nn.Linear)
         arguments = {
@@ -165,7 +167,7 @@ class SKLinear(SketchLayer):
             "frame": frame,
             "seed": seed,
         }
-        return cls._from_dense(linear, arguments, init, second_moment)
+        return cls._from_dense(linear, arguments, init, second_moment, sensitivity)
 
     def fold(self) -> nn.Linear:
         """The plain layer with this layer's weight, of the same device and type."""

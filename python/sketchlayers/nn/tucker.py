@@ -93,9 +93,12 @@ class TuckerConv2d(FactoredConv2d):
         self.ranks = resolved_ranks(owner, geometry, bias, ranks, rate)
         parts = tucker_parts(geometry, self.ranks)
         make = partial(convolution, device=device, dtype=dtype)
-        self.input = parts.input and make(parts.input, bias=False)
+        # Absent parts are modules too, so that no other code takes them for attributes of a user.
+        self.input: nn.Conv2d | None
+        self.output: nn.Conv2d | None
+        self.add_module("input", parts.input and make(parts.input, bias=False))
         self.core = make(parts.core, bias=bias and parts.output is None)
-        self.output = parts.output and make(parts.output, bias=bias)
+        self.add_module("output", parts.output and make(parts.output, bias=bias))
         self.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -262,6 +265,16 @@ def resolved_ranks(
             rate,
             geometry.weights + kept,
         )
+    return checked_ranks(owner, geometry, ranks)
+
+
+def checked_ranks(owner: str, geometry: Geometry, ranks: object) -> Ranks:
+    """``(RS, RT)``, possible for a layer of this geometry.
+
+    Raises:
+        TypeError: anything else than two of int or None.
+        ValueError: out of range, or None twice.
+    """
     if not isinstance(ranks, Sequence) or isinstance(ranks, str) or len(ranks) != 2:
         raise TypeError(
             f"{owner}: ranks must be two of int or None, for inputs and outputs (got {ranks!r})"
