@@ -111,7 +111,7 @@ at::Tensor pack_factors(ChannelConvParams& params, ChannelFactorsParams factors,
   params.first_words = sizes.first_words;
   params.second_words = sizes.second_words;
   constexpr int64_t kThreads = 256;
-  const dim3 grid(static_cast<unsigned int>(cuda::ceil_divide(sizes.items(), kThreads)),
+  const dim3 grid(static_cast<unsigned int>(ceil_divide(sizes.items(), kThreads)),
                   static_cast<unsigned int>(groups));
   cuda::pack_channel_factors_kernel<Traits>
       <<<grid, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(factors, sizes.items());
@@ -143,7 +143,7 @@ bool launch(const ChannelConvProblem& problem) {
 
 template <typename T>
 bool launch_for_rank(const ChannelConvProblem& problem) {
-  switch (cuda::ceil_divide(problem.factors.rank, 16)) {
+  switch (ceil_divide(problem.factors.rank, 16)) {
     case 1:
       return launch<typename cuda::ChannelConvChoice<T, 1>::Traits>(problem);
     case 2:
