@@ -121,6 +121,24 @@ def test_a_compressed_file_can_be_compressed_again(
         assert torch.equal(state[f"features.{name}"], value)
 
 
+@pytest.mark.parametrize("method", ["tucker2", "svd", "cp"])
+def test_files_hold_every_kind_of_rank(
+    method: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compress("--method", method, "--out", "small.pt", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    contents = torch.load("small.pt", weights_only=True)
+    assert contents["report"] == printed and printed["method"] == method
+    ranks = [row["rank"] for row in printed["layers"] if row["method"]]
+    assert all(isinstance(rank, list if method == "tucker2" else int) for rank in ranks)
+    model = open_compressed("small.pt")
+    assert sum(p.numel() for p in model.parameters()) == printed["parameters_after"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, contents["state_dict"][name])
+    assert main(["inspect", "small.pt", "--method", method]) == 0
+    assert "already compressed" in capsys.readouterr().out
+
+
 def test_damaged_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compress("--out", "small.pt") == 0
     capsys.readouterr()

@@ -12,6 +12,7 @@ from torch import nn
 import sketchlayers
 from sketchlayers.compress import Inspection, Report
 from sketchlayers.compress._table import quantity, shorten
+from sketchlayers.methods._rank import rank_text
 
 from .networks import Small, images, random_init
 
@@ -156,6 +157,30 @@ def test_inspection_adds_up() -> None:
             model.get_submodule(row.name), row.largest_rank
         )
         assert row.smallest_parameters <= largest < row.parameters
+
+
+def test_ranks_of_two_sides() -> None:
+    assert [rank_text(rank) for rank in (12, (16, 24), (None, 8), (8, None))] == [
+        "12", "16x24", "-x8", "8x-"
+    ]  # fmt: skip
+    model = Small()
+    model.pixels = nn.Conv2d(16, 16, 1)
+    report = random_init(
+        model, {"body.0": 0.5, "pixels": 0.5, "head": 0.5}, method="tucker2"
+    ).report
+    rows = {row.name: row for row in report.replaced}
+    first, second = rows["body.0"].rank
+    assert rows["pixels"].rank == (None, 4) and isinstance(rows["head"].rank, int)
+    lines = {line.split()[0]: line.split() for line in str(report).splitlines() if line}
+    assert lines["body.0"][3] == f"{first}x{second}" and lines["pixels"][3] == "-x4"
+    data = json.loads(report.to_json())
+    assert data == report.to_dict()
+    assert {row["name"]: row["rank"] for row in data["layers"]}["pixels"] == [None, 4]
+    inspection = sketchlayers.inspect(model, method="tucker2")
+    lines = {line.split()[0]: line for line in str(inspection).splitlines() if line}
+    assert " 1x1 to 1" in lines["body.0"] and " -x1 to -x7 " in lines["pixels"]
+    assert " 1-17 " in lines["head"]
+    assert json.loads(inspection.to_json()) == inspection.to_dict()
 
 
 def test_quantities() -> None:
