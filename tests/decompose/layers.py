@@ -53,7 +53,9 @@ class Layer:
 
 def minimum(error, start, steps=200):
     """Parameters that minimise ``error(*parameters)``, by L-BFGS from ``start``, and the error."""
-    parameters = [tensor.clone().requires_grad_() for tensor in start]
+    parameters = [
+        tensor.clone(memory_format=torch.contiguous_format).requires_grad_() for tensor in start
+    ]
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=steps,

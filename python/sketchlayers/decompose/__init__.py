@@ -2,12 +2,16 @@
 
 from .sketch import SketchFactors, sketch_least_squares, unbiased_sketch
 from .svd import LowRankFactors, svd, svd_errors
+from .tucker import TuckerFactors, tucker2, tucker2_errors
 
 __all__ = [
     "LowRankFactors",
     "SketchFactors",
+    "TuckerFactors",
     "sketch_least_squares",
     "svd",
     "svd_errors",
+    "tucker2",
+    "tucker2_errors",
     "unbiased_sketch",
 ]

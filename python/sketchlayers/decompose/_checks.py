@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -61,3 +63,13 @@ def check_count(owner: str, name: str, value: object, largest: int | None = None
     if value < 1 or (largest is not None and value > largest):
         bounds = "at least 1" if largest is None else f"from 1 to {largest}"
         raise ValueError(f"{owner}: {name} must be {bounds} (got {name}={value})")
+
+
+def check_tolerance(owner: str, tolerance: float) -> None:
+    """Refuse a tolerance that is negative, infinite or NaN.
+
+    Raises:
+        ValueError: it is so.
+    """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"{owner}: tolerance must be at least 0 (got tolerance={tolerance})")

@@ -103,17 +103,20 @@ class OutputNorm:
         difference = self.weight - approximation.flatten(1)
         return relative(self.square(difference), self.square(self.weight))
 
-    def add_ridge(self) -> None:
-        """Make ``Sigma`` positive definite, by the smallest ridge that does.
+    def ridged_second_moment(self) -> Tensor:
+        """``Sigma (n, n)`` with the smallest ridge that makes it positive definite.
 
         Raises:
             ValueError: it is not positive semidefinite.
         """
-        if self.second_moment is not None:
-            _, ridge = ridged_cholesky(self._owner, "second_moment", self.second_moment)
-            if ridge:
-                self.second_moment = self.second_moment.clone()
-                self.second_moment.diagonal().add_(ridge)
+        if self.second_moment is None:
+            return torch.eye(self.weight.shape[1]).to(self.weight)
+        _, ridge = ridged_cholesky(self._owner, "second_moment", self.second_moment)
+        if not ridge:
+            return self.second_moment
+        moment = self.second_moment.clone()
+        moment.diagonal().add_(ridge)
+        return moment
 
 
 def relative(square: float, reference: float) -> float:

@@ -15,7 +15,6 @@ from torch import Tensor
 from ._checks import check_count, check_dimensions
 from ._norm import OutputNorm, relative
 
-_OWNER = "svd"
 # Relative to the largest eigenvalue; beyond the rounding of second moments summed in float32.
 _NEGATIVE = 1e-4
 
@@ -62,19 +61,10 @@ def svd(
         ValueError: rank out of bounds, NaN or infinite entries, a second moment or sensitivity
             that is not symmetric positive semidefinite.
     """
-    check_dimensions(_OWNER, weight, (2, 4))
-    check_count(_OWNER, "rank", rank, min(weight.shape[0], weight[0].numel()))
-    norm = OutputNorm(_OWNER, weight, second_moment, sensitivity)
-    _, vectors = spectrum(_OWNER, norm)
-    leading = vectors[:, :rank]
-    left, right = norm.restore(leading), leading.mT @ norm.target
-    change = norm.target - leading @ right
-    return LowRankFactors(
-        left,
-        right.reshape(rank, *weight.shape[1:]),
-        norm.relative_error(left @ right),
-        (relative(norm.square(change), norm.square(norm.target)),),
-    )
+    check_dimensions("svd", weight, (2, 4))
+    check_count("svd", "rank", rank, min(weight.shape[0], weight[0].numel()))
+    norm = OutputNorm("svd", weight, second_moment, sensitivity)
+    return truncated("svd", norm, weight.shape, rank)
 
 
 def svd_errors(
@@ -100,6 +90,19 @@ def svd_errors(
     check_dimensions("svd_errors", weight, (2, 4))
     values, _ = spectrum("svd_errors", OutputNorm("svd_errors", weight, second_moment, sensitivity))
     return tail_errors(values)
+
+
+def truncated(owner: str, norm: OutputNorm, shape: torch.Size, rank: int) -> LowRankFactors:
+    """`svd` for arguments that have been checked; ``shape`` is the weight's."""
+    leading = spectrum(owner, norm)[1][:, :rank].contiguous()
+    left, right = norm.restore(leading), leading.mT @ norm.target
+    change = norm.target - leading @ right
+    return LowRankFactors(
+        left,
+        right.reshape(rank, *shape[1:]),
+        norm.relative_error(left @ right),
+        (relative(norm.square(change), norm.square(norm.target)),),
+    )
 
 
 def spectrum(owner: str, norm: OutputNorm) -> tuple[Tensor, Tensor]:

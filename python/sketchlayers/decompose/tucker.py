@@ -1,0 +1,345 @@
+"""Tucker-2 factors of a convolution's weight, in the norm of its outputs.
+
+    W~[t, s, p] = sum_ab output_factor[t, a] core[a, b, p] input_factor[b, s],
+
+``p`` over the kernel's positions: a 1x1 convolution, one with the small core, and another 1x1 one.
+In the norm of a second moment (Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, NeurIPS 2025, arXiv
+2511.04494).
+
+For a given input factor, the output factor and the core together have a closed form, reduced-rank
+regression (Izenman, J. Multivariate Anal. 1975): with ``B = input_factor (x) I`` the error is that
+of the orthogonal projection on the range of ``Sigma^(1/2) B^T`` and of a truncated SVD in it. So
+the error is a function of the input factor alone, and that is minimised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import (
+    check_count,
+    check_dimensions,
+    check_finite,
+    check_shape,
+    check_tolerance,
+)
+from ._lbfgs import minimise
+from ._norm import OutputNorm
+from .svd import descending_eigh, spectrum, tail_errors, truncated
+
+# Of the preconditioner alone, relative to the mean of the diagonal: a matter of speed.
+_PRECONDITIONER_RIDGE = 1e-6
+_MODES = ("input", "output")
+
+
+class TuckerFactors(NamedTuple):
+    """``W~[t, s, i, j] = sum_ab output_factor[t, a] core[a, b, i, j] input_factor[b, s]``, float64.
+
+    Attributes:
+        input_factor: ``(RS, S)``, orthonormal rows; None when the input mode keeps its size.
+        core: ``(RT, RS, h, w)``, with ``T`` and ``S`` for the modes that keep their sizes.
+        output_factor: ``(T, RT)``, orthonormal columns without sensitivity; None when the output
+            mode keeps its size.
+        relative_error: ``|W - W~| / |W|`` in the norm of the second moment: the relative change of
+            the layer's output on the calibration data.
+        errors: one entry a sweep, never rising: the relative error in the norm that is minimised
+            (ridge and sensitivity in it).
+    """
+
+    input_factor: Tensor | None
+    core: Tensor
+    output_factor: Tensor | None
+    relative_error: float
+    errors: tuple[float, ...]
+
+
+def tucker2(
+    weight: Tensor,
+    ranks: tuple[int | None, int | None],
+    *,
+    second_moment: Tensor | None = None,
+    sensitivity: Tensor | None = None,
+    start: Tensor | None = None,
+    max_sweeps: int = 100,
+    tolerance: float = 1e-6,
+) -> TuckerFactors:
+    """Tucker-2 factors near ``weight``: ``tr(F (W - W~) Sigma (W - W~)^T)`` is minimised.
+
+    The input factor starts at the optimum for a ``Sigma`` that is a Kronecker product of channels
+    and kernel positions. Every sweep solves for output factor and core exactly and moves the input
+    factor by a quasi-Newton step. It is a local optimum; with an input rank of None, ``S`` or for a
+    1x1 kernel it is the global one.
+
+    Args:
+        weight: ``(T, S, h, w)``.
+        ranks: ``(RS, RT)``, from 1 to ``S`` and ``T``; None keeps that mode's size, without factor.
+        second_moment: ``Sigma = E[x x^T]`` of the input patches ``(n, n)``, ``n = S h w``; None is
+            the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
+        sensitivity: ``F``, weight of output errors, ``(T, T)`` or its diagonal ``(T,)``; None is
+            the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
+        start: input factor to begin with, ``(RS, S)``.
+        max_sweeps: the most sweeps.
+        tolerance: stop when a sweep lowers the error by less than this part of it.
+
+    Raises:
+        RuntimeError: shapes that do not fit together.
+        TypeError: tensors that are not floating point, ranks that are no whole numbers.
+        ValueError: ranks out of bounds, NaN or infinite entries, a second moment or sensitivity
+            that is not symmetric positive semidefinite.
+    """
+    owner = "tucker2"
+    check_dimensions(owner, weight, (4,))
+    input_rank, output_rank = _checked_ranks(owner, weight, ranks)
+    check_count(owner, "max_sweeps", max_sweeps)
+    check_tolerance(owner, tolerance)
+    channels = weight.shape[1]
+    if start is not None:
+        check_shape(owner, "start", start, [(input_rank or channels, channels)])
+        check_finite(owner, "start", start)
+    norm = OutputNorm(owner, weight, second_moment, sensitivity)
+    if input_rank is None or input_rank == channels:
+        return _with_every_channel(owner, norm, weight, input_rank, output_rank)
+
+    problem = _Problem(norm, weight)
+    if start is None:
+        basis = None if output_rank is None else spectrum(owner, norm)[1][:, :output_rank]
+        first = problem.start(basis, input_rank)
+    else:
+        first = start.detach().to(norm.weight).mT
+    point, errors = minimise(
+        lambda factor: _Point(problem, factor, output_rank),
+        torch.linalg.qr(first)[0],
+        max_sweeps=max_sweeps,
+        tolerance=tolerance,
+    )
+    return point.factors(errors)
+
+
+def tucker2_errors(
+    weight: Tensor,
+    input_ranks: Sequence[int | None],
+    *,
+    second_moment: Tensor | None = None,
+    sensitivity: Tensor | None = None,
+    sweeps: int = 2,
+) -> Tensor:
+    """Relative error of `tucker2` for some input ranks and every output rank, nearly.
+
+    For a given input factor one SVD tells the error at every output rank, so only input factors are
+    fitted, in a few sweeps. The errors are thus upper bounds, in the norm that is minimised.
+
+    Args:
+        weight, second_moment, sensitivity: as for `tucker2`.
+        input_ranks: from 1 to ``S``, or None for no input factor.
+        sweeps: for each input factor, the start included.
+
+    Returns:
+        ``(len(input_ranks), T + 1)``, float64: the error for each input rank at the output ranks
+        0 (no output: 1), 1, ..., ``T`` (the same as None).
+
+    Raises:
+        RuntimeError, TypeError, ValueError: as for `tucker2`.
+    """
+    owner = "tucker2_errors"
+    check_dimensions(owner, weight, (4,))
+    for rank in input_ranks:
+        _checked_ranks(owner, weight, (rank, None))
+    check_count(owner, "sweeps", sweeps)
+    norm = OutputNorm(owner, weight, second_moment, sensitivity)
+    outputs, channels = weight.shape[:2]
+    values, _ = spectrum(owner, norm)
+    all_channels = torch.nn.functional.pad(tail_errors(values), (0, outputs - len(values)))
+    if all(rank in (None, channels) for rank in input_ranks):
+        return all_channels.repeat(len(input_ranks), 1)
+    problem = _Problem(norm, weight)
+    errors = []
+    for rank in input_ranks:
+        if rank is None or rank == channels:
+            errors.append(all_channels)
+            continue
+        point, _ = minimise(
+            problem.with_every_output,
+            torch.linalg.qr(problem.start(None, rank))[0],
+            max_sweeps=sweeps,
+            tolerance=0.0,
+        )
+        errors.append(point.errors())
+    return torch.stack(errors)
+
+
+def _checked_ranks(
+    owner: str, weight: Tensor, ranks: tuple[int | None, int | None]
+) -> tuple[int | None, int | None]:
+    if not isinstance(ranks, tuple | list) or len(ranks) != 2:
+        raise TypeError(f"{owner}: ranks must be a pair (input rank, output rank) (got {ranks!r})")
+    for name, rank, size in zip(_MODES, ranks, weight.shape[1::-1], strict=True):
+        if rank is not None:
+            check_count(owner, f"{name} rank", rank, size)
+    return ranks[0], ranks[1]
+
+
+def _with_every_channel(
+    owner: str,
+    norm: OutputNorm,
+    weight: Tensor,
+    input_rank: int | None,
+    output_rank: int | None,
+) -> TuckerFactors:
+    """Nothing to approximate, or one SVD."""
+    input_factor = None if input_rank is None else torch.eye(input_rank).to(norm.weight)
+    if output_rank is None:
+        core = norm.weight.reshape(weight.shape).clone()
+        return TuckerFactors(input_factor, core, None, 0.0, (0.0,))
+    left, right, relative_error, errors = truncated(owner, norm, weight.shape, output_rank)
+    return TuckerFactors(input_factor, right, left, relative_error, errors)
+
+
+class _Problem:
+    """A weight and its norm, with what does not depend on the input factor.
+
+    The second moment is near ``channel_moment (x) position_moment``, which serves for a start and
+    as preconditioner.
+
+    Positions ``p`` come before channels here, so that products along channels are single GEMMs.
+
+    Attributes:
+        norm: what is minimised, but for the ridge.
+        shape: of the weight.
+        second_moment: ``Sigma`` with its ridge, ``(p, S, p S)``.
+        weighed: ``K^T W Sigma (T, p, S)``.
+        square: ``|K^T W Sigma^(1/2)|^2``.
+        channel_moment: ``sum_p Sigma_pp (S, S)``.
+        position_moment: traces of the ``Sigma_pp'`` relative to the trace of ``Sigma``, ``(p, p)``.
+    """
+
+    def __init__(self, norm: OutputNorm, weight: Tensor) -> None:
+        self.norm, self.shape = norm, weight.shape
+        outputs, channels, *kernel = weight.shape
+        positions = math.prod(kernel)
+        blocks = norm.ridged_second_moment().reshape(channels, positions, channels, positions)
+        blocks = blocks.permute(1, 0, 3, 2).contiguous()
+        self.second_moment = blocks.flatten(2)
+        self.target = norm.target.reshape(outputs, channels, positions).mT.contiguous()
+        self.weighed = (self.target.flatten(1) @ blocks.flatten(2).flatten(0, 1)).reshape(
+            self.target.shape
+        )
+        self.square = float((self.weighed * self.target).sum())
+        self.channel_moment = blocks.diagonal(dim1=0, dim2=2).sum(-1)
+        traces = blocks.diagonal(dim1=1, dim2=3).sum(-1)
+        self.position_moment = traces / traces.trace()
+
+    def with_every_output(self, input_factor: Tensor) -> _Point:
+        return _Point(self, input_factor, None)
+
+    @cached_property
+    def channel_factor(self) -> Tensor:
+        """Cholesky factor of the channel moment."""
+        return _preconditioner_factor(self.channel_moment)
+
+    def start(self, basis: Tensor | None, rank: int) -> Tensor:
+        """Input factor ``(S, rank)`` of the HOSVD of ``basis^T K^T W``, were ``Sigma`` separable.
+
+        ``basis (T, m)`` has orthonormal columns; None is the identity.
+        """
+        values, vectors = torch.linalg.eigh(self.channel_moment)
+        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+        rows = self.target
+        if basis is not None:
+            rows = torch.tensordot(basis, rows, ([0], [0]))
+        gram = torch.einsum("tps,tpu->su", rows, self.position_moment @ rows)
+        _, leading = descending_eigh(root @ gram @ root)
+        return gram @ root @ leading[:, :rank]  # spans what root^-1 @ leading does
+
+
+def _preconditioner_factor(moment: Tensor) -> Tensor:
+    """Cholesky factor of a positive semidefinite matrix with a ridge."""
+    mean = float(moment.diagonal().mean())
+    ridge = _PRECONDITIONER_RIDGE * mean if mean > 0 else 1.0
+    return torch.linalg.cholesky(moment + ridge * torch.eye(len(moment)).to(moment))
+
+
+class _Point:
+    """The best output factor and core for one input factor, with ``B = I (x) input_factor^T``.
+
+    Attributes:
+        square: squared relative error; infinite where the input factor has dependent columns.
+        leading: ``(T, RT)`` orthonormal, or None.
+        core: ``(RT, p RS)``.
+    """
+
+    def __init__(self, problem: _Problem, input_factor: Tensor, output_rank: int | None) -> None:
+        self._problem, self._input_factor = problem, input_factor
+        outputs, positions, channels = problem.weighed.shape
+        size = positions * input_factor.shape[1]
+        self._rows = (input_factor.mT @ problem.second_moment).reshape(size, -1)  # B Sigma
+        gram = (self._rows.reshape(-1, channels) @ input_factor).reshape(size, size)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if info:
+            self.square = math.inf
+            return
+        weighed = (problem.weighed @ input_factor).reshape(outputs, size)
+        projected = torch.linalg.solve_triangular(factor, weighed.mT, upper=False)
+        self.leading = None
+        if output_rank is not None:
+            _, vectors = descending_eigh(projected.mT @ projected)
+            self.leading = vectors[:, :output_rank].contiguous()
+            projected = projected @ self.leading
+        self._projected = projected
+        captured = float(projected.square().sum())
+        self.core = torch.linalg.solve_triangular(factor.mT, projected, upper=True).mT
+        self.square = max(0.0, 1 - captured / problem.square) if problem.square else 0.0
+
+    def gradient(self) -> Tensor:
+        """By the input factor, ``(S, RS)``."""
+        problem = self._problem
+        weighed = problem.weighed.flatten(1)
+        if self.leading is not None:
+            weighed = self.leading.mT @ weighed
+        residual = (weighed - self.core @ self._rows).reshape(-1, problem.weighed.shape[2])
+        core = self.core.reshape(len(residual), -1)
+        return (residual.mT @ core) * (-2 / problem.square)
+
+    def precondition(self, vector: Tensor) -> Tensor:
+        """Inverse Hessian for a fixed core, were ``Sigma`` separable, times ``vector (S, RS)``."""
+        vector = torch.cholesky_solve(vector, self._problem.channel_factor)
+        return torch.cholesky_solve(vector.mT, self._core_factor).mT
+
+    @cached_property
+    def _core_factor(self) -> Tensor:
+        problem = self._problem
+        core = self.core.unflatten(1, (len(problem.position_moment), -1))
+        moment = torch.einsum("apb,apc->bc", core, problem.position_moment @ core)
+        return _preconditioner_factor(moment * (2 / problem.square))
+
+    def errors(self) -> Tensor:
+        """Relative errors at the output ranks 0, 1, ..., ``T``, with every output in this one."""
+        gram = self._projected.mT @ self._projected
+        captured = torch.linalg.eigvalsh(gram).clamp(min=0).flip(0).cumsum(0)
+        square = self._problem.square
+        lost = 1 - captured / square if square else torch.zeros_like(captured)
+        first = lost.new_full((1,), 1.0 if square else 0.0)
+        return torch.cat([first, lost.clamp(min=0)]).sqrt()
+
+    def factors(self, errors: tuple[float, ...]) -> TuckerFactors:
+        """With an orthonormal input factor, and outputs that are no longer weighed."""
+        norm = self._problem.norm
+        basis, triangle = torch.linalg.qr(self._input_factor)
+        core = self.core.unflatten(1, (-1, basis.shape[1])) @ triangle.mT
+        output_factor = None
+        if self.leading is None:
+            core = norm.restore(core.flatten(1)).reshape(core.shape)
+        else:
+            output_factor = norm.restore(self.leading)
+        weight = (core @ basis.mT).mT
+        if output_factor is not None:
+            weight = torch.tensordot(output_factor, weight, 1)
+        core = core.mT.unflatten(2, self._problem.shape[2:]).contiguous()
+        return TuckerFactors(
+            basis.mT.contiguous(), core, output_factor, norm.relative_error(weight), errors
+        )
