@@ -1,0 +1,95 @@
+"""Running a model on data without leaving a trace in it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; after it, the model is as it was, whatever happens.
+
+    Modes of all modules and values of buffers are restored. What was compiled runs eagerly, since
+    compiled code does not see hooks. An outer autocast stays, an outer inference mode does not:
+    what is computed may be used with gradients later.
+    """
+    modes = [(module, module.training) for module in model.modules()]  # its own is the first
+    buffers = [
+        (module, name, buffer, buffer.detach().clone(), _version(buffer))
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with torch.inference_mode(False), torch.no_grad(), _eagerly():
+        try:
+            model.eval()
+            yield
+        finally:
+            # Through `train` first: some modules do more than set the flag, and undo it there.
+            model.train(modes[0][1])
+            for module, mode in modes:
+                module.training = mode
+            for module, name, buffer, values, version in buffers:
+                _restore(module, name, buffer, values, version)
+
+
+@contextlib.contextmanager
+def same_random_numbers(generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
+    """Afterwards all random generators are as they were before.
+
+    Those of PyTorch (of the GPUs too), Python and NumPy, and the ones given.
+    """
+    before = [(generator, generator.get_state()) for generator in generators]
+    python, numpy = random.getstate(), _numpy_random()
+    numpy_before = numpy.get_state() if numpy else None
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus):
+        try:
+            yield
+        finally:
+            for generator, state in before:
+                generator.set_state(state)
+            random.setstate(python)
+            if numpy:
+                numpy.set_state(numpy_before)
+
+
+def _numpy_random() -> Any:
+    """NumPy's random numbers, if anybody has loaded NumPy."""
+    return getattr(sys.modules.get("numpy"), "random", None)
+
+
+def _eagerly() -> contextlib.AbstractContextManager[object]:
+    if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and loading it is slow
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often the tensor has been written to; None where nobody counts."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _restore(
+    module: nn.Module, name: str, buffer: Tensor, values: Tensor, version: int | None
+) -> None:
+    """Puts the old values back, and the old tensor if another one of its kind has its place.
+
+    A buffer that grew, as tables of positions do, stays: the module may know its size elsewhere.
+    """
+    if version is None or _version(buffer) != version:
+        buffer.copy_(values)
+    now = module._buffers.get(name)
+    if (
+        now is not None
+        and now is not buffer
+        and (now.shape, now.dtype) == (values.shape, values.dtype)
+    ):
+        module._buffers[name] = buffer
