@@ -33,8 +33,10 @@ help: ## this list
 define REQUIREMENTS
 import tomllib, torch
 with open("pyproject.toml", "rb") as file:
-    extras = tomllib.load(file)["project"]["optional-dependencies"]
-print("torch==" + torch.__version__.split("+")[0], *extras["dev"], *extras["experiments"], sep="\n")
+    project = tomllib.load(file)
+print("torch==" + torch.__version__.split("+")[0], *project["tool"]["sketchlayers"]["dependencies"], sep="\n")
+for extra in ("dev", "experiments"):
+    print(*project["project"]["optional-dependencies"][extra], sep="\n")
 endef
 export REQUIREMENTS
 

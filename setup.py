@@ -16,6 +16,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import setuptools
@@ -47,6 +48,10 @@ if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
 toolkit_finder = load("_toolkit")
 version = load("_version")
 VERSION = version.__version__
+
+
+with (ROOT / "pyproject.toml").open("rb") as file:
+    DEPENDENCIES = tomllib.load(file)["tool"]["sketchlayers"]["dependencies"]
 
 
 def sources(*patterns: str) -> list[str]:
@@ -179,7 +184,7 @@ def compiled_part() -> dict:
         if error.name != "torch":
             raise
         if COMMANDS_THAT_COMPILE.isdisjoint(sys.argv):
-            return {"install_requires": ["torch"]}
+            return {"install_requires": ["torch", *DEPENDENCIES]}
         raise SystemExit(
             "sketchlayers is compiled against the PyTorch of your environment, which is not "
             "there (or hidden by build isolation): type `pip install torch setuptools wheel "
@@ -207,7 +212,7 @@ def compiled_part() -> dict:
     from torch.utils import cpp_extension  # reads CUDA_HOME when imported
 
     return {
-        "install_requires": [torch_requirement(torch)],
+        "install_requires": [torch_requirement(torch), *DEPENDENCIES],
         "ext_modules": extensions(torch, cpp_extension, choice),
         "cmdclass": {"build_ext": build_command(torch, cpp_extension, choice)},
     }

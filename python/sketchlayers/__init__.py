@@ -1,8 +1,8 @@
 """Smaller neural networks by tensor sketching: SK-CONV and SK-FC layers for PyTorch.
 
 Layers: :class:`SKConv2d`, :class:`SKLinear`, :class:`TuckerConv2d`, :class:`CPConv2d`,
-:class:`LowRankLinear`. Whole models: :func:`compress`, :func:`fold`,
-:func:`inspect`, :func:`optimize_for_inference`, :func:`clear_cache`. Operators:
+:class:`LowRankLinear`. Whole models: :func:`compress`, :func:`calibrate`,
+:func:`fold`, :func:`inspect`, :func:`optimize_for_inference`, :func:`clear_cache`. Operators:
 :mod:`sketchlayers.ops`.
 
 Source: Kasiviswanathan, Narodytska, Jin: "Network Approximation using Tensor Sketching",
@@ -18,6 +18,7 @@ from sketchlayers._version import __version__
 
 if TYPE_CHECKING:
     from sketchlayers.compress import compress, fold, inspect
+    from sketchlayers.compress.calibrate import Calibration, calibrate
     from sketchlayers.inference import clear_cache, optimize_for_inference
     from sketchlayers.nn import CPConv2d, LowRankLinear, SKConv2d, SKLinear, TuckerConv2d
     from sketchlayers.optim import param_groups
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
 # whose compiled part, or whose PyTorch, does not load.
 _PUBLIC = {
+    "Calibration": "sketchlayers.compress.calibrate",
     "CPConv2d": "sketchlayers.nn",
     "LowRankLinear": "sketchlayers.nn",
     "SKConv2d": "sketchlayers.nn",
     "SKLinear": "sketchlayers.nn",
     "TuckerConv2d": "sketchlayers.nn",
+    "calibrate": "sketchlayers.compress.calibrate",
     "clear_cache": "sketchlayers.inference",
     "compress": "sketchlayers.compress",
     "fold": "sketchlayers.compress",
@@ -40,11 +43,13 @@ _PUBLIC = {
 
 __all__ = [
     "CPConv2d",
+    "Calibration",
     "LowRankLinear",
     "SKConv2d",
     "SKLinear",
     "TuckerConv2d",
     "__version__",
+    "calibrate",
     "clear_cache",
     "compress",
     "fold",

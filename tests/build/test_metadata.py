@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import tomllib
 from pathlib import Path
 
 import torch
@@ -22,9 +23,11 @@ def test_one_version_everywhere() -> None:
 def test_minor_version_of_pytorch_is_pinned() -> None:
     requirements = importlib.metadata.requires("sketchlayers") or []
     needed = [line for line in requirements if "extra ==" not in line]
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        others = tomllib.load(file)["tool"]["sketchlayers"]["dependencies"]
     built_for = re.match(r"\d+\.\d+", _C.build_info()["torch"])
     assert built_for is not None
-    assert needed == [f"torch=={built_for.group()}.*"]
+    assert needed == [f"torch=={built_for.group()}.*", *others]
     assert torch.__version__.startswith(built_for.group() + ".")
 
 
