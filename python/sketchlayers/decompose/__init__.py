@@ -1,5 +1,6 @@
 """Tensors in, factors out: decompositions of a layer's weight, without any module."""
 
+from .corrected import corrected_weight
 from .sketch import SketchFactors, sketch_least_squares, unbiased_sketch
 from .svd import LowRankFactors, svd, svd_errors
 from .tucker import TuckerFactors, tucker2, tucker2_errors
@@ -8,6 +9,7 @@ __all__ = [
     "LowRankFactors",
     "SketchFactors",
     "TuckerFactors",
+    "corrected_weight",
     "sketch_least_squares",
     "svd",
     "svd_errors",
