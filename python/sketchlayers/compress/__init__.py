@@ -1,4 +1,4 @@
-"""Whole models: survey -> allocate -> build -> swap -> report.
+"""Whole models: survey -> calibrate -> allocate -> fit -> swap -> refine -> report.
 
 The package shares its name with its main function, and importing a submodule binds the package's
 name in the parent. So the module itself can be called: ``sketchlayers.compress(model, rate=0.2)``
@@ -9,7 +9,9 @@ import sys
 from types import ModuleType
 
 from sketchlayers.compress._files import open_compressed
-from sketchlayers.compress.convert import Compressed, compress, fold, inspect, layer_seed
+from sketchlayers.compress._seeds import layer_seed
+from sketchlayers.compress.convert import Compressed, compress, fold, inspect
+from sketchlayers.compress.refine import Refinement
 from sketchlayers.compress.report import Inspection, LayerInspection, LayerReport, Report
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Inspection",
     "LayerInspection",
     "LayerReport",
+    "Refinement",
     "Report",
     "compress",
     "fold",

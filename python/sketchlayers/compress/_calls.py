@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,14 @@ from torch.nn.parameter import is_lazy
 
 from sketchlayers.compress._swap import copy_model
 
-ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+Call = Callable[[nn.Module], object]
+"""Calls a model."""
+ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | Call
+"""What a model is called with, or a function that calls it."""
 
 
 @dataclass(frozen=True)
-class Call:
+class Shapes:
     """Shapes of the first input and of the output of one call of a layer."""
 
     input_shape: tuple[int, ...]
@@ -25,7 +28,7 @@ class Call:
 
 def record_calls(
     model: nn.Module, layers: Iterable[str], example_inputs: ExampleInputs
-) -> dict[str, list[Call]]:
+) -> dict[str, list[Shapes]]:
     """Runs a copy of the model, in eval mode and without gradients, and notes the layers' calls.
 
     The copy shares the parameters (but those that the run would give their shapes) and has
@@ -35,7 +38,8 @@ def record_calls(
     Args:
         model: any module.
         layers: names of the layers to watch.
-        example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments.
+        example_inputs: a tensor, a tuple or list of arguments, a dict of keyword arguments, or a
+            function of the model.
 
     Returns:
         The calls of each layer that was called, in the order of the first call.
@@ -43,7 +47,7 @@ def record_calls(
     Raises:
         ValueError: the model does not run on these inputs.
     """
-    calls: dict[str, list[Call]] = {}
+    calls: dict[str, list[Shapes]] = {}
     probe = copy_model(model, {id(p): p for p in model.parameters() if not is_lazy(p)})
     probe.eval()
 
@@ -53,7 +57,7 @@ def record_calls(
         ) -> None:
             inputs = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
             if isinstance(inputs, Tensor) and isinstance(output, Tensor):
-                call = Call(tuple(inputs.shape), tuple(output.shape))
+                call = Shapes(tuple(inputs.shape), tuple(output.shape))
                 calls.setdefault(name, []).append(call)
             else:
                 calls.setdefault(name, [])
@@ -65,14 +69,20 @@ def record_calls(
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-            if isinstance(example_inputs, Mapping):
-                probe(**example_inputs)
-            elif isinstance(example_inputs, tuple | list):
-                probe(*example_inputs)
-            else:
-                probe(example_inputs)
+            call_with(example_inputs)(probe)
     except Exception as error:
         raise ValueError(
             f"compress: the model must run on example_inputs (got {type(error).__name__}: {error})"
         ) from error
     return calls
+
+
+def call_with(example_inputs: ExampleInputs) -> Call:
+    """A function that calls a model with these inputs."""
+    if isinstance(example_inputs, Mapping):
+        return lambda model: model(**example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return lambda model: model(*example_inputs)
+    if callable(example_inputs) and not isinstance(example_inputs, Tensor):
+        return example_inputs
+    return lambda model: model(example_inputs)

@@ -194,7 +194,8 @@ class _Sums:
     def __init__(self, geometry: PatchGeometry, pairs: Sequence[Pair]) -> None:
         self._geometry = geometry
         self._pairs = tuple(pairs)
-        self._begin()
+        with _exactly(_CPU):
+            self._begin()
 
     def _begin(self, device: torch.device = _CPU) -> None:
         inputs = 1 + max(map(max, self._pairs))

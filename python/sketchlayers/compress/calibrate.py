@@ -51,7 +51,7 @@ ADVISED_PATCHES = 5
 NEVER_CALLED = "never called on the calibration data"
 
 _FORMAT = "sketchlayers.calibration"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = "1"
 _FEW = f"fewer than {ADVISED_PATCHES} patches an input: more images would help"
 
 
@@ -160,7 +160,7 @@ class Calibration(Mapping[str, LayerMoments]):
         }
         metadata = {
             "format": _FORMAT,
-            "format_version": str(_FORMAT_VERSION),
+            "format_version": _FORMAT_VERSION,
             "sketchlayers": __version__,
             "images": str(self.images),
             "layers": json.dumps(layers),
@@ -196,11 +196,6 @@ class Calibration(Mapping[str, LayerMoments]):
         except SafetensorError as error:
             raise ValueError(
                 f"Calibration.load: {path} is no safetensors file, or damaged ({shortened(error)})"
-            ) from error
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"Calibration.load: {path} is damaged: its metadata are wrong "
-                f"({type(error).__name__}: {shortened(error)})"
             ) from error
         except _DamagedError as error:
             raise ValueError(f"Calibration.load: {path} is damaged: {error}") from error
@@ -413,7 +408,8 @@ def _prepare(
             )
             del geometries[name]
     if not geometries:
-        reasons = [f"{name or 'the model'}: {reason}" for name, reason in missing.items()]
+        telling = sorted(missing.items(), key=lambda item: item[1] == NOT_CHOSEN)
+        reasons = [f"{name or 'the model'}: {reason}" for name, reason in telling]
         raise ValueError(
             "calibrate: the model must have a layer that can be calibrated "
             f"(got {'; '.join(reasons[:3]) or 'no convolution and no linear layer'}"
@@ -633,6 +629,12 @@ class _DamagedError(Exception):
     """What is wrong with a file of moments."""
 
 
+def _geometry(values: Mapping[str, Any]) -> PatchGeometry:
+    """The geometry that JSON has made lists of."""
+    values = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
+    return PatchGeometry(**{**values, "padding": Padding(*values["padding"])})
+
+
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
     found = metadata.get("format")
     if found != _FORMAT:
@@ -640,11 +642,12 @@ def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
             f"Calibration.load: {path} must be a file of Calibration.save "
             f"(got a safetensors file {f'in the format {found!r}' if found else 'of another kind'})"
         )
-    if int(metadata["format_version"]) > _FORMAT_VERSION:
+    version = metadata.get("format_version")
+    if version != _FORMAT_VERSION:
         raise ValueError(
-            f"Calibration.load: {path} was written by sketchlayers {metadata['sketchlayers']}, "
-            f"which is newer (got version {metadata['format_version']} of the format, this one "
-            f"reads {_FORMAT_VERSION}); update sketchlayers"
+            f"Calibration.load: {path} was written by sketchlayers {metadata.get('sketchlayers')} "
+            f"in version {version} of the format (this one reads {_FORMAT_VERSION}); update "
+            "sketchlayers, or calibrate anew"
         )
 
 

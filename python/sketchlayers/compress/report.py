@@ -91,6 +91,12 @@ class Report(_Exported):
         other_parameters: parameters outside of the layers, such as those of normalisation.
         other_bytes: what a checkpoint holds of that, running statistics included.
         notes: what one must know besides, such as why a rate was not met.
+        budget: what ``rate_asked`` is a rate of: "rate" parameters, "flops_rate" multiply-adds,
+            "latency_rate" seconds.
+        allocation: how the budget became ranks; None where layers have rates of their own.
+        output_change: of the network on calibration images, relative to its outputs
+            (root mean square); None without images.
+        seconds: that each stage took.
     """
 
     method: str
@@ -102,6 +108,10 @@ class Report(_Exported):
     other_parameters: int
     other_bytes: int
     notes: tuple[str, ...] = ()
+    budget: str = "rate"
+    allocation: str | None = None
+    output_change: float | None = None
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters_before(self) -> int:
@@ -153,6 +163,10 @@ class Report(_Exported):
             "seed": self.seed,
             "rate_asked": dict(asked) if isinstance(asked, Mapping) else asked,
             "rate": self.rate,
+            "budget": self.budget,
+            "allocation": self.allocation,
+            "output_change": self.output_change,
+            "seconds": dict(self.seconds),
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
             "bytes_before": self.bytes_before,

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from sketchlayers import methods
-from sketchlayers.compress._calls import Call, ExampleInputs, record_calls
+from sketchlayers.compress._calls import ExampleInputs, Shapes, record_calls
 from sketchlayers.compress._reasons import Reasons
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init
@@ -50,7 +50,7 @@ class Layer:
     shape: tuple[int, ...]
     parameters: int
     bytes: int
-    calls: tuple[Call, ...] | None
+    calls: tuple[Shapes, ...] | None
     multiply_adds: int | None
     reason: str | None
 
@@ -130,7 +130,7 @@ def survey(
 
 
 @torch.no_grad()
-def multiply_adds(layer: nn.Module, calls: tuple[Call, ...]) -> int | None:
+def multiply_adds(layer: nn.Module, calls: tuple[Shapes, ...]) -> int | None:
     """Multiply-adds of the calls, without gradients; None for a layer whose count is not known.
 
     A compressed layer tells them itself, for the path that it would take. A convolution needs its

@@ -98,6 +98,10 @@ class Method(ABC):
         """
         return fitted_curve(self, layer, second_moment, sensitivity)
 
+    def members(self, layer: nn.Module) -> tuple[Method, ...]:
+        """The methods that a layer may choose from: this one, unless it stands for several."""
+        return (self,)
+
     def options(self) -> dict[str, Any]:
         """The options by name, as given."""
         return dataclasses.asdict(self)

@@ -1,0 +1,181 @@
+"""Checks of the arguments of `compress`, done before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal, get_args
+
+import torch
+
+from sketchlayers.compress._costs import Budget
+from sketchlayers.compress.refine import Refinement
+from sketchlayers.methods._method import Init
+
+Allocation = Literal["uniform", "error"]
+Sensitivity = bool | Literal["fit", "allocation"]
+
+Rates = Budget | dict[str, float]
+"""One budget for the whole model, or a rate for each name or pattern of a layer."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fit; all decided.
+
+    Attributes:
+        init: "fit" or "random".
+        allocation: how a budget becomes ranks.
+        sequential: fit layers one after the other.
+        sensitivity: whether errors of outputs are weighted in the fits, and in the allocation.
+        correct_bias: biases take up the change of the mean.
+        reestimate: batch norm: False, True, or "auto".
+        refinement: None for none.
+        seed: what the layers' seeds are derived from.
+    """
+
+    init: Init
+    allocation: Allocation
+    sequential: bool
+    weighted_fit: bool
+    weighted_allocation: bool
+    correct_bias: bool
+    reestimate_batch_norm: bool | Literal["auto"]
+    refinement: Refinement | None
+    seed: int
+
+
+def settings(
+    *,
+    init: str,
+    data: Literal["none", "moments", "images"],
+    per_layer: bool,
+    allocation: str | None,
+    sequential: bool | None,
+    sensitivity: bool | str | None,
+    correct_bias: bool,
+    reestimate_batch_norm: bool | str,
+    refine: bool | Refinement | None,
+    seed: int | None,
+) -> Settings:
+    """The settings, with defaults by what data there are.
+
+    Args:
+        data: what `calibration` is: nothing, finished moments, or images.
+        per_layer: whether the caller gives every layer its rate.
+        init, allocation, sequential, sensitivity, correct_bias: as for `compress`.
+        reestimate_batch_norm, refine, seed: as for `compress`.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range, or one that needs data that there are not.
+    """
+    _one_of("init", init, get_args(Init))
+    _one_of("allocation", allocation, (None, *get_args(Allocation)))
+    _one_of("sensitivity", sensitivity, (None, True, False, "fit", "allocation"))
+    _one_of("reestimate_batch_norm", reestimate_batch_norm, (True, False, "auto"))
+    images = data == "images"
+    if init == "random" and data != "none":
+        raise ValueError(
+            "compress: init must be 'fit' with calibration (got 'random'): a random start has "
+            "no use for it"
+        )
+    if init == "random" and allocation == "error":
+        raise ValueError("compress: allocation must be 'uniform' with init='random' (got 'error')")
+    if per_layer and allocation is not None:
+        raise ValueError(
+            f"compress: allocation must be None where rate names layers (got {allocation!r})"
+        )
+    for name, value in (
+        ("sequential", sequential),
+        ("sensitivity", sensitivity),
+        ("reestimate_batch_norm", reestimate_batch_norm),
+        ("refine", refine),
+    ):
+        if value and not images:
+            what = "a file of moments has none" if data == "moments" else "got calibration=None"
+            raise ValueError(f"compress: {name} needs images: give calibration a loader ({what})")
+    if refine is None or isinstance(refine, bool):
+        refinement = Refinement() if refine else None
+    elif isinstance(refine, Refinement):
+        refinement = refine
+    else:
+        raise TypeError(
+            f"compress: refine must be a bool or a Refinement (got {type(refine).__name__})"
+        )
+    weighted = images if sensitivity is None else sensitivity
+    default = "uniform" if data == "none" else "error"
+    return Settings(
+        init=init,  # type: ignore[arg-type]
+        allocation=default if allocation is None else allocation,  # type: ignore[arg-type]
+        sequential=images if sequential is None else sequential,
+        weighted_fit=weighted in (True, "fit"),
+        weighted_allocation=weighted in (True, "allocation"),
+        correct_bias=correct_bias,
+        reestimate_batch_norm=reestimate_batch_norm,  # type: ignore[arg-type]
+        refinement=refinement,
+        seed=_checked_seed(seed),
+    )
+
+
+def checked_rates(
+    rate: float | Mapping[str, float] | None, flops_rate: float | None, latency_rate: float | None
+) -> Rates:
+    """The one budget that was given, or the layers' own rates.
+
+    Raises:
+        TypeError: none, or one of another type.
+        ValueError: several, or one out of its range.
+    """
+    given = {
+        name: value
+        for name, value in (
+            ("rate", rate),
+            ("flops_rate", flops_rate),
+            ("latency_rate", latency_rate),
+        )
+        if value is not None
+    }
+    if not given:
+        raise TypeError("compress: rate must be given, a number or a dict {name or pattern: rate}")
+    if len(given) > 1:
+        raise ValueError(
+            "compress: one of rate, flops_rate and latency_rate must be given "
+            f"(got {' and '.join(given)})"
+        )
+    if isinstance(rate, Mapping):
+        if not rate:
+            raise ValueError("compress: rate must name a layer or pattern (got an empty dict)")
+        return {
+            pattern: _in_range("rate", value, f" for {pattern!r}")
+            for pattern, value in rate.items()
+        }
+    ((name, value),) = given.items()
+    units = {"rate": "parameters", "flops_rate": "multiply-adds", "latency_rate": "seconds"}
+    return Budget(units[name], _in_range(name, value, ""))  # type: ignore[arg-type]
+
+
+def _in_range(name: str, rate: object, of: str) -> float:
+    if isinstance(rate, bool) or not isinstance(rate, Real):
+        raise TypeError(f"compress: {name}{of} must be a number (got {type(rate).__name__})")
+    value = float(rate)
+    if not 0 < value <= 1:
+        raise ValueError(f"compress: {name}{of} must be in (0, 1] (got {name}={value:g})")
+    return value
+
+
+def _checked_seed(seed: int | None) -> int:
+    if seed is None:
+        return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"compress: seed must be a whole number (got {type(seed).__name__})")
+    return seed
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
+        choices = [repr(one) for one in allowed]
+        raise ValueError(
+            f"compress: {name} must be {', '.join(choices[:-1])} or {choices[-1]} (got {value!r})"
+        )

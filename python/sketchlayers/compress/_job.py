@@ -1,0 +1,353 @@
+"""What one call of `compress` does after its arguments have been checked."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sketchlayers._progress import progress_bar
+from sketchlayers.compress import _ranks
+from sketchlayers.compress._arguments import Rates, Settings
+from sketchlayers.compress._calls import Call, ExampleInputs, call_with
+from sketchlayers.compress._costs import Budget, Costs
+from sketchlayers.compress._damage import DamageMeter, images_to_measure_on
+from sketchlayers.compress._data import Images
+from sketchlayers.compress._fit import (
+    Choice,
+    Fitted,
+    Norm,
+    fit_alone,
+    fit_one_after_the_other,
+    seeded,
+)
+from sketchlayers.compress._lockstep import live_bytes
+from sketchlayers.compress._network import (
+    Judge,
+    evaluation_copy,
+    in_evaluation_mode,
+    reestimate_batch_norm,
+)
+from sketchlayers.compress._processes import Processes
+from sketchlayers.compress._ranks import Ranks
+from sketchlayers.compress._seeds import layer_seed
+from sketchlayers.compress._sensitivity import output_sensitivity
+from sketchlayers.compress._swap import replace_layers
+from sketchlayers.compress.calibrate import NEVER_CALLED, Calibration
+from sketchlayers.compress.refine import Refinement, refine
+from sketchlayers.compress.survey import Layer, Survey
+from sketchlayers.methods import Method
+
+STAYS_DENSE = "stays dense at this rate"
+SENSITIVITY_IMAGES = 512
+"""So many images tell how much the outputs of layers matter."""
+JUDGED_IMAGES = 512
+"""So many images tell how much the smaller network's outputs have changed."""
+
+
+class Job:
+    """Measures, chooses ranks, fits, and finishes the network.
+
+    Attributes:
+        reasons: why layers are left alone, by name; grows.
+        notes: what one must know besides.
+        seconds: of each stage.
+        fitted: the new layers, by name.
+        methods: what they were made by, by name.
+        change: of the network's outputs, relative to them, on calibration images; None without.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        found: Survey,
+        method: Method,
+        settings: Settings,
+        reasons: dict[str, str],
+        images: Images | None,
+        *,
+        memory_budget: int,
+        progress: bool | None,
+    ) -> None:
+        self.reasons = reasons
+        self.notes: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.fitted: dict[str, Fitted] = {}
+        self.ranks = Ranks({})
+        self.change: float | None = None
+        self._model = model
+        self._found = found
+        self._method = method
+        self._settings = settings
+        self._images = images
+        self._memory_budget = memory_budget
+        self._processes = Processes(join=images is not None)
+        self._progress = progress if self._processes.rank == 0 else False
+
+    def run(
+        self,
+        rates: Rates,
+        calibration: Calibration | None,
+        example_inputs: ExampleInputs | None,
+        *,
+        inplace: bool,
+    ) -> nn.Module:
+        """The smaller model."""
+        if self._settings.init == "fit":
+            for layer in self._layers():
+                _check_finite(layer)
+        costs = self._costs(rates, example_inputs)
+        if isinstance(rates, Budget):
+            _ranks.check_budget(
+                self._found, self._method, self._layers(), rates, costs, self.reasons
+            )
+        norms = self._norms(calibration)
+        with self._stage("ranks"):
+            self.ranks = self._choose(rates, costs, norms)
+        self.notes += self.ranks.notes
+        for name, chosen in self.ranks.chosen.items():
+            if chosen.method is None:
+                self.reasons[name] = STAYS_DENSE
+        with self._stage("fit"):
+            self.fitted = self._fit(norms)
+        modules = {layer.name: layer.module for layer in self._found.layers}
+        swaps = {modules[name]: fitted.module for name, fitted in self.fitted.items()}
+        if self._images is None:
+            return replace_layers(self._model, swaps, inplace=inplace)
+        return self._finish(swaps, self._images, inplace=inplace)
+
+    def _layers(self) -> list[Layer]:
+        """The layers that may be replaced."""
+        return [one for one in self._found.compressible if one.name not in self.reasons]
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    # ------------------------------------------------------------------------------- measuring
+
+    def _costs(self, rates: Rates, example_inputs: ExampleInputs | None) -> Costs:
+        unit = rates.unit if isinstance(rates, Budget) else "parameters"
+        call: Call | None = None if example_inputs is None else call_with(example_inputs)
+        return Costs(unit, self._found, self._model, call)
+
+    def _norms(self, calibration: Calibration | None) -> dict[str, Norm]:
+        """How the error of each layer is measured; layers that no data reach are left alone."""
+        names = [layer.name for layer in self._layers()]
+        if self._images is not None and names:
+            with self._stage("calibration"):
+                calibration = self._images.calibrate(names)
+        if calibration is None:
+            return {name: Norm() for name in names}
+        for name, why in calibration.missing.items():
+            if name in names and why == NEVER_CALLED:
+                self.reasons[name] = why
+            elif name in names:
+                self.notes.append(f"{name}: fitted in the norm of its weight ({why})")
+        self._note_few_patches(calibration, names)
+        names = [layer.name for layer in self._layers()]
+        sensitivities = self._sensitivities([name for name in names if name in calibration])
+        return {name: Norm(calibration.get(name), sensitivities.get(name)) for name in names}
+
+    def _note_few_patches(self, calibration: Calibration, names: list[str]) -> None:
+        few = [note for note in calibration.notes if note.split(":")[0] in names]
+        if few:
+            more = f" (and {len(few) - 1} layers more)" if len(few) > 1 else ""
+            self.notes.append(f"{few[0]}{more}")
+
+    def _sensitivities(self, names: list[str]) -> Mapping[str, Tensor]:
+        settings = self._settings
+        wanted = settings.weighted_fit or settings.weighted_allocation
+        if self._images is None or not wanted or not names:
+            return {}
+        sample = self._images.sample.first(SENSITIVITY_IMAGES)
+        with self._stage("sensitivity"):
+            return output_sensitivity(self._model, names, sample, self._processes)
+
+    # ------------------------------------------------------------------------ choosing and fitting
+
+    def _choose(self, rates: Rates, costs: Costs, norms: Mapping[str, Norm]) -> Ranks:
+        layers = self._layers()
+        if not isinstance(rates, Budget):
+            return _ranks.by_layer(self._method, layers, rates)
+        if self._settings.allocation == "uniform":
+            return _ranks.uniform(self._method, layers, rates, costs)
+        meter = None
+        if self._images is not None and self._settings.weighted_allocation:
+            count = images_to_measure_on(self._images.sample, len(layers))
+            sample = self._images.sample.first(count)
+            meter = DamageMeter(self._model, sample, self._processes)
+        return _ranks.by_error(
+            self._method,
+            layers,
+            rates,
+            costs,
+            {name: self._norm_of_fit(norm) for name, norm in norms.items()},
+            meter,
+            progress=self._progress,
+        )
+
+    def _norm_of_fit(self, norm: Norm) -> Norm:
+        return norm if self._settings.weighted_fit else Norm(norm.moments)
+
+    def _fit(self, norms: Mapping[str, Norm]) -> dict[str, Fitted]:
+        """The new layers; with sequential fits also those that stay dense, with other weights."""
+        layers = {layer.name: layer for layer in self._layers() if layer.name in self.ranks.chosen}
+        layers |= {
+            layer.name: layer
+            for layer in self._found.compressible
+            if self.reasons.get(layer.name) == STAYS_DENSE
+        }
+        choices = {
+            name: Choice(
+                layer.module,
+                self.ranks.chosen[name].method,
+                self.ranks.chosen[name].rank,
+                layer_seed(self._settings.seed, name),
+            )
+            for name, layer in layers.items()
+        }
+        alone = {
+            name: choice
+            for name, choice in choices.items()
+            if choice.method is not None and not self._in_sequence(layers[name], norms[name])
+        }
+        fitted = {}
+        sequence = {
+            name: choice
+            for name, choice in choices.items()
+            if self._in_sequence(layers[name], norms[name])
+        }
+        with progress_bar("fitting", len(alone), unit="layer", show=self._progress) as bar:
+            for name, choice in alone.items():
+                fitted[name] = self._fit_alone(name, choice, norms[name])
+                bar(1)
+        if sequence and self._images is not None:
+            fitted |= self._fit_in_sequence(sequence, fitted, norms, self._images)
+        return {name: fitted[name] for name in layers if name in fitted}
+
+    def _in_sequence(self, layer: Layer, norm: Norm) -> bool:
+        """Whether the layer can be fitted to the inputs that it will really get."""
+        calls = layer.calls
+        return self._settings.sequential and norm.moments is not None and len(calls or ()) == 1
+
+    def _fit_alone(self, name: str, choice: Choice, norm: Norm) -> Fitted:
+        device = choice.layer.get_parameter("weight").device
+        with seeded(layer_seed(self._settings.seed, f"{name}:init"), device):
+            return fit_alone(
+                choice,
+                self._norm_of_fit(norm),
+                init=self._settings.init,
+                correct_bias=self._settings.correct_bias,
+            )
+
+    def _fit_in_sequence(
+        self,
+        choices: Mapping[str, Choice],
+        fitted: Mapping[str, Fitted],
+        norms: Mapping[str, Norm],
+        images: Images,
+    ) -> dict[str, Fitted]:
+        sample = images.sample
+        size = 2 * live_bytes(self._model, choices, sample.first(1).calls()[0])
+        count = max(1, self._memory_budget // max(1, size))
+        if count < sample.images:
+            self.notes.append(
+                f"{count} of {sample.images} images took part in the sequential fit: "
+                f"memory_budget={self._memory_budget}, {size} bytes an image"
+            )
+            sample = sample.first(count)
+        weights = {
+            name: norm.sensitivity
+            for name, norm in norms.items()
+            if norm.sensitivity is not None and self._settings.weighted_fit
+        }
+        with progress_bar("fitting", len(choices), unit="layer", show=self._progress) as bar:
+            return fit_one_after_the_other(
+                self._model,
+                choices,
+                weights,
+                sample,
+                self._processes,
+                fitted={name: one.module for name, one in fitted.items()},
+                correct_bias=self._settings.correct_bias,
+                advance=bar,
+            )
+
+    # ------------------------------------------------------------------------------- finishing
+
+    def _finish(
+        self, swaps: Mapping[nn.Module, nn.Module], images: Images, *, inplace: bool
+    ) -> nn.Module:
+        """The network with its new layers; nothing is done to the user's before all has worked."""
+        original = evaluation_copy(self._model)
+        small = replace_layers(self._model, swaps, inplace=False)
+        with in_evaluation_mode(small):
+            judge = Judge(original, images.sample.first(JUDGED_IMAGES), self._processes)
+            self.change = judge(small)
+            if self._settings.reestimate_batch_norm:
+                with self._stage("batch norm"):
+                    self._reestimate(small, images, judge)
+            if self._settings.refinement is not None:
+                with self._stage("refinement"):
+                    self._refine(original, small, list(swaps.values()), images)
+                self.change = judge(small)
+        if not inplace:
+            return small
+        buffers = dict(small.named_buffers())
+        replace_layers(self._model, swaps, inplace=True)
+        for name, buffer in self._model.named_buffers():
+            if name in buffers and buffers[name] is not buffer:
+                buffer.copy_(buffers[name])
+        return self._model
+
+    def _reestimate(self, small: nn.Module, images: Images, judge: Judge) -> None:
+        before = self.change
+        undo = reestimate_batch_norm(small, images.sample)
+        self.change = judge(small)
+        if (
+            self._settings.reestimate_batch_norm == "auto"
+            and before is not None
+            and not self.change < before
+        ):
+            undo()
+            self.notes.append(
+                "batch norms were left as they are: with statistics taken anew the outputs would "
+                f"change by {self.change:.3f} instead of {before:.3f}"
+            )
+            self.change = before
+
+    def _refine(
+        self, original: nn.Module, small: nn.Module, layers: list[nn.Module], images: Images
+    ) -> None:
+        settings: Refinement | None = self._settings.refinement
+        assert settings is not None
+        done = refine(
+            original,
+            small,
+            layers,
+            images.sample,
+            settings,
+            self._processes,
+            seed=self._settings.seed,
+            progress=self._progress,
+        )
+        self.notes.append(
+            f"refined for {done.epochs} epochs: on held-out images the outputs change by "
+            f"{done.after:.3f} instead of {done.before:.3f}"
+        )
+
+
+def _check_finite(layer: Layer) -> None:
+    weight: Any = layer.module.get_parameter("weight").detach()
+    bad = weight.numel() - int(weight.isfinite().sum())
+    if bad:
+        raise ValueError(
+            f"compress: weights to fit must be finite (got {bad} NaN or infinite of "
+            f"{weight.numel()} in {layer.name or 'the model'!r})"
+        )

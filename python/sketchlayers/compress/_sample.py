@@ -1,0 +1,147 @@
+"""Calibration batches that are kept in memory, for what needs them more than once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from sketchlayers.compress._loader import Forward, count_images, to_device
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some batches, on the model's device, and how a model is called with one.
+
+    Attributes:
+        batches: as the loader yields them.
+        forward: ``forward(model, batch)``.
+    """
+
+    batches: tuple[Any, ...]
+    forward: Forward
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return sum(map(count_images, self.batches))
+
+    def calls(self) -> list[Callable[[nn.Module], object]]:
+        """One call for each batch; each takes the model."""
+        return [partial(_call, forward=self.forward, batch=batch) for batch in self.batches]
+
+    def first(self, images: int) -> Sample:
+        """The first so many images, in batches no larger than they are."""
+        batches: list[Any] = []
+        for batch in self.batches:
+            if images <= 0:
+                break
+            count = count_images(batch)
+            batches.append(batch if count <= images else cut(batch, 0, images))
+            images -= count
+        return Sample(tuple(batches), self.forward)
+
+    def joined(self) -> Any:
+        """All batches as one.
+
+        Raises:
+            ValueError: the batches are of different structure or image size.
+        """
+        try:
+            return tree_map(_joined, *map(_plain, self.batches))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                "compress: refine needs batches of one structure and image size "
+                f"(got {type(error).__name__}: {error})"
+            ) from error
+
+    def split(self, held_out: float) -> tuple[Sample, Sample]:
+        """Two samples; the second has about this share of the images, the last ones, at least 1."""
+        last = min(self.images - 1, max(1, round(held_out * self.images)))
+        remaining = self.images - last
+        head, tail = [], []
+        for batch in self.batches:
+            count = count_images(batch)
+            if remaining >= count:
+                head.append(batch)
+            elif remaining <= 0:
+                tail.append(batch)
+            else:
+                head.append(cut(batch, 0, remaining))
+                tail.append(cut(batch, remaining, count))
+            remaining -= count
+        return Sample(tuple(head), self.forward), Sample(tuple(tail), self.forward)
+
+
+def take(
+    loader: Iterable[Any], forward: Forward, device: torch.device | None, most: int
+) -> tuple[Sample, bool]:
+    """The first batches of a loader that fit in ``most`` bytes, at least one; whether it is all."""
+    batches: list[Any] = []
+    for batch in loader:
+        batch = to_device(batch, device)
+        most -= batch_bytes(batch)
+        if batches and most < 0:
+            return Sample(tuple(batches), forward), False
+        batches.append(batch)
+    return Sample(tuple(batches), forward), True
+
+
+def batch_bytes(batch: Any) -> int:
+    """Bytes of all tensors of a batch."""
+    return sum(x.numel() * x.element_size() for x in tree_leaves(batch) if isinstance(x, Tensor))
+
+
+def cut(batch: Any, start: int, stop: int) -> Any:
+    """The images from ``start`` to ``stop`` of a batch."""
+    return select(batch, slice(start, stop))
+
+
+def select(batch: Any, which: slice | Tensor) -> Any:
+    """Some images of a batch."""
+    count = count_images(batch)
+
+    def part(value: Any) -> Any:
+        whole = isinstance(value, Tensor) and value.ndim and value.shape[0] == count
+        return value[which] if whole else value
+
+    return tree_map(part, _plain(batch))
+
+
+def outputs_of(result: object) -> list[Tensor]:
+    """The floating-point tensors in what a model returns, each flattened to (images, values).
+
+    Raises:
+        TypeError: there are none.
+    """
+    tensors = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
+    if not tensors:
+        raise TypeError(
+            "compress: the model must return floating-point tensors, alone or in a tuple, list or "
+            f"dict (got {type(result).__name__})"
+        )
+    return [x.flatten(1) if x.ndim > 1 else x.reshape(1, -1) for x in tensors]
+
+
+def squared_distance(results: Iterable[Tensor], targets: Iterable[Tensor]) -> Tensor:
+    """Sum of the squared differences of the outputs of two models, over all images."""
+    pairs = zip(results, targets, strict=True)
+    return torch.stack([(x.float() - y.float()).square().sum() for x, y in pairs]).sum()
+
+
+def _plain(batch: Any) -> Any:
+    """The batch in a form that PyTorch's trees look into."""
+    return dict(batch) if isinstance(batch, Mapping) else batch
+
+
+def _joined(*values: Any) -> Any:
+    return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]
+
+
+def _call(model: nn.Module, *, forward: Forward, batch: Any) -> object:
+    return forward(model, batch)

@@ -1,0 +1,105 @@
+"""How much the outputs of a network change when the output of one of its layers does.
+
+To first order an error ``d`` of a layer's output at one position moves the network's outputs ``z``
+by ``J d``. With ``F = E[sum over positions of J^T J]`` the expected square of that is
+``tr(F E[d d^T])``, errors at different positions taken as independent: the norm in which errors of
+a layer count for what they do to the network. No labels are needed. (With the Jacobian of a loss
+in place of the outputs' this is the empirical Fisher information, which a trained network has
+little of: its loss is flat on the images that it was trained on, and says nothing of others.)
+
+``J^T J`` is not formed: for random signs ``v``, ``E[(J^T v)(J^T v)^T] = J^T J``, and ``J^T v`` is
+one backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sketchlayers.compress._processes import Processes
+from sketchlayers.compress._sample import Sample, outputs_of
+from sketchlayers.compress._swap import copy_model
+
+PROJECTIONS = 3
+"""Backward passes for each image."""
+
+
+def output_sensitivity(
+    model: nn.Module, layers: Sequence[str], sample: Sample, processes: Processes
+) -> dict[str, Tensor]:
+    """The matrices ``F`` of some layers.
+
+    Args:
+        model: unchanged; it runs in evaluation mode.
+        layers: names of convolutions and linear layers.
+        sample: the images; a few hundred are enough.
+        processes: whose images are summed up.
+
+    Returns:
+        By name, ``(groups, T, T)`` float64 with ``T`` outputs of a group; of a layer that the
+        images do not reach, or whose output the network's does not depend on, nothing.
+    """
+    model = copy_model(model, {id(p): p for p in model.parameters()}).eval()
+    outputs: dict[str, list[Tensor]] = {}
+
+    def watch(name: str, layer: nn.Module) -> None:
+        def keep(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+            outputs.setdefault(name, []).append(output)
+            return output.clone()  # what follows may work in place
+
+        layer.register_forward_hook(keep)
+
+    found = {name: model.get_submodule(name) for name in layers}
+    for name, layer in found.items():
+        watch(name, layer)
+    sums = {name: _zeros(layer) for name, layer in found.items()}
+    images = 0
+    for call in sample.calls():
+        outputs.clear()
+        with torch.inference_mode(False), torch.enable_grad():
+            results = outputs_of(call(model))
+        images += len(results[0])
+        reached = [(name, output) for name, calls in outputs.items() for output in calls]
+        for projection in range(PROJECTIONS):
+            generator = torch.Generator().manual_seed(projection * 1_000_003 + images)
+            gradients = torch.autograd.grad(
+                results,
+                [output for _, output in reached],
+                [_random_signs(result, generator) for result in results],
+                retain_graph=projection + 1 < PROJECTIONS,
+                allow_unused=True,
+            )
+            for (name, _), gradient in zip(reached, gradients, strict=True):
+                if gradient is not None:
+                    _add(sums[name], gradient, found[name])
+    images = int(processes.sum(torch.tensor(float(images), dtype=torch.float64)))
+    sums = {name: processes.sum(total) / (PROJECTIONS * images) for name, total in sums.items()}
+    return {name: total for name, total in sums.items() if total.any() and total.isfinite().all()}
+
+
+def _zeros(layer: nn.Module) -> Tensor:
+    groups = getattr(layer, "groups", 1)
+    outputs = layer.get_parameter("weight").shape[0] // groups
+    return torch.zeros(groups, outputs, outputs, dtype=torch.float64)
+
+
+def _random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    signs = torch.randint(2, like.shape, generator=generator) * 2 - 1
+    return signs.to(like)
+
+
+def _add(total: Tensor, gradient: Tensor, layer: nn.Module) -> None:
+    """Adds the products of the gradients at all positions."""
+    groups, outputs = total.shape[:2]
+    if isinstance(layer, nn.Linear):
+        rows = gradient.reshape(1, -1, outputs).mT
+    else:
+        images = gradient if gradient.ndim == 4 else gradient.unsqueeze(0)
+        rows = images.transpose(0, 1).reshape(groups, outputs, -1)
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    total += (rows @ rows.mT).double().cpu()

@@ -1,0 +1,251 @@
+"""Label-free distillation: a smaller network learns to give the original one's outputs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from sketchlayers._progress import progress_bar
+from sketchlayers.compress._network import Judge
+from sketchlayers.compress._processes import Processes
+from sketchlayers.compress._sample import Sample, outputs_of, select, squared_distance
+
+Augmentation = Callable[[Any], Any]
+"""Changes a batch at random; the original network is shown the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """How to refine; ``compress(..., refine=True)`` takes these defaults.
+
+    Attributes:
+        epochs: passes over the images, at most.
+        learning_rate: of Adam at the start; it falls to 0 along a cosine.
+        batch_size: images of a step.
+        held_out: share of the images, the last ones, that are not trained on: they tell which
+            epoch's factors to keep.
+        patience: stop after so many epochs without a new best on the held-out images.
+        augment: "images" mirrors and shifts batches of images at random, None leaves them, a
+            function is called with every batch. Whatever it shows, the target is what the original
+            network says of it.
+        seconds: start no epoch after so long; None for no limit.
+
+    Raises:
+        TypeError: an attribute of another type.
+        ValueError: an attribute out of its range.
+    """
+
+    epochs: int = 20
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    held_out: float = 0.1
+    patience: int = 5
+    augment: str | Augmentation | None = "images"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(
+                    f"Refinement: {name} must be a whole number (got {type(value).__name__})"
+                )
+            if value < 1:
+                raise ValueError(f"Refinement: {name} must be at least 1 (got {name}={value})")
+        if not self.learning_rate > 0:
+            raise ValueError(
+                f"Refinement: learning_rate must be positive (got {self.learning_rate})"
+            )
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"Refinement: held_out must be in (0, 1) (got {self.held_out})")
+        if isinstance(self.augment, str) and self.augment != "images":
+            raise ValueError(
+                f"Refinement: augment must be 'images', None or a function (got {self.augment!r})"
+            )
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What a refinement has done.
+
+    Attributes:
+        epochs: that were run.
+        before: change of the outputs relative to them, on the held-out images, before.
+        after: the same afterwards; never more.
+        seconds: that it took.
+    """
+
+    epochs: int
+    before: float
+    after: float
+    seconds: float
+
+
+def refine(
+    original: nn.Module,
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    sample: Sample,
+    settings: Refinement,
+    processes: Processes,
+    *,
+    seed: int,
+    progress: bool | None = None,
+) -> Refined:
+    """Trains the layers of a smaller network until its outputs are like the original one's.
+
+    Both networks are in evaluation mode: batch norms are frozen and nothing is dropped out. The
+    loss is the squared difference of the outputs; labels are not needed. The factors of the best
+    epoch on the held-out images are kept; if none was better, those from before.
+
+    Args:
+        original: the network to be like, in evaluation mode; it does not change.
+        model: the smaller network, in evaluation mode; parameters of ``layers`` change.
+        layers: parts of ``model`` to train.
+        sample: the images.
+        settings: see `Refinement`.
+        processes: that share the work; gradients are averaged.
+        seed: of the order of the images and their augmentation.
+        progress: draw a progress bar.
+
+    Raises:
+        ValueError: there are fewer than 2 images.
+    """
+    if sample.images < 2:
+        raise ValueError(
+            f"compress: refine needs at least 2 calibration images (got {sample.images})"
+        )
+    begin = time.perf_counter()
+    training, held_out = sample.split(settings.held_out)
+    parameters = _trained(layers)
+    best = [parameter.detach().clone() for parameter in parameters]
+    judge = Judge(original, held_out, processes)
+    before = lowest = judge(model)
+    epochs, since_best = 0, 0
+    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+    batches = _Batches(training, settings, seed + processes.rank)
+    with (
+        _only_these_learn(model, parameters),
+        progress_bar("refining", settings.epochs * len(batches), unit="step", show=progress) as bar,
+    ):
+        for epoch in range(settings.epochs):
+            late = settings.seconds is not None and time.perf_counter() - begin > settings.seconds
+            if late or not parameters or not math.isfinite(before):
+                break
+            for step, batch in enumerate(batches):
+                done = (epoch * len(batches) + step) / (settings.epochs * len(batches))
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
+                _step(original, model, sample, batch, optimizer, processes)
+                bar(1)
+            epochs, distance = epoch + 1, judge(model)
+            if distance < lowest:
+                lowest, since_best = distance, 0
+                best = [parameter.detach().clone() for parameter in parameters]
+            else:
+                since_best += 1
+                if since_best >= settings.patience:
+                    break
+    with torch.no_grad():
+        for parameter, value in zip(parameters, best, strict=True):
+            parameter.copy_(value)
+    return Refined(epochs, before, lowest, time.perf_counter() - begin)
+
+
+class _Batches:
+    """The images in a new order and newly augmented, epoch by epoch."""
+
+    def __init__(self, sample: Sample, settings: Refinement, seed: int) -> None:
+        self._images = sample.joined()
+        self._count = sample.images
+        self._batch_size = min(settings.batch_size, self._count)
+        self._augment = settings.augment
+        self._generator = torch.Generator().manual_seed(seed % 2**63)
+
+    def __len__(self) -> int:
+        return self._count // self._batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.randperm(self._count, generator=self._generator)
+        for indices in order[: len(self) * self._batch_size].split(self._batch_size):
+            part = select(self._images, indices)
+            if callable(self._augment):
+                part = self._augment(part)
+            elif self._augment == "images":
+                part = tree_map(lambda x: mirrored_and_shifted(x, self._generator), part)
+            yield part
+
+
+def mirrored_and_shifted(value: Any, generator: torch.Generator) -> Any:
+    """Images (N, C, H, W), each mirrored with even odds and moved by up to an eighth of its size.
+
+    Edges are filled with zeros, which is what padding layers do. What is no batch of images stays.
+    """
+    if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
+        return value
+    count, _, *size = value.shape
+    indices = []
+    padded = F.pad(value, (size[1] // 8, size[1] // 8, size[0] // 8, size[0] // 8))
+    for axis, length in enumerate(size):
+        starts = torch.randint(2 * (length // 8) + 1, (count, 1), generator=generator)
+        positions = starts + torch.arange(length)
+        if axis == 1:
+            flipped = torch.rand(count, 1, generator=generator) < 0.5
+            positions = torch.where(flipped, positions.flip(1), positions)
+        indices.append(positions.to(value.device))
+    rows, columns = indices
+    images = torch.arange(count, device=value.device)[:, None, None]
+    return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _trained(layers: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Floating-point parameters of the layers, each once."""
+    found = {id(p): p for layer in layers for p in layer.parameters() if p.is_floating_point()}
+    return list(found.values())
+
+
+def _step(
+    original: nn.Module,
+    model: nn.Module,
+    sample: Sample,
+    batch: Any,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+) -> None:
+    with torch.no_grad():
+        targets = outputs_of(sample.forward(original, batch))
+    with torch.enable_grad():
+        results = outputs_of(sample.forward(model, batch))
+        loss = squared_distance(results, targets) / sum(target.numel() for target in targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = processes.sum(parameter.grad) / processes.count
+    optimizer.step()
+
+
+class _only_these_learn:
+    """Gradients for these parameters of a model alone; all flags are put back afterwards."""
+
+    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+        self._flags = {p: p.requires_grad for p in model.parameters()}
+        self._learn = set(parameters)
+
+    def __enter__(self) -> None:
+        for parameter in self._flags:
+            parameter.requires_grad_(parameter in self._learn)
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, flag in self._flags.items():
+            parameter.requires_grad_(flag)
+            parameter.grad = None
