@@ -202,21 +202,26 @@ class Calibration(Mapping[str, LayerMoments]):
 
     @classmethod
     def _parse(cls, metadata: Mapping[str, str], file: Any) -> Calibration:
+        try:
+            layers = json.loads(metadata["layers"])
+            counts = {name: int(values.pop("count")) for name, values in layers.items()}
+            geometries = {name: _geometry(values) for name, values in layers.items()}
+            images, missing = int(metadata["images"]), dict(json.loads(metadata["missing"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise _DamagedError(
+                f"its metadata are wrong ({type(error).__name__}: {shortened(error)})"
+            ) from error
         stored = set(file.keys())
         moments = {}
-        for name, values in json.loads(metadata["layers"]).items():
-            count = values.pop("count")
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            values["padding"] = Padding(*values["padding"])
-            geometry = PatchGeometry(**values)
+        for name, geometry in geometries.items():
             tensors = []
             for part in ("second_moment", "mean"):
                 if f"{name}.{part}" not in stored:
                     raise _DamagedError(f"the {part} of layer {name!r} is missing")
                 tensors.append(file.get_tensor(f"{name}.{part}"))
-            moments[name] = LayerMoments(tensors[0], tensors[1], count, geometry)
+            moments[name] = LayerMoments(tensors[0], tensors[1], counts[name], geometry)
             _check_stored(name, moments[name])
-        return cls(moments, images=int(metadata["images"]), missing=json.loads(metadata["missing"]))
+        return cls(moments, images=images, missing=missing)
 
     def __str__(self) -> str:
         headers = [("", "layer"), ("", "inputs"), ("", "patches"), ("", "patches/input"), ("", "")]
