@@ -78,6 +78,8 @@ class Job:
         self.fitted: dict[str, Fitted] = {}
         self.ranks = Ranks({})
         self.change: float | None = None
+        self._swaps: dict[nn.Module, nn.Module] = {}
+        self._small: nn.Module | None = None
         self._model = model
         self._found = found
         self._method = method
@@ -92,10 +94,8 @@ class Job:
         rates: Rates,
         calibration: Calibration | None,
         example_inputs: ExampleInputs | None,
-        *,
-        inplace: bool,
-    ) -> nn.Module:
-        """The smaller model."""
+    ) -> None:
+        """All the work; the user's model stays as it is until `result`."""
         if self._settings.init == "fit":
             for layer in self._layers():
                 _check_finite(layer)
@@ -114,10 +114,21 @@ class Job:
         with self._stage("fit"):
             self.fitted = self._fit(norms)
         modules = {layer.name: layer.module for layer in self._found.layers}
-        swaps = {modules[name]: fitted.module for name, fitted in self.fitted.items()}
-        if self._images is None:
-            return replace_layers(self._model, swaps, inplace=inplace)
-        return self._finish(swaps, self._images, inplace=inplace)
+        self._swaps = {modules[name]: fitted.module for name, fitted in self.fitted.items()}
+        if self._images is not None:
+            self._small = self._finished(self._images)
+
+    def result(self, *, inplace: bool) -> nn.Module:
+        """The smaller model: the original one, changed, if ``inplace``."""
+        if self._small is not None and not inplace:
+            return self._small
+        model = replace_layers(self._model, self._swaps, inplace=inplace)
+        if self._small is not None:  # batch norms may have been taken anew
+            buffers = dict(self._small.named_buffers())
+            for name, buffer in model.named_buffers():
+                if buffers[name] is not buffer:
+                    buffer.copy_(buffers[name])
+        return model
 
     def _layers(self) -> list[Layer]:
         """The layers that may be replaced."""
@@ -281,12 +292,10 @@ class Job:
 
     # ------------------------------------------------------------------------------- finishing
 
-    def _finish(
-        self, swaps: Mapping[nn.Module, nn.Module], images: Images, *, inplace: bool
-    ) -> nn.Module:
-        """The network with its new layers; nothing is done to the user's before all has worked."""
+    def _finished(self, images: Images) -> nn.Module:
+        """The network with its new layers, refined and judged."""
         original = evaluation_copy(self._model)
-        small = replace_layers(self._model, swaps, inplace=False)
+        small = replace_layers(self._model, self._swaps, inplace=False)
         with in_evaluation_mode(small):
             judge = Judge(original, images.sample.first(JUDGED_IMAGES), self._processes)
             self.change = judge(small)
@@ -295,16 +304,9 @@ class Job:
                     self._reestimate(small, images, judge)
             if self._settings.refinement is not None:
                 with self._stage("refinement"):
-                    self._refine(original, small, list(swaps.values()), images)
+                    self._refine(original, small, list(self._swaps.values()), images)
                 self.change = judge(small)
-        if not inplace:
-            return small
-        buffers = dict(small.named_buffers())
-        replace_layers(self._model, swaps, inplace=True)
-        for name, buffer in self._model.named_buffers():
-            if name in buffers and buffers[name] is not buffer:
-                buffer.copy_(buffers[name])
-        return self._model
+        return small
 
     def _reestimate(self, small: nn.Module, images: Images, judge: Judge) -> None:
         before = self.change

@@ -203,7 +203,7 @@ def compress(
         progress=progress,
     )
     with torch.inference_mode(False):
-        small = job.run(rates, moments, example_inputs, inplace=inplace)
+        job.run(rates, moments, example_inputs)
     report = Report(
         method=chosen_method.name,
         options=chosen_method.options(),
@@ -228,7 +228,7 @@ def compress(
         seconds=job.seconds,
     )
     _warn_of_large_errors(report, with_data=calibration is not None)
-    return Compressed(small, report)
+    return Compressed(job.result(inplace=inplace), report)
 
 
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
