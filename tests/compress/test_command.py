@@ -289,7 +289,7 @@ def test_wrong_models_and_files(folder: Path, capsys: pytest.CaptureFixture[str]
         ([NAME, "--weights", "weights.pt"], "does not fit the model: "),
         ([NAME, *SMALL, "--weights", "other.pt"], "does not fit the model: "),
         ([NAME, "--input-size", "3x2x2"], "must run on example_inputs"),
-        ([NAME, "--method", "sketsch"], "method must be one of 'cp', 'sketch'"),
+        ([NAME, "--method", "sketsch"], "method must be one of"),
     ]
     for arguments, message in cases:
         assert_refused(folder, capsys, ["inspect", *arguments], message)

@@ -90,7 +90,7 @@ def test_rate_must_be_in_range(rate: float) -> None:
         ({"rate": True}, TypeError, "rate must be a number"),
         ({"rate": {}}, ValueError, "empty dict"),
         ({"rate": 0.5, "init": "zeros"}, ValueError, "init must be 'fit' or 'random'"),
-        ({"rate": 0.5, "method": "sketsch"}, ValueError, "method must be one of 'cp', 'sketch'"),
+        ({"rate": 0.5, "method": "sketsch"}, ValueError, "method must be one of"),
         ({"rate": 0.5, "method": 3}, TypeError, "method must be a name or a config object"),
         ({"rate": 0.5, "mixin": "channel"}, TypeError, "did you mean 'mixing'"),
         ({"rate": 0.5, "mixing": "time"}, ValueError, "mixing must be one of"),

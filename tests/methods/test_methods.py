@@ -181,8 +181,7 @@ def test_get() -> None:
     changed = methods.get(methods.Sketch(mixing="channel"), num_sketches=3)
     assert changed == methods.Sketch(mixing="channel", num_sketches=3)
     assert "sketch" in methods.names()
-    known = "'cp', 'sketch', 'svd', 'tucker2'"
-    with pytest.raises(ValueError, match=rf"must be one of {known} \(got 'sketsch'\)"):
+    with pytest.raises(ValueError, match=r"must be one of .*'sketch', .* \(got 'sketsch'\)"):
         methods.get("sketsch")
 
 
@@ -193,7 +192,7 @@ def test_names_are_taken_once() -> None:
 
 def test_a_new_method_works_everywhere(own_method: type[methods.Method]) -> None:
     model = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
-    assert methods.names() == ["cp", "rows", "sketch", "svd", "tucker2"]
+    assert {"cp", "rows", "sketch", "svd", "tucker2"} <= set(methods.names())
     assert sketchlayers.inspect(model, method="rows").layers[1].largest_rank == 19
     x = torch.randn(3, 20)
     small, report = sketchlayers.compress(model, own_method(), rate=0.75, example_inputs=x)

@@ -261,7 +261,7 @@ def test_sensitive_outputs_are_fitted_better(kind: str) -> None:
         return float(change[:, :4].norm())
 
     weighted = convert(dense, sensitivity=sensitivity.flatten())
-    assert error(weighted) < 0.7 * error(convert(dense))
+    assert error(weighted) < 0.9 * error(convert(dense))
     full = convert(dense, sensitivity=torch.stack([row.diag() for row in sensitivity]))
     torch.testing.assert_close(full.weight, weighted.weight, rtol=1e-5, atol=1e-6)
     with pytest.raises(RuntimeError, match="sensitivity must have shape"):

@@ -137,6 +137,31 @@ def test_full_rank_reproduces_the_layer(groups: int, weighted: bool) -> None:
         torch.testing.assert_close(layer(image), conv(image), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("channels", "ranks", "is_exact"),
+    [
+        ((2, 20), (2, 20), True),
+        ((2, 20), (None, 20), True),
+        ((2, 20), (1, 12), False),
+        ((20, 3), (20, 2), False),
+    ],
+)
+def test_ranks_beyond_what_the_other_side_can_use(
+    channels: tuple[int, int], ranks: Ranks, is_exact: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(*channels, (3, 2), dtype=torch.float64)
+    layer = TuckerConv2d.from_conv(conv, ranks)
+    assert layer.ranks == ranks
+    change = (layer.weight - conv.weight).norm() / conv.weight.norm()
+    assert layer.fit_error == pytest.approx(change.item(), abs=1e-9)
+    assert (layer.fit_error < 1e-9) == is_exact
+    # All of it can be trained further.
+    layer(torch.randn(1, conv.in_channels, 5, 5, dtype=torch.float64)).square().sum().backward()
+    gradients = [part.weight.grad for part in layer.parts()]
+    assert all(gradient.flatten(1).any(1).all() for gradient in gradients[:-1])
+
+
 @pytest.mark.parametrize("ranks", [(3, 4), (3, None), (None, 4)])
 def test_groups_are_fitted_one_by_one(ranks: Ranks) -> None:
     torch.manual_seed(0)

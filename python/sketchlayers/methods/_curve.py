@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,13 +72,19 @@ def interpolated(method: Method, layer: nn.Module, errors: Mapping[Rank, float])
     return candidates
 
 
-def pareto(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Those that have less error than all with no more parameters, by increasing parameters."""
-    kept: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda one: (one.parameters, one.squared_error)):
-        if not kept or candidate.squared_error < kept[-1].squared_error:
-            kept.append(candidate)
-    return kept
+def front_of(sizes: Sequence[int], errors: Sequence[float], *, below: int) -> list[int]:
+    """Places of those that have less error than all others of no more size, by increasing size.
+
+    Args:
+        sizes: of everything there is to choose from.
+        errors: of the same.
+        below: what the sizes must be below.
+    """
+    front: list[int] = []
+    for place in sorted(range(len(sizes)), key=lambda place: (sizes[place], errors[place])):
+        if sizes[place] < below and (not front or errors[place] < errors[front[-1]]):
+            front.append(place)
+    return front
 
 
 def squared_error(

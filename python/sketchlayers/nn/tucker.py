@@ -308,6 +308,23 @@ def _fit(
     tolerance: float,
 ) -> Fit:
     inputs, outputs = ranks
+    channels, taps = weight.shape[1], weight[0, 0].numel()
+    if outputs is not None and outputs > taps * (inputs or channels):
+        # More channels than anything can arrive at: they start without input.
+        fewer = taps * (inputs or channels)
+        fit = _fit(
+            weight,
+            (inputs, fewer),
+            second_moment,
+            sensitivity,
+            max_sweeps=max_sweeps,
+            tolerance=tolerance,
+        )
+        *first, core, output = fit.weights
+        core = torch.cat([core, core.new_zeros(outputs - fewer, *core.shape[1:])])
+        basis, _ = torch.linalg.qr(output, mode="complete")
+        output = torch.cat([output, basis[:, fewer:outputs]], dim=1)
+        return Fit((*first, core, output), fit.relative_error)
     if inputs is None and outputs is not None:
         pair = decompose.svd(weight, outputs, second_moment=second_moment, sensitivity=sensitivity)
         return Fit((pair.right, pair.left), pair.relative_error)
