@@ -165,6 +165,16 @@ def assert_is_a_front(curve: list[Candidate], dense: int) -> None:
     assert errors == sorted(errors, reverse=True) and 0 <= errors[-1] < errors[0] <= 1
 
 
+@pytest.mark.parametrize("method", [*METHODS, methods.Sketch()], ids=ids)
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(3, 1), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 2, (2, 1)), nn.Conv2d(1, 1, 3)]
+)
+def test_small_layers_have_short_curves(layer: nn.Module, method: Method) -> None:
+    sizes = {candidate.parameters for candidate in method.curve(layer)}
+    assert all(0 < parameters < size(layer) for parameters in sizes)
+    assert sizes or not method.ranks(layer)
+
+
 def test_tuckers_curve_is_below_its_uniform_family() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(16, 24, 3)

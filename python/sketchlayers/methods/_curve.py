@@ -16,9 +16,9 @@ from sketchlayers.nn._factored import Group, groups_of
 if TYPE_CHECKING:
     from sketchlayers.methods._method import Method
 
-FITTED = 8
-"""How many ranks are fitted for a curve."""
-LISTED = 64
+_SHARES = (0.0, 0.05, 0.1, 0.18, 0.28, 0.4, 0.55, 0.75, 1.0)
+"""Which ranks of a family are fitted for a curve: places in it, over its length."""
+_LISTED = 64
 """How many ranks a curve lists at most."""
 _EXACT = 1e-14  # squared; below it is rounding, whose logarithm is not to be interpolated
 
@@ -29,8 +29,11 @@ def fitted_curve(
     method: Method, layer: nn.Module, second_moment: Tensor | None, sensitivity: Tensor | None
 ) -> list[Candidate]:
     """Candidates of the uniform family: a few are built and measured, the others interpolated."""
+    ranks = method.ranks(layer)
+    if not ranks:
+        return []
     errors = {}
-    for rank in spread(method.ranks(layer)):
+    for rank in _spread(ranks):
         built = method.build(
             layer,
             rank,
@@ -41,19 +44,18 @@ def fitted_curve(
         )
         weight = built.fold().weight  # type: ignore[operator]
         errors[rank] = squared_error(layer, weight, second_moment, sensitivity)
-    return interpolated(method, layer, errors)
+    return _interpolated(method, layer, errors)
 
 
-def spread(ranks: Sequence[T], count: int = FITTED) -> list[T]:
-    """At most ``count`` members of a family, both ends among them, denser where it is small."""
+def _spread(ranks: Sequence[T]) -> list[T]:
+    """About ten members of a family, both ends among them, denser where it is small."""
     last = len(ranks) - 1
-    if last < count:
-        return list(ranks)
-    steps = {round((last + 1) ** (step / (count - 1))) - 1 for step in range(count)}
-    return [ranks[index] for index in sorted(steps)]
+    return [ranks[place] for place in sorted({round(share * last) for share in _SHARES})]
 
 
-def interpolated(method: Method, layer: nn.Module, errors: Mapping[Rank, float]) -> list[Candidate]:
+def _interpolated(
+    method: Method, layer: nn.Module, errors: Mapping[Rank, float]
+) -> list[Candidate]:
     """Candidates of the uniform family from the squared errors of some of its ranks.
 
     Between two known ranks the logarithm of the error is linear in the parameters. Errors that
@@ -155,8 +157,8 @@ def _squared_size(group: Group) -> float:
 
 
 def _thinned(ranks: Sequence[Rank], fitted: Mapping[Rank, float]) -> list[Rank]:
-    """At most `LISTED` ranks of a family, evenly spread, and those that were fitted."""
-    step = math.ceil(len(ranks) / LISTED)
+    """At most `_LISTED` ranks of a family, evenly spread, and those that were fitted."""
+    step = math.ceil(len(ranks) / _LISTED)
     listed = {*range(0, len(ranks), step), *(ranks.index(rank) for rank in fitted)}
     return [ranks[index] for index in sorted(listed)]
 

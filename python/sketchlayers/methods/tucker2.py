@@ -102,7 +102,7 @@ class Tucker2(Factored):
         squares = _every_row(squares.cpu(), [*inputs, channels])
         front = front_of(sizes.flatten().tolist(), squares.flatten().tolist(), below=dense)
         candidates = []
-        for place in front[:: ceil(len(front) / _LISTED)]:
+        for place in front[:: ceil(len(front) / _LISTED) or 1]:
             row, column = divmod(place, outputs)
             ranks = (
                 None if row + 1 == channels else row + 1,
