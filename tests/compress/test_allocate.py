@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sketchlayers.compress.allocate import Choices, smallest, total, uniform
+from sketchlayers.compress.allocate import Choices, Option, least_damage, smallest, total, uniform
 
 
 def linear(name: str, dense: int, per_rank: int, kept: int = 0) -> Choices:
@@ -90,3 +90,46 @@ def test_small_networks_against_exhaustive_search() -> None:
         miss = abs(total(layers, uniform(layers, budget)) - budget)
         # Uniform rates are wanted, so the very best sum is not; a step of the smallest layer is.
         assert best <= miss <= 60
+
+
+def options(*pairs: tuple[float, float]) -> list[Option]:
+    return [Option(None, None, cost, damage) for cost, damage in pairs]
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.integers(1, 40), st.floats(0.01, 10)), min_size=1, max_size=5, unique=True
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.floats(0, 1),
+)
+def test_least_damage_fits_the_budget_and_is_near_the_best(layers: list, share: float) -> None:
+    sizes = {str(i): options(*pairs, (50, 0.0)) for i, pairs in enumerate(layers)}
+    cheapest = sum(min(one.cost for one in own) for own in sizes.values())
+    budget = cheapest + share * (50 * len(sizes) - cheapest)
+    chosen = least_damage(sizes, budget)
+    assert chosen.keys() == sizes.keys()
+    assert sum(option.cost for option in chosen.values()) <= budget * (1 + 1e-12)
+    damage = sum(option.damage for option in chosen.values())
+    every = list(itertools.product(*sizes.values()))
+    best = min(
+        sum(one.damage for one in some) for some in every if sum(o.cost for o in some) <= budget
+    )
+    # The bound of a Lagrangian: off by at most one layer's largest step.
+    step = max(max(one.damage for one in own) for own in sizes.values())
+    assert best - 1e-9 <= damage <= best + step + 1e-9
+
+
+def test_least_damage_spends_what_is_left() -> None:
+    sizes = {"a": options((1, 9.0), (4, 1.0), (6, 0.5)), "b": options((1, 4.0), (3, 2.0))}
+    chosen = least_damage(sizes, 7)
+    assert (chosen["a"].cost, chosen["b"].cost) == (4, 3)
+    assert least_damage(sizes, 100)["a"].damage == 0.5
+
+
+def test_uniform_with_another_cost_than_parameters() -> None:
+    layer = Choices("a", 100, range(1, 10), lambda rank: 10 * rank, lambda r: 7.0 * (r or 11))
+    assert uniform([layer], 7 * 4.2) == {"a": 4}

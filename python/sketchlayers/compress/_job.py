@@ -240,6 +240,8 @@ class Job:
                 bar(1)
         if sequence and self._images is not None:
             fitted |= self._fit_in_sequence(sequence, fitted, norms, self._images)
+        for name, one in fitted.items():
+            one.module.train(layers[name].module.training)  # they ran in evaluation mode
         return {name: fitted[name] for name in layers if name in fitted}
 
     def _in_sequence(self, layer: Layer, norm: Norm) -> bool:

@@ -72,7 +72,10 @@ class Lockstep:
         return places[0] if places else None
 
     def replace(self, name: str, layer: nn.Module) -> None:
-        """Computes this layer by another one from now on, the paused calls included."""
+        """Computes this layer by another one from now on, the paused calls included.
+
+        The new layer is put into evaluation mode.
+        """
         self._replacements[name] = layer.eval()
 
     def __enter__(self) -> Self:
@@ -187,8 +190,13 @@ def live_bytes(model: nn.Module, layers: Iterable[str], call: Call) -> int:
     most = 0
     with Lockstep(model, layers, [watched]) as lockstep:
         while lockstep.advance() is not None:
-            tensors[:] = [reference for reference in tensors if reference() is not None]
-            alive = (x for reference in tensors if (x := reference()) is not None)
-            storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
-            most = max(most, sum(storages.values()))
+            most = max(most, _bytes_alive(tensors))
     return most
+
+
+def _bytes_alive(tensors: list[weakref.ref[Tensor]]) -> int:
+    """Bytes of the storages of those tensors that still exist; forgets the others."""
+    alive = [tensor for reference in tensors if (tensor := reference()) is not None]
+    tensors[:] = map(weakref.ref, alive)
+    storages = (tensor.untyped_storage() for tensor in alive)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,143 @@
+"""What errors of a layer's outputs do to the network's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sketchlayers.compress._damage import Damage, DamageMeter, Point, images_to_measure_on
+from sketchlayers.compress._loader import call_model
+from sketchlayers.compress._processes import Processes
+from sketchlayers.compress._sample import Sample
+from sketchlayers.compress._sensitivity import output_sensitivity
+
+ALONE = Processes(join=False)
+
+
+class Net(nn.Module):
+    """A grouped convolution, an in-place activation and two linear layers; takes (N, 4, 5, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, groups=2)
+        self.norm = nn.BatchNorm2d(6)
+        self.hidden = nn.Linear(6, 7)
+        self.head = nn.Linear(7, 3)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.norm(self.conv(x)))
+        return self.head(torch.tanh(self.hidden(x.mean((2, 3)))))
+
+
+def sample_of(count: int = 6) -> Sample:
+    return Sample((torch.randn(count, 4, 5, 5), torch.randn(count, 4, 5, 5)), call_model)
+
+
+def exactly(net: Net, sample: Sample, name: str, groups: int) -> Tensor:
+    """``E[sum over positions of J^T J]`` with the whole Jacobian."""
+    layer = net.get_submodule(name)
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output.clone()
+
+    handle = layer.register_forward_hook(keep)
+    total, images = torch.zeros(()), 0
+    for batch in sample.batches:
+        for x in batch:
+            kept.clear()
+            z = net(x[None])
+            for value in z.flatten():
+                (g,) = torch.autograd.grad(value, kept[0], retain_graph=True)
+                g = g.flatten(2)[0] if g.ndim == 4 else g.T
+                g = g.reshape(groups, -1, g.shape[-1]).double()
+                total = total + g @ g.mT
+            images += 1
+    handle.remove()
+    return total / images
+
+
+@pytest.mark.parametrize(("name", "groups"), [("conv", 2), ("hidden", 1), ("head", 1)])
+def test_expectation_is_the_squared_jacobian(
+    name: str, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sketchlayers.compress._sensitivity.PROJECTIONS", 3000)
+    net, sample = Net().eval(), sample_of(3)
+    found = output_sensitivity(net, ["conv", "hidden", "head", "unused"], sample, ALONE)
+    assert found.keys() == {"conv", "hidden", "head"}  # the other one is not reached
+    want = exactly(net, sample, name, groups)
+    assert found[name].shape == want.shape
+    assert (found[name] - want).norm() < 0.1 * want.norm()
+
+
+def test_it_predicts_the_damage_of_a_small_change() -> None:
+    """``tr(F D Sigma D^T)`` of the last layer is exact: the network is linear in it."""
+    net, sample = Net().eval(), sample_of(40)
+    f = output_sensitivity(net, ["head"], sample, ALONE)["head"][0]
+    inputs: list[Tensor] = []
+    handle = net.head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+    meter = DamageMeter(net, sample, ALONE)
+    handle.remove()
+    x = torch.cat(inputs).double()
+    change = torch.randn(3, 7, dtype=torch.float64) / 10
+    other = nn.Linear(7, 3)
+    with torch.no_grad():
+        other.weight.copy_(net.head.weight + change)
+        other.bias.copy_(net.head.bias)
+    predicted = ((f @ change @ (x.T @ x / len(x))) * change).sum()
+    # F of the head is the identity; random signs leave noise off its diagonal.
+    torch.testing.assert_close(f.diagonal(), torch.ones(3, dtype=torch.float64))
+    assert meter.measure({"head": other}) == pytest.approx(float(predicted), rel=0.3)
+    exact = (change @ (x.T @ x / len(x)) * change).sum()
+    assert meter.measure({"head": other}) == pytest.approx(float(exact), rel=1e-4)
+
+
+def test_frozen_parameters_and_modes_are_left_alone() -> None:
+    net = Net().train()
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    statistics = net.norm.running_mean.clone()
+    found = output_sensitivity(net, ["conv", "hidden"], sample_of(), ALONE)
+    assert found.keys() == {"conv", "hidden"}
+    assert net.training and torch.equal(net.norm.running_mean, statistics)
+    assert all(p.grad is None and not p.requires_grad for p in net.parameters())
+    assert not net.conv._forward_hooks
+
+
+def test_meter_puts_the_layers_back() -> None:
+    net, sample = Net().eval(), sample_of()
+    meter = DamageMeter(net, sample, ALONE)
+    assert meter.measure({}) == 0
+    first = meter.measure({"hidden": nn.Linear(6, 7)})
+    assert first > 0
+    assert meter.measure({"hidden": net.hidden}) == 0
+    broken = nn.Linear(6, 7)
+    nn.init.constant_(broken.weight, torch.nan)
+    assert meter.measure({"hidden": broken}) == torch.inf
+    assert isinstance(net.hidden, nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("damage", "at", "want"),
+    [
+        (Damage([Point(1, 10), Point(4, 160)]), 2, 40),  # a straight line in logarithms
+        (Damage([Point(1, 10), Point(4, 160)]), 0.5, 5),  # in proportion below
+        (Damage([Point(1, 10), Point(4, 160)]), 8, 320),  # and above
+        (Damage([Point(1, 10), Point(4, 5)]), 2, 10),  # never falls
+        (Damage([Point(1, 10)]), 0, 0),
+        (Damage([]), 0.7, 0.7),
+    ],
+)
+def test_damage_is_interpolated(damage: Callable[[float], float], at: float, want: float) -> None:
+    assert damage(at) == pytest.approx(want)
+
+
+def test_measuring_costs_a_few_passes() -> None:
+    sample = Sample((torch.zeros(1024, 1),), call_model)
+    assert images_to_measure_on(sample, 18) * 18 * 4 <= 4.1 * 1024
+    assert images_to_measure_on(sample, 2000) == 16
