@@ -31,6 +31,9 @@ from sketchlayers.methods._method import Init
 RIDGE = 1e-3
 """Of the mean input power, pulls the weight of a sequential fit towards the original one."""
 
+ROUNDING = 1e-7
+"""Of the whole input power: about what sums of float32 products are wrong by."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -205,21 +208,32 @@ class _Target:
         original = _by_group(layer, self.inputs)
         if self.exact:
             return original
-        second, cross = self.second_moment(centred=centred), self.cross
+        second, cross, mean = self.inputs.second_moment, self.cross, self.inputs.mean
         if centred:
-            cross = cross - self.mean[..., None] * self.inputs.mean[:, None, :]
-        size = second.shape[-1]
-        power = second.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
+            second = second - mean[:, :, None] * mean[:, None, :]
+            cross = cross - self.mean[..., None] * mean[:, None, :]
+        ridge = RIDGE * _mean_power(second) + self._rounding
         # A group without any input keeps its weight.
-        ridge = torch.where(power > 0, RIDGE * power, 1.0)
-        identity = torch.eye(size, dtype=second.dtype)
-        factor = torch.linalg.cholesky(second + ridge * identity)
+        ridge = torch.where(ridge > 0, ridge, 1.0)
+        identity = torch.eye(second.shape[-1], dtype=second.dtype)
+        factor, failed = torch.linalg.cholesky_ex(second + ridge * identity)
+        while failed.any():
+            ridge = 10 * ridge
+            factor, failed = torch.linalg.cholesky_ex(second + ridge * identity)
         return torch.cholesky_solve((cross + ridge * original).mT, factor).mT
 
     def second_moment(self, *, centred: bool) -> Tensor:
-        """``E[x~ x~^T]``, or the covariance."""
+        """``E[x~ x~^T]``, or the covariance with a ridge that covers its rounding errors."""
         second, mean = self.inputs.second_moment, self.inputs.mean
-        return second - mean[:, :, None] * mean[:, None, :] if centred else second
+        if not centred:
+            return second
+        identity = torch.eye(second.shape[-1], dtype=second.dtype)
+        return second - mean[:, :, None] * mean[:, None, :] + self._rounding * identity
+
+    @property
+    def _rounding(self) -> Tensor:
+        second = self.inputs.second_moment
+        return ROUNDING * second.shape[-1] * _mean_power(second)
 
     def relative_error(self, layer: nn.Module, new: nn.Module) -> float:
         """``sqrt(E|y + b - y~|^2 / E|y|^2)``: how far the new layer's output is from the target."""
@@ -325,6 +339,11 @@ def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
     for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         setattr(new, kind, type(getattr(layer, kind))())
     return new
+
+
+def _mean_power(second_moment: Tensor) -> Tensor:
+    """Mean of the diagonal, (groups, 1, 1)."""
+    return second_moment.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=0)[:, None, None]
 
 
 def _by_group(layer: nn.Module, moments: LayerMoments) -> Tensor:

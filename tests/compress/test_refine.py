@@ -1,0 +1,168 @@
+"""Label-free distillation of the factors."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sketchlayers
+from sketchlayers.compress import Refinement
+from sketchlayers.compress._loader import call_model
+from sketchlayers.compress._network import Judge, evaluation_copy, reestimate_batch_norm
+from sketchlayers.compress._processes import Processes
+from sketchlayers.compress._sample import Sample
+from sketchlayers.compress.refine import mirrored_and_shifted, refine
+
+ALONE = Processes(join=False)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    )
+
+
+def images(count: int = 64) -> Tensor:
+    return torch.randn(count, 3, 8, 8)
+
+
+def smaller(**arguments: Any) -> tuple[nn.Module, nn.Module, Sample]:
+    net, x = network(), images()
+    small, _ = sketchlayers.compress(
+        net, "tucker2", rate=0.5, calibration=[x], seed=0, sequential=False, **arguments
+    )
+    return net.eval(), small.eval(), Sample((x,), call_model)
+
+
+@pytest.mark.filterwarnings("ignore:compress.*training:UserWarning")
+def test_outputs_come_nearer_and_nothing_else_changes() -> None:
+    net, small, sample = smaller()
+    held = sample.split(0.2)[1]
+    before = Judge(net, held, ALONE)(small)
+    others = {n: v.clone() for n, v in small.state_dict().items() if "core" not in n}
+    flags = [p.requires_grad for p in small.parameters()]
+    layer = small[3].core
+    settings = Refinement(epochs=12, held_out=0.2, batch_size=16, patience=12)
+    done = refine(net, small, [layer], sample, settings, ALONE, seed=0)
+    assert done.before == pytest.approx(before)
+    assert done.after < 0.95 * done.before
+    assert Judge(net, held, ALONE)(small) == pytest.approx(done.after)
+    state = small.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in others.items())
+    assert [p.requires_grad for p in small.parameters()] == flags
+    assert all(p.grad is None for p in small.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:compress.*training:UserWarning")
+def test_it_never_ends_worse_than_it_began() -> None:
+    net, small, sample = smaller()
+    state = {name: value.clone() for name, value in small.state_dict().items()}
+    settings = Refinement(epochs=3, learning_rate=1e3)
+    done = refine(net, small, [small[3]], sample, settings, ALONE, seed=0)
+    assert done.after == done.before
+    assert all(torch.equal(small.state_dict()[name], value) for name, value in state.items())
+
+
+@pytest.mark.filterwarnings("ignore:compress.*training:UserWarning")
+def test_patience_and_time_end_it() -> None:
+    net, small, sample = smaller()
+    settings = Refinement(epochs=50, learning_rate=1e3, patience=2)
+    assert refine(net, small, [small[3]], sample, settings, ALONE, seed=0).epochs == 2
+    late = Refinement(epochs=50, seconds=0.0)
+    assert refine(net, small, [small[3]], sample, late, ALONE, seed=0).epochs == 0
+
+
+@pytest.mark.filterwarnings("ignore:compress.*training:UserWarning")
+def test_in_one_call_and_reproducibly() -> None:
+    net, x = network(), images()
+    torch.manual_seed(3)
+
+    def run() -> tuple[nn.Module, Any]:
+        return sketchlayers.compress(
+            net,
+            "tucker2",
+            rate=0.5,
+            calibration=[x[:40], x[40:]],
+            seed=0,
+            refine=Refinement(epochs=2),
+        )
+
+    first, report = run()
+    torch.rand(7)
+    second, _ = run()
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    assert any("refined for" in note for note in report.notes)
+    assert "refinement" in report.seconds
+
+
+def test_images_are_mirrored_and_shifted() -> None:
+    x = torch.arange(2.0 * 1 * 8 * 8).reshape(2, 1, 8, 8) + 1
+    generator = torch.Generator().manual_seed(0)
+    padded = nn.functional.pad(x, (1, 1, 1, 1))
+    seen = set()
+    for _ in range(60):
+        y = mirrored_and_shifted(x, generator)
+        for i in range(2):
+            windows = {
+                (row, column, flip): padded[i, :, row : row + 8, column : column + 8]
+                for row, column, flip in itertools.product(range(3), range(3), (False, True))
+            }
+            found = [
+                key
+                for key, window in windows.items()
+                if torch.equal(y[i], window.flip(-1) if key[2] else window)
+            ]
+            assert len(found) == 1
+            seen.update(found)
+    assert len(seen) == 18
+    labels = torch.arange(3)
+    assert mirrored_and_shifted(labels, generator) is labels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs must be at least 1"),
+        ({"epochs": 1.5}, TypeError, "epochs must be a whole number"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive"),
+        ({"held_out": 1.0}, ValueError, r"held_out must be in \(0, 1\)"),
+        ({"augment": "flip"}, ValueError, "augment must be 'images', None or a function"),
+    ],
+)
+def test_bad_settings(arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Refinement(**arguments)
+
+
+def test_batch_norms_are_taken_anew_and_back() -> None:
+    net = network().eval()
+    sample = Sample((images() * 3 + 1,), call_model)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    undo = reestimate_batch_norm(net, sample)
+    y = net[0](sample.batches[0])
+    torch.testing.assert_close(net[1].running_mean, y.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net[1].running_var, y.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert not net[1].training and net[1].momentum == 0.1
+    undo()
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in state.items())
+
+
+def test_evaluation_copy_shares_parameters_only() -> None:
+    net = network().train()
+    copied = evaluation_copy(net)
+    assert copied[0].weight is net[0].weight
+    assert copied[1].running_mean is not net[1].running_mean
+    assert net.training and not copied.training
