@@ -1,4 +1,4 @@
-"""The command line: ``sketchlayers doctor | inspect | compress | bench``.
+"""The command line: ``sketchlayers doctor | inspect | calibrate | compress | bench``.
 
 Thin on purpose: it finds the command, parses its arguments, calls it and prints its errors in one
 line. A command's module is imported only when that command is asked for, so that ``doctor`` works
@@ -38,6 +38,12 @@ COMMANDS = {
         "compress.command",
         "add_arguments_inspect",
         "run_inspect",
+    ),
+    "calibrate": Command(
+        "measure what a model's layers get to see, for `compress --calibration`",
+        "compress.command",
+        "add_arguments_calibrate",
+        "run_calibrate",
     ),
     "compress": Command(
         "make a model smaller and save it",

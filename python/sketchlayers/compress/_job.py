@@ -58,6 +58,7 @@ class Job:
         fitted: the new layers, by name.
         methods: what they were made by, by name.
         change: of the network's outputs, relative to them, on calibration images; None without.
+        images: that the layers' moments were taken on; None without.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Job:
         self.fitted: dict[str, Fitted] = {}
         self.ranks = Ranks({})
         self.change: float | None = None
+        self.images: int | None = None
         self._swaps: dict[nn.Module, nn.Module] = {}
         self._small: nn.Module | None = None
         self._model = model
@@ -155,6 +157,7 @@ class Job:
                 calibration = self._images.calibrate(names)
         if calibration is None:
             return {name: Norm() for name in names}
+        self.images = calibration.images
         for name, why in calibration.missing.items():
             if name in names and why == NEVER_CALLED:
                 self.reasons[name] = why

@@ -41,10 +41,17 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What every layer that was looked at shall become, and what one must know besides."""
+    """What every layer that was looked at shall become.
+
+    Attributes:
+        chosen: by the layer's name.
+        notes: what one must know besides.
+        rate: cost after / before of the whole model, in the budget's unit; None without a budget.
+    """
 
     chosen: Mapping[str, Chosen]
     notes: Sequence[str] = field(default=())
+    rate: float | None = None
 
 
 def check_budget(
@@ -104,11 +111,10 @@ def uniform(method: Method, layers: Sequence[Layer], budget: Budget, costs: Cost
     ]
     fixed = _fixed(layers, costs)
     ranks = allocate.uniform(choices, _share(budget, costs, fixed))
-    notes = _nearest_note(budget, costs, fixed + allocate.total(choices, ranks), len(layers))
-    return Ranks(
-        {name: Chosen() if rank is None else Chosen(method, rank) for name, rank in ranks.items()},
-        notes,
-    )
+    chosen = {
+        name: Chosen() if rank is None else Chosen(method, rank) for name, rank in ranks.items()
+    }
+    return _within(budget, costs, fixed + allocate.total(choices, ranks), chosen)
 
 
 def by_layer(method: Method, layers: Sequence[Layer], rates: Mapping[str, float]) -> Ranks:
@@ -172,10 +178,8 @@ def by_error(
             bar(1)
     best = allocate.least_damage(options, _share(budget, costs, fixed))
     got = fixed + sum(option.cost for option in best.values())
-    return Ranks(
-        {name: Chosen(option.method, option.rank) for name, option in best.items()},
-        _nearest_note(budget, costs, got, len(layers)),
-    )
+    chosen = {name: Chosen(option.method, option.rank) for name, option in best.items()}
+    return _within(budget, costs, got, chosen)
 
 
 def _candidates(layer: Layer, method: Method, norm: Norm) -> list[tuple[Method, Candidate]]:
@@ -256,11 +260,13 @@ def _share(budget: Budget, costs: Costs, fixed: float) -> float:
     return round(whole) - fixed if budget.unit != "seconds" else whole - fixed
 
 
-def _nearest_note(budget: Budget, costs: Costs, got: float, layers: int) -> list[str]:
+def _within(budget: Budget, costs: Costs, got: float, chosen: Mapping[str, Chosen]) -> Ranks:
+    """What was chosen for so much of a budget."""
     rate = got / costs.whole if costs.whole else 1.0
     if abs(rate - budget.rate) <= TOLERANCE * budget.rate:
-        return []
-    return [
+        return Ranks(chosen, rate=rate)
+    note = (
         f"{budget.argument.replace('_', ' ')} {fraction(budget.rate)} was asked, {fraction(rate)} "
-        f"is the nearest: ranks are whole numbers (layers to compress: {layers})"
-    ]
+        f"is the nearest: ranks are whole numbers (layers to compress: {len(chosen)})"
+    )
+    return Ranks(chosen, [note], rate)

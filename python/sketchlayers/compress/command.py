@@ -1,97 +1,78 @@
-"""``sketchlayers inspect`` and ``sketchlayers compress``: whole models from a shell.
+"""``sketchlayers inspect``, ``calibrate`` and ``compress``: whole models from a shell.
 
 What ``compress`` writes of a torchvision model is described and opened by
 `sketchlayers.compress._files`. Of a pickled model it writes the whole compressed model, pickled:
 nothing else says how to rebuild it.
+
+Reports go to the standard output, everything else to the standard error.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import os
+import dataclasses
 import sys
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers import methods
+from sketchlayers.compress._arguments import Sensitivity
 from sketchlayers.compress._files import (
-    build_torchvision,
+    SAFETENSORS,
     compressed_contents,
-    is_compressed,
-    read,
-    rebuild,
-    reports_of,
-    shortened,
-    torchvision_names,
+    write,
+    write_atomically,
 )
-from sketchlayers.compress._table import quantity
+from sketchlayers.compress._finetune import FineTuning, accuracy, finetune, scores_of
+from sketchlayers.compress._folder import (
+    ImageBatches,
+    LabelledImages,
+    Preparation,
+    find_images,
+    spread,
+)
+from sketchlayers.compress._network import in_evaluation_mode
+from sketchlayers.compress._open import Loaded, WrongInput, open_model
+from sketchlayers.compress._options import (
+    IMAGES,
+    Rate,
+    add_arguments_calibrate,
+    add_arguments_compress,
+    add_arguments_inspect,
+)
+from sketchlayers.compress._table import joined, quantity
+from sketchlayers.compress.calibrate import Calibration, calibrate
 from sketchlayers.compress.convert import compress, inspect
+from sketchlayers.compress.plot import check_picture, picture
+from sketchlayers.compress.refine import Refinement
+from sketchlayers.compress.report import Report
+
+__all__ = [
+    "add_arguments_calibrate",
+    "add_arguments_compress",
+    "add_arguments_inspect",
+    "run_calibrate",
+    "run_compress",
+    "run_inspect",
+]
 
 WRONG_INPUT = 2
 """Exit code when the arguments or the files are wrong."""
 
-Rate = float | tuple[str, float]
-
-
-class _WrongInput(Exception):
-    """Something that the user gave is wrong; the message is one line."""
-
-
-def add_arguments_inspect(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``sketchlayers inspect``."""
-    _add_model_arguments(parser)
-    _add_method_arguments(parser)
-
-
-def add_arguments_compress(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``sketchlayers compress``."""
-    _add_model_arguments(parser)
-    add = parser.add_argument
-    add(
-        "--rate",
-        required=True,
-        action="append",
-        type=_rate,
-        metavar="RATE",
-        help="parameters after / before: one number for the whole model, or PATTERN=NUMBER, any "
-        "number of times, for a layer or glob pattern of layers",
-    )
-    add(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="where to write the smaller model; of a pickled MODEL it holds the whole model, "
-        "pickled too, and needs --trust-pickle to be read again",
-    )
-    add("--force", action="store_true", help="overwrite FILE if it exists")
-    add(
-        "--layers",
-        action="append",
-        metavar="PATTERN",
-        help="only layers whose names match; any number of times",
-    )
-    add(
-        "--keep-first",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="leave the first layer as it is (default: yes)",
-    )
-    add(
-        "--init",
-        choices=("fit", "random"),
-        default="fit",
-        help="approximate the weights, or start for training from scratch (default: %(default)s)",
-    )
-    add("--seed", type=int, help="what the layers' seeds are derived from (default: random)")
-    _add_method_arguments(parser)
+_SENSITIVITIES: dict[str | None, Sensitivity | None] = {
+    None: None,
+    "both": True,
+    "fit": "fit",
+    "allocation": "allocation",
+    "none": False,
+}
+_REESTIMATE: dict[str, bool | Literal["auto"]] = {"no": False, "auto": "auto", "yes": True}
 
 
 def run_inspect(args: argparse.Namespace) -> int:
@@ -99,47 +80,14 @@ def run_inspect(args: argparse.Namespace) -> int:
     return _guarded("inspect", lambda: _inspect(args))
 
 
+def run_calibrate(args: argparse.Namespace) -> int:
+    """Measures second moments on images and writes them; returns the exit code."""
+    return _guarded("calibrate", lambda: _calibrate(args))
+
+
 def run_compress(args: argparse.Namespace) -> int:
-    """Compresses, writes the file and prints the report; returns the exit code."""
+    """Compresses, writes the files and prints the report; returns the exit code."""
     return _guarded("compress", lambda: _compress(args))
-
-
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "model",
-        metavar="MODEL",
-        help="name of a torchvision classification model, a file written by `sketchlayers "
-        "compress`, or, with --trust-pickle, a file with a whole pickled model",
-    )
-    add("--weights", type=Path, metavar="FILE", help="state dict to load into the named model")
-    add("--num-classes", type=int, metavar="N", help="classes of the named model (default: 1000)")
-    add(
-        "--trust-pickle",
-        action="store_true",
-        help="load MODEL with pickle, which runs whatever code the file says",
-    )
-    add(
-        "--input-size",
-        type=_input_size,
-        metavar="CxHxW",
-        help="size of one input, such as 3x224x224: the report then counts multiply-adds",
-    )
-    add("--json", action="store_true", help="print the report as JSON")
-
-
-def _add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--method", default="sketch", help="how to compress (default: %(default)s)")
-    add("--num-sketches", type=int, metavar="L", help="sketches that are summed (default: 1)")
-    add(
-        "--mixing",
-        choices=("spatial", "channel"),
-        help="what a sketch mixes: channels and kernel positions, or channels (default: spatial)",
-    )
-    add("--scale", type=methods.scale_argument, help='"paper" (default), "normalized" or a number')
-    add("--base", choices=("random",), help="add a fixed random weight made from the seed")
-    add("--frame", choices=("signs",), help="multiply by fixed random signs made from the seed")
 
 
 def _guarded(command: str, body: Callable[[], None]) -> int:
@@ -148,39 +96,89 @@ def _guarded(command: str, body: Callable[[], None]) -> int:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             body()
-        for warning in caught:
-            if issubclass(warning.category, UserWarning):
-                print(f"warning: {warning.message}", file=sys.stderr)
+        messages = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+        for message in dict.fromkeys(messages):
+            _tell(f"warning: {message}")
         return 0
-    except (_WrongInput, ValueError, OSError, ImportError) as error:
+    except (WrongInput, ValueError, OSError, ImportError) as error:
         message = " ".join(str(error).split()).removeprefix("compress: ")
-        print(f"sketchlayers {command}: {message}", file=sys.stderr)
+        _tell(f"sketchlayers {command}: {message}")
         return WRONG_INPUT
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------ the commands
+
+
 def _inspect(args: argparse.Namespace) -> None:
-    loaded = _open_model(args, on_meta=args.weights is None)
-    inspection = inspect(
-        loaded.model, _example(loaded.model, args.input_size), method=_method(args)
-    )
+    loaded = _open(args, on_meta=True)
+    method = _method(args, "sketch")
+    inspection = inspect(loaded.model, _example(loaded.model, args.input_size), method=method)
     print(inspection.to_json() if args.json else inspection)
 
 
+def _calibrate(args: argparse.Namespace) -> None:
+    _check_destination("--out", args.out, args.force)
+    if args.out.suffix.lower() != SAFETENSORS:
+        raise WrongInput(f"--out must be a {SAFETENSORS} file (got {args.out})")
+    loaded = _open(args)
+    prepare = Preparation.of(loaded.name, args.input_size)
+    result = calibrate(
+        loaded.model.to(args.device),
+        _image_batches(args, prepare),
+        layers=args.layers,
+        memory_budget=args.memory_budget,
+    )
+    result.save(args.out)
+    print(result)
+    _tell(f"written: {args.out} ({quantity(args.out.stat().st_size, 'B')})")
+    _tell(f"use it: sketchlayers compress ... --calibration {args.out}")
+
+
 def _compress(args: argparse.Namespace) -> None:
-    _check_destination(args.out, args.force)
-    rate = _joined_rate(args.rate)
-    method = _method(args)
-    loaded = _open_model(args, on_meta=False)
-    model, report = compress(
-        loaded.model,
+    _check_compress(args)
+    rates = _rates(args)
+    method = _method(args, "sketch" if args.calibration is None else "auto")
+    loaded = _open(args)
+    if loaded.architecture is None and args.out.suffix.lower() == SAFETENSORS:
+        raise WrongInput(
+            "--out of a pickled MODEL must not be a .safetensors file: only the pickled model says "
+            "how to rebuild it; choose another ending, such as .pt"
+        )
+    model = loaded.model.to(args.device)
+    labels = _Labels(args, loaded)
+    calibration = _calibration(args, loaded)
+    labels.measure("original", model)
+    small, report = compress(
+        model,
         method,
-        rate=rate,
-        example_inputs=_example(loaded.model, args.input_size),
+        **rates,
+        calibration=calibration,
+        example_inputs=_example(model, args.input_size) if not _has_images(args) else None,
         layers=args.layers,
         keep_first=args.keep_first,
         init=args.init,
+        allocation=args.allocation,
+        sequential=args.sequential,
+        sensitivity=_SENSITIVITIES[args.sensitivity],
+        correct_bias=args.correct_bias,
+        reestimate_batch_norm=_REESTIMATE[args.reestimate_batch_norm],
+        refine=None if args.refine is None else Refinement(epochs=args.refine),
+        memory_budget=args.memory_budget,
         seed=args.seed,
     )
+    labels.measure("compressed", small)
+    report = labels.finished(small, report)
+    _write_results(args, loaded, small.cpu(), report)
+
+
+def _write_results(
+    args: argparse.Namespace, loaded: Loaded, model: nn.Module, report: Report
+) -> None:
+    drawn = None if args.plot is None else picture(report, args.plot)
     architecture = loaded.architecture
     if architecture is None:
         contents: object = model
@@ -193,24 +191,53 @@ def _compress(args: argparse.Namespace) -> None:
             "from sketchlayers.compress import open_compressed; "
             f"model = open_compressed({str(args.out)!r})"
         )
-    size = _write(args.out, contents)
+    size = write(args.out, contents)
+    if drawn is not None:
+        write_atomically(args.plot, lambda file: file.write(drawn))
     print(report.to_json() if args.json else report)
-    print(f"written: {args.out} ({quantity(size, 'B')}){kind}", file=sys.stderr)
-    print(f"open it in Python: {reopen}", file=sys.stderr)
+    _tell(f"written: {args.out} ({quantity(size, 'B')}){kind}")
+    if drawn is not None:
+        _tell(f"written: {args.plot}")
+    _tell(f"open it in Python: {reopen}")
 
 
-# ---------------------------------------------------------------------------- reading arguments
+# ------------------------------------------------------------------------------ reading arguments
 
 
-def _rate(text: str) -> Rate:
-    pattern, equals, number = text.rpartition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be a number or PATTERN=NUMBER (got {text!r})"
-        ) from None
-    return (pattern, value) if equals else value
+def _check_compress(args: argparse.Namespace) -> None:
+    """What can be known to be wrong before anything is read."""
+    _check_destination("--out", args.out, args.force)
+    if args.plot is not None:
+        _check_destination("--plot", args.plot, args.force)
+        check_picture(args.plot)
+        if args.plot == args.out:
+            raise WrongInput(f"--plot and --out must be different files (got {args.out})")
+    if not _has_images(args):
+        for option in ("images", "sequential", "sensitivity", "refine"):
+            if getattr(args, option):
+                why = "got no folder" if args.calibration is None else f"got {args.calibration}"
+                raise WrongInput(f"--{option} needs images: --calibration DIR ({why})")
+        if args.input_size is None and (args.flops_rate or args.latency_rate):
+            flag = "--latency-rate" if args.flops_rate is None else "--flops-rate"
+            raise WrongInput(f"{flag} needs --calibration DIR, or --input-size such as 3x224x224")
+    if (args.finetune is None) != (args.train is None):
+        flags = ("--finetune EPOCHS", "--train DIR")
+        given, missing = flags if args.train is None else flags[::-1]
+        raise WrongInput(f"{given} goes with {missing}")
+
+
+def _check_destination(option: str, path: Path, force: bool) -> None:
+    if path.is_dir() or not path.parent.is_dir():
+        raise WrongInput(f"{option} must be a file in a folder that exists (got {path})")
+    if path.exists() and not force:
+        raise WrongInput(f"{path} exists; --force overwrites it")
+
+
+def _rates(args: argparse.Namespace) -> dict[str, Any]:
+    """The budget, as `compress` takes it."""
+    if args.rate is None:
+        return {"flops_rate": args.flops_rate, "latency_rate": args.latency_rate}
+    return {"rate": _joined_rate(args.rate)}
 
 
 def _joined_rate(rates: list[Rate]) -> float | dict[str, float]:
@@ -218,21 +245,11 @@ def _joined_rate(rates: list[Rate]) -> float | dict[str, float]:
     by_pattern = dict(rate for rate in rates if isinstance(rate, tuple))
     numbers = [rate for rate in rates if isinstance(rate, float)]
     if len(numbers) > 1 or (numbers and by_pattern):
-        raise _WrongInput("--rate must be one number, or only pairs PATTERN=NUMBER")
+        raise WrongInput("--rate must be one number, or only pairs PATTERN=NUMBER")
     return numbers[0] if numbers else by_pattern
 
 
-def _input_size(text: str) -> tuple[int, ...]:
-    try:
-        size = tuple(int(part) for part in text.split("x"))
-    except ValueError:
-        size = ()
-    if not size or min(size) < 1:
-        raise argparse.ArgumentTypeError(f"must be sizes such as 3x224x224 (got {text!r})")
-    return size
-
-
-def _method(args: argparse.Namespace) -> methods.Method:
+def _method(args: argparse.Namespace, default: str) -> methods.Method:
     """The method with those options that were given."""
     options = {
         option: value
@@ -240,9 +257,21 @@ def _method(args: argparse.Namespace) -> methods.Method:
         if (value := getattr(args, option)) is not None
     }
     try:
-        return methods.get(args.method, **options)
+        return methods.get(args.method or default, **options)
     except TypeError as error:
-        raise _WrongInput(str(error)) from error
+        raise WrongInput(str(error)) from error
+
+
+def _open(args: argparse.Namespace, *, on_meta: bool = False) -> Loaded:
+    if (args.model is None) == (args.model_option is None):
+        raise WrongInput("MODEL must be given, once")
+    return open_model(
+        args.model or args.model_option,
+        args.weights,
+        args.num_classes,
+        trust=args.trust_pickle,
+        on_meta=on_meta,
+    )
 
 
 def _example(model: nn.Module, size: tuple[int, ...] | None) -> Tensor | None:
@@ -253,100 +282,106 @@ def _example(model: nn.Module, size: tuple[int, ...] | None) -> Tensor | None:
     return torch.zeros(1, *size, dtype=like.dtype, device=like.device)
 
 
-# --------------------------------------------------------------------------------- reading models
+# ------------------------------------------------------------------------------------------ images
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A model, and how to rebuild it.
-
-    Attributes:
-        model: the model.
-        architecture: name and number of classes of the torchvision model; None for a pickled model.
-        reports: of how it was compressed before, oldest first.
-    """
-
-    model: nn.Module
-    architecture: Mapping[str, Any] | None = None
-    reports: Sequence[Mapping[str, Any]] = ()
+def _has_images(args: argparse.Namespace) -> bool:
+    return args.calibration is not None and not args.calibration.is_file()
 
 
-def _open_model(args: argparse.Namespace, *, on_meta: bool) -> _Loaded:
-    """The model that the arguments name; on the meta device if its values do not matter."""
-    names = torchvision_names()
-    if args.model in names:
-        model = build_torchvision(args.model, args.num_classes, on_meta=on_meta)
-        if args.weights is not None:
-            _load_weights(model, args.weights)
-        return _Loaded(model, {"name": args.model, "num_classes": args.num_classes})
-    path = Path(args.model)
-    if not path.is_file():
-        close = difflib.get_close_matches(args.model, names, n=3)
-        hint = f"; close names: {', '.join(close)}" if close else ""
-        missing = "" if names else " (torchvision is not installed)"
-        raise _WrongInput(
-            f"MODEL must be a torchvision classification model{missing} or a file "
-            f"(got {args.model!r}{hint})"
+def _calibration(args: argparse.Namespace, loaded: Loaded) -> Calibration | Iterable[Tensor] | None:
+    """What the layers are fitted to."""
+    if args.calibration is None:
+        return None
+    if not loaded.trained:
+        _tell(f"warning: {loaded.name} has random weights; --weights FILE loads trained ones")
+    if not _has_images(args):
+        return Calibration.load(args.calibration)
+    batches = _image_batches(args, Preparation.of(loaded.name, args.input_size))
+    return batches.in_memory() if batches.nbytes <= args.memory_budget else batches
+
+
+def _image_batches(args: argparse.Namespace, prepare: Preparation) -> ImageBatches:
+    found = find_images(args.calibration)
+    chosen = spread(found, args.images or IMAGES)
+    folders = len({file.parent for file in chosen})
+    _tell(
+        f"calibrating on {len(chosen):,} of {len(found):,} images, from {folders:,} "
+        f"folder{'s' * (folders != 1)}, as {joined(prepare.size)}"
+    )
+    return ImageBatches(chosen, prepare, args.batch_size)
+
+
+class _Labels:
+    """What images with labels are for: measuring accuracy, and training on."""
+
+    def __init__(self, args: argparse.Namespace, loaded: Loaded) -> None:
+        """Finds the images and checks that their classes are the model's.
+
+        Raises:
+            WrongInput: they are not.
+        """
+        self._args = args
+        self._train = None if args.train is None else LabelledImages.find(args.train)
+        self._val = None if args.val is None else LabelledImages.find(args.val)
+        self._accuracy: dict[str, float] = {}
+        if self._train is None and self._val is None:
+            return
+        self._prepare = Preparation.of(loaded.name, args.input_size)
+        for option, images in (("--train", self._train), ("--val", self._val)):
+            if images is not None:
+                self._check(option, images, loaded.model)
+        if self._train and self._val and self._train.classes != self._val.classes:
+            differing = sorted({*self._train.classes} ^ {*self._val.classes})
+            raise WrongInput(
+                f"--train and --val must have the same classes (got {differing[0]!r} in one only)"
+            )
+
+    def measure(self, which: str, model: nn.Module) -> None:
+        """Takes note of a network's accuracy on held-out images, if there are any."""
+        if self._val is not None:
+            share = accuracy(model, self._val, self._prepare, self._args.batch_size)
+            self._accuracy[which] = share
+            _tell(f"accuracy on {len(self._val):,} held-out images, {which}: {100 * share:.1f} %")
+
+    def finished(self, model: nn.Module, report: Report) -> Report:
+        """Trains the smaller network, if that is asked for, and says so in the report."""
+        notes, seconds = report.notes, dict(report.seconds)
+        if self._train is not None:
+            recipe = FineTuning(
+                epochs=self._args.finetune,
+                learning_rate=self._args.learning_rate,
+                batch_size=self._args.batch_size,
+            )
+            begin = time.perf_counter()
+            finetune(model, self._train, self._prepare, recipe, seed=report.seed, tell=_tell)
+            seconds["fine-tuning"] = time.perf_counter() - begin
+            self.measure("fine-tuned", model)
+            notes = (
+                *notes,
+                f"fine-tuned with labels for {recipe.epochs} epochs on {len(self._train):,} images "
+                f"of {len(self._train.classes)} classes; changes and errors are from before that",
+            )
+        return dataclasses.replace(
+            report,
+            notes=notes,
+            seconds=seconds,
+            accuracy=self._accuracy,
+            accuracy_images=None if self._val is None else len(self._val),
         )
-    for option in ("weights", "num_classes"):
-        if getattr(args, option) is not None:
-            flag = option.replace("_", "-")
-            raise _WrongInput(f"--{flag} goes with a torchvision name, not with a file")
-    return _open_file(path, trust=args.trust_pickle)
 
-
-def _open_file(path: Path, *, trust: bool) -> _Loaded:
-    contents = _read(path, trust=trust)
-    if isinstance(contents, nn.Module):
-        return _Loaded(contents)
-    if is_compressed(contents):
-        model = rebuild(path, contents)
-        return _Loaded(model, contents["architecture"], reports_of(contents))
-    if isinstance(contents, Mapping):
-        raise _WrongInput(
-            f"{path} holds weights and no model: give the model's name and --weights {path}"
-        )
-    raise _WrongInput(f"{path} must hold a model (got {type(contents).__name__})")
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    contents = _read(path, trust=False)
-    for key in ("state_dict", "model"):
-        if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
-            contents = contents[key]
-    if not isinstance(contents, Mapping):
-        raise _WrongInput(f"{path} must hold a state dict (got {type(contents).__name__})")
-    try:
-        model.load_state_dict(contents)
-    except RuntimeError as error:
-        raise _WrongInput(f"{path} does not fit the model: {shortened(error)}") from error
-
-
-def _read(path: Path, *, trust: bool) -> Any:
-    return read(path, trust=trust, how_to_trust="say --trust-pickle")
-
-
-# --------------------------------------------------------------------------------------- writing
-
-
-def _check_destination(path: Path, force: bool) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise _WrongInput(f"--out must be a file in a folder that exists (got {path})")
-    if path.exists() and not force:
-        raise _WrongInput(f"{path} exists; --force overwrites it")
-
-
-def _write(path: Path, contents: object) -> int:
-    """Writes all or nothing; returns the size in bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return size
+    def _check(self, option: str, images: LabelledImages, model: nn.Module) -> None:
+        """One folder for every output."""
+        like = next(model.parameters())
+        one = self._prepare.normalise(self._prepare.load(images.files[0])[None]).to(like)
+        try:
+            with torch.no_grad(), in_evaluation_mode(model):
+                outputs = scores_of(model(one)).shape[1]
+        except (RuntimeError, TypeError, AssertionError) as error:
+            size = joined(self._prepare.size)
+            raise WrongInput(f"the model must run on an image of {size} ({error})") from error
+        if outputs != len(images.classes):
+            raise WrongInput(
+                f"{option} must hold one folder for each of the model's {outputs:,} outputs, in "
+                f"the order of their names (got {len(images.classes):,} folders)"
+            )

@@ -223,7 +223,10 @@ def compress(
         other_bytes=found.other_bytes,
         notes=tuple(job.notes),
         budget=rates.argument if isinstance(rates, Budget) else "rate",
+        budget_rate=job.ranks.rate,
         allocation=settings.allocation if isinstance(rates, Budget) else None,
+        images=job.images,
+        sequential=settings.sequential,
         output_change=job.change,
         seconds=job.seconds,
     )

@@ -1,14 +1,17 @@
 """What can be done to a model (`Inspection`) and what has been done (`Report`).
 
-Both print as an aligned table and export as plain dict and JSON.
+Both print as an aligned table and export as plain dict and JSON; a `Report` is drawn, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sketchlayers.compress._table import Footnotes, Table, fraction, joined, quantity, shorten
@@ -16,6 +19,13 @@ from sketchlayers.methods import Rank
 from sketchlayers.methods._rank import rank_text
 
 _KIND_WIDTH = 18
+_BUDGETS = {"flops_rate": "multiply-adds", "latency_rate": "seconds"}
+_ERRORS = {
+    ("output", True): "|change| / |output| of each layer, with its inputs as the layers before "
+    "it leave them",
+    ("output", False): "|change| / |output| of each layer, with its original inputs",
+    ("weight", False): "|change| / |weight| of each layer",
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,10 @@ class LayerReport:
         bytes_after: the same of the new layer, its seed included.
         multiply_adds_before: of one run on the example inputs; None where not known.
         multiply_adds_after: the same of the new layer.
-        relative_error: ``|W_hat - W| / |W|`` (Frobenius) after a fit; None otherwise.
-        reason: why the layer is left alone; None if it is replaced.
+        relative_error: after a fit to data, change of the layer's output on them, relative to it;
+            after one without data ``|W_hat - W| / |W|`` (Frobenius); None if nothing was fitted.
+        reason: why the layer is left alone, or stays dense with another weight; None if it is
+            replaced.
     """
 
     name: str
@@ -56,6 +68,11 @@ class LayerReport:
     def rate(self) -> float:
         """Parameters after / before; 1 for a layer that brings none."""
         return _ratio(self.parameters_after, self.parameters_before)
+
+    @property
+    def becomes(self) -> str | None:
+        """The method, or "dense" for a dense layer with another weight; None if left alone."""
+        return "dense" if self.method is None and self.relative_error is not None else self.method
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as dict, list, str, int, float and None."""
@@ -93,9 +110,16 @@ class Report(_Exported):
         notes: what one must know besides, such as why a rate was not met.
         budget: what ``rate_asked`` is a rate of: "rate" parameters, "flops_rate" multiply-adds,
             "latency_rate" seconds.
+        budget_rate: what was got of it; seconds as measured layer by layer. None where layers have
+            rates of their own.
         allocation: how the budget became ranks; None where layers have rates of their own.
+        images: that the layers' moments were taken on; None without data.
+        sequential: whether layers were fitted one after the other.
         output_change: of the network on calibration images, relative to its outputs
-            (root mean square); None without images.
+            (root mean square), before any training with labels; None without images.
+        accuracy: of networks on held-out images with labels, such as "original" and "compressed":
+            the share whose class has the highest score.
+        accuracy_images: how many those are.
         seconds: that each stage took.
     """
 
@@ -109,8 +133,13 @@ class Report(_Exported):
     other_bytes: int
     notes: tuple[str, ...] = ()
     budget: str = "rate"
+    budget_rate: float | None = None
     allocation: str | None = None
+    images: int | None = None
+    sequential: bool = False
     output_change: float | None = None
+    accuracy: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    accuracy_images: int | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -153,19 +182,48 @@ class Report(_Exported):
         """The layers that were replaced."""
         return tuple(row for row in self.layers if row.method is not None)
 
+    @property
+    def error_of(self) -> str | None:
+        """What the layers' errors are errors of: "output" or "weight"; None if nothing was fitted.
+
+        A layer without moments is fitted in the norm of its weight all the same; a note says so.
+        """
+        if all(row.relative_error is None for row in self.layers):
+            return None
+        return "weight" if self.images is None else "output"
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws the parameters and the error of every layer.
+
+        Args:
+            path: of a picture; its ending says what kind, such as ``.png`` or ``.svg``.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: matplotlib draws no files of this kind.
+        """
+        from sketchlayers.compress.plot import picture  # most have no use for matplotlib
+
+        Path(path).write_bytes(picture(self, Path(path)))
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as dict, list, str, int, float and None."""
         asked = self.rate_asked
         return {
             "method": self.method,
-            "options": dict(self.options),
+            "options": {name: _listed(value) for name, value in self.options.items()},
             "init": self.init,
             "seed": self.seed,
             "rate_asked": dict(asked) if isinstance(asked, Mapping) else asked,
             "rate": self.rate,
             "budget": self.budget,
+            "budget_rate": self.budget_rate,
             "allocation": self.allocation,
-            "output_change": self.output_change,
+            "images": self.images,
+            "sequential": self.sequential,
+            "output_change": _finite(self.output_change),
+            "accuracy": dict(self.accuracy),
+            "accuracy_images": self.accuracy_images,
             "seconds": dict(self.seconds),
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
@@ -182,30 +240,37 @@ class Report(_Exported):
     def __str__(self) -> str:
         reasons = Footnotes()
         counted = self.multiply_adds_before is not None
-        fitted = any(row.relative_error is not None for row in self.layers)
         headers = [("", "layer"), ("", "method"), ("", "shape"), ("", "rank")]
         for what in ["parameters", "stored bytes"] + ["multiply-adds"] * counted:
             headers += [(what, "before"), (what, "after")]
-        table = Table(*headers, ("", "error" if fitted else ""), left=3)
+        errors = [] if self.error_of is None else [(self.error_of, "error")]
+        table = Table(*headers, *errors, ("", ""), left=3)
 
-        def add(of: LayerReport | Report, *cells: str, last: str = "") -> None:
+        def add(of: LayerReport | Report, *cells: str, error: str = "", mark: str = "") -> None:
             pairs = [f"{of.parameters_before:,}", f"{of.parameters_after:,}"]
             pairs += [quantity(of.bytes_before, "B"), quantity(of.bytes_after, "B")]
             if counted:
                 pairs += [quantity(of.multiply_adds_before), quantity(of.multiply_adds_after)]
-            table.add(*cells, *pairs, last)
+            table.add(*cells, *pairs, *[error for _ in errors], mark)
 
         for row in self.layers:
             rank = "-" if row.rank is None else rank_text(row.rank)
-            error = "" if row.relative_error is None else f"{row.relative_error:.3f}"
-            last = reasons.mark(row.reason) if row.reason else error
-            add(row, _name(row.name), row.method or "-", joined(row.shape), rank, last=last)
+            add(
+                row,
+                _name(row.name),
+                row.becomes or "-",
+                joined(row.shape),
+                rank,
+                error="" if row.relative_error is None else f"{row.relative_error:.3f}",
+                mark=reasons.mark(row.reason) if row.reason else "",
+            )
         add(self._other, "everything else", "-", "-", "-")
         table.rule()
         add(self, "whole model", "", "", "")
+        lines = [self._summary, *self._of_data(), *self._of_time()]
         notes = [f"note: {note}" for note in self.notes]
         left_alone = ["left alone:", *reasons.lines()] if reasons.lines() else []
-        return "\n".join([str(table), "", self._summary, *notes, *left_alone])
+        return "\n".join([str(table), "", *lines, *notes, *left_alone])
 
     @property
     def _other(self) -> LayerReport:
@@ -216,11 +281,38 @@ class Report(_Exported):
     def _summary(self) -> str:
         rate = self.rate_asked
         asked = "" if isinstance(rate, Mapping) else f" (asked: {fraction(rate)})"
+        rates = [f"rate {fraction(self.rate)}{asked if self.budget == 'rate' else ''}"]
+        if self.budget != "rate":
+            got = "-" if self.budget_rate is None else fraction(self.budget_rate)
+            rates.append(f"{_BUDGETS[self.budget]} {got}{asked}")
+        rates.append(f"stored bytes {fraction(_ratio(self.bytes_after, self.bytes_before))}")
+        refitted = sum(row.becomes == "dense" for row in self.layers)
+        dense = f", {refitted} dense with new weights" if refitted else ""
         return (
-            f"rate {fraction(self.rate)}{asked}, "
-            f"stored bytes {fraction(_ratio(self.bytes_after, self.bytes_before))}; "
-            f"{len(self.replaced)} of {len(self.layers)} layers replaced; seed {self.seed}"
+            f"{', '.join(rates)}; {len(self.replaced)} of {len(self.layers)} layers replaced"
+            f"{dense}; seed {self.seed}"
         )
+
+    def _of_data(self) -> list[str]:
+        """What the data say of the network, and what the layers' errors are."""
+        lines = []
+        if self.images is not None:
+            line = f"calibrated on {self.images:,} images"
+            if self.output_change is not None:
+                line += f"; the network's outputs change by {_percent(self.output_change)}"
+            lines.append(line)
+        if self.accuracy and self.accuracy_images is not None:
+            shares = ", ".join(f"{which} {_percent(x)}" for which, x in self.accuracy.items())
+            lines.append(f"accuracy on {self.accuracy_images:,} held-out images: {shares}")
+        if self.error_of is not None:
+            lines.append(f"{self.error_of} error: {_ERRORS[self.error_of, self.sequential]}")
+        return lines
+
+    def _of_time(self) -> list[str]:
+        if not self.seconds:
+            return []
+        stages = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in self.seconds.items())
+        return [f"seconds: {stages}; {sum(self.seconds.values()):.3g} in all"]
 
 
 @dataclass(frozen=True)
@@ -365,7 +457,20 @@ def _range_text(smallest: Rank | None, largest: Rank | None) -> str:
 def _plain(row: LayerReport | LayerInspection) -> dict[str, Any]:
     """The fields by name, with lists for tuples."""
     fields = dataclasses.asdict(row).items()
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
+    return {name: _listed(value) for name, value in fields}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _finite(value: float | None) -> float | None:
+    """The number as JSON knows numbers."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _ratio(after: int, before: int) -> float:
