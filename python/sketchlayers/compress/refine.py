@@ -30,6 +30,7 @@ class Refinement:
         epochs: passes over the images, at most.
         learning_rate: of Adam at the start; it falls to 0 along a cosine.
         batch_size: images of a step.
+        blocks: weight of the blocks' outputs in the loss, beside the network's own; 0 for none.
         held_out: share of the images, the last ones, that are not trained on: they tell which
             epoch's factors to keep.
         patience: stop after so many epochs without a new best on the held-out images.
@@ -43,9 +44,10 @@ class Refinement:
         ValueError: an attribute out of its range.
     """
 
-    epochs: int = 20
+    epochs: int = 16
     learning_rate: float = 1e-3
-    batch_size: int = 128
+    batch_size: int = 32
+    blocks: float = 5.0
     held_out: float = 0.1
     patience: int = 5
     augment: str | Augmentation | None = "images"
@@ -64,6 +66,8 @@ class Refinement:
             raise ValueError(
                 f"Refinement: learning_rate must be positive (got {self.learning_rate})"
             )
+        if not self.blocks >= 0:
+            raise ValueError(f"Refinement: blocks must not be negative (got {self.blocks})")
         if not 0 < self.held_out < 1:
             raise ValueError(f"Refinement: held_out must be in (0, 1) (got {self.held_out})")
         if isinstance(self.augment, str) and self.augment != "images":
@@ -132,7 +136,9 @@ def refine(
     epochs, since_best = 0, 0
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     batches = _Batches(training, settings, seed + processes.rank)
+    loss = _Loss(original, model, layers, sample, settings.blocks)
     with (
+        loss,
         _only_these_learn(model, parameters),
         progress_bar("refining", settings.epochs * len(batches), unit="step", show=progress) as bar,
     ):
@@ -144,7 +150,7 @@ def refine(
                 done = (epoch * len(batches) + step) / (settings.epochs * len(batches))
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
-                _step(original, model, sample, batch, optimizer, processes)
+                _step(loss, batch, optimizer, processes)
                 bar(1)
             epochs, distance = epoch + 1, judge(model)
             if distance < lowest:
@@ -212,21 +218,88 @@ def _trained(layers: Sequence[nn.Module]) -> list[nn.Parameter]:
     return list(found.values())
 
 
-def _step(
-    original: nn.Module,
-    model: nn.Module,
-    sample: Sample,
-    batch: Any,
-    optimizer: torch.optim.Optimizer,
-    processes: Processes,
-) -> None:
-    with torch.no_grad():
-        targets = outputs_of(sample.forward(original, batch))
+class _Loss:
+    """Squared change of the outputs of the network and of its blocks, each relative to them.
+
+    The blocks are the innermost modules around the trained layers, such as residual blocks. A
+    context manager: while it is open, hooks keep the blocks' outputs.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        model: nn.Module,
+        layers: Sequence[nn.Module],
+        sample: Sample,
+        weight: float,
+    ) -> None:
+        self._networks = (original, model)
+        self._forward = sample.forward
+        self._weight = weight
+        self._blocks = _blocks_around(model, layers) if weight else []
+        self._outputs: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        self._handles: list[Any] = []
+
+    def __call__(self, batch: Any) -> Tensor:
+        """A scalar; differentiable in the model's parameters."""
+        original, model = self._networks
+        with torch.no_grad():
+            targets = outputs_of(self._forward(original, batch))
+        results = outputs_of(self._forward(model, batch))
+        loss = _relative(results, targets)
+        wanted, found = self._outputs
+        blocks = [
+            _relative([found[name]], [wanted[name]])
+            for name in self._blocks
+            if name in found and name in wanted
+        ]
+        if blocks:
+            loss = loss + self._weight * torch.stack(blocks).mean()
+        for kept in self._outputs:
+            kept.clear()
+        return loss
+
+    def __enter__(self) -> None:
+        for network, kept in zip(self._networks, self._outputs, strict=True):
+            for name in self._blocks:
+                block = network.get_submodule(name)
+                self._handles.append(block.register_forward_hook(_keep_output(kept, name)))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for kept in self._outputs:
+            kept.clear()
+
+
+def _blocks_around(model: nn.Module, layers: Sequence[nn.Module]) -> list[str]:
+    """Names of the innermost modules that hold one of the layers; the model itself is none."""
+    found = set(layers)
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and any(child in found for child in module.children())
+    ]
+
+
+def _keep_output(kept: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            kept[name] = output
+
+    return keep
+
+
+def _relative(results: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    size = sum(target.float().square().sum() for target in targets)
+    return squared_distance(results, targets) / (size + torch.finfo(torch.float32).tiny)
+
+
+def _step(loss: _Loss, batch: Any, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
     with torch.enable_grad():
-        results = outputs_of(sample.forward(model, batch))
-        loss = squared_distance(results, targets) / sum(target.numel() for target in targets)
+        value = loss(batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value.backward()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
