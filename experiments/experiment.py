@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +26,8 @@ class NetworkSpec:
 
     Attributes:
         network: one of `networks.NETWORKS`.
-        width: factor on the channels (not for googlenet_bn).
-        batch_norm: normalise after convolutions (not for googlenet_bn, which always does).
+        width: factor on the channels (Network-in-Network alone, as is batch_norm).
+        batch_norm: normalise after convolutions; the others always do.
         dropout: probability; None keeps the network's own.
         method: ``"dense"``, or a method of `sketchlayers.compress`.
         rate: parameters after / before, of the whole model; or layer rates by name or pattern.
@@ -208,11 +209,16 @@ def _results(outcome: Outcome) -> dict[str, object]:
 
 
 def _network_options(spec: NetworkSpec) -> dict[str, object]:
-    options: dict[str, object] = {}
+    """The options that are not the network's own."""
+    options: dict[str, object] = {
+        name: value
+        for name, value in (("width", spec.width), ("batch_norm", spec.batch_norm))
+        if value != getattr(NetworkSpec, name)
+    }
     if spec.dropout is not None:
         options["dropout"] = spec.dropout
-    if spec.network != "googlenet_bn":
-        options |= {"width": spec.width, "batch_norm": spec.batch_norm}
-    elif spec.width != 1.0 or not spec.batch_norm:
-        raise ValueError("network: googlenet_bn takes neither width nor batch_norm=False")
+    taken = signature(NETWORKS[spec.network]).parameters
+    for name, value in options.items():
+        if name not in taken:
+            raise ValueError(f"network: {spec.network} takes no {name} (got {name}={value})")
     return options

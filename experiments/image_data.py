@@ -320,19 +320,16 @@ def load(
         DataError: if files are missing or unreadable; the message names them.
         ValueError: if a size is not positive or a subset is not within the data set.
     """
-    if name not in DATA_SETS:
-        raise ValueError(f"data: must be one of {', '.join(DATA_SETS)} (got {name!r})")
-    reader = DATA_SETS[name]
+    reader = _reader(name)
     size = reader.size if size is None else size
     if size < 1:
         raise ValueError(f"{name}: size must be at least 1 (got {size})")
-    folder = _existing_folder(name, root) if reader.needs_root else Path()
-    train = _cut(name, reader.read(folder, True), subset)
-    test = _cut(name, reader.read(folder, False), test_subset)
+    train = _cut(name, read_split(name, root, train=True), subset)
+    test = _cut(name, read_split(name, root, train=False), test_subset)
     if train.classes != test.classes:
         raise DataError(
             f"{name}: training and test folders must hold the same classes "
-            f"(got {len(train.classes)} and {len(test.classes)} in {folder})"
+            f"(got {len(train.classes)} and {len(test.classes)} in {root})"
         )
     if stream is None:
         stream = (len(train) + len(test)) * 3 * size * size > MEMORY_LIMIT
@@ -343,6 +340,17 @@ def load(
         normalisation = Normalisation.of(train.pixels)
     augmentation = Augmentation(padding=size // 8, flip=reader.flip)
     return DataSet(name, train, test, size, normalisation, augmentation)
+
+
+def read_split(name: str, root: Path | str | None, *, train: bool) -> Images | ImageFiles:
+    """Reads the training or the test images of a data set as they are; arguments as for `load`.
+
+    Raises:
+        DataError: if files are missing or unreadable; the message names them.
+        ValueError: if there is no data set of this name.
+    """
+    reader = _reader(name)
+    return reader.read(_existing_folder(name, root) if reader.needs_root else Path(), train)
 
 
 def stratified_indices(labels: Tensor, count: int) -> Tensor:
@@ -361,6 +369,12 @@ def positions_in_class(labels: Tensor) -> Tensor:
         members = labels == label
         positions[members] = torch.arange(int(members.sum()))
     return positions
+
+
+def _reader(name: str) -> Reader:
+    if name not in DATA_SETS:
+        raise ValueError(f"data: must be one of {', '.join(DATA_SETS)} (got {name!r})")
+    return DATA_SETS[name]
 
 
 def _cut(name: str, source: Images | ImageFiles, count: int | None) -> Images | ImageFiles:
@@ -439,6 +453,19 @@ class _Cifar10(datasets.CIFAR10):
     }
 
 
+class _Cifar100(datasets.CIFAR100):
+    """torchvision's reader for a folder that holds the batches, without their checksums."""
+
+    base_folder = ""
+    train_list: ClassVar[list[tuple[str, None]]] = [("train", None)]
+    test_list: ClassVar[list[tuple[str, None]]] = [("test", None)]
+    meta: ClassVar[dict[str, str | None]] = {
+        "filename": "meta",
+        "key": "fine_label_names",
+        "md5": None,
+    }
+
+
 class _Stl10(datasets.STL10):
     """torchvision's reader, for the labelled images alone."""
 
@@ -498,6 +525,17 @@ def _read_cifar10_binary(folder: Path, train: bool) -> Images:
     return _read_files("cifar10", folder, files, read)
 
 
+def _read_cifar100(root: Path, train: bool) -> Images:
+    inner = root / "cifar-100-python"
+    folder = inner if inner.is_dir() else root
+
+    def read() -> Images:
+        data = _Cifar100(folder, train=train)
+        return _as_images(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
+
+    return _read_files("cifar100", folder, ("train", "test", "meta"), read)
+
+
 def _read_svhn(root: Path, train: bool) -> Images:
     def read() -> Images:
         data = _Svhn(root, split="train" if train else "test")
@@ -537,6 +575,36 @@ def _read_image_folder(root: Path, train: bool) -> ImageFiles:
     return ImageFiles(tuple(path for path, _ in data.samples), labels, tuple(data.classes))
 
 
+def _read_imagenet(root: Path, train: bool) -> ImageFiles:
+    """ImageNet: its archives (torchvision unpacks them), or folders train/CLASS/ and val/CLASS/."""
+    if not any((root / name).is_file() for name in ("meta.bin", _IMAGENET_KIT)):
+        return _read_image_folder(root, train)
+    try:
+        data = datasets.ImageNet(root, "train" if train else "val")
+    # What torchvision says of a missing archive names it and where to get it.
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"imagenet: cannot read {root} ({error})") from error
+    labels = torch.tensor(data.targets, dtype=torch.int64)
+    classes = tuple(names[0] for names in data.classes)
+    return ImageFiles(tuple(path for path, _ in data.samples), labels, classes)
+
+
+_IMAGENET_KIT = "ILSVRC2012_devkit_t12.tar.gz"
+
+
+def _read_aircraft(root: Path, train: bool) -> ImageFiles:
+    """FGVC-Aircraft with its 100 variants as classes; training and validation images together."""
+    try:
+        data = datasets.FGVCAircraft(root, "trainval" if train else "test")
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"aircraft: {root} must hold fgvc-aircraft-2013b/data/ with images/, variants.txt, "
+            f"images_variant_trainval.txt and images_variant_test.txt ({error})"
+        ) from error
+    labels = torch.tensor(data._labels, dtype=torch.int64)
+    return ImageFiles(tuple(map(str, data._image_files)), labels, tuple(data.classes))
+
+
 def _read_digits(_: Path, train: bool) -> Images:
     """scikit-learn's 1,797 handwritten digits, 8x8 pixels; every fifth of a class is for tests."""
     digits = load_digits()
@@ -564,18 +632,36 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Reader:
-    """How a data set is read: ``read(root, train)``, and whether mirroring keeps its classes."""
+    """How a data set is read: ``read(root, train)``, and what is peculiar to it.
+
+    Attributes:
+        flip: whether mirroring keeps the classes.
+        size: height and width of the images handed out unless something else is asked for.
+        needs_root: whether there are files to read.
+        margin: to test, scale an image's shorter side to this multiple of the size that the network
+            gets, then cut out the centre.
+        imagenet_classes: where the classes stand among ImageNet's 1,000.
+    """
 
     read: Callable[[Path, bool], Images | ImageFiles]
     flip: bool = True
     size: int = 32
     needs_root: bool = True
+    margin: float = 1.0
+    imagenet_classes: tuple[int, ...] | None = None
 
 
 DATA_SETS: dict[str, Reader] = {
     "digits": Reader(_read_digits, flip=False, size=16, needs_root=False),
     "cifar10": Reader(_read_cifar10),
+    "cifar100": Reader(_read_cifar100),
     "svhn": Reader(_read_svhn, flip=False),
     "stl10": Reader(_read_stl10),
     "imagefolder": Reader(_read_image_folder),
+    "imagenet": Reader(_read_imagenet, size=224, margin=8 / 7),
+    "imagenette": Reader(
+        _read_image_folder,
+        imagenet_classes=(0, 217, 482, 491, 497, 566, 569, 571, 574, 701),
+    ),
+    "aircraft": Reader(_read_aircraft, size=224, margin=8 / 7),
 }

@@ -1,4 +1,6 @@
-"""The networks of the tensor-sketching paper (Kasiviswanathan, Narodytska, Jin, IJCAI 2018).
+"""The networks that are trained here, most of all those of the tensor-sketching paper.
+
+That is Kasiviswanathan, Narodytska, Jin, IJCAI 2018.
 
 Network-in-Network (Lin, Chen, Yan, ICLR 2014) and its variant with fully connected layers for 32x32
 images, GoogLeNet with batch norm for Places2. Convolutions of Network-in-Network carry the paper's
@@ -8,10 +10,13 @@ names, CONV_1 to CONV_9, so that patterns such as ``CONV_[2-7]`` pick layers for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
+
+from cifar_resnet import CifarResNet
 
 _NINN_WIDTHS = (192, 160, 96, 192, 192, 192, 192, 192)
 _NINN_KERNELS = (5, 1, 1, 5, 1, 1, 3, 1)
@@ -96,6 +101,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "ninn": ninn,
     "ninn_fc": ninn_fc,
     "googlenet_bn": googlenet_bn,
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
 }
 
 IMAGE_SIZES = {"googlenet_bn": 224}

@@ -93,3 +93,74 @@ def _plot_bars(
 
 def _colours(count: int) -> list[str]:
     return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a panel: its name and its points."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A title, lines, and a level that is drawn across all of the panel."""
+
+    title: str
+    lines: tuple[Line, ...]
+    level: float | None = None
+
+
+def plot_panels(panels: Sequence[Panel], path: Path, *, x: str, y: str, level: str) -> None:
+    """Writes a PNG with panels side by side, at most four in a row; the same name, the same line.
+
+    Args:
+        panels: what to draw.
+        path: of the file.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        level: what the level is called.
+    """
+    across = max(1, min(4, len(panels)))
+    down = max(1, -(-len(panels) // across))
+    figure, grid = plt.subplots(
+        down,
+        across,
+        figsize=(4.2 * across, 3.6 * down + 0.8),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
+    styles = {
+        name: {"color": colour, "linestyle": ("-", "--", ":")[index // len(_COLOURS) % 3]}
+        for index, (name, colour) in enumerate(zip(names, _colours(len(names)), strict=True))
+    }
+    handles = {}
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        for line in panel.lines:
+            (handles[line.name],) = axes.plot(
+                line.x, line.y, marker="o", markersize=3, **styles[line.name]
+            )
+        if panel.level is not None:
+            handles[level] = axes.axhline(panel.level, color="grey", linewidth=0.8)
+        axes.set_title(panel.title, fontsize="small")
+        axes.set_xlabel(x)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(alpha=0.3)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(y)
+    order = [name for name in (level, *names) if name in handles]
+    figure.legend(
+        [handles[name] for name in order],
+        order,
+        loc="outside lower center",
+        ncols=4,
+        fontsize="small",
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

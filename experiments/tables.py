@@ -33,6 +33,17 @@ def format_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]
     return "\n".join([line(headings), rule, *map(line, cells)])
 
 
+def markdown_table(rows: Sequence[Mapping[str, object]], columns: Sequence[Column]) -> str:
+    """The same as a table in Markdown."""
+
+    def line(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(texts) + " |"
+
+    rule = line(["---" if column.left else "---:" for column in columns])
+    cells = [line([_cell(row, column) for column in columns]) for row in rows]
+    return "\n".join([line([column.heading for column in columns]), rule, *cells])
+
+
 def whole(value: object) -> str:
     """A number without decimals, thousands separated: ``12,345``."""
     return f"{float(str(value)):,.0f}"

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--size",
         type=int,
-        help="height and width of images (default: NinN 32, on digits 16; googlenet_bn 224)",
+        help="height and width of images (default: 32, on digits 16; googlenet_bn 224)",
     )
     data.add_argument("--subset", type=int, help="number of training images, evenly over classes")
     data.add_argument("--test-subset", type=int, help="the same for test images")

@@ -1,0 +1,73 @@
+"""Images as a trained network expects them: sized, cut, normalised, in batches without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from image_data import MEMORY_LIMIT, ImageFiles, Images, Normalisation
+
+
+class Pictures:
+    """Batches ``(N, 3, size, size)`` in a fixed order; every iteration goes through all images.
+
+    Args:
+        source: the images.
+        size: height and width that the network gets.
+        resize: what the shorter side is scaled to before the centre is cut out, at least ``size``.
+        normalisation: of the channels.
+        batch_size: images in a batch.
+
+    Attributes:
+        labels: of the images, int64 ``(N,)``; batches come without.
+
+    Raises:
+        ValueError: if a size is out of range.
+    """
+
+    def __init__(
+        self,
+        source: Images | ImageFiles,
+        *,
+        size: int,
+        resize: int,
+        normalisation: Normalisation,
+        batch_size: int = 256,
+    ) -> None:
+        if not 1 <= size <= resize:
+            raise ValueError(
+                f"images: size must be at least 1 and at most resize (got {size} and {resize})"
+            )
+        self.labels = source.labels
+        self._source = source
+        self._size = size
+        self._resize = resize
+        self._normalisation = normalisation
+        self._batch_size = batch_size
+        self._pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.labels) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        every = torch.arange(len(self.labels))
+        if self._pixels is None and len(every) * 3 * self._size**2 <= MEMORY_LIMIT:
+            self._pixels = torch.cat([self._prepared(part) for part in every.split(1024)])
+        for part in every.split(self._batch_size):
+            pixels = self._prepared(part) if self._pixels is None else self._pixels[part]
+            yield self._normalisation(pixels)
+
+    def _prepared(self, indices: Tensor) -> Tensor:
+        pixels = self._source.take(indices).in_memory(self._resize).pixels
+        start = (self._resize - self._size) // 2
+        return pixels[..., start : start + self._size, start : start + self._size]
+
+
+@torch.no_grad()
+def predictions(network: nn.Module, pictures: Pictures) -> Tensor:
+    """The class with the largest output for each image, ``(N,)``; the network is in eval mode."""
+    device = next(network.parameters()).device
+    return torch.cat([network(batch.to(device)).argmax(1).cpu() for batch in pictures])

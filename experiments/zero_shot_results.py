@@ -1,0 +1,214 @@
+"""Tables and plot of `zero_shot`'s CSV file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from paired import paired_difference, text_to_bits
+from plots import Line, Panel, plot_panels
+from sketchlayers.compress import Report
+from tables import Column, decimals, format_table, markdown_table, whole
+from variants import GROUPS
+
+Row = dict[str, Any]
+
+STAGES = ("calibration", "sensitivity", "ranks", "fit", "batch_norm", "refinement")
+KEY = (
+    "network",
+    "data",
+    "split",
+    "images",
+    "calibration_data",
+    "calibration_images",
+    "method",
+    "variant",
+    "options",
+    "rate",
+    "seed",
+)
+"""Columns that tell runs from each other."""
+RESULTS = (
+    "kept",
+    "parameters",
+    "replaced",
+    "accuracy",
+    "difference",
+    "standard_error",
+    "output_change",
+    "seconds",
+    *(f"seconds_{stage}" for stage in STAGES),
+    "note",
+    "correct",
+)
+"""Columns that are measured: accuracies in percent, the difference to the dense network in points
+with its standard error, the change of the outputs on calibration images relative to them; the last
+has a bit for each image, whether its class was found."""
+
+_SETTING = ("network", "data", "split", "images", "seed")
+"""What rows must share to be compared."""
+
+
+def stage_seconds(report: Report) -> Row:
+    """Seconds of every stage there is, as columns; None for stages that were left out."""
+    return {f"seconds_{stage}": report.seconds.get(stage.replace("_", " ")) for stage in STAGES}
+
+
+def tables(rows: Sequence[Row], *, markdown: bool = False) -> list[str]:
+    """For each network and data set: accuracies by variant, then every run."""
+    write = markdown_table if markdown else format_table
+    found = []
+    for setting, group in _groups(rows, _SETTING):
+        dense = next((row for row in group if row["variant"] == "dense"), None)
+        network, data, split, images, seed = setting
+        title = f"{network} on {data}, {images} {split} images, seed {seed}"
+        if dense is not None:
+            title += (
+                f": dense {_percent(dense['accuracy'])} %, {whole(dense['parameters'])} parameters"
+            )
+        compressed = [row for row in group if row["variant"] != "dense"]
+        if compressed:
+            found += [f"{title}\n\n{write(*_by_variant(compressed))}", write(*_details(group))]
+        else:
+            found.append(title)
+    return found
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draws accuracy over parameters kept, one panel a network and method, one line a variant."""
+    panels = []
+    for setting, group in _groups(rows, (*_SETTING, "method")):
+        network, data, split, _, _, method = setting
+        if method == "dense":
+            continue
+        dense = next(
+            (
+                float(row["accuracy"])
+                for row in rows
+                if row["variant"] == "dense" and _values(row, _SETTING) == setting[:-1]
+            ),
+            None,
+        )
+        lines = [
+            Line(
+                " ".join(filter(None, (variant, _calibration(line[0])))),
+                tuple(float(row["kept"]) for row in line),
+                tuple(float(row["accuracy"]) for row in line),
+            )
+            for (variant, *_), line in _groups(
+                sorted(
+                    (row for row in group if row["accuracy"]), key=lambda row: float(row["rate"])
+                ),
+                ("variant", "options", "calibration_data", "calibration_images"),
+            )
+        ]
+        lines.sort(key=lambda line: _position(line.name))
+        title = f"{network}, {data}{'' if split == 'test' else f' ({split})'}: {method}"
+        panels.append(Panel(title, tuple(lines), dense))
+    plot_panels(panels, path, x="parameters kept", y="accuracy (%)", level="dense")
+
+
+def _by_variant(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
+    """A line for each method, rate and calibration, a column for each variant."""
+    names = sorted({row["variant"] for row in rows}, key=_position)
+    # What needs no images is the same whatever the others were calibrated on.
+    without = [row for row in rows if row["calibration_data"] == "none"]
+    calibrations = {_values(row, ("calibration_data", "calibration_images")) for row in rows}
+    calibrations = {c for c in calibrations if c[0] != "none"} or calibrations
+    lines = []
+    for calibration in sorted(calibrations):
+        for (method, rate), group in _groups(_by_rate(rows), ("method", "rate")):
+            line: Row = {"method": method, "rate": rate, "calibration": " ".join(calibration)}
+            for row in group:
+                own = _values(row, ("calibration_data", "calibration_images")) == calibration
+                if own or row in without:
+                    line[row["variant"]] = row["accuracy"] or None
+            lines.append(line)
+    columns = [
+        Column("calibration", "calibrated on", left=True),
+        Column("method", "method", left=True),
+        Column("rate", "rate", decimals(2)),
+        *(Column(name, name, _percent) for name in names),
+    ]
+    return lines, columns
+
+
+def _details(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
+    """Every run: size, accuracy, what it differs from dense and from the variant before, time."""
+    lines = [row | _compared(row, rows) for row in _by_rate(rows)]
+    lines = [{key: value for key, value in line.items() if value != ""} for line in lines]
+    columns = [
+        Column("calibration_data", "calibrated on", left=True),
+        Column("method", "method", left=True),
+        Column("variant", "variant", left=True),
+        Column("rate", "rate", decimals(2)),
+        Column("kept", "kept", decimals(4)),
+        Column("parameters", "parameters", whole),
+        Column("accuracy", "accuracy", _percent),
+        Column("against_dense", "against dense"),
+        Column("against", "against", left=True),
+        Column("gain", "gain"),
+        Column("output_change", "change", decimals(3)),
+        Column("seconds", "seconds", decimals(1)),
+    ]
+    return lines, columns
+
+
+def _compared(row: Row, rows: Sequence[Row]) -> Row:
+    """The row's difference to the dense network, and to the variant that it goes on from."""
+    if not row["accuracy"] or row["variant"] == "dense":
+        return {}
+    found: Row = {
+        "against_dense": _with_error(float(row["difference"]), float(row["standard_error"]))
+    }
+    against = _AGAINST.get(row["variant"], "sensitivity")
+    for other in rows:
+        same = _values(other, ("method", "rate")) == _values(row, ("method", "rate"))
+        calibration = ("calibration_data", "calibration_images")
+        same_images = _values(other, calibration) == _values(row, calibration)
+        unaware = other["calibration_data"] == "none"
+        if other["variant"] == against and same and (same_images or unaware) and other["accuracy"]:
+            count = int(row["images"])
+            pair = (text_to_bits(one["correct"], count) for one in (row, other))
+            found |= {"against": against, "gain": _with_error(*paired_difference(*pair))}
+    return found
+
+
+def _by_rate(rows: Sequence[Row]) -> list[Row]:
+    """Methods as they came, in each the largest rates first."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    return sorted(rows, key=lambda row: (methods.index(row["method"]), -float(row["rate"])))
+
+
+def _calibration(row: Row) -> str:
+    """A word for lines that were calibrated on other images than those of the data set."""
+    other = row["calibration_data"] not in ("none", "same")
+    return f"({row['calibration_data']})" if other else ""
+
+
+_ORDER = {variant.name: position for position, variant in enumerate(GROUPS["all"])}
+_AGAINST = {variant.name: variant.against for variant in GROUPS["all"]}
+
+
+def _position(name: str) -> tuple[int, str]:
+    return _ORDER.get(name, len(_ORDER)), name
+
+
+def _values(row: Row, keys: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in keys)
+
+
+def _groups(rows: Iterable[Row], keys: Sequence[str]) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    """Rows that share these values, in order of appearance."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_values(row, keys), []).append(row)
+    return list(groups.items())
+
+
+def _with_error(difference: float, error: float) -> str:
+    return f"{difference:+.1f} ± {error:.1f}"
+
+
+_percent: Callable[[object], str] = decimals(1)

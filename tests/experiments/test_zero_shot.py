@@ -1,0 +1,290 @@
+"""The zero-shot table on small networks and data sets of the standard formats."""
+
+from __future__ import annotations
+
+import csv
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.datasets import imagenet
+
+import compress_cost
+import pretrained
+import variants
+import zero_shot
+from cifar_resnet import CifarResNet
+from networks import count_parameters
+from paired import bits_to_text, paired_difference, text_to_bits
+from pictures import Pictures
+from pretrained import Definition
+from sketchlayers.compress import Refinement
+from zero_shot import Experiment, main, outputs_of_classes, parser
+
+from . import standard_downloads as downloads
+
+Rows = list[dict[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def resnet8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest network of the family, to be had by its name."""
+    definition = Definition(partial(CifarResNet, 8), "linear", 32)
+    monkeypatch.setitem(pretrained._DEFINITIONS, "resnet8", definition)
+
+
+def write_weights(path: Path, network: nn.Module) -> str:
+    torch.save({"state_dict": network.state_dict()}, path)
+    return str(path)
+
+
+def read(path: Path) -> Rows:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def on_digits(folder: Path, *more: str) -> list[str]:
+    """A command for ResNet-8 on digits of 16x16 pixels, results in results.csv."""
+    weights = write_weights(folder / "weights.pt", CifarResNet(8))
+    return [
+        *("--network=resnet8", f"--weights={weights}", "--data=digits", "--size=16"),
+        *("--images=60", "--calibration-images=40", f"--csv={folder / 'results.csv'}"),
+        *more,
+    ]
+
+
+def test_steps_become_rows_tables_and_a_plot_and_are_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ["--variant", "refined quickly", "refine.epochs=1", "refine.batch_size=20"]
+    command = on_digits(tmp_path, "--rates=0.5", "--methods=svd", *quick)
+    steps = [step.name for step in variants.STEPS if step.name != "refined"]
+    assert main([*command, "--variants", *steps, f"--png={tmp_path / 'plot.png'}"]) == 0
+    rows = read(tmp_path / "results.csv")
+    assert [row["variant"] for row in rows] == ["dense", *steps, "refined quickly"]
+    dense = rows[0]
+    for row in rows[1:]:
+        assert float(row["kept"]) == pytest.approx(0.5, abs=0.01)
+        assert int(row["parameters"]) == round(float(row["kept"]) * int(dense["parameters"]))
+        gained = float(row["accuracy"]) - float(dense["accuracy"])
+        assert float(row["difference"]) == pytest.approx(gained, abs=1e-3)
+        stages = [float(value) for key, value in row.items() if "seconds_" in key and value]
+        assert 0 < sum(stages) <= float(row["seconds"])
+    assert [bool(row["seconds_refinement"]) for row in rows] == [False] * 6 + [True]
+    assert {row["calibration_images"] for row in rows[2:]} == {"40"}
+    assert (tmp_path / "plot.png").stat().st_size > 0
+    printed = capsys.readouterr().out
+    for row in rows[1:]:
+        assert f"{float(row['difference']):+.1f} ± {float(row['standard_error']):.1f}" in printed
+
+    monkeypatch.setattr(Experiment, "measure", lambda *_: pytest.fail("measured again"))
+    assert main([*command, "--variants", *steps]) == 0
+    assert main([f"--csv={tmp_path / 'results.csv'}", "--show", "--markdown"]) == 0
+    assert "| same 40 | svd | 0.50 |" in capsys.readouterr().out
+
+
+def test_accuracy_is_that_of_the_network_on_the_images(tmp_path: Path) -> None:
+    args = parser().parse_args(on_digits(tmp_path))
+    experiment = Experiment(args)
+    row = experiment.measure(zero_shot.DENSE_RUN)
+    images = torch.cat(list(experiment.measured))
+    assert images.shape == (60, 3, 16, 16)
+    with torch.no_grad():
+        right = experiment.trained.network(images).argmax(1) == experiment.measured.labels
+    assert row["accuracy"] == pytest.approx(100 * float(right.double().mean()))
+    assert (row["difference"], row["standard_error"]) == (0, 0)
+
+
+def test_validation_images_are_training_images_that_calibration_has_not_seen(
+    tmp_path: Path,
+) -> None:
+    args = parser().parse_args(on_digits(tmp_path, "--split=validation"))
+    args.images = None
+    experiment = Experiment(args)
+    calibration, measured = (
+        {image.numpy().tobytes() for image in torch.cat(list(pictures))}
+        for pictures in (experiment.calibration, experiment.measured)
+    )
+    assert len(experiment.calibration.labels) == 40
+    assert len(experiment.measured.labels) == 1442 - 40
+    assert not calibration & measured
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "aircraft", "imagenet", "imagenette"])
+def test_standard_downloads_are_compressed_on(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes, root = 3, tmp_path / "data"
+    if data == "cifar10":
+        downloads.write_cifar10(root, 20)
+        classes = 10
+    elif data == "cifar100":
+        downloads.write_cifar100(root, 100)
+        classes = 100
+    elif data == "aircraft":
+        downloads.write_aircraft(root, 8)
+    elif data == "imagenet":
+        without = {key: (name, None) for key, (name, _) in imagenet.ARCHIVE_META.items()}
+        monkeypatch.setattr(imagenet, "ARCHIVE_META", without)
+        downloads.write_imagenet(root, 8)
+    else:
+        downloads.write_image_folders(root, classes=10, images=2)
+        classes = 1000
+    weights = write_weights(tmp_path / "weights.pt", CifarResNet(8, classes))
+    command = ["--network=resnet8", f"--weights={weights}", f"--data={data}", f"--root={root}"]
+    command += ["--methods=svd", "--rates=0.7", "--calibration-images=16", "--images=20"]
+    path = tmp_path / "results.csv"
+    assert main([*command, f"--csv={path}", "--variants", "data"]) == 0
+    dense, row = read(path)
+    assert (row["data"], row["images"]) == (data, "20")
+    assert float(row["kept"]) == pytest.approx(0.7, abs=0.01)
+    assert dense["accuracy"] and row["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("resnet18", "layer1.0.*"), ("resnet50", "layer1.0.*"), ("googlenet", "inception3a.*")],
+)
+def test_the_papers_networks_are_compressed(tmp_path: Path, name: str, layers: str) -> None:
+    downloads.write_aircraft(tmp_path, 4)
+    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    network = models.get_model(name, weights=None, num_classes=3, **options)
+    weights = write_weights(tmp_path / "weights.pt", network)
+    command = [f"--network={name}", f"--weights={weights}", "--data=aircraft", "--size=32"]
+    command += [f"--root={tmp_path}", "--calibration-images=8", "--methods=svd"]
+    # A few layers, so that it is quick; what remains of them is what all of the network keeps.
+    few = ["--variant", "few", f"layers={layers}", "allocation=uniform", "sequential=False"]
+    few += ["sensitivity=False"]
+    path = tmp_path / "results.csv"
+    kept = 1 - 0.3 * _share(network, layers)
+    code = main([*command, "--variants", *few, f"--rates={kept:.5f}", f"--csv={path}"])
+    assert code == 0
+    dense, row = read(path)
+    assert int(row["replaced"]) >= 2
+    assert int(row["parameters"]) < int(dense["parameters"])
+    assert float(row["kept"]) == pytest.approx(kept, abs=1e-3)
+
+
+def _share(network: nn.Module, layers: str) -> float:
+    part = network.get_submodule(layers.removesuffix(".*"))
+    return count_parameters(part) / count_parameters(network)
+
+
+def test_moments_of_other_images_are_used_and_named(tmp_path: Path) -> None:
+    downloads.write_image_folders(tmp_path / "other", classes=2, images=10)
+    other = ["--calibration-data=imagenette", f"--calibration-root={tmp_path / 'other'}"]
+    command = on_digits(tmp_path, "--methods=svd", "--rates=0.4", "--variants")
+    assert main([*command, "frobenius", "data"]) == 0
+    assert main([*command, "frobenius", "data", *other, "--calibration-images=20"]) == 0
+    rows = read(tmp_path / "results.csv")
+    names = [(row["variant"], row["calibration_data"]) for row in rows]
+    assert names == [
+        *(("dense", "none"), ("frobenius", "none")),
+        *(("data", "same"), ("data", "imagenette")),
+    ]
+    assert rows[2]["output_change"] != rows[3]["output_change"]
+
+
+def test_a_rate_that_cannot_be_met_leaves_a_note_and_is_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = on_digits(tmp_path, "--methods=tucker2", "--variants", "frobenius", "--rates=0.001")
+    for _ in range(2):
+        assert main(command) == 0
+        assert len(read(tmp_path / "results.csv")) == 2
+        assert "[1/" in capsys.readouterr().out
+    assert "rate" in read(tmp_path / "results.csv")[1]["note"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rates=0"], "--rates: must be in (0, 1] (got 0.0)"),
+        (["--calibration-images=0"], "--calibration-images: must be at least 1 (got 0)"),
+        (["--variants", "nothing"], "--variants: must be steps"),
+        (["--variant", "own", "refine"], "--variant: options must be OPTION=VALUE (got 'refine')"),
+        (["--png=nowhere/at/all.png"], "--png: its folder must exist"),
+        (["--data=cifar10"], "cifar10: the folder with the data set must be given"),
+        (["--weights=nowhere.pt"], "weights: the file must exist (got nowhere.pt"),
+        (["--class-indices", "1", "2"], "--class-indices: must name one of the network's 10"),
+        (["--split=validation", "--calibration-images=5000"], "--calibration-images: must leave"),
+        (["--resize=8"], "images: size must be at least 1 and at most resize (got 16 and 8)"),
+    ],
+)
+def test_bad_arguments_are_told_before_any_work(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Experiment, "measure", lambda *_: pytest.fail("measured"))
+    assert main([*on_digits(tmp_path), *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_classes_stand_for_outputs() -> None:
+    assert outputs_of_classes("cifar10", 10, 10) == tuple(range(10))
+    assert outputs_of_classes("imagenette", 10, 10) == tuple(range(10))
+    assert outputs_of_classes("imagenette", 10, 1000)[:3] == (0, 217, 482)
+    assert outputs_of_classes("cifar10", 2, 1000, [5, 3]) == (5, 3)
+    with pytest.raises(ValueError, match=r"1000 outputs for each of the 10 classes .*\(got none\)"):
+        outputs_of_classes("cifar10", 10, 1000)
+
+
+def test_steps_add_one_thing_each() -> None:
+    for before, after in zip(variants.STEPS[1:], variants.STEPS[2:], strict=False):
+        assert after.against == before.name
+        assert len(after.options.items() - before.options.items()) == 1
+    assert len({variant.name for variant in variants.GROUPS["all"]}) == len(variants.GROUPS["all"])
+
+
+def test_variants_of_ones_own() -> None:
+    own = variants.parsed(["mine", "allocation=uniform", "sequential=False", "refine.epochs=3"])
+    assert (own.name, own.images) == ("mine", True)
+    assert own.options["refine"] == Refinement(epochs=3)
+    assert (own.options["allocation"], own.options["sequential"]) == ("uniform", False)
+    assert own.options["sensitivity"] is True
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=70))
+def test_paired_differences(pairs: list[tuple[bool, bool]]) -> None:
+    ours, theirs = (torch.tensor(side) for side in zip(*pairs, strict=True))
+    differences = ours.double() - theirs.double()
+    expected = 100 * float(differences.mean())
+    error = 100 * float(differences.std(correction=0)) / math.sqrt(len(pairs))
+    assert paired_difference(ours, theirs) == pytest.approx((expected, error), abs=1e-9)
+    assert torch.equal(text_to_bits(bits_to_text(ours), len(ours)), ours)
+
+
+def test_pictures_are_cut_out_of_the_centre_and_normalised() -> None:
+    pixels = torch.randint(256, (5, 3, 10, 10), dtype=torch.uint8)
+    pictures = _pictures(pixels, size=6, resize=10)
+    (batch, rest) = list(pictures)
+    assert len(pictures) == 2 and len(rest) == 2
+    expected = (pixels[:3, :, 2:8, 2:8].float() / 255 - 0.5) / 0.5
+    torch.testing.assert_close(batch, expected)
+
+
+def _pictures(pixels: Tensor, *, size: int, resize: int) -> Pictures:
+    images = zero_shot.Images(pixels, torch.zeros(len(pixels), dtype=torch.long), ("one",))
+    half = pretrained.Normalisation((0.5,) * 3, (0.5,) * 3)
+    return Pictures(images, size=size, resize=resize, normalisation=half, batch_size=3)
+
+
+def test_cost_is_measured_by_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--network=resnet8", "--size=16", "--images=32", f"--csv={tmp_path / 'cost.csv'}"]
+    assert compress_cost.main([*command, "--variant=data"]) == 0
+    (row,) = read(tmp_path / "cost.csv")
+    stages = sum(float(row[f"seconds_{stage}"]) for stage in ("calibration", "ranks", "fit"))
+    assert 0 < stages <= float(row["seconds"])
+    assert 0 < float(row["gib_before"]) <= float(row["gib_peak"])
+    assert "peak memory" in capsys.readouterr().out
+    assert compress_cost.main([*command, "--variant=frobenius"]) == 2
+    assert "must be one with calibration images" in capsys.readouterr().err
