@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from sketchlayers.compress._moments import (
 )
 from sketchlayers.compress._patches import PatchGeometry
 from sketchlayers.compress._products import PatchProducts, Products, ShiftProducts
+from sketchlayers.compress._threads import in_parallel
 
 CPU = torch.device("cpu")
 
@@ -79,6 +82,7 @@ def assert_near(got: Tensor, expected: Tensor, tolerance: float) -> None:
     assert (got - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)], ids=["64", "32"]
 )
@@ -135,15 +139,14 @@ def test_parts_of_bounded_size_give_the_same(monkeypatch: pytest.MonkeyPatch) ->
     layers = [convolution("padded"), convolution("strided"), convolution("grouped")]
     whole = [moments_of(layer, [x]) for layer in layers]
     for module in (_patches, _products):
-        monkeypatch.setattr(module, "PART_BYTES", 3000)
-        monkeypatch.setattr(module, "PART_POSITIONS", 20)
-    monkeypatch.setattr(_products, "_BLOCK", 5)
+        monkeypatch.setattr(module, "PART_BYTES", 12_000)
+    monkeypatch.setattr(_products, "PART_POSITIONS", 10)
+    monkeypatch.setattr(_products, "_PRODUCT_BYTES", 1000)
     monkeypatch.setattr(_products, "_CHANNELS", 3)
     for layer, expected in zip(layers, whole, strict=True):
         geometry = PatchGeometry.of(layer)
         parts = list(geometry.patches(x))
-        assert len(parts) > 5
-        assert max(part.shape[2] for part in parts) <= 20
+        assert len(parts) > 1 and max(part.nbytes for part in parts) <= 12_000
         got = moments_of(layer, [x])
         assert_near(got.second_moment, expected.second_moment, 1e-14)
         assert_near(got.mean, expected.mean, 1e-14)
@@ -259,6 +262,56 @@ def test_sums_begin_anew_after_they_were_taken() -> None:
         moments = sums.take()
         assert moments is not None
         assert_near(moments.second_moment, reference(layer, [inputs])[0], 1e-6)
+
+
+# --------------------------------------------------------------------------------------- threads
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["padded", "strided", "grouped"])
+def test_threads_do_not_change_the_sums(name: str) -> None:
+    layer, inputs = convolution(name), torch.randn(16, 8, 12, 12)
+    with threads(1):
+        one = moments_of(layer, [inputs])
+    with threads(2):
+        two = moments_of(layer, [inputs])
+    assert_near(two.second_moment, one.second_moment, 1e-7)
+
+
+def test_tasks_have_a_thread_each() -> None:
+    """The caller, its threads and new ones go on as before."""
+    caller = threading.get_ident()
+    seen: list[tuple[int, int, bool]] = []
+    both = threading.Barrier(2, timeout=60)
+
+    def task() -> None:
+        both.wait()  # so both threads have one
+        seen.append((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
+
+    def fail() -> None:
+        raise OSError("in a task")
+
+    with threads(2):
+        in_parallel([task, task])
+        assert len({ident for ident, _, _ in seen} | {caller}) == 3
+        assert [(count, grad) for _, count, grad in seen] == [(1, False)] * 2
+        assert torch.get_num_threads() == 2 and torch.is_grad_enabled()
+        new: list[int] = []
+        other = threading.Thread(target=lambda: new.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert new == [2]
+        with pytest.raises(OSError, match="in a task"):
+            in_parallel([fail, lambda: None])
 
 
 # ----------------------------------------------------------------------------- pairs of inputs

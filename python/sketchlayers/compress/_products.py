@@ -23,15 +23,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise, product
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sketchlayers.compress._patches import PART_BYTES, PART_POSITIONS, Padding, PatchGeometry
+from sketchlayers.compress._patches import PART_BYTES, Padding, PatchGeometry
+from sketchlayers.compress._threads import Task, in_parallel
 
-_BLOCK = 128  # rows of a product that are computed at once; half of all is saved by symmetry
+PART_POSITIONS = 4096
+"""At most so many patches are summed in the input's own type before float64 takes the sum."""
+
+_PRODUCT_BYTES = 8 << 20  # of products that wait to be summed, in each thread
 _CHANNELS = 16  # rows of blocks that are put together at once, so that they stay in cache
 _FEWEST_CHANNELS = 8  # with fewer, products of whole patches are faster
 
@@ -98,8 +103,12 @@ class PatchProducts:
         """Adds the patches of these maps, (images, channels, rows, columns), alike in shape."""
         sums = self._started()
         for parts in zip(*map(self._geometry.patches, maps), strict=True):
-            for total, (i, j) in zip(sums, self._pairs, strict=True):
-                _add_product(total, parts[i], parts[j], upper=i == j)
+            tasks = [
+                partial(_add_rows, total, parts[i], parts[j], rows, upper=i == j)
+                for total, (i, j) in zip(sums, self._pairs, strict=True)
+                for rows in _blocks_of_rows(self._geometry.inputs)
+            ]
+            _run(tasks, self._device)
 
     def take(self) -> list[Tensor]:
         """The sums, (groups, n, n) float64 for each pair; begins anew."""
@@ -117,21 +126,29 @@ class PatchProducts:
         return self._sums
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, *, upper: bool) -> None:
-    """Adds ``left @ right^T``, or a part of it that holds all on and above the diagonal."""
-    for start in range(0, total.shape[1], _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        columns = slice(start if upper else 0, None)
-        total[:, rows, columns] += left[:, rows] @ right[:, columns].mT
+def _blocks_of_rows(size: int) -> list[slice]:
+    """Parts of a symmetric product: small enough to save what is left of them, not too small."""
+    block = min(128, max(16, math.ceil(size / 8)))
+    return [slice(start, min(start + block, size)) for start in range(0, size, block)]
+
+
+def _add_rows(total: Tensor, left: Tensor, right: Tensor, rows: slice, *, upper: bool) -> None:
+    """Adds some rows of ``left @ right^T``; with ``upper`` without what is left of the diagonal."""
+    columns = slice(rows.start if upper else 0, None)
+    for x, y in zip(
+        left[:, rows].split(PART_POSITIONS, dim=2),
+        right[:, columns].split(PART_POSITIONS, dim=2),
+        strict=True,
+    ):
+        total[:, rows, columns] += x @ y.mT
 
 
 def _mirror(total: Tensor) -> None:
     """Copies what is above the diagonal below it."""
-    for start in range(0, total.shape[1], _BLOCK):
-        rows = slice(start, start + _BLOCK)
+    for rows in _blocks_of_rows(total.shape[1]):
         block = total[:, rows, rows]
         block.copy_(block.triu() + block.triu(1).mT)
-        total[:, start + _BLOCK :, rows] = total[:, rows, start + _BLOCK :].mT
+        total[:, rows.stop :, rows] = total[:, rows, rows.stop :].mT
 
 
 class Interval(NamedTuple):
@@ -173,14 +190,17 @@ class ShiftProducts:
         images, channels, rows, columns = maps[0].shape
         self._lay_out(rows, columns)
         bytes_of_image = channels * rows * columns * maps[0].element_size()
-        most = max(1, min(PART_BYTES // max(1, bytes_of_image), PART_POSITIONS // columns))
+        most = max(1, PART_BYTES // max(1, bytes_of_image))
         for start in range(0, images, most):
             grids = [_images_inside(x[start : start + most]) for x in maps]
-            for (i, j), rectangles, sums in zip(
-                self._pairs, self._rectangles, self._products, strict=True
-            ):
-                for rectangle, total in zip(rectangles, sums, strict=True):
-                    _correlate(total, grids[i], grids[j], rectangle, self._geometry.dilation)
+            tasks = [
+                partial(_correlate, total, grids[i], grids[j], rectangle, self._geometry.dilation)
+                for (i, j), rectangles, sums in zip(
+                    self._pairs, self._rectangles, self._products, strict=True
+                )
+                for rectangle, total in zip(rectangles, sums, strict=True)
+            ]
+            _run(tasks, self._device)
 
     def take(self) -> list[Tensor]:
         """The sums, (1, n, n) float64 for each pair; begins anew."""
@@ -243,10 +263,11 @@ def _correlate(
     down, right = (shift * step for shift, step in zip(rectangle.shift, dilation, strict=True))
     x = first[top:bottom, start:stop].flatten(1, 2)
     y = second[top + down : bottom + down, start + right : stop + right].flatten(1, 2)
-    # One product for each row of pixels, all in one call: threads part the rows.
-    band = max(1, PART_BYTES // (x.element_size() * total.numel()))
-    for rows, others in zip(x.split(band), y.split(band), strict=True):
-        total += torch.bmm(rows.mT, others).sum(0, dtype=torch.float64)
+    # One product for each row of pixels, several in one call.
+    band = max(1, _PRODUCT_BYTES // (x.element_size() * total.numel()))
+    for row, place in product(range(0, x.shape[0], band), range(0, x.shape[1], PART_POSITIONS)):
+        part = (slice(row, row + band), slice(place, place + PART_POSITIONS))
+        total += torch.bmm(x[part].mT, y[part]).sum(0, dtype=torch.float64)
 
 
 def _rectangles(geometry: PatchGeometry, rows: int, columns: int, *, half: bool) -> list[Rectangle]:
@@ -338,6 +359,15 @@ def _blocks(rectangle: Rectangle, width: int) -> Iterator[tuple[int, int]]:
     down, right = rectangle.shift
     for row, column in product(rectangle.rows.taps, rectangle.columns.taps):
         yield row * width + column, (row + down) * width + column + right
+
+
+def _run(tasks: Sequence[Task], device: torch.device) -> None:
+    """Runs them in the threads of a CPU; other devices have their own ways."""
+    if device.type == "cpu":
+        in_parallel(tasks)
+    else:
+        for task in tasks:
+            task()
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -1,0 +1,57 @@
+"""Many small pieces of tensor work at once, each in a thread of its own.
+
+PyTorch gives every operation all threads, which wait for each other at its end. For pieces of a
+millisecond or less that wait is long, and much longer where other programs use the cores too. Here
+every piece has one thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+Task = Callable[[], None]
+
+
+def in_parallel(tasks: Sequence[Task]) -> None:
+    """Runs the tasks, as many at a time as PyTorch has threads, and returns when all are done.
+
+    Tasks must write to different places. They run without gradients and with no mode of the caller
+    (autocast, inference mode).
+
+    Raises:
+        Exception: what a task raises; others may be left out then.
+    """
+    threads = min(torch.get_num_threads(), len(tasks))
+    if threads < 2:
+        for task in tasks:
+            task()
+        return
+    remaining = iter(tasks)  # of a sequence: `next` is atomic
+
+    @torch.no_grad()
+    def work() -> None:
+        for task in remaining:
+            task()
+
+    pool = _pool(torch.get_num_threads(), os.getpid())
+    running: list[Future[None]] = [pool.submit(work) for _ in range(threads)]
+    for future in running:
+        future.result()
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that give every operation one thread; ``process``: none live on after a fork."""
+    pool = ThreadPoolExecutor(
+        threads, "sketchlayers", initializer=torch.set_num_threads, initargs=(1,)
+    )
+    ready = [pool.submit(torch.get_num_threads) for _ in range(threads)]
+    for future in ready:
+        future.result()
+    torch.set_num_threads(threads)  # or other new threads would begin with one
+    return pool
