@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--root", type=Path, help="folder with the data set's files")
     root.add_argument("--images", type=int, default=1024)
     root.add_argument("--size", type=int, help="height and width (default: the network's)")
-    root.add_argument("--batch-size", type=int, default=64)
+    root.add_argument("--batch-size", type=int)
     root.add_argument("--method", choices=methods.names(), default="tucker2")
     root.add_argument("--rate", type=float, default=0.5)
     root.add_argument("--variant", default="sensitivity", help="one of zero_shot.py's, with images")

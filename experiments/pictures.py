@@ -18,7 +18,7 @@ class Pictures:
         size: height and width that the network gets.
         resize: what the shorter side is scaled to before the centre is cut out, at least ``size``.
         normalisation: of the channels.
-        batch_size: images in a batch.
+        batch_size: images in a batch; None: 256 small ones, or 64 of more than 64x64.
 
     Attributes:
         labels: of the images, int64 ``(N,)``; batches come without.
@@ -34,7 +34,7 @@ class Pictures:
         size: int,
         resize: int,
         normalisation: Normalisation,
-        batch_size: int = 256,
+        batch_size: int | None = None,
     ) -> None:
         if not 1 <= size <= resize:
             raise ValueError(
@@ -45,7 +45,7 @@ class Pictures:
         self._size = size
         self._resize = resize
         self._normalisation = normalisation
-        self._batch_size = batch_size
+        self._batch_size = batch_size or (256 if size <= 64 else 64)
         self._pixels: Tensor | None = None
 
     def __len__(self) -> int:

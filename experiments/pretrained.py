@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -101,7 +101,11 @@ def load(name: str, weights: Path | str | None = None, *, random: int | None = N
             weights = definition.weights()
         values = read_state_dict(Path(weights))
         classes = _classes(name, definition, values)
-        network = _with_stem_of(values, definition.build(classes))
+        network = definition.build(classes)
+        if _has_small_stem(network, values):
+            definition = replace(definition, size=32)
+            network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            network.maxpool = nn.Identity()
         _load_into(network, name, values)
     network.eval()
     return Trained(network, classes, definition.size, definition.normalisation)
@@ -219,15 +223,13 @@ def _classes(name: str, definition: Definition, values: Mapping[str, Tensor]) ->
     return len(weight)
 
 
-def _with_stem_of(values: Mapping[str, Tensor], network: nn.Module) -> nn.Module:
-    """A torchvision ResNet as it is usual for images of 32x32, if its weights are of one.
+def _has_small_stem(network: nn.Module, values: Mapping[str, Tensor]) -> bool:
+    """Whether the weights are of a torchvision ResNet as it is usual for images of 32x32.
 
-    These begin with a 3x3 convolution of stride 1 and have no pooling after it.
+    It begins with a 3x3 convolution of stride 1 and has no pooling after it.
     """
-    if isinstance(network, models.ResNet) and values["conv1.weight"].shape[2:] == (3, 3):
-        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        network.maxpool = nn.Identity()
-    return network
+    first = values.get("conv1.weight")
+    return isinstance(network, models.ResNet) and first is not None and first.shape[2:] == (3, 3)
 
 
 def _load_into(network: nn.Module, name: str, values: Mapping[str, Tensor]) -> None:

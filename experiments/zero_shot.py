@@ -285,7 +285,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--images", type=int, help="measure on so many, drawn at random")
     data.add_argument("--size", type=int, help="height and width (default: the network's)")
     data.add_argument("--resize", type=int, help="shorter side before the centre is cut out")
-    data.add_argument("--batch-size", type=int, default=256)
+    data.add_argument(
+        "--batch-size", type=int, help="default: 256 small images, or 64 of more than 64x64"
+    )
     data.add_argument(
         "--class-indices", type=int, nargs="+", help="the network's output for each class"
     )

@@ -98,12 +98,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             )
             for (variant, *_), line in _groups(
                 sorted(
-                    (row for row in group if row["accuracy"]), key=lambda row: float(row["rate"])
+                    (row for row in group if row["accuracy"]),
+                    key=lambda row: (_position(row["variant"]), float(row["rate"])),
                 ),
                 ("variant", "options", "calibration_data", "calibration_images"),
             )
         ]
-        lines.sort(key=lambda line: _position(line.name))
         title = f"{network}, {data}{'' if split == 'test' else f' ({split})'}: {method}"
         panels.append(Panel(title, tuple(lines), dense))
     plot_panels(panels, path, x="parameters kept", y="accuracy (%)", level="dense")
