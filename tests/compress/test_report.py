@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import math
 
 import pytest
 import torch
@@ -195,3 +197,80 @@ def test_shorten() -> None:
     assert shorten("layer4.0.conv1", 20) == "layer4.0.conv1"
     short = shorten("features.denseblock4.denselayer16.conv2", 24)
     assert len(short) == 24 and short.startswith("features") and short.endswith("layer16.conv2")
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Report:
+    """With data, layers one after the other."""
+    torch.manual_seed(0)
+    loader = [images(16) for _ in range(2)]
+    return sketchlayers.compress(
+        Small().eval(), "tucker2", rate=0.9, calibration=loader, seed=1
+    ).report
+
+
+def test_what_the_data_say(fitted: Report) -> None:
+    lines = str(fitted).splitlines()
+    table = lines[: lines.index("")]
+    assert fitted.images == 32 and fitted.sequential and fitted.error_of == "output"
+    assert fitted.output_change is not None
+    change = f"{100 * fitted.output_change:.1f} %"
+    assert f"calibrated on 32 images; the network's outputs change by {change}" in lines
+    explained = "output error: |change| / |output| of each layer, with its inputs as the layers "
+    assert explained + "before it leave them" in lines
+    assert table[0].endswith("output") and table[1].endswith("error")
+    total = sum(fitted.seconds.values())
+    (seconds,) = [line for line in lines if line.startswith("seconds: calibration ")]
+    assert ", ranks " in seconds and seconds.endswith(f"; {total:.3g} in all")
+    assert max(map(len, lines)) <= 120
+
+    # A layer that stays dense has its new weight's error, and the reason.
+    dense = [row for row in fitted.layers if row.becomes == "dense"]
+    assert dense and all(row.method is None and row.reason for row in dense)
+    marks = {line.split()[-1] for line in lines if line.startswith(tuple(r.name for r in dense))}
+    (mark,) = marks
+    assert any(line.startswith(f"{mark} stays dense at this rate") for line in lines)
+    row = next(line for line in table if line.startswith(f"{dense[0].name} ")).split()
+    assert row[1] == "dense" and row[3] == "-" and row[-2] == f"{dense[0].relative_error:.3f}"
+    assert f"{len(dense)} dense with new weights; seed 1" in str(fitted)
+    untouched = next(row for row in fitted.layers if row.becomes is None)
+    assert next(line for line in table if line.startswith(untouched.name)).split()[1] == "-"
+    assert json.loads(fitted.to_json()) == fitted.to_dict()
+
+
+def test_errors_of_weights_and_of_layers_by_themselves() -> None:
+    model, x = Small().eval(), images(64)
+    calibration = sketchlayers.calibrate(model, [x])
+    report = sketchlayers.compress(model, "svd", rate=0.7, calibration=calibration).report
+    assert "calibrated on 64 images\n" in str(report)  # nothing is known of the outputs
+    assert "|change| / |output| of each layer, with its original inputs\n" in str(report)
+    assert report.error_of == "output" and not report.sequential
+    with pytest.warns(UserWarning, match="needs training"):
+        report = sketchlayers.compress(model, "svd", rate=0.7).report
+    assert "weight error: |change| / |weight| of each layer\n" in str(report)
+    assert report.images is None and "calibrated" not in str(report)
+    assert random_init(model, 0.7).report.error_of is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "what"), [("flops_rate", "multiply-adds"), ("latency_rate", "seconds")]
+)
+def test_other_budgets_are_named(fitted: Report, budget: str, what: str) -> None:
+    report = dataclasses.replace(fitted, budget=budget, rate_asked=0.5, budget_rate=0.4987)
+    line = f"rate {report.rate:.4g}, {what} 0.4987 (asked: 0.5), stored bytes "
+    assert line in str(report)
+    assert report.to_dict()["budget"] == budget and report.to_dict()["budget_rate"] == 0.4987
+
+
+def test_accuracies_and_outputs_that_are_not_finite(fitted: Report) -> None:
+    report = dataclasses.replace(
+        fitted,
+        accuracy={"original": 0.9163, "compressed": 0.5},
+        accuracy_images=1017,
+        output_change=math.inf,
+    )
+    text = "accuracy on 1,017 held-out images: original 91.6 %, compressed 50.0 %"
+    assert text in str(report).splitlines()
+    assert "the network's outputs change by inf %" in str(report)
+    data = json.loads(report.to_json())
+    assert data["output_change"] is None and data["accuracy"] == report.accuracy

@@ -110,6 +110,8 @@ def _open_file(path: Path, *, trust: bool) -> Loaded:
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     contents = _read(path, trust=False)
+    if is_compressed(contents):
+        raise WrongInput(f"{path} holds a compressed model: give it as MODEL, without --weights")
     for key in ("state_dict", "model"):
         if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
             contents = contents[key]

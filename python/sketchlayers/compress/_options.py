@@ -18,6 +18,13 @@ BATCH_SIZE = 32
 
 Rate = float | tuple[str, float]
 
+_EXAMPLES = """examples:
+  sketchlayers compress resnet50 --weights FILE --calibration DIR --rate 0.5 \\
+      --out small.safetensors --plot errors.png
+  sketchlayers compress small.safetensors --rate 0.8 --out smaller.safetensors \\
+      --calibration DIR --refine --finetune 5 --train DIR --val DIR
+"""
+
 
 def add_arguments_inspect(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``sketchlayers inspect``."""
@@ -28,6 +35,7 @@ def add_arguments_inspect(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments_calibrate(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``sketchlayers calibrate``."""
+    parser.usage = "%(prog)s MODEL --calibration DIR --out FILE [...]"
     _add_model_arguments(parser)
     add = parser.add_argument_group("images").add_argument
     add("--calibration", required=True, type=Path, metavar="DIR", help="folder of images")
@@ -45,6 +53,9 @@ def add_arguments_calibrate(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments_compress(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``sketchlayers compress``."""
+    parser.usage = "%(prog)s MODEL --rate RATE --out FILE [--calibration DIR] [...]"
+    parser.epilog = _EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     _add_model_arguments(parser)
     _add_size_arguments(parser)
     _add_method_arguments(parser, "(default: auto with --calibration, else sketch)")

@@ -18,7 +18,7 @@ _COLOURS = {
     "svd": "#E69F00",
     "cp": "#009E73",
     "sketch": "#CC79A7",
-    "dense": "#000000",
+    "dense": "#555555",
 }
 _OTHER_COLOUR = "#D55E00"
 _BEFORE = "#DDDDDD"
@@ -44,10 +44,10 @@ def check_picture(path: Path) -> None:
 
 
 def picture(report: Report, path: Path) -> bytes:
-    """What the file of this name shall hold."""
+    """What the file of this name shall hold; for what can go wrong see `check_picture`."""
+    check_picture(path)
     from matplotlib.figure import Figure
 
-    check_picture(path)
     rows = [row for row in report.layers if row.parameters_before]
     panels = 1 + (report.error_of is not None)
     height = 1.4 + len(rows) * (0.2 if len(rows) <= _MANY_LAYERS else 0.14)
@@ -78,7 +78,7 @@ def _title(report: Report) -> str:
         f"parameters (rate {fraction(report.rate)})"
     ]
     if report.output_change is not None:
-        parts.append(f"the network's outputs change by {100 * report.output_change:.3g} %")
+        parts.append(f"the network's outputs change by {100 * report.output_change:.1f} %")
     return "; ".join(parts)
 
 

@@ -261,7 +261,7 @@ class Report(_Exported):
                 row.becomes or "-",
                 joined(row.shape),
                 rank,
-                error="" if row.relative_error is None else f"{row.relative_error:.3f}",
+                error=_error_text(row.relative_error),
                 mark=reasons.mark(row.reason) if row.reason else "",
             )
         add(self._other, "everything else", "-", "-", "-")
@@ -269,8 +269,8 @@ class Report(_Exported):
         add(self, "whole model", "", "", "")
         lines = [self._summary, *self._of_data(), *self._of_time()]
         notes = [f"note: {note}" for note in self.notes]
-        left_alone = ["left alone:", *reasons.lines()] if reasons.lines() else []
-        return "\n".join([str(table), "", *lines, *notes, *left_alone])
+        others = ["not replaced:", *reasons.lines()] if reasons.lines() else []
+        return "\n".join([str(table), "", *lines, *notes, *others])
 
     @property
     def _other(self) -> LayerReport:
@@ -467,6 +467,12 @@ def _listed(value: Any) -> Any:
 def _finite(value: float | None) -> float | None:
     """The number as JSON knows numbers."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def _error_text(error: float | None) -> str:
+    if error is None:
+        return ""
+    return "<0.001" if 0 < error < 0.001 else f"{error:.3f}"
 
 
 def _percent(share: float) -> str:
