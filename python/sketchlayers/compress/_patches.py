@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 PART_BYTES = 64 << 20
 """About how much memory a working copy of patches or of a feature map may take."""
+PART_POSITIONS = 4096
+"""At most so many patches are summed in the input's own type before float64 takes the sum."""
 
 
 class Padding(NamedTuple):
@@ -143,7 +145,7 @@ class PatchGeometry:
         if rows * columns == 0:
             return
         width = self.groups * self.inputs * maps.element_size()
-        most = max(1, PART_BYTES // width)
+        most = max(1, min(PART_POSITIONS, PART_BYTES // width))
         images = max(1, most // (rows * columns))
         band = max(1, most // columns)  # rows of one image, where an image is too much
         for part in maps.split(images):
