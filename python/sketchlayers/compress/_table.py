@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -81,7 +82,10 @@ class Footnotes:
 
     def lines(self) -> list[str]:
         """One line for each text."""
-        return [f"({number}) {text}{self._times(text)}" for text, number in self._numbers.items()]
+        return [
+            wrapped(f"({number}) {text}{self._times(text)}")
+            for text, number in self._numbers.items()
+        ]
 
     def _times(self, text: str) -> str:
         return f" ({self._counts[text]} layers)" if self._counts[text] > 1 else ""
@@ -93,6 +97,13 @@ def shorten(text: str, width: int) -> str:
         return text
     tail = (width - 2) * 2 // 3
     return text[: width - 2 - tail] + ".." + text[-tail:]
+
+
+def wrapped(text: str) -> str:
+    """The text in lines of the table's width."""
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def quantity(value: int | None, unit: str = "") -> str:

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sketchlayers.compress._table import Footnotes, Table, fraction, joined, quantity, shorten
+from sketchlayers.compress._table import (
+    Footnotes,
+    Table,
+    fraction,
+    joined,
+    quantity,
+    shorten,
+    wrapped,
+)
 from sketchlayers.methods import Rank
 from sketchlayers.methods._rank import rank_text
 
@@ -267,8 +275,8 @@ class Report(_Exported):
         add(self._other, "everything else", "-", "-", "-")
         table.rule()
         add(self, "whole model", "", "", "")
-        lines = [self._summary, *self._of_data(), *self._of_time()]
-        notes = [f"note: {note}" for note in self.notes]
+        lines = [*self._summary(), *self._of_data(), *self._of_time()]
+        notes = [wrapped(f"note: {note}") for note in self.notes]
         others = ["not replaced:", *reasons.lines()] if reasons.lines() else []
         return "\n".join([str(table), "", *lines, *notes, *others])
 
@@ -277,8 +285,7 @@ class Report(_Exported):
         count, size = self.other_parameters, self.other_bytes
         return LayerReport("", "", (), None, None, count, count, size, size)
 
-    @property
-    def _summary(self) -> str:
+    def _summary(self) -> list[str]:
         rate = self.rate_asked
         asked = "" if isinstance(rate, Mapping) else f" (asked: {fraction(rate)})"
         rates = [f"rate {fraction(self.rate)}{asked if self.budget == 'rate' else ''}"]
@@ -288,10 +295,10 @@ class Report(_Exported):
         rates.append(f"stored bytes {fraction(_ratio(self.bytes_after, self.bytes_before))}")
         refitted = sum(row.becomes == "dense" for row in self.layers)
         dense = f", {refitted} dense with new weights" if refitted else ""
-        return (
-            f"{', '.join(rates)}; {len(self.replaced)} of {len(self.layers)} layers replaced"
-            f"{dense}; seed {self.seed}"
-        )
+        return [
+            ", ".join(rates),
+            f"{len(self.replaced)} of {len(self.layers)} layers replaced{dense}; seed {self.seed}",
+        ]
 
     def _of_data(self) -> list[str]:
         """What the data say of the network, and what the layers' errors are."""
