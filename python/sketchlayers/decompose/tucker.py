@@ -31,10 +31,9 @@ from ._checks import (
 )
 from ._lbfgs import minimise
 from ._norm import OutputNorm
+from ._separable import SeparableMoment, preconditioner_factor
 from .svd import descending_eigh, spectrum, tail_errors, truncated
 
-# Of the preconditioner alone, relative to the mean of the diagonal: a matter of speed.
-_PRECONDITIONER_RIDGE = 1e-6
 _MODES = ("input", "output")
 
 
@@ -203,9 +202,6 @@ def _with_every_channel(
 class _Problem:
     """A weight and its norm, with what does not depend on the input factor.
 
-    The second moment is near ``channel_moment (x) position_moment``, which serves for a start and
-    as preconditioner.
-
     Positions ``p`` come before channels here, so that products along channels are single GEMMs.
 
     Attributes:
@@ -214,54 +210,38 @@ class _Problem:
         second_moment: ``Sigma`` with its ridge, ``(p, S, p S)``.
         weighed: ``K^T W Sigma (T, p, S)``.
         square: ``|K^T W Sigma^(1/2)|^2``.
-        channel_moment: ``sum_p Sigma_pp (S, S)``.
-        position_moment: traces of the ``Sigma_pp'`` relative to the trace of ``Sigma``, ``(p, p)``.
+        separable: what ``Sigma`` is taken for in a start and as preconditioner.
     """
 
     def __init__(self, norm: OutputNorm, weight: Tensor) -> None:
         self.norm, self.shape = norm, weight.shape
         outputs, channels, *kernel = weight.shape
         positions = math.prod(kernel)
-        blocks = norm.ridged_second_moment().reshape(channels, positions, channels, positions)
-        blocks = blocks.permute(1, 0, 3, 2).contiguous()
-        self.second_moment = blocks.flatten(2)
-        self.target = norm.target.reshape(outputs, channels, positions).mT.contiguous()
-        self.weighed = (self.target.flatten(1) @ blocks.flatten(2).flatten(0, 1)).reshape(
+        moment = norm.ridged_second_moment()
+        self.target = norm.target.reshape(outputs, channels, positions)
+        self.separable = SeparableMoment(moment, self.target)
+        blocks = moment.reshape(channels, positions, channels, positions)
+        self.second_moment = blocks.permute(1, 0, 3, 2).flatten(2)
+        self.target = self.target.mT.contiguous()
+        self.weighed = (self.target.flatten(1) @ self.second_moment.flatten(0, 1)).reshape(
             self.target.shape
         )
         self.square = float((self.weighed * self.target).sum())
-        self.channel_moment = blocks.diagonal(dim1=0, dim2=2).sum(-1)
-        traces = blocks.diagonal(dim1=1, dim2=3).sum(-1)
-        self.position_moment = traces / traces.trace()
 
     def with_every_output(self, input_factor: Tensor) -> _Point:
         return _Point(self, input_factor, None)
-
-    @cached_property
-    def channel_factor(self) -> Tensor:
-        """Cholesky factor of the channel moment."""
-        return _preconditioner_factor(self.channel_moment)
 
     def start(self, basis: Tensor | None, rank: int) -> Tensor:
         """Input factor ``(S, rank)`` of the HOSVD of ``basis^T K^T W``, were ``Sigma`` separable.
 
         ``basis (T, m)`` has orthonormal columns; None is the identity.
         """
-        values, vectors = torch.linalg.eigh(self.channel_moment)
-        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
-        rows = self.target
+        root, rows = self.separable.channel_root, self.target
         if basis is not None:
             rows = torch.tensordot(basis, rows, ([0], [0]))
-        gram = torch.einsum("tps,tpu->su", rows, self.position_moment @ rows)
+        gram = torch.einsum("tps,tpu->su", rows, self.separable.positions @ rows)
         _, leading = descending_eigh(root @ gram @ root)
         return gram @ root @ leading[:, :rank]  # spans what root^-1 @ leading does
-
-
-def _preconditioner_factor(moment: Tensor) -> Tensor:
-    """Cholesky factor of a positive semidefinite matrix with a ridge."""
-    mean = float(moment.diagonal().mean())
-    ridge = _PRECONDITIONER_RIDGE * mean if mean > 0 else 1.0
-    return torch.linalg.cholesky(moment + ridge * torch.eye(len(moment)).to(moment))
 
 
 class _Point:
@@ -307,15 +287,15 @@ class _Point:
 
     def precondition(self, vector: Tensor) -> Tensor:
         """Inverse Hessian for a fixed core, were ``Sigma`` separable, times ``vector (S, RS)``."""
-        vector = torch.cholesky_solve(vector, self._problem.channel_factor)
+        vector = torch.cholesky_solve(vector, self._problem.separable.channel_factor)
         return torch.cholesky_solve(vector.mT, self._core_factor).mT
 
     @cached_property
     def _core_factor(self) -> Tensor:
         problem = self._problem
-        core = self.core.unflatten(1, (len(problem.position_moment), -1))
-        moment = torch.einsum("apb,apc->bc", core, problem.position_moment @ core)
-        return _preconditioner_factor(moment * (2 / problem.square))
+        core = self.core.unflatten(1, (len(problem.separable.positions), -1))
+        moment = torch.einsum("apb,apc->bc", core, problem.separable.positions @ core)
+        return preconditioner_factor(moment * (2 / problem.square))
 
     def errors(self) -> Tensor:
         """Relative errors at the output ranks 0, 1, ..., ``T``, with every output in this one."""

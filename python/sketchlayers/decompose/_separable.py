@@ -1,0 +1,57 @@
+"""A second moment taken as a Kronecker product, for starts and preconditioners."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+# Of the preconditioners alone, relative to the mean of the diagonal: a matter of speed.
+_RIDGE = 1e-6
+
+
+class SeparableMoment:
+    """``Sigma ~ channels (x) positions``.
+
+    Attributes:
+        channels: ``sum_p Sigma_pp (S, S)``.
+        positions: ``(p, p)``, the traces of the ``Sigma_pp'`` relative to the trace of ``Sigma``.
+    """
+
+    def __init__(self, second_moment: Tensor | None, like: Tensor) -> None:
+        """Of ``second_moment (n, n)``, or of the identity, for a weight ``like (T, S, p)``."""
+        channels, positions = like.shape[1:]
+        if second_moment is None:
+            self.channels = positions * torch.eye(channels).to(like)
+            self.positions = torch.eye(positions).to(like) / positions
+            return
+        blocks = second_moment.reshape(channels, positions, channels, positions)
+        self.channels = blocks.diagonal(dim1=1, dim2=3).sum(-1)
+        traces = blocks.diagonal(dim1=0, dim2=2).sum(-1)
+        self.positions = traces / traces.trace()
+
+    def modes(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Channels ``(S, S)``, rows ``(h, h)`` and columns ``(w, w)``, to multiply as Kronecker."""
+        blocks = self.positions.reshape(height, width, height, width)
+        rows = blocks.diagonal(dim1=1, dim2=3).sum(-1)
+        columns = blocks.diagonal(dim1=0, dim2=2).sum(-1)
+        return self.channels, rows, columns
+
+    @cached_property
+    def channel_root(self) -> Tensor:
+        """Symmetric root of ``channels``."""
+        values, vectors = torch.linalg.eigh(self.channels)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+
+    @cached_property
+    def channel_factor(self) -> Tensor:
+        """Cholesky factor of ``channels`` with a ridge."""
+        return preconditioner_factor(self.channels)
+
+
+def preconditioner_factor(moment: Tensor) -> Tensor:
+    """Cholesky factor of a positive semidefinite matrix with a ridge; of the identity for 0."""
+    mean = float(moment.diagonal().mean())
+    ridge = _RIDGE * mean if mean > 0 else 1.0
+    return torch.linalg.cholesky(moment + ridge * torch.eye(len(moment)).to(moment))

@@ -1,0 +1,331 @@
+"""CP factors of a convolution's weight, in the norm of its outputs.
+
+    W~[t, s, i, j] = sum_r outputs[t, r] inputs[s, r] rows[i, r] columns[j, r],
+
+a 1x1 convolution, depthwise ones along rows and along columns, and another 1x1 one. In the norm of
+a second moment (Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, NeurIPS 2025, arXiv 2511.04494).
+
+For given factors of the inputs, rows and columns, and their column-wise Kronecker product ``Z``,
+those of the outputs have the closed form ``W Sigma Z (Z^T Sigma Z)^-1``. So the error is a function
+of three factors, whose gradient needs no product with ``Sigma`` but the one of its value, and that
+is minimised.
+
+There may be no best approximation: components grow without bound and cancel each other (de Silva
+and Lim, SIAM J. Matrix Anal. Appl. 2008), and on the way there every method crawls. A ridge,
+``lambda`` times the components' own squared norms, bounds them. It starts large and is lowered as
+far as it matters.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import check_count, check_dimensions, check_tolerance
+from ._lbfgs import minimise
+from ._norm import OutputNorm, relative
+from ._separable import SeparableMoment, preconditioner_factor
+from .svd import descending_eigh, truncated
+
+_LARGEST_RIDGE, _SMALLEST_RIDGE = 1e-3, 1e-10
+_LATE_RIDGE = 1e-6  # the first for what is near an optimum already
+# The ridge is small enough once it makes up less than this part of the squared error.
+_IMMATERIAL = 0.01
+# Of all sweeps, for each ridge but the last.
+_STAGE = 0.1
+
+
+class CPFactors(NamedTuple):
+    """``W~[t,s,i,j] = sum_r outputs[t,r] inputs[s,r] rows[i,r] columns[j,r]``, float64.
+
+    The four vectors of a component have the same norm.
+
+    Attributes:
+        outputs: ``(T, R)``.
+        inputs: ``(S, R)``.
+        rows: ``(h, R)``.
+        columns: ``(w, R)``.
+        relative_error: ``|W - W~| / |W|`` in the norm of the second moment: the relative change of
+            the layer's output on the calibration data.
+        errors: one entry a sweep of the best start, never rising: the relative error in the norm
+            that is minimised (ridges and sensitivity in it).
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+    rows: Tensor
+    columns: Tensor
+    relative_error: float
+    errors: tuple[float, ...]
+
+
+def cp(
+    weight: Tensor,
+    rank: int,
+    *,
+    second_moment: Tensor | None = None,
+    sensitivity: Tensor | None = None,
+    starts: int = 3,
+    seed: int = 0,
+    max_sweeps: int = 400,
+    tolerance: float = 1e-6,
+) -> CPFactors:
+    """CP factors near ``weight``: ``tr(F (W - W~) Sigma (W - W~)^T)`` is minimised.
+
+    The first start is made of singular vectors of the weight's slices along its principal rows and
+    columns. The second, with a second moment, is the decomposition without it, so that this one's
+    error is never above; the others are random. Every sweep solves for the outputs exactly and
+    moves the other factors by a quasi-Newton step; the best of all starts is returned. It is a
+    local optimum; for a 1x1 kernel, and at full rank, it is the global one.
+
+    Args:
+        weight: ``(T, S, h, w)``.
+        rank: ``R``, from 1 to ``h w min(T, S)``, which is enough for every weight.
+        second_moment: ``Sigma = E[x x^T]`` of the input patches ``(n, n)``, ``n = S h w``; None is
+            the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
+        sensitivity: ``F``, weight of output errors, ``(T, T)`` or its diagonal ``(T,)``; None is
+            the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
+        starts: how many.
+        seed: of the random starts.
+        max_sweeps: the most sweeps of each start.
+        tolerance: stop when a sweep lowers the error by less than this part of it.
+
+    Raises:
+        RuntimeError: shapes that do not fit together.
+        TypeError: tensors that are not floating point, numbers that are not whole.
+        ValueError: rank out of bounds, NaN or infinite entries, a second moment or sensitivity
+            that is not symmetric positive semidefinite.
+    """
+    owner = "cp"
+    check_dimensions(owner, weight, (4,))
+    outputs, channels, height, width = weight.shape
+    full = height * width * min(outputs, channels)
+    check_count(owner, "rank", rank, full)
+    check_count(owner, "starts", starts)
+    check_count(owner, "max_sweeps", max_sweeps)
+    check_tolerance(owner, tolerance)
+    norm = OutputNorm(owner, weight, second_moment, sensitivity)
+    if height * width == 1:
+        left, right, relative_error, errors = truncated(owner, norm, weight.shape, rank)
+        ones = torch.ones(1, rank).to(left)
+        return _balanced([left, right.flatten(1).mT, ones, ones], relative_error, errors)
+    problem = _Problem(norm, weight.shape, norm.second_moment)
+    if rank == full or problem.square == 0:
+        return problem.exact(rank)
+    generator = torch.Generator().manual_seed(seed)
+    randoms = [problem.random_start(rank, generator) for _ in range(starts - 1)]
+    begins = [(problem.slices(rank), _LARGEST_RIDGE)]
+    if second_moment is not None and randoms:
+        plain = _Problem(norm, weight.shape, None)
+        plain_begins = [(start, _LARGEST_RIDGE) for start in (plain.slices(rank), *randoms)]
+        point, _ = _best(plain, plain_begins, max_sweeps, tolerance)
+        begins.append((point.variables, _LATE_RIDGE))
+        randoms.pop()
+    begins += [(start, _LARGEST_RIDGE) for start in randoms]
+    point, errors = _best(problem, begins, max_sweeps, tolerance)
+    return point.factors(errors)
+
+
+def _best(
+    problem: _Problem, begins: list[tuple[Tensor, float]], max_sweeps: int, tolerance: float
+) -> tuple[_Point, tuple[float, ...]]:
+    """Of the optima found from several starts, each with its first ridge."""
+    fits = [_descend(problem, *begin, max_sweeps, tolerance) for begin in begins]
+    return min(fits, key=lambda fit: fit[0].square)
+
+
+def _descend(
+    problem: _Problem, variables: Tensor, ridge: float, max_sweeps: int, tolerance: float
+) -> tuple[_Point, tuple[float, ...]]:
+    """Local optimum from one start, through ever smaller ridges."""
+    errors: list[float] = []
+    stage = math.ceil(_STAGE * max_sweeps)
+    is_last = False
+    while True:
+        left = max_sweeps - len(errors)
+        point, more = minimise(
+            partial(_Point, problem, ridge),
+            variables,
+            max_sweeps=left if is_last else min(stage, left),
+            tolerance=tolerance,
+        )
+        errors += more
+        if is_last or len(errors) == max_sweeps:
+            return point, tuple(errors)
+        variables = point.variables
+        is_last = point.ridged <= _IMMATERIAL * point.square or ridge <= _SMALLEST_RIDGE
+        ridge = ridge if is_last else ridge / 10
+
+
+class _Problem:
+    """A weight in a norm, with what does not depend on the factors.
+
+    The variables are one matrix ``(S + h + w, R)``: inputs, rows and columns.
+
+    Attributes:
+        norm: what the outputs are restored from, and the error measured in.
+        weighed: ``K^T W Sigma (T, n)``.
+        square: ``|K^T W Sigma^(1/2)|^2``.
+        separable: what ``Sigma`` is taken for in a start and as preconditioner.
+    """
+
+    def __init__(self, norm: OutputNorm, shape: torch.Size, second_moment: Tensor | None) -> None:
+        self.norm = norm
+        self.outputs, self.channels, self.height, self.width = shape
+        self._second_moment = None if second_moment is None else norm.ridged_second_moment()
+        self.weighed = self.spread(norm.target.mT).mT
+        self.square = float((self.weighed * norm.target).sum())
+        self._target = norm.target.reshape(shape)
+        self.separable = SeparableMoment(self._second_moment, self._target.flatten(2))
+
+    def spread(self, matrix: Tensor) -> Tensor:
+        """``Sigma matrix`` for a ``matrix (n, m)``."""
+        return matrix if self._second_moment is None else self._second_moment @ matrix
+
+    def split(self, variables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, rows, columns = variables.split([self.channels, self.height, self.width])
+        return inputs, rows, columns
+
+    def random_start(self, rank: int, generator: torch.Generator) -> Tensor:
+        """Gaussian vectors of norm 1."""
+        size = self.channels + self.height + self.width
+        entries = torch.randn(size, rank, dtype=torch.float64, generator=generator)
+        return torch.cat([_normalised(part) for part in self.split(entries.to(self._target))])
+
+    def slices(self, rank: int) -> Tensor:
+        """Singular vectors of the slices along the principal rows and columns, the largest.
+
+        They would be those of the weight in its norm, were ``Sigma`` separable.
+        """
+        return self._slices(rank, self.separable.channel_root)[1]
+
+    def _slices(self, rank: int, root: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs ``(T, rank)`` and variables of the slices times ``root (S, S)``."""
+        seen = torch.einsum("tsij,su->tuij", self._target, root)
+        _, rows = descending_eigh(torch.einsum("tsij,tskj->ik", seen, seen))
+        _, columns = descending_eigh(torch.einsum("tsij,tsik->jk", seen, seen))
+        slices = torch.einsum("tsij,ia,jb->abts", self._target, rows, columns).flatten(0, 1)
+        vectors, values, _ = torch.linalg.svd(slices @ root, full_matrices=False)
+        largest = values.flatten().topk(rank).indices
+        place, number = largest // values.shape[1], largest % values.shape[1]
+        outputs = vectors[place, :, number].mT
+        inputs = (slices.mT @ vectors)[place, :, number].mT
+        at = (rows[:, place // self.width], columns[:, place % self.width])
+        return outputs, torch.cat([inputs, *at])
+
+    def exact(self, rank: int) -> CPFactors:
+        """The weight itself from all slices, as far as ``rank`` goes."""
+        outputs, variables = self._slices(rank, torch.eye(self.channels).to(self._target))
+        return self.factors(outputs, variables, None)
+
+    def basis(self, variables: Tensor) -> Tensor:
+        """``Z (n, R)``."""
+        inputs, rows, columns = self.split(variables)
+        return torch.einsum("sr,ir,jr->sijr", inputs, rows, columns).flatten(0, 2)
+
+    def factors(
+        self, outputs: Tensor, variables: Tensor, errors: tuple[float, ...] | None
+    ) -> CPFactors:
+        """Balanced, with outputs that are no longer weighed; ``errors`` None are measured."""
+        approximation = outputs @ self.basis(variables).mT
+        if errors is None:
+            change = self.norm.target - approximation
+            errors = (relative(self.norm.square(change), self.square),)
+        parts = [self.norm.restore(outputs), *self.split(variables)]
+        return _balanced(parts, self.norm.relative_error(self.norm.restore(approximation)), errors)
+
+
+def _normalised(matrix: Tensor) -> Tensor:
+    """Columns of norm 1; a zero column stays."""
+    norms = torch.linalg.vector_norm(matrix, dim=0)
+    return matrix / torch.where(norms > 0, norms, 1.0)
+
+
+def _balanced(parts: list[Tensor], relative_error: float, errors: tuple[float, ...]) -> CPFactors:
+    """The four vectors of a component get the same norm."""
+    norms = torch.stack([torch.linalg.vector_norm(part, dim=0) for part in parts])
+    size = norms.log().mean(0).exp()
+    outputs, inputs, rows, columns = (_normalised(part) * size for part in parts)
+    return CPFactors(outputs, inputs, rows, columns, relative_error, errors)
+
+
+class _Point:
+    """The best outputs for the other factors.
+
+    Attributes:
+        square: squared relative error with the ridge; infinite where the factors are dependent.
+        ridged: the part of the ridge in it.
+        outputs: ``(T, R)``.
+    """
+
+    def __init__(self, problem: _Problem, ridge: float, variables: Tensor) -> None:
+        self._problem, self._ridge, self.variables = problem, ridge, variables
+        basis = problem.basis(variables)
+        self._spread = problem.spread(basis)  # Sigma Z
+        gram = basis.mT @ self._spread
+        self._squares = gram.diagonal().clone()
+        factor, info = torch.linalg.cholesky_ex(gram + torch.diag(ridge * self._squares))
+        if info:
+            self.square = math.inf
+            return
+        projected = torch.linalg.solve_triangular(factor, (problem.weighed @ basis).mT, upper=False)
+        self.outputs = torch.linalg.solve_triangular(factor.mT, projected, upper=True).mT
+        self.square = max(0.0, 1 - float(projected.square().sum()) / problem.square)
+
+    @property
+    def ridged(self) -> float:
+        strengths = self.outputs.square().sum(0) * self._squares
+        return self._ridge * float(strengths.sum()) / self._problem.square
+
+    @cached_property
+    def _output_gram(self) -> Tensor:
+        """Of the outputs, as the Hessian for them fixed has it."""
+        gram = self.outputs.mT @ self.outputs
+        return gram + torch.diag(self._ridge * gram.diagonal())
+
+    def gradient(self) -> Tensor:
+        """By the variables."""
+        problem = self._problem
+        inputs, rows, columns = problem.split(self.variables)
+        residual = problem.weighed.mT @ self.outputs - self._spread @ self._output_gram
+        residual = residual.reshape(problem.channels, problem.height, problem.width, -1)
+        by_inputs = torch.einsum("sijr,ir,jr->sr", residual, rows, columns)
+        by_taps = torch.einsum("sijr,sr->ijr", residual, inputs)
+        by_rows = torch.einsum("ijr,jr->ir", by_taps, columns)
+        by_columns = torch.einsum("ijr,ir->jr", by_taps, rows)
+        return torch.cat([by_inputs, by_rows, by_columns]) * (-2 / problem.square)
+
+    def precondition(self, vector: Tensor) -> Tensor:
+        """Inverse Hessian of each factor for the others fixed, were ``Sigma`` separable."""
+        parts = [
+            torch.cholesky_solve(torch.cholesky_solve(part, moment).mT, others).mT
+            for part, (moment, others) in zip(
+                self._problem.split(vector), self._preconditioners, strict=True
+            )
+        ]
+        return torch.cat(parts)
+
+    @cached_property
+    def _preconditioners(self) -> list[tuple[Tensor, Tensor]]:
+        """For inputs, rows and columns: of its moment, and of all else ``(R, R)``."""
+        problem = self._problem
+        factors = problem.split(self.variables)
+        moments = problem.separable.modes(problem.height, problem.width)
+        grams = [part.mT @ moment @ part for part, moment in zip(factors, moments, strict=True)]
+        outputs = self._output_gram * (2 / problem.square)
+        others = [
+            outputs * grams[1] * grams[2],
+            outputs * grams[0] * grams[2],
+            outputs * grams[0] * grams[1],
+        ]
+        return [
+            (preconditioner_factor(moment), preconditioner_factor(other))
+            for moment, other in zip(moments, others, strict=True)
+        ]
+
+    def factors(self, errors: tuple[float, ...]) -> CPFactors:
+        return self._problem.factors(self.outputs, self.variables, errors)
