@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -22,10 +24,10 @@ def progress_bar(
     Yields:
         A function to call with the number of steps that have been done since its last call.
     """
-    tqdm = None
+    tqdm: Any = None
     if show or (show is None and sys.stderr is not None and sys.stderr.isatty()):
         with contextlib.suppress(ImportError):
-            from tqdm import tqdm
+            tqdm = importlib.import_module("tqdm").tqdm
     if tqdm is None:
         yield lambda steps: None
         return
