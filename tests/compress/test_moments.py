@@ -142,7 +142,6 @@ def test_parts_of_bounded_size_give_the_same(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(module, "PART_BYTES", 12_000)
         monkeypatch.setattr(module, "PART_POSITIONS", 7)
     monkeypatch.setattr(_products, "_PRODUCT_BYTES", 1000)
-    monkeypatch.setattr(_products, "_CHANNELS", 3)
     for layer, expected in zip(layers, whole, strict=True):
         geometry = PatchGeometry.of(layer)
         parts = list(geometry.patches(x))

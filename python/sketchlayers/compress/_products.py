@@ -44,7 +44,7 @@ from sketchlayers.compress._patches import PART_BYTES, PART_POSITIONS, Padding, 
 from sketchlayers.compress._threads import Task, in_parallel
 
 _PRODUCT_BYTES = 8 << 20  # of products that wait to be summed, in each thread
-_CHANNELS = 16  # rows of blocks that are put together at once, so that they stay in cache
+_CHANNELS = 16  # whose blocks are put together at once, so that they stay in the cache
 _FEWEST_CHANNELS = 8  # with fewer, products of whole patches are faster
 
 Pair = tuple[int, int]
@@ -120,9 +120,13 @@ class PatchProducts:
     def take(self) -> list[Tensor]:
         """The sums, (groups, n, n) float64 for each pair; begins anew."""
         sums, self._sums = self._started(), []
-        for total, (i, j) in zip(sums, self._pairs, strict=True):
-            if i == j:
-                _mirror(total)
+        tasks = [
+            partial(_mirror, total, rows)
+            for total, (i, j) in zip(sums, self._pairs, strict=True)
+            for rows in _blocks_of_rows(self._geometry.inputs)
+            if i == j
+        ]
+        _run(tasks, self._device)
         return sums
 
     def _started(self) -> list[Tensor]:
@@ -133,9 +137,9 @@ class PatchProducts:
         return self._sums
 
 
-def _blocks_of_rows(size: int) -> list[slice]:
+def _blocks_of_rows(size: int, largest: int = 128) -> list[slice]:
     """Parts of a symmetric product: small enough to save what is left of them, not too small."""
-    block = min(128, max(16, math.ceil(size / 8)))
+    block = min(largest, max(16, math.ceil(size / 8)))
     return [slice(start, min(start + block, size)) for start in range(0, size, block)]
 
 
@@ -145,12 +149,11 @@ def _add_rows(total: Tensor, left: Tensor, right: Tensor, rows: slice, *, upper:
     total[:, rows, columns] += left[:, rows] @ right[:, columns].mT
 
 
-def _mirror(total: Tensor) -> None:
-    """Copies what is above the diagonal below it."""
-    for rows in _blocks_of_rows(total.shape[1]):
-        block = total[:, rows, rows]
-        block.copy_(block.triu() + block.triu(1).mT)
-        total[:, rows.stop :, rows] = total[:, rows, rows.stop :].mT
+def _mirror(total: Tensor, rows: slice) -> None:
+    """Copies what is above the diagonal in some rows below it."""
+    block = total[:, rows, rows]
+    block.copy_(block.triu() + block.triu(1).mT)
+    total[:, rows.stop :, rows] = total[:, rows, rows.stop :].mT
 
 
 class Interval(NamedTuple):
@@ -234,7 +237,12 @@ class ShiftProducts:
             self._sums, self._pairs, self._rectangles, strict=True
         ):
             products = self._products.pop(0)
-            _add_blocks(total, products, rectangles, self._geometry.kernel_size, mirrored=i == j)
+            kernel = self._geometry.kernel_size
+            tasks = [
+                partial(_add_blocks, total, products, rectangles, kernel, some, mirrored=i == j)
+                for some in _blocks_of_rows(self._geometry.channels, _CHANNELS)
+            ]
+            _run(tasks, self._device)
         self._rectangles = []
 
 
@@ -328,32 +336,31 @@ def _add_blocks(
     products: Tensor,
     rectangles: Sequence[Rectangle],
     kernel_size: tuple[int, int],
+    some: slice,
     *,
     mirrored: bool,
 ) -> None:
-    """Adds each rectangle's product to all its blocks (tap, tap); ``mirrored``: opposite ones too.
+    """Adds each rectangle's product to all its blocks (tap, tap), for some channels' rows.
 
     Args:
         total: (n, n), changed.
         products: (rectangles, channels, channels), of one shift of two opposite ones if mirrored.
         rectangles: their shifts and taps.
         kernel_size: (rows, columns).
-        mirrored: whether the sum is symmetric.
+        some: which channels.
+        mirrored: whether the sum is symmetric, so that products count for opposite blocks too.
     """
     channels, taps = products.shape[1], math.prod(kernel_size)
-    total = total.view(channels, taps, channels, taps)
-    for start in range(0, channels, _CHANNELS):
-        some = slice(start, min(start + _CHANNELS, channels))
-        blocks = products.new_zeros(taps, taps, some.stop - start, channels)
-        for rectangle, sum_ in zip(rectangles, products, strict=True):
-            above, below = sum_[some], sum_[:, some].t()
-            if mirrored and rectangle.shift == (0, 0):
-                above = below = (above + below) / 2  # equal but for rounding
-            for first, second in _blocks(rectangle, kernel_size[1]):
-                blocks[first, second] += above
-                if mirrored and first != second:
-                    blocks[second, first] += below
-        total[some] += blocks.permute(2, 0, 3, 1)
+    blocks = products.new_zeros(taps, taps, some.stop - some.start, channels)
+    for rectangle, sum_ in zip(rectangles, products, strict=True):
+        above, below = sum_[some], sum_[:, some].t()
+        if mirrored and rectangle.shift == (0, 0):
+            above = (above + below) / 2  # equal but for rounding
+        for first, second in _blocks(rectangle, kernel_size[1]):
+            blocks[first, second] += above
+            if mirrored and first != second:
+                blocks[second, first] += below
+    total.view(channels, taps, channels, taps)[some] += blocks.permute(2, 0, 3, 1)
 
 
 def _blocks(rectangle: Rectangle, width: int) -> Iterator[tuple[int, int]]:
