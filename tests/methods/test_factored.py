@@ -155,8 +155,8 @@ def test_curves_tell_the_errors_of_the_layers_built(
         error = squared(layer, built, given)
         if method.name == "svd" or isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
             assert candidate.squared_error == pytest.approx(error, rel=1e-3)
-        else:  # estimated from above by few sweeps, and interpolated
-            assert candidate.squared_error == pytest.approx(error, rel=0.25)
+        else:  # estimated by few sweeps, and interpolated
+            assert 0.7 < candidate.squared_error / error < 1.4
 
 
 def assert_is_a_front(curve: list[Candidate], dense: int) -> None:

@@ -93,7 +93,7 @@ class Calibration(Mapping[str, LayerMoments]):
     def notes(self) -> tuple[str, ...]:
         """Advice: which layers have seen few patches, and how many would do.
 
-        A second moment needs about five patches for each input (METHODS, section 2); with fewer
+        A second moment needs about five patches for each input; with fewer
         than inputs it is singular.
         """
         return tuple(
@@ -259,11 +259,13 @@ def calibrate(
 ) -> Calibration:
     """Runs the model on images and sums up the moments of every layer's input patches.
 
-    The second moment ``E[x x^T]`` says how much an error of the weight changes the layer's output
-    (METHODS, section 2): ``E|(W - W~) x|^2 = tr((W - W~) E[x x^T] (W - W~)^T)``. It is taken over
-    all output positions of all images, with stride, padding, dilation and groups as the layer has
-    them, padding counted as data, and over all calls of a layer that is called several times.
-    Labels are not needed.
+    The second moment ``E[x x^T]`` says how much an error of the weight changes the layer's output:
+    ``E|(W - W~) x|^2 = tr((W - W~) E[x x^T] (W - W~)^T)``. It is taken over all output positions of
+    all images, with stride, padding, dilation and groups as the layer has them, padding counted as
+    data, and over all calls of a layer that is called several times. Labels are not needed.
+
+    Source of the norm: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, "Distribution-Aware Tensor
+    Decomposition for Compression of Convolutional Neural Networks", NeurIPS 2025, arXiv 2511.04494.
 
     All ``nn.Conv2d`` and ``nn.Linear`` layers are calibrated but depthwise ones and those that no
     method can replace (parametrised ones, those with a forward of their own); the reasons are in

