@@ -117,6 +117,7 @@ class _Run:
         self._go, self._paused = threading.Event(), threading.Event()
         # Contexts of PyTorch belong to a thread: the call's are those of whoever asks for it.
         self._inference = torch.is_inference_mode_enabled()
+        self._num_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, args=(model, call, here), daemon=True)
 
     def resume(self) -> str | None:
@@ -153,6 +154,7 @@ class _Run:
 
     def _work(self, model: nn.Module, call: Call, here: threading.local) -> None:
         here.run = self
+        torch.set_num_threads(self._num_threads)
         try:
             with torch.inference_mode(self._inference), torch.no_grad():
                 call(model)

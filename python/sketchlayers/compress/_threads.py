@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
@@ -40,6 +40,10 @@ def in_parallel(tasks: Sequence[Task]) -> None:
 
     pool = _pool(torch.get_num_threads(), os.getpid())
     running: list[Future[None]] = [pool.submit(work) for _ in range(threads)]
+    wait(running)
+    # Threads of the pool begin when they are needed, and what they set for themselves would be
+    # what other new threads begin with.
+    torch.set_num_threads(torch.get_num_threads())
     for future in running:
         future.result()
 
