@@ -38,7 +38,7 @@ from pretrained import WeightsError
 from runs import hardware, read_csv, versions, write_csv
 from sketchlayers import compress, methods
 from variants import Variant
-from zero_shot_results import KEY, RESULTS, Row, plot, stage_seconds, tables
+from zero_shot_results import CIRCUMSTANCES, COLUMNS, KEY, RESULTS, Row, plot, stage_seconds, tables
 
 METHODS = ("tucker2", "svd", "cp", "auto")
 RATES = (0.7, 0.5, 0.4, 0.3)
@@ -158,12 +158,13 @@ class Experiment:
     @cached_property
     def _circumstances(self) -> Row:
         found, installed = hardware(self.device), versions()
-        return {
-            "hardware": found.get("gpu", found["cpu"]),
-            "threads": found["threads"],
-            "torch": installed["torch"],
-            "sketchlayers": installed["sketchlayers"],
-        }
+        values = (
+            found.get("gpu", found["cpu"]),
+            found["threads"],
+            installed["torch"],
+            installed["sketchlayers"],
+        )
+        return dict(zip(CIRCUMSTANCES, values, strict=True))
 
     def _calibration_images(self, train: Images | ImageFiles) -> Pictures:
         args = self.args
@@ -232,15 +233,12 @@ def outputs_of_classes(
 
 def run_missing(experiment: Experiment, path: Path) -> None:
     """Makes the rows that a CSV file lacks, one after the other; each is there once it is made."""
-    rows: list[Row] = list(read_csv(path)) if path.is_file() else []
-    # A rate that could not be met is tried again: the methods may have learned to.
-    rows = [row for row in rows if row["accuracy"] != ""]
-    done = {_identity(row) for row in rows}
+    done = {_identity(row) for row in _finished(path)}
     missing = [run for run in experiment.runs() if _identity(experiment.key(run)) not in done]
     for number, run in enumerate(missing, 1):
         row = experiment.measure(run)
-        rows.append(row)
-        write_csv(path, rows)
+        # Read anew: another process may have added rows of its own.
+        write_csv(path, [*_finished(path), row])
         accuracy = row["note"] if row["accuracy"] is None else f"{row['accuracy']:.2f} %"
         seconds = "" if row["seconds"] is None else f", {row['seconds']:.1f} s"
         print(
@@ -248,6 +246,18 @@ def run_missing(experiment: Experiment, path: Path) -> None:
             f"{accuracy}{seconds}",
             flush=True,
         )
+
+
+def _finished(path: Path) -> list[Row]:
+    """The file's rows but those of rates that could not be met, which are tried again.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    rows: list[Row] = list(read_csv(path)) if path.is_file() else []
+    if rows and tuple(rows[0]) != COLUMNS:
+        raise ValueError(f"--csv: {path} must have the columns of this version; use another file")
+    return [row for row in rows if row["accuracy"]]
 
 
 def _identity(row: Row) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ RESULTS = (
 """Columns that are measured: accuracies in percent, the difference to the dense network in points
 with its standard error, the change of the outputs on calibration images relative to them; the last
 has a bit for each image, whether its class was found."""
+CIRCUMSTANCES = ("hardware", "threads", "torch", "sketchlayers")
+COLUMNS = KEY + RESULTS + CIRCUMSTANCES
 
 _SETTING = ("network", "data", "split", "images", "seed")
 """What rows must share to be compared."""

@@ -24,6 +24,7 @@ from networks import count_parameters
 from paired import bits_to_text, paired_difference, text_to_bits
 from pictures import Pictures
 from pretrained import Definition
+from runs import write_csv
 from sketchlayers.compress import Refinement
 from zero_shot import Experiment, main, outputs_of_classes, parser
 
@@ -200,6 +201,31 @@ def test_a_rate_that_cannot_be_met_leaves_a_note_and_is_tried_again(
         assert len(read(tmp_path / "results.csv")) == 2
         assert "[1/" in capsys.readouterr().out
     assert "rate" in read(tmp_path / "results.csv")[1]["note"]
+
+
+def test_rows_of_another_process_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = on_digits(tmp_path, "--variants")
+    assert main(command) == 0
+    results = tmp_path / "results.csv"
+    (first,) = read(results)
+    measure = Experiment.measure
+
+    def meanwhile(experiment: Experiment, run: zero_shot.Run) -> dict[str, object]:
+        write_csv(results, [first, {**first, "network": "another"}])
+        return measure(experiment, run)
+
+    monkeypatch.setattr(Experiment, "measure", meanwhile)
+    assert main([*command, "--images=50"]) == 0
+    found = [(row["network"], row["images"]) for row in read(results)]
+    assert found == [("resnet8", "60"), ("another", "60"), ("resnet8", "50")]
+
+
+def test_a_file_of_other_results_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.csv").write_text("network,accuracy\nresnet8,50\n")
+    assert main(on_digits(tmp_path)) == 2
+    assert "must have the columns of this version" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
