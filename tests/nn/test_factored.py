@@ -21,7 +21,7 @@ GEOMETRIES = {
     "plain": {"kernel_size": 3},
     "strided": {"kernel_size": (3, 5), "stride": (2, 3), "padding": (1, 2), "bias": False},
     "grouped": {"kernel_size": 3, "groups": 2, "padding": 1, "dilation": (2, 1)},
-    "same": {"kernel_size": (2, 4), "padding": "same", "dilation": (1, 2), "groups": 2},
+    "same": {"kernel_size": (2, 4), "padding": "same", "dilation": 2, "groups": 2},
     "reflect": {"kernel_size": (4, 3), "padding": (2, 1), "padding_mode": "reflect", "stride": 2},
     "replicate": {"kernel_size": 3, "padding": "same", "padding_mode": "replicate"},
     "circular": {"kernel_size": (3, 2), "padding": "same", "padding_mode": "circular", "groups": 3},
@@ -55,7 +55,7 @@ FITS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
         lambda **of: nn.Conv2d(12, 18, 1, stride=2, **of),
     ),
     "cp": (
-        lambda conv, **of: CPConv2d.from_conv(conv, 6, **of),
+        lambda conv, **of: CPConv2d.from_conv(conv, 6, max_sweeps=40, **of),
         lambda **of: nn.Conv2d(12, 18, (3, 2), groups=2, **of),
     ),
     "linear": (
@@ -257,7 +257,7 @@ def test_sensitive_outputs_are_fitted_better(kind: str) -> None:
     sensitivity[:, :4] = 100
 
     def error(of: nn.Module) -> float:
-        change = (of.weight - dense.weight).unflatten(0, (groups, -1))
+        change = (of.weight - dense.weight).detach().unflatten(0, (groups, -1))
         return float(change[:, :4].norm())
 
     weighted = convert(dense, sensitivity=sensitivity.flatten())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -41,9 +42,6 @@ def in_parallel(tasks: Sequence[Task]) -> None:
     pool = _pool(torch.get_num_threads(), os.getpid())
     running: list[Future[None]] = [pool.submit(work) for _ in range(threads)]
     wait(running)
-    # Threads of the pool begin when they are needed, and what they set for themselves would be
-    # what other new threads begin with.
-    torch.set_num_threads(torch.get_num_threads())
     for future in running:
         future.result()
 
@@ -51,11 +49,15 @@ def in_parallel(tasks: Sequence[Task]) -> None:
 @functools.lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads that give every operation one thread; ``process``: none live on after a fork."""
-    pool = ThreadPoolExecutor(
-        threads, "sketchlayers", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    ready = [pool.submit(torch.get_num_threads) for _ in range(threads)]
-    for future in ready:
-        future.result()
-    torch.set_num_threads(threads)  # or other new threads would begin with one
+    pool = ThreadPoolExecutor(threads, "sketchlayers", initializer=_use_one_thread)
+    all_begun = threading.Barrier(threads)
+    wait([pool.submit(all_begun.wait) for _ in range(threads)])
+    # The number that a thread sets is also what new threads begin with: set it back, now that all
+    # threads of the pool have set theirs.
+    torch.set_num_threads(threads)
     return pool
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # takes the number that new threads begin with, which it else does later
+    torch.set_num_threads(1)
