@@ -10,8 +10,10 @@ from sketchlayers.decompose import corrected_weight
 from .layers import FLOAT, Layer
 
 
-def moments(original, compressed):
-    return original.mT @ compressed / len(original), compressed.mT @ compressed / len(original)
+def moments(layer, compressed):
+    """``E[y x~^T]`` and ``E[x~ x~^T]``."""
+    outputs = layer.patches @ layer.weight.flatten(1).mT
+    return outputs.mT @ compressed / len(compressed), compressed.mT @ compressed / len(compressed)
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 3, 2), (5, 12)])
@@ -21,7 +23,7 @@ def test_it_is_the_ridge_regression_of_the_outputs(shape, ridge):
     layer = Layer(shape)
     inputs = layer.weight[0].numel()
     compressed = layer.patches @ torch.randn(inputs, inputs, **FLOAT)
-    cross, second = moments(layer.patches, compressed)
+    cross, second = moments(layer, compressed)
     weight = corrected_weight(layer.weight, cross, second, ridge=ridge)
     assert weight.shape == shape
     extra = (len(compressed) * ridge * second.diagonal().mean()).sqrt() * torch.eye(inputs, **FLOAT)
@@ -36,7 +38,7 @@ def test_it_is_the_ridge_regression_of_the_outputs(shape, ridge):
 
 def test_same_inputs_need_no_correction():
     layer = Layer((5, 4, 3, 2))
-    cross, second = moments(layer.patches, layer.patches)
+    cross, second = moments(layer, layer.patches)
     torch.testing.assert_close(corrected_weight(layer.weight, cross, second), layer.weight)
 
 
@@ -46,7 +48,7 @@ def test_fewer_patches_than_inputs(samples, ridge):
     """The original outputs are met where there are patches; elsewhere the weight stays."""
     layer = Layer((5, 4, 3, 2), samples)
     compressed = layer.patches * torch.linspace(0.5, 1, 24, **FLOAT)
-    cross, second = moments(layer.patches, compressed)
+    cross, second = moments(layer, compressed)
     weight = corrected_weight(layer.weight, cross, second, ridge=ridge)
     target = layer.patches @ layer.weight.flatten(1).mT
 
@@ -61,8 +63,7 @@ def test_fewer_patches_than_inputs(samples, ridge):
 
 def test_without_input_the_weight_stays():
     weight = torch.randn(5, 12)
-    zero = torch.zeros(12, 12)
-    result = corrected_weight(weight, zero, zero)
+    result = corrected_weight(weight, torch.zeros(5, 12), torch.zeros(12, 12))
     assert torch.equal(result, weight.double())
 
 
@@ -71,8 +72,12 @@ def test_without_input_the_weight_stays():
     [
         ({"weight": torch.ones(5, 4, 3)}, RuntimeError, r"weight must have 2 or 4 dimensions"),
         ({"weight": torch.full((5, 12), math.nan)}, ValueError, r"weight must be finite"),
-        ({"cross_moment": torch.eye(11)}, RuntimeError, r"cross_moment must have shape \(12, 12\)"),
-        ({"cross_moment": torch.full((12, 12), math.inf)}, ValueError, r"cross_moment must be fin"),
+        ({"cross_moment": torch.eye(12)}, RuntimeError, r"cross_moment must have shape \(5, 12\)"),
+        (
+            {"cross_moment": torch.full((5, 12), math.inf)},
+            ValueError,
+            r"cross_moment must be finite",
+        ),
         ({"second_moment": torch.eye(11)}, RuntimeError, r"second_moment must have shape \(12, 12"),
         ({"second_moment": -torch.eye(12)}, ValueError, r"second_moment must be positive semidef"),
         ({"second_moment": torch.randn(12, 12)}, ValueError, r"second_moment must be symmetric"),
@@ -82,7 +87,7 @@ def test_without_input_the_weight_stays():
 def test_errors_are_told(changes, error, message):
     arguments = {
         "weight": torch.ones(5, 12),
-        "cross_moment": torch.eye(12),
+        "cross_moment": torch.ones(5, 12),
         "second_moment": torch.eye(12),
         **changes,
     }

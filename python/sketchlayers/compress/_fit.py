@@ -25,6 +25,7 @@ from sketchlayers.compress._moments import LayerMoments, MomentSums, NonFiniteEr
 from sketchlayers.compress._patches import PatchGeometry
 from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample
+from sketchlayers.decompose import corrected_weight
 from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._method import Init
 
@@ -208,22 +209,15 @@ class _Target:
         original = _by_group(layer, self.inputs)
         if self.exact:
             return original
-        second, cross, mean = self.inputs.second_moment, self.cross, self.inputs.mean
-        if centred:
-            second = second - mean[:, :, None] * mean[:, None, :]
-            cross = cross - self.mean[..., None] * mean[:, None, :]
-        ridge = RIDGE * _mean_power(second) + self._rounding
-        # A group without any input keeps its weight.
-        ridge = torch.where(ridge > 0, ridge, 1.0)
-        identity = torch.eye(second.shape[-1], dtype=second.dtype)
-        factor, failed = torch.linalg.cholesky_ex(second + ridge * identity)
-        while failed.any():
-            ridge = 10 * ridge
-            factor, failed = torch.linalg.cholesky_ex(second + ridge * identity)
-        return torch.cholesky_solve((cross + ridge * original).mT, factor).mT
+        cross = self.cross
+        if centred:  # noise that covers rounding errors is mapped as the layer does
+            cross = cross - self.mean[..., None] * self.inputs.mean[:, None, :]
+            cross = cross + self._rounding * original
+        groups = zip(original, cross, self.second_moment(centred=centred), strict=True)
+        return torch.stack([corrected_weight(*group, ridge=RIDGE) for group in groups])
 
     def second_moment(self, *, centred: bool) -> Tensor:
-        """``E[x~ x~^T]``, or the covariance with a ridge that covers its rounding errors."""
+        """``E[x~ x~^T]``, or the covariance with noise added that covers its rounding errors."""
         second, mean = self.inputs.second_moment, self.inputs.mean
         if not centred:
             return second
@@ -232,8 +226,9 @@ class _Target:
 
     @property
     def _rounding(self) -> Tensor:
-        second = self.inputs.second_moment
-        return ROUNDING * second.shape[-1] * _mean_power(second)
+        """Variance of the noise, (groups, 1, 1)."""
+        power = self.inputs.second_moment.diagonal(dim1=1, dim2=2).mean(-1)
+        return ROUNDING * self.inputs.mean.shape[1] * power[:, None, None]
 
     def relative_error(self, layer: nn.Module, new: nn.Module) -> float:
         """``sqrt(E|y + b - y~|^2 / E|y|^2)``: how far the new layer's output is from the target."""
@@ -339,11 +334,6 @@ def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
     for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         setattr(new, kind, type(getattr(layer, kind))())
     return new
-
-
-def _mean_power(second_moment: Tensor) -> Tensor:
-    """Mean of the diagonal, (groups, 1, 1)."""
-    return second_moment.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=0)[:, None, None]
 
 
 def _by_group(layer: nn.Module, moments: LayerMoments) -> Tensor:

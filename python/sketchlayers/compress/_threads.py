@@ -59,5 +59,5 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def _use_one_thread() -> None:
-    torch.get_num_threads()  # takes the number that new threads begin with, which it else does later
+    torch.get_num_threads()  # takes what new threads begin with, which it would else do later
     torch.set_num_threads(1)

@@ -130,7 +130,8 @@ def refine(
     begin = time.perf_counter()
     training, held_out = sample.split(settings.held_out)
     parameters = _trained(layers)
-    best = [parameter.detach().clone() for parameter in parameters]
+    best = _copies(parameters)
+    average = _Average(parameters)
     judge = Judge(original, held_out, processes)
     before = lowest = judge(model)
     epochs, since_best = 0, 0
@@ -151,11 +152,13 @@ def refine(
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
                 _step(loss, batch, optimizer, processes)
+                average.add(1 / len(batches))
                 bar(1)
-            epochs, distance = epoch + 1, judge(model)
+            with average:
+                epochs, distance = epoch + 1, judge(model)
             if distance < lowest:
                 lowest, since_best = distance, 0
-                best = [parameter.detach().clone() for parameter in parameters]
+                best = average.copies()
             else:
                 since_best += 1
                 if since_best >= settings.patience:
@@ -210,6 +213,46 @@ def mirrored_and_shifted(value: Any, generator: torch.Generator) -> Any:
     rows, columns = indices
     images = torch.arange(count, device=value.device)[:, None, None]
     return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class _Average:
+    """Of parameters over about an epoch of steps, which is nearer to the optimum than the last.
+
+    A context manager: while it is open, the parameters have the average's values.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._values = _copies(parameters)
+        self._steps = 0
+
+    def add(self, share: float) -> None:
+        """Takes the present values in, with this share; the first few with more."""
+        self._steps += 1
+        share = max(share, 1 / (self._steps + 1))
+        with torch.no_grad():
+            for value, parameter in zip(self._values, self._parameters, strict=True):
+                value.lerp_(parameter, share)
+
+    def copies(self) -> list[Tensor]:
+        return [value.clone() for value in self._values]
+
+    def __enter__(self) -> None:
+        self._exchange()
+
+    def __exit__(self, *_: object) -> None:
+        self._exchange()
+
+    def _exchange(self) -> None:
+        with torch.no_grad():
+            for value, parameter in zip(self._values, self._parameters, strict=True):
+                last = parameter.clone()
+                parameter.copy_(value)
+                value.copy_(last)
+
+
+def _copies(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
 
 
 def _trained(layers: Sequence[nn.Module]) -> list[nn.Parameter]:

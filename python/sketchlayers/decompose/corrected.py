@@ -12,22 +12,22 @@ from ._norm import as_moment, ridged_cholesky
 
 
 def corrected_weight(
-    weight: Tensor, cross_moment: Tensor, second_moment: Tensor, *, ridge: float = 1e-2
+    weight: Tensor, cross_moment: Tensor, second_moment: Tensor, *, ridge: float = 1e-3
 ) -> Tensor:
     """Weight that maps the inputs a layer will really get to its original output.
 
     Once the layers before it are compressed, a layer gets ``x~`` in place of ``x``. With the
-    moments ``C = E[x x~^T]`` and ``S = E[x~ x~^T]``, ``E|W x - W' x~|^2 + lambda |W - W'|^2`` is
-    least for
+    moments ``C = E[y x~^T]`` of its original output ``y = W x`` and ``S = E[x~ x~^T]``,
+    ``E|y - W' x~|^2 + lambda |W - W'|^2`` is least for
 
-        W' = (W C + lambda W) (S + lambda I)^-1 = W + W (C - S) (S + lambda I)^-1.
+        W' = (C + lambda W) (S + lambda I)^-1 = W + (C - W S) (S + lambda I)^-1.
 
     The ridge keeps ``W'`` at ``W`` in the directions in which ``x~`` hardly varies. Its default
     changed nothing where patches were many, and helped where they were few, on held-out images.
 
     Args:
         weight: ``W``, ``(T, S, h, w)`` or ``(T, S)``.
-        cross_moment: ``C (n, n)``, ``n = S h w``.
+        cross_moment: ``C (T, n)``, ``n = S h w``.
         second_moment: ``S (n, n)``.
         ridge: ``lambda`` relative to the mean of the diagonal of ``S``.
 
@@ -43,7 +43,7 @@ def corrected_weight(
     owner = "corrected_weight"
     check_dimensions(owner, weight, (2, 4))
     inputs = weight[0].numel()
-    check_shape(owner, "cross_moment", cross_moment, [(inputs, inputs)])
+    check_shape(owner, "cross_moment", cross_moment, [(len(weight), inputs)])
     check_shape(owner, "second_moment", second_moment, [(inputs, inputs)])
     check_finite(owner, "weight", weight)
     check_finite(owner, "cross_moment", cross_moment)
@@ -55,5 +55,5 @@ def corrected_weight(
     shifted = moment.clone()
     shifted.diagonal().add_(ridge * moment.diagonal().mean())
     factor, _ = ridged_cholesky(owner, "second_moment", shifted)
-    change = torch.cholesky_solve((matrix @ (cross - moment)).mT, factor).mT
+    change = torch.cholesky_solve((cross - matrix @ moment).mT, factor).mT
     return (matrix + change).reshape(weight.shape)
