@@ -151,7 +151,7 @@ def test_batch_norms_are_taken_anew_and_back() -> None:
     net = network().eval()
     sample = Sample((images() * 3 + 1,), call_model)
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    undo = reestimate_batch_norm(net, sample)
+    undo = reestimate_batch_norm(net, sample, ALONE)
     y = net[0](sample.batches[0])
     torch.testing.assert_close(net[1].running_mean, y.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(net[1].running_var, y.var((0, 2, 3)), rtol=1e-4, atol=1e-5)

@@ -129,9 +129,11 @@ def test_budgets_of_multiply_adds_and_seconds() -> None:
     assert report.multiply_adds_after <= 0.65 * report.multiply_adds_before
     with pytest.raises(ValueError, match="neither example_inputs nor calibration"):
         sketchlayers.compress(net, "svd", flops_rate=0.6)
+    state = state_of(net.train())
     # Times of such a small network are all overhead; that it runs and keeps its word is enough.
     _, report = sketchlayers.compress(net, "tucker2", latency_rate=1.0, calibration=data, seed=0)
-    assert report.budget == "latency_rate"
+    assert report.budget == "latency_rate" and net.training
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
 def test_a_calibration_file_serves_again(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from sketchlayers.compress._network import evaluation_copy
+from sketchlayers.compress._processes import Processes
 from sketchlayers.compress.survey import Layer, Survey
 from sketchlayers.methods import Method, Rank
 
@@ -48,13 +50,17 @@ class Costs:
         found: Survey,
         model: nn.Module,
         call: Callable[[nn.Module], object] | None,
+        processes: Processes,
     ) -> None:
         """Takes the survey with its calls; for seconds, a call of the model on one input.
+
+        Several processes take the mean of their times, so that they choose alike.
 
         Raises:
             ValueError: the unit needs calls and there are none.
         """
         self._unit = unit
+        self._processes = processes
         if unit != "parameters" and any(layer.calls is None for layer in found.layers):
             raise ValueError(
                 "compress: a budget of multiply-adds or seconds must know the layers' inputs "
@@ -86,19 +92,21 @@ class Costs:
         if self._unit == "multiply-adds":
             return sum(layer.multiply_adds or 0 for layer in found.layers)
         assert call is not None
-        return _seconds(lambda: call(model))
+        resting = evaluation_copy(model)
+        return self._processes.mean(_seconds(lambda: call(resting)))
 
     def _timed(self, layer: Layer) -> _Times:
         if layer.name not in self._times:
-            self._times[layer.name] = _Times(layer)
+            self._times[layer.name] = _Times(layer, self._processes)
         return self._times[layer.name]
 
 
 class _Times:
     """Seconds of one layer on the inputs that it has."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, processes: Processes) -> None:
         self._layer = layer
+        self._processes = processes
         self.dense = self._measure(layer.module)
         self._points: dict[Method, list[tuple[float, float]]] = {}
 
@@ -133,9 +141,10 @@ class _Times:
         ]
         mode = module.training
         try:
-            return sum(_seconds(lambda x=x: module.eval()(x)) for x in inputs)  # type: ignore[misc]
+            seconds = sum(_seconds(lambda x=x: module.eval()(x)) for x in inputs)  # type: ignore[misc]
         finally:
             module.train(mode)
+        return self._processes.mean(seconds)
 
 
 def _multiply_adds(layer: Layer, method: Method, rank: Rank) -> int:

@@ -147,7 +147,7 @@ class Job:
     def _costs(self, rates: Rates, example_inputs: ExampleInputs | None) -> Costs:
         unit = rates.unit if isinstance(rates, Budget) else "parameters"
         call: Call | None = None if example_inputs is None else call_with(example_inputs)
-        return Costs(unit, self._found, self._model, call)
+        return Costs(unit, self._found, self._model, call, self._processes)
 
     def _norms(self, calibration: Calibration | None) -> dict[str, Norm]:
         """How the error of each layer is measured; layers that no data reach are left alone."""
@@ -315,7 +315,7 @@ class Job:
 
     def _reestimate(self, small: nn.Module, images: Images, judge: Judge) -> None:
         before = self.change
-        undo = reestimate_batch_norm(small, images.sample)
+        undo = reestimate_batch_norm(small, images.sample, self._processes)
         self.change = judge(small)
         if (
             self._settings.reestimate_batch_norm == "auto"

@@ -61,12 +61,15 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def reestimate_batch_norm(model: nn.Module, sample: Sample) -> Callable[[], None]:
+def reestimate_batch_norm(
+    model: nn.Module, sample: Sample, processes: Processes
+) -> Callable[[], None]:
     """Takes the running statistics of all batch norms anew, over all images.
 
     Args:
         model: in evaluation mode; its batch norms change.
         sample: the images.
+        processes: whose images count together.
 
     Returns:
         A function that undoes it.
@@ -92,6 +95,15 @@ def reestimate_batch_norm(model: nn.Module, sample: Sample) -> Callable[[], None
         for norm, (_, momentum) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.eval()
+
+    if processes.count > 1:
+        for norm in norms:
+            batches = processes.sum(norm.get_buffer("num_batches_tracked").clone())
+            for name in ("running_mean", "running_var"):
+                statistic = norm.get_buffer(name)
+                total = processes.sum(statistic * norm.get_buffer("num_batches_tracked"))
+                statistic.copy_(total / batches)
+            norm.get_buffer("num_batches_tracked").copy_(batches)
 
     def undo() -> None:
         for norm, (buffers, _) in zip(norms, before, strict=True):

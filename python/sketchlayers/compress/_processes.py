@@ -33,6 +33,19 @@ class Processes:
         dist.all_reduce(total)
         return total.to(tensor.device)
 
+    def mean(self, value: float, weight: float = 1.0) -> float:
+        """The mean of what the processes give, weighted."""
+        if self.count == 1:
+            return value
+        total, weights = self.sum(
+            torch.tensor([weight * value, weight], dtype=torch.float64)
+        ).tolist()
+        return total / weights
+
+    def least(self, value: int) -> int:
+        """The smallest of what the processes give."""
+        return min(self._gather(value))
+
     @contextlib.contextmanager
     def together(self, work: str) -> Iterator[None]:
         """Waits until all processes are through the body; if it fails in one it fails in all.

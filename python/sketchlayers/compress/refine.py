@@ -136,7 +136,7 @@ def refine(
     before = lowest = judge(model)
     epochs, since_best = 0, 0
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
-    batches = _Batches(training, settings, seed + processes.rank)
+    batches = _Batches(training, settings, processes, seed)
     loss = _Loss(original, model, layers, sample, settings.blocks)
     with (
         loss,
@@ -145,7 +145,7 @@ def refine(
     ):
         for epoch in range(settings.epochs):
             late = settings.seconds is not None and time.perf_counter() - begin > settings.seconds
-            if late or not parameters or not math.isfinite(before):
+            if processes.least(not late) == 0 or not parameters or not math.isfinite(before):
                 break
             for step, batch in enumerate(batches):
                 done = (epoch * len(batches) + step) / (settings.epochs * len(batches))
@@ -172,15 +172,19 @@ def refine(
 class _Batches:
     """The images in a new order and newly augmented, epoch by epoch."""
 
-    def __init__(self, sample: Sample, settings: Refinement, seed: int) -> None:
+    def __init__(
+        self, sample: Sample, settings: Refinement, processes: Processes, seed: int
+    ) -> None:
         self._images = sample.joined()
         self._count = sample.images
         self._batch_size = min(settings.batch_size, self._count)
+        # Every step is one of all processes, whose parts of the images may differ in size.
+        self._steps = processes.least(self._count // self._batch_size)
         self._augment = settings.augment
-        self._generator = torch.Generator().manual_seed(seed % 2**63)
+        self._generator = torch.Generator().manual_seed((seed + processes.rank) % 2**63)
 
     def __len__(self) -> int:
-        return self._count // self._batch_size
+        return self._steps
 
     def __iter__(self) -> Iterator[Any]:
         order = torch.randperm(self._count, generator=self._generator)

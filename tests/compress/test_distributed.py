@@ -1,0 +1,57 @@
+"""Several processes, each with a part of the images, compress as one with all of them does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from . import gloo_compress_worker as worker
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the worker wrote, run by ``torchrun``."""
+    out = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(worker.__file__), str(out)]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def results(folder: Path, variant: str) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{variant}-{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("variant", worker.VARIANTS)
+def test_all_processes_get_the_same_network(two_processes: Path, variant: str) -> None:
+    first, second = results(two_processes, variant)
+    assert first["change"] == second["change"]
+    assert first["state"].keys() == second["state"].keys()
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+
+
+def test_it_is_the_network_of_one_process_with_all_images(two_processes: Path) -> None:
+    first, _ = results(two_processes, "closed form")
+    whole = [*worker.batches(0), *worker.batches(1)]
+    model, change = worker.compressed(whole, "closed form")
+    assert first["change"] == pytest.approx(change, rel=1e-4)
+    x = torch.cat(whole)
+    expected = model.eval()(x)
+    model.load_state_dict(first["state"])  # of the same ranks
+    torch.testing.assert_close(model.eval()(x), expected, rtol=1e-3, atol=1e-4)
+    part, _ = worker.compressed(worker.batches(0), "closed form")
+    assert not torch.allclose(part.eval()(x), expected, rtol=1e-2, atol=1e-2)
