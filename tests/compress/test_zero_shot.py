@@ -34,7 +34,7 @@ class Trained(nn.Module):
                 if isinstance(layer, nn.Conv2d | nn.Linear):
                     matrix = layer.weight.flatten(1)
                     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-                    decay = 0.7 ** torch.arange(len(s))
+                    decay = 0.9 ** torch.arange(len(s))
                     layer.weight.copy_(((u * s.max() * decay) @ v).reshape(layer.weight.shape))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,88 @@
+"""What layers cost in each unit of a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from sketchlayers import methods
+from sketchlayers.compress import _costs
+from sketchlayers.compress._calls import call_with
+from sketchlayers.compress._costs import Budget, Costs, Unit
+from sketchlayers.compress._processes import Processes
+from sketchlayers.compress.survey import Layer, survey
+
+METHOD = methods.Tucker2()
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, bias=False), nn.Flatten(), nn.Linear(256, 10)
+    )
+
+
+def costs(unit: Unit, model: nn.Module | None = None) -> tuple[Costs, dict[str, Layer]]:
+    model = network() if model is None else model
+    x = torch.zeros(1, 3, 8, 8)
+    found = survey(model, METHOD, example_inputs=x)
+    layers = {layer.name: layer for layer in found.layers}
+    return Costs(unit, found, model, call_with(x), Processes(join=False)), layers
+
+
+def test_parameters_and_multiply_adds() -> None:
+    counted, layers = costs("parameters")
+    assert counted.whole == 224 + 1152 + 2570
+    assert [counted.dense(layer) for layer in layers.values()] == [224, 1152, 2570]
+    assert counted.of(layers["1"], METHOD, (4, 5)) == 8 * 4 + 4 * 5 * 9 + 5 * 16
+    counted, layers = costs("multiply-adds")
+    assert [counted.dense(layer) for layer in layers.values()] == [7776, 18432, 2560]
+    assert counted.whole == 7776 + 18432 + 2560
+    assert counted.of(layers["1"], METHOD, (4, 5)) == 36 * 8 * 4 + 16 * (4 * 5 * 9 + 5 * 16)
+
+
+def test_seconds_of_other_ranks_are_interpolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that counts parameters: exact where timed, between the neighbours elsewhere."""
+    timed: list[int] = []
+
+    def parameters_of(call: Callable[[], nn.Module]) -> float:
+        timed.append(sum(p.numel() for p in call().parameters()))
+        return 1e-6 * timed[-1]
+
+    model = nn.Linear(256, 100, bias=False)
+    layer = survey(model, methods.SVD(), example_inputs=torch.zeros(1, 256)).layers[0]
+    monkeypatch.setattr(nn.Module, "__call__", lambda self, x: self)
+    monkeypatch.setattr(_costs, "_seconds", parameters_of)
+    times = _costs._Times(layer, Processes(join=False))
+    assert times.dense == pytest.approx(1e-6 * 25_600)
+    svd = methods.SVD()
+    for rank in (1, 20, 33, 50, 71):
+        assert times.of(svd, 356 * rank) == pytest.approx(1e-6 * 356 * rank)
+    assert len(timed) == 1 + _costs._TIMED_RANKS
+    assert times.of(svd, 10) == pytest.approx(1e-6 * 356)  # never less than what was timed
+    assert times.of(svd, 10**6) == pytest.approx(1e-6 * max(timed[1:]))
+
+
+def test_seconds_are_measured() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)).train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    counted, layers = costs("seconds", model)
+    assert 0 < counted.dense(layers["0"]) < counted.whole * 3
+    assert 0 < counted.of(layers["0"], METHOD, (2, 2)) < 1
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model.training and model[0].training
+
+
+@pytest.mark.parametrize("unit", ["multiply-adds", "seconds"])
+def test_inputs_must_be_known(unit: Unit) -> None:
+    model = network()
+    with pytest.raises(ValueError, match="neither example_inputs nor calibration images"):
+        Costs(unit, survey(model, METHOD), model, None, Processes(join=False))
+
+
+def test_budgets_name_their_argument() -> None:
+    units: tuple[Unit, ...] = ("parameters", "multiply-adds", "seconds")
+    names = [Budget(unit, 0.5).argument for unit in units]
+    assert names == ["rate", "flops_rate", "latency_rate"]
