@@ -13,7 +13,7 @@ one backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,22 @@ from sketchlayers.compress._swap import copy_model
 PROJECTIONS = 3
 """Backward passes for each image."""
 
+Directions = Callable[[Tensor, torch.Generator], Tensor]
+"""For outputs ``z (images, n)`` the vectors ``v (images, n)`` that are drawn back to the layers."""
+
+
+def random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """All outputs count alike: ``E[v v^T] = I``."""
+    signs = torch.randint(2, outputs.shape, generator=generator) * 2 - 1
+    return signs.to(outputs)
+
 
 def output_sensitivity(
-    model: nn.Module, layers: Sequence[str], sample: Sample, processes: Processes
+    model: nn.Module,
+    layers: Sequence[str],
+    sample: Sample,
+    processes: Processes,
+    directions: Directions = random_signs,
 ) -> dict[str, Tensor]:
     """The matrices ``F`` of some layers.
 
@@ -37,6 +50,7 @@ def output_sensitivity(
         layers: names of convolutions and linear layers.
         sample: the images; a few hundred are enough.
         processes: whose images are summed up.
+        directions: gives ``F = E[J^T E[v v^T] J]`` by other vectors ``v``.
 
     Returns:
         By name, ``(groups, T, T)`` float64 with ``T`` outputs of a group; of a layer that the
@@ -70,7 +84,7 @@ def output_sensitivity(
             gradients = torch.autograd.grad(
                 results,
                 [output for _, output in reached],
-                [_random_signs(result, generator) for result in results],
+                [directions(result.detach(), generator) for result in results],
                 retain_graph=projection + 1 < PROJECTIONS,
                 allow_unused=True,
             )
@@ -86,11 +100,6 @@ def _zeros(layer: nn.Module) -> Tensor:
     groups = getattr(layer, "groups", 1)
     outputs = layer.get_parameter("weight").shape[0] // groups
     return torch.zeros(groups, outputs, outputs, dtype=torch.float64)
-
-
-def _random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    signs = torch.randint(2, like.shape, generator=generator) * 2 - 1
-    return signs.to(like)
 
 
 def _add(total: Tensor, gradient: Tensor, layer: nn.Module) -> None:

@@ -1,0 +1,93 @@
+r"""Outputs or loss: by which sensitivity errors of layers should be weighed.
+
+    python experiments/fisher.py --network resnet20 --weights FILE --data cifar10 --root DIR \
+        --split validation --rates 0.5 0.3 --methods tucker2 --csv fisher.csv
+
+`sketchlayers.compress` weighs the errors of a layer's outputs by what they do to the network's
+outputs, ``E[J^T J]``. The Fisher information in its place weighs them by what they do to the loss:
+``E[J^T g g^T J]`` with the gradient ``g = softmax(z) - onehot(y)``, whose classes ``y`` are either
+drawn from what the network says (the Fisher information), or what it says most (the "empirical"
+one). Takes the options of zero_shot.py but --variants.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import zero_shot
+from image_data import DataError
+from pretrained import WeightsError
+from runs import read_csv
+from sketchlayers.compress import _job
+from sketchlayers.compress._sensitivity import output_sensitivity, random_signs
+from variants import STEPS
+from zero_shot import Experiment, Run
+from zero_shot_results import Row, tables
+
+SEQUENTIAL = next(step for step in STEPS if step.name == "sequential")
+USES = ("fit", "allocation", True)
+
+
+def fisher(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """The loss's gradient at classes drawn from the network's own probabilities."""
+    probabilities = outputs.softmax(1)
+    classes = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0]
+    return probabilities - torch.nn.functional.one_hot(classes, outputs.shape[1]).to(outputs)
+
+
+def empirical_fisher(outputs: Tensor, _: torch.Generator) -> Tensor:
+    """The loss's gradient at the class that the network finds most probable."""
+    classes = outputs.argmax(1)
+    one_hot = torch.nn.functional.one_hot(classes, outputs.shape[1])
+    return outputs.softmax(1) - one_hot.to(outputs)
+
+
+KINDS = {"outputs": random_signs, "Fisher": fisher, "empirical Fisher": empirical_fisher}
+
+
+class Comparison(Experiment):
+    """Each kind of sensitivity in each of its uses, beside none."""
+
+    def runs(self) -> Iterator[Run]:
+        yield zero_shot.DENSE_RUN
+        for rate in self.args.rates:
+            for method in self.args.methods:
+                yield Run(method, SEQUENTIAL, rate)
+                for kind in KINDS:
+                    for use in USES:
+                        name = f"{kind}: {'both' if use is True else use}"
+                        yield Run(method, SEQUENTIAL.but(name, sensitivity=use), rate)
+
+    def _compressed(self, run: Run) -> Any:
+        kind = run.variant.name.partition(":")[0]
+        measure = partial(output_sensitivity, directions=KINDS.get(kind, random_signs))
+        with mock.patch.object(_job, "output_sensitivity", measure):
+            return super()._compressed(run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 on success, 2 on bad arguments or data."""
+    args = zero_shot.parser().parse_args(arguments)
+    try:
+        zero_shot.check(args)
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        if not args.show:
+            zero_shot.run_missing(Comparison(args), args.csv)
+    except (DataError, WeightsError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows: list[Row] = list(read_csv(args.csv))
+    print("\n\n".join(tables(rows, markdown=args.markdown)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
