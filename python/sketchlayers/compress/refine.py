@@ -28,7 +28,8 @@ class Refinement:
 
     Attributes:
         epochs: passes over the images, at most.
-        learning_rate: of Adam at the start; it falls to 0 along a cosine.
+        learning_rate: of Adam at its highest: it rises for one epoch and then falls to 0 along a
+            cosine.
         batch_size: images of a step.
         blocks: weight of the blocks' outputs in the loss, beside the network's own; 0 for none.
         held_out: share of the images, the last ones, that are not trained on: they tell which
@@ -44,8 +45,8 @@ class Refinement:
         ValueError: an attribute out of its range.
     """
 
-    epochs: int = 16
-    learning_rate: float = 1e-3
+    epochs: int = 32
+    learning_rate: float = 2e-3
     batch_size: int = 32
     blocks: float = 5.0
     held_out: float = 0.1
@@ -74,6 +75,11 @@ class Refinement:
             raise ValueError(
                 f"Refinement: augment must be 'images', None or a function (got {self.augment!r})"
             )
+
+    def rate_after(self, epochs: float) -> float:
+        """Learning rate of the step that ends then."""
+        falling = math.cos(math.pi * epochs / self.epochs) / 2 + 0.5
+        return self.learning_rate * min(epochs, 1.0) * falling
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,9 @@ def refine(
     """Trains the layers of a smaller network until its outputs are like the original one's.
 
     Both networks are in evaluation mode: batch norms are frozen and nothing is dropped out. The
-    loss is the squared difference of the outputs; labels are not needed. The factors of the best
-    epoch on the held-out images are kept; if none was better, those from before.
+    loss is the squared difference of the outputs; labels are not needed. After every epoch the
+    average of the factors over about an epoch is tried on the held-out images; the best is kept,
+    and if none was better than those from before, these.
 
     Args:
         original: the network to be like, in evaluation mode; it does not change.
@@ -148,9 +155,8 @@ def refine(
             if processes.least(not late) == 0 or not parameters or not math.isfinite(before):
                 break
             for step, batch in enumerate(batches):
-                done = (epoch * len(batches) + step) / (settings.epochs * len(batches))
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
+                    group["lr"] = settings.rate_after(epoch + (step + 1) / len(batches))
                 _step(loss, batch, optimizer, processes)
                 average.add(1 / len(batches))
                 bar(1)
