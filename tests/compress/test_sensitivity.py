@@ -8,11 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sketchlayers.compress import _sensitivity
 from sketchlayers.compress._damage import Damage, DamageMeter, Point, images_to_measure_on
 from sketchlayers.compress._loader import call_model
 from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample
-from sketchlayers.compress._sensitivity import output_sensitivity
+from sketchlayers.compress._sensitivity import (
+    _graph_bytes,
+    images_to_look_at,
+    output_sensitivity,
+)
 
 ALONE = Processes(join=False)
 
@@ -120,6 +125,33 @@ def test_meter_puts_the_layers_back() -> None:
     nn.init.constant_(broken.weight, torch.nan)
     assert meter.measure({"hidden": broken}) == torch.inf
     assert isinstance(net.hidden, nn.Linear)
+
+
+def test_graphs_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a batch have a graph each; their sum is that of the batch."""
+    net, sample = Net().eval(), sample_of()
+    one = _graph_bytes(net, sample.first(1))
+    # At least the inputs of both products and the activations between them.
+    assert one >= 4 * (4 * 25 + 6 * 9 + 6 + 7)
+    assert 1.9 * one < _graph_bytes(net, sample.first(2)) < 2.1 * one
+    seen: list[int] = []
+    net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+
+    def ones(outputs: Tensor, _: torch.Generator) -> Tensor:
+        return torch.ones_like(outputs)
+
+    whole = output_sensitivity(net, ["conv", "head"], sample, ALONE, ones)
+    monkeypatch.setattr(_sensitivity, "_GRAPH_BYTES", 9 * one // 2)
+    seen.clear()
+    parts = output_sensitivity(net, ["conv", "head"], sample, ALONE, ones)
+    assert seen == [1, 4, 2, 4, 2]
+    for name, matrix in whole.items():
+        torch.testing.assert_close(parts[name], matrix, rtol=1e-5, atol=0)
+
+
+def test_a_quarter_of_many_images_is_enough() -> None:
+    samples = [Sample((torch.zeros(count, 1),), call_model) for count in (50, 300, 1024, 9999)]
+    assert [images_to_look_at(sample) for sample in samples] == [50, 128, 256, 512]
 
 
 @pytest.mark.parametrize(

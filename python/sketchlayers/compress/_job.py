@@ -34,7 +34,7 @@ from sketchlayers.compress._network import (
 from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._ranks import Ranks
 from sketchlayers.compress._seeds import layer_seed
-from sketchlayers.compress._sensitivity import output_sensitivity
+from sketchlayers.compress._sensitivity import images_to_look_at, output_sensitivity
 from sketchlayers.compress._swap import replace_layers
 from sketchlayers.compress.calibrate import NEVER_CALLED, Calibration
 from sketchlayers.compress.refine import Refinement, refine
@@ -42,8 +42,6 @@ from sketchlayers.compress.survey import Layer, Survey
 from sketchlayers.methods import Method
 
 STAYS_DENSE = "stays dense at this rate"
-SENSITIVITY_IMAGES = 512
-"""So many images tell how much the outputs of layers matter."""
 JUDGED_IMAGES = 512
 """So many images tell how much the smaller network's outputs have changed."""
 
@@ -179,7 +177,8 @@ class Job:
         wanted = settings.weighted_fit or settings.weighted_allocation
         if self._images is None or not wanted or not names:
             return {}
-        sample = self._images.sample.first(SENSITIVITY_IMAGES)
+        sample = self._images.sample
+        sample = sample.first(images_to_look_at(sample))
         with self._stage("sensitivity"):
             return output_sensitivity(self._model, names, sample, self._processes)
 

@@ -46,6 +46,15 @@ class Sample:
             images -= count
         return Sample(tuple(batches), self.forward)
 
+    def in_batches_of(self, most: int) -> Sample:
+        """The same images in the same order, no more than so many in a batch."""
+        parts = [
+            cut(batch, start, start + most) if count_images(batch) > most else batch
+            for batch in self.batches
+            for start in range(0, count_images(batch), most)
+        ]
+        return Sample(tuple(parts), self.forward)
+
     def joined(self) -> Any:
         """All batches as one.
 

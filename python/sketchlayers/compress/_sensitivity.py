@@ -25,6 +25,9 @@ from sketchlayers.compress._swap import copy_model
 
 PROJECTIONS = 3
 """Backward passes for each image."""
+_GRAPH_BYTES = 1 << 30
+"""What the graphs of the images that are looked at together may keep."""
+_FEWEST_IMAGES, _MOST_IMAGES = 128, 512
 
 Directions = Callable[[Tensor, torch.Generator], Tensor]
 """For outputs ``z (images, n)`` the vectors ``v (images, n)`` that are drawn back to the layers."""
@@ -34,6 +37,11 @@ def random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
     """All outputs count alike: ``E[v v^T] = I``."""
     signs = torch.randint(2, outputs.shape, generator=generator) * 2 - 1
     return signs.to(outputs)
+
+
+def images_to_look_at(sample: Sample) -> int:
+    """So many that their backward passes cost no more than a pass of calibration or two."""
+    return min(sample.images, max(_FEWEST_IMAGES, min(_MOST_IMAGES, sample.images // 4)))
 
 
 def output_sensitivity(
@@ -48,7 +56,7 @@ def output_sensitivity(
     Args:
         model: unchanged; it runs in evaluation mode.
         layers: names of convolutions and linear layers.
-        sample: the images; a few hundred are enough.
+        sample: the images (`images_to_look_at` says how many are enough).
         processes: whose images are summed up.
         directions: gives ``F = E[J^T E[v v^T] J]`` by other vectors ``v``.
 
@@ -73,7 +81,9 @@ def output_sensitivity(
         watch(name, layer)
     sums = {name: _zeros(layer) for name, layer in found.items()}
     images = 0
-    for call in sample.calls():
+    most = max(1, _GRAPH_BYTES // max(1, _graph_bytes(model, sample.first(1))))
+    outputs.clear()
+    for call in sample.in_batches_of(most).calls():
         outputs.clear()
         with torch.inference_mode(False), torch.enable_grad():
             results = outputs_of(call(model))
@@ -94,6 +104,26 @@ def output_sensitivity(
     images = int(processes.sum(torch.tensor(float(images), dtype=torch.float64)))
     sums = {name: processes.sum(total) / (PROJECTIONS * images) for name, total in sums.items()}
     return {name: total for name, total in sums.items() if total.any() and total.isfinite().all()}
+
+
+def _graph_bytes(model: nn.Module, sample: Sample) -> int:
+    """What the graph of a forward call on these images keeps, besides the parameters."""
+    parameters = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    (call,) = sample.calls()
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        result = call(model)  # noqa: F841 keeps the graph, whose addresses must not be used again
+    return sum(kept.values())
 
 
 def _zeros(layer: nn.Module) -> Tensor:
