@@ -1,0 +1,170 @@
+r"""How much better CP gets by more starts, layer by layer, on a trained network.
+
+    python experiments/cp_starts.py --network resnet20 --weights FILE --data cifar10 --root DIR \
+        --csv cp_starts.csv
+
+CP has local optima. For every convolution of more than one pixel, at one rate, the relative change
+of the layer's output: decomposed without looking at data, with the data and as few starts as
+`methods.CP` takes, and with many starts from another seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pretrained
+from image_data import DATA_SETS, DataError, read_split
+from pictures import Pictures
+from pretrained import WeightsError
+from runs import write_csv
+from sketchlayers import calibrate, decompose, methods
+from tables import Column, decimals, format_table, whole
+
+METHOD = methods.CP()
+
+
+def is_measured(layer: nn.Module, name: str) -> bool:
+    """Convolutions with a kernel of more than one pixel; for others there is a closed form."""
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1) and layer.groups == 1
+
+
+def measure(
+    layer: nn.Conv2d, second_moment: Tensor, rank: int, starts: int, seed: int
+) -> dict[str, Any]:
+    """Relative errors in the norm of the output, and seconds of the default."""
+    weight = layer.weight.detach().double()
+    limits: Any = {"max_sweeps": METHOD.max_sweeps, "tolerance": METHOD.tolerance}
+
+    def fit(starts: int, seed: int) -> float:
+        return decompose.cp(
+            weight, rank, second_moment=second_moment, starts=starts, seed=seed, **limits
+        ).relative_error
+
+    plain = decompose.cp(weight, rank, starts=METHOD.starts, seed=seed, **limits)
+    approximation = torch.einsum("tr,sr,ir,jr->tsij", *plain[:4])
+    begin = time.perf_counter()
+    few = fit(METHOD.starts, seed)
+    seconds = time.perf_counter() - begin
+    many = fit(starts, seed + 1)
+    return {
+        "rank": rank,
+        "frobenius": output_change(weight, approximation, second_moment),
+        "few": few,
+        "many": many,
+        "excess": 100 * (few / many - 1),
+        "seconds": seconds,
+    }
+
+
+def output_change(weight: Tensor, approximation: Tensor, second_moment: Tensor) -> float:
+    """Relative change of the layer's output."""
+    square, change = (
+        float(((matrix @ second_moment) * matrix).sum())
+        for matrix in (weight.flatten(1), (weight - approximation).flatten(1))
+    )
+    return (change / square) ** 0.5
+
+
+def rank_at(layer: nn.Conv2d, rate: float) -> int:
+    """The rank with about so much of the layer's parameters."""
+    dense = sum(p.numel() for p in layer.parameters())
+    ranks: Any = METHOD.ranks(layer)
+    nearest: int = min(ranks, key=lambda rank: abs(METHOD.parameters(layer, rank) - rate * dense))
+    return nearest
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All layers; the file grows with each."""
+    trained = pretrained.load(args.network, args.weights)
+    source = read_split(args.data, args.root, train=True)
+    drawn = torch.randperm(len(source), generator=torch.Generator().manual_seed(args.seed))
+    pictures = Pictures(
+        source.take(drawn[: args.calibration_images]),
+        size=trained.size,
+        resize=int(trained.size * DATA_SETS[args.data].margin),
+        normalisation=trained.normalisation,
+    )
+    moments = calibrate(trained.network, pictures, filter_fn=is_measured)
+    rows: list[dict[str, Any]] = []
+    for name, found in list(moments.items())[1:]:  # the first one is kept
+        layer: Any = trained.network.get_submodule(name)
+        rank = rank_at(layer, args.rate)
+        measured = measure(layer, found.second_moment[0], rank, args.starts, args.seed)
+        rows.append(
+            {
+                "layer": name,
+                "network": args.network,
+                "data": args.label or args.data,
+                "images": len(pictures.labels),
+                "rate": args.rate,
+                "starts": args.starts,
+                "seed": args.seed,
+                **measured,
+            }
+        )
+        write_csv(args.csv, rows)
+        few, many = measured["few"], measured["many"]
+        print(f"{name}: {few:.4f}, best of {args.starts} {many:.4f}", flush=True)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each layer."""
+    columns = [
+        Column("layer", "layer", left=True),
+        Column("rank", "rank", whole),
+        Column("frobenius", "without data", decimals(4)),
+        Column("few", f"{METHOD.starts} starts", decimals(4)),
+        Column("many", "many starts", decimals(4)),
+        Column("excess", "excess %", decimals(2)),
+        Column("seconds", "seconds", decimals(1)),
+    ]
+    return format_table(list(rows), columns)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    description, _, details = (__doc__ or "").partition("\n\n")
+    root = argparse.ArgumentParser(
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--csv", type=Path, required=True, help="file of results")
+    root.add_argument("--network", default="resnet20")
+    root.add_argument("--weights", type=Path, required=True, help="file with its weights")
+    root.add_argument("--data", choices=list(DATA_SETS), default="cifar10")
+    root.add_argument("--root", type=Path, help="folder with the data set's files")
+    root.add_argument("--label", help="what figures call the data set")
+    root.add_argument("--calibration-images", type=int, default=2048)
+    root.add_argument("--rate", type=float, default=0.3)
+    root.add_argument("--starts", type=int, default=20)
+    root.add_argument("--seed", type=int, default=0)
+    root.add_argument("--threads", type=int)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 on success, 2 on bad arguments or data."""
+    args = parser().parse_args(arguments)
+    try:
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        rows = run(args)
+    except (DataError, WeightsError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
