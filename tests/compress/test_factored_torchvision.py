@@ -143,3 +143,35 @@ def test_a_layer_of_groups() -> None:
         torch.testing.assert_close(
             replace_layers(block, {conv: full}, inplace=False)(x), block(x), rtol=1e-9, atol=1e-10
         )
+
+
+@pytest.mark.filterwarnings("ignore:compress.*training:UserWarning")
+@pytest.mark.parametrize("network", NETWORKS)
+def test_fitted_to_images(network: str) -> None:
+    """A few layers of every network, one after the other, in the norm of their outputs."""
+    torch.manual_seed(0)
+    model = NETWORKS[network]().eval()
+    batches = [torch.randn(4, 3, SIZE, SIZE) for _ in range(2)]
+    bring_to_life(model, batches[0])
+    fits = [
+        name
+        for name, layer in model.named_modules()
+        if methods.get("tucker2").refusal(layer) is None
+        and layer.weight.numel() <= 80_000
+        and not name.endswith("out_proj")  # attention uses its weight, not the layer
+    ]
+    names = fits[1 :: max(1, len(fits) // 4)][:4]
+    small, report = sketchlayers.compress(
+        model, "tucker2", rate=dict.fromkeys(names, 0.5), calibration=batches, seed=0
+    )
+    assert {row.name for row in report.replaced} == set(names)
+    assert report.output_change is not None and 0 <= report.output_change < 1
+    for row in report.replaced:
+        assert row.rate == pytest.approx(0.5, abs=0.1)
+        assert row.relative_error is not None and 0 <= row.relative_error < 1
+    output = small(batches[0])
+    assert output.shape == model(batches[0]).shape
+    output.square().mean().backward()
+    for row in report.replaced:
+        for parameter in small.get_submodule(row.name).parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all()
