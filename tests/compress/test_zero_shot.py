@@ -251,3 +251,13 @@ def test_a_small_memory_budget_takes_fewer_images() -> None:
         net, "svd", rate=0.5, calibration=data, seed=0, memory_budget=600_000
     )
     assert any("took part in the sequential fit" in note for note in report.notes), report.notes
+
+
+def test_the_default_method_goes_with_the_data() -> None:
+    net = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 10))
+    x = torch.randn(64, 12)
+    reports = [
+        sketchlayers.compress(net, rate=0.6, calibration=given, seed=0, keep_first=False)[1]
+        for given in (None, [x])
+    ]
+    assert [report.method for report in reports] == ["sketch", "auto"]

@@ -49,7 +49,7 @@ class Compressed(NamedTuple):
 
 def compress(
     model: nn.Module,
-    method: str | Method = "sketch",
+    method: str | Method | None = None,
     *,
     rate: float | Mapping[str, float] | None = None,
     flops_rate: float | None = None,
@@ -78,7 +78,7 @@ def compress(
     With images of the kind that the model is for, labels not needed, a trained network gets small
     without being trained again:
 
-        compress(model, "tucker2", rate=0.5, calibration=loader)
+        compress(model, rate=0.5, calibration=loader)
 
     Each layer is then fitted in the norm of its output's change (Kalle et al., NeurIPS 2025, arXiv
     2511.04494), from the inputs that the layers before it leave it, with weights for what an error
@@ -99,7 +99,8 @@ def compress(
     Args:
         model: any module. It is not changed, unless ``inplace``.
         method: "sketch", "svd", "tucker2", "cp", "auto" (each layer takes the best of several), or
-            a config object such as ``methods.Sketch(mixing="channel")``.
+            a config object such as ``methods.Sketch(mixing="channel")``. None: "auto" with
+            calibration, else "sketch".
         rate: parameters after / before. A number in (0, 1] is the rate of the whole model,
             everything counted. A dict {name or glob pattern: rate} gives layers their own rates
             (nearest whole rank, at least 1; a full name goes before a pattern) and leaves all
@@ -162,6 +163,8 @@ def compress(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress: model must be an nn.Module (got {type(model).__name__})")
+    if method is None:
+        method = "sketch" if calibration is None else "auto"
     chosen_method = methods.get(method, **options)
     rates = checked_rates(rate, flops_rate, latency_rate)
     moments = calibration if isinstance(calibration, Calibration) else None
