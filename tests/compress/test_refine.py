@@ -12,7 +12,12 @@ from torch import Tensor, nn
 import sketchlayers
 from sketchlayers.compress import Refinement
 from sketchlayers.compress._loader import call_model
-from sketchlayers.compress._network import Judge, evaluation_copy, reestimate_batch_norm
+from sketchlayers.compress._network import (
+    Judge,
+    evaluation_copy,
+    measured_batch_norms,
+    put_buffers,
+)
 from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample
 from sketchlayers.compress.refine import mirrored_and_shifted, refine
@@ -147,16 +152,21 @@ def test_bad_settings(arguments: dict, error: type[Exception], message: str) -> 
         Refinement(**arguments)
 
 
-def test_batch_norms_are_taken_anew_and_back() -> None:
-    net = network().eval()
-    sample = Sample((images() * 3 + 1,), call_model)
+def test_batch_norms_are_measured_over_all_images() -> None:
+    """Batches of different size and level count by their images; one image alone does not fail."""
+    net = nn.Sequential(*network()[:3], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8))
+    net.eval()
+    batches = (images(50) * 3 + 1, images(3) - 20, images(1))
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    undo = reestimate_batch_norm(net, sample, ALONE)
-    y = net[0](sample.batches[0])
-    torch.testing.assert_close(net[1].running_mean, y.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(net[1].running_var, y.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert not net[1].training and net[1].momentum == 0.1
-    undo()
+    found = measured_batch_norms(net, Sample(batches, call_model), ALONE)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in state.items())
+    assert list(found) == [f"{i}.running_{name}" for i in (1, 5) for name in ("mean", "var")]
+    y = net[0](torch.cat(batches[:2]))
+    torch.testing.assert_close(found["1.running_mean"], y.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["1.running_var"], y.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    before = put_buffers(net, found)
+    assert torch.equal(net[1].running_mean, found["1.running_mean"])
+    put_buffers(net, before)
     assert all(torch.equal(net.state_dict()[name], value) for name, value in state.items())
 
 

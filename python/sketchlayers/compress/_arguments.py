@@ -75,6 +75,9 @@ def settings(
     _one_of("allocation", allocation, (None, *get_args(Allocation)))
     _one_of("sensitivity", sensitivity, (None, True, False, "fit", "allocation"))
     _one_of("reestimate_batch_norm", reestimate_batch_norm, (True, False, "auto"))
+    for name, flag in (("sequential", sequential), ("correct_bias", correct_bias)):
+        if flag is not None and not isinstance(flag, bool):
+            raise TypeError(f"compress: {name} must be True or False (got {flag!r})")
     images = data == "images"
     if init == "random" and data != "none":
         raise ValueError(

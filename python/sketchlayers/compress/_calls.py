@@ -72,7 +72,8 @@ def record_calls(
             call_with(example_inputs)(probe)
     except Exception as error:
         raise ValueError(
-            f"compress: the model must run on example_inputs (got {type(error).__name__}: {error})"
+            "compress: the model must run on example_inputs, by default the first calibration "
+            f"image (got {type(error).__name__}: {error})"
         ) from error
     return calls
 

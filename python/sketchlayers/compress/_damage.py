@@ -18,13 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sketchlayers.compress._network import check_finite, evaluation_copy
 from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample, outputs_of, squared_distance
-from sketchlayers.compress._swap import copy_model
 
 SQUARED_ERRORS = (0.01, 0.04, 0.15, 0.4)
 """Candidates nearest to these squared errors are put into the network."""
 _FEWEST_IMAGES, _MOST_IMAGES = 16, 256
+_OVERFLOW = 1e6
 _PASSES = 4  # what all measurements together may cost, in passes over the calibration images
 
 
@@ -39,10 +40,16 @@ class Damage:
     """The damage of replacements of one layer as a function of the predicted one."""
 
     def __init__(self, points: Sequence[Point]) -> None:
-        """Takes what was measured; a damage that falls counts as the one before it."""
+        """Takes what was measured; a damage that falls counts as the one before it.
+
+        An infinite one, where the outputs overflowed, counts as a very large number: the layer
+        may have to be as small as that.
+        """
         self._logs: list[tuple[float, float]] = []
         highest = 0.0
         for predicted, measured in sorted(points):
+            if not math.isfinite(measured):
+                measured = _OVERFLOW * max(highest, predicted)
             highest = max(highest, measured)
             if predicted > 0 and highest > 0:
                 self._logs.append((math.log(predicted), math.log(highest)))
@@ -72,11 +79,16 @@ class DamageMeter:
     """Puts layers into a copy of a network and measures how its outputs change."""
 
     def __init__(self, model: nn.Module, sample: Sample, processes: Processes) -> None:
-        """Takes the original model, which does not change, and the images."""
-        self._model = copy_model(model, {id(p): p for p in model.parameters()}).eval()
+        """Takes the original model, which does not change, and the images.
+
+        Raises:
+            ValueError: an output of the model is not finite.
+        """
+        self._model = evaluation_copy(model)
         self._calls = sample.calls()
         self._processes = processes
         self._targets = [self._outputs(call) for call in self._calls]
+        check_finite(x for target in self._targets for x in target)
         self._images = sum(len(target[0]) for target in self._targets)
 
     def measure(self, layers: Mapping[str, nn.Module]) -> float:

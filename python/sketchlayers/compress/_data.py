@@ -14,6 +14,7 @@ from sketchlayers.compress._loader import (
     call_model,
     device_of,
     generators_of,
+    is_loader,
     is_used_up_by_one_pass,
 )
 from sketchlayers.compress._sample import take
@@ -37,10 +38,19 @@ class Images:
             ValueError: the loader yields nothing, or can be read once only and does not fit.
             TypeError: what is given is no loader.
         """
-        if not isinstance(loader, Iterable):
+        if not is_loader(loader):
             raise TypeError(
-                "compress: calibration must be a Calibration or an iterable of batches "
-                f"(got {type(loader).__name__})"
+                "compress: calibration must be a Calibration or an iterable of batches, as a "
+                f"DataLoader or a list of tensors (got {type(loader).__name__})"
+            )
+        if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
+            raise TypeError(
+                f"compress: memory_budget must be a whole number (got {memory_budget!r})"
+            )
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise ValueError(
+                "compress: the parameters must be able to have gradients (got some that were made "
+                "under torch.inference_mode)"
             )
         self._model = model
         self._loader = loader

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -66,6 +70,21 @@ def _numpy_random() -> Any:
     return getattr(sys.modules.get("numpy"), "random", None)
 
 
+def outside_of_modes(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Makes a function compute outside of inference mode, and call models as they are written.
+
+    What it returns can then be trained whatever the caller's mode, and models that are compiled
+    run eagerly meanwhile, since compiled code does not see hooks.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with torch.inference_mode(False), _eagerly():
+            return function(*args, **kwargs)
+
+    return call
+
+
 def _eagerly() -> contextlib.AbstractContextManager[object]:
     if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and loading it is slow
         return torch.compiler.set_stance("force_eager")
@@ -84,8 +103,10 @@ def _restore(
 
     A buffer that grew, as tables of positions do, stays: the module may know its size elsewhere.
     """
-    if version is None or _version(buffer) != version:
-        buffer.copy_(values)
+    # Batch norms write their running statistics without counting it.
+    if version is None or _version(buffer) != version or not torch.equal(buffer, values):
+        with torch.inference_mode(buffer.is_inference()):
+            buffer.copy_(values)
     now = module._buffers.get(name)
     if (
         now is not None

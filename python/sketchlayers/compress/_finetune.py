@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchlayers._progress import progress_bar
+from sketchlayers.compress._evaluation import evaluating
 from sketchlayers.compress._folder import ImageBatches, LabelledImages, Preparation
 from sketchlayers.compress._loader import device_of
-from sketchlayers.compress._network import in_evaluation_mode
 from sketchlayers.compress.refine import mirrored_and_shifted
 from sketchlayers.optim import param_groups
 
@@ -109,7 +109,7 @@ def accuracy(model: nn.Module, images: LabelledImages, prepare: Preparation, bat
     device = device_of(model)
     right = 0
     with (
-        in_evaluation_mode(model),
+        evaluating(model),
         progress_bar("accuracy", len(images), unit="image") as advance,
     ):
         for inputs, labels in _batches(images, prepare, range(len(images)), batch):

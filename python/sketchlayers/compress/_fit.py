@@ -13,7 +13,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from sketchlayers.compress._lockstep import Lockstep
-from sketchlayers.compress._moments import LayerMoments, MomentSums, NonFiniteError
+from sketchlayers.compress._moments import LayerMoments, MomentSums, NonFiniteError, exactly
 from sketchlayers.compress._patches import PatchGeometry
 from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample
@@ -29,11 +29,14 @@ from sketchlayers.decompose import corrected_weight
 from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._method import Init
 
+_IMAGES = 32
+"""Whose products are summed in float32, before they are added to float64."""
 RIDGE = 1e-3
 """Of the mean input power, pulls the weight of a sequential fit towards the original one."""
 
 ROUNDING = 1e-7
-"""Of the whole input power: about what sums of float32 products are wrong by."""
+"""Of the whole input power: about what sums of float32 products are wrong by; more where inputs
+hardly vary, since their errors add up."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,19 @@ class Fitted:
 
     module: nn.Module
     relative_error: float | None
+
+
+@contextlib.contextmanager
+def naming(layer: str) -> Iterator[None]:
+    """Errors of decompositions tell which layer it was.
+
+    Raises:
+        ValueError: whatever of that kind the body raises, with the layer's name.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"compress: {layer!r} cannot be fitted: {error}") from error
 
 
 def for_method(tensor: Tensor | None) -> Tensor | None:
@@ -153,23 +169,28 @@ def fit_one_after_the_other(
         while (name := originals.advance()) is not None:
             while (place := actual.advance()) in fitted:
                 pass  # was fitted before; its inputs do not matter
-            assert place == name
+            if place != name:
+                raise RuntimeError(
+                    "compress: the smaller network must run its layers in the order of the "
+                    f"original one for sequential fitting (got {place!r} in place of {name!r}); "
+                    "use sequential=False"
+                )
             choice = choices[name]
             sums = _TargetSums(choice.layer)
             try:
-                with torch.inference_mode(False), torch.no_grad():
-                    for before, now in zip(originals.inputs, actual.inputs, strict=True):
-                        sums.add(before, now)
-                    target = sums.take(processes)
+                for before, now in zip(originals.inputs, actual.inputs, strict=True):
+                    sums.add(before, now)
+                target = sums.take(processes)
             except NonFiniteError as error:
                 raise ValueError(
                     f"compress: inputs of {name!r} must be finite in the smaller network "
                     f"(got {error.found})"
                 ) from error
             if target is not None:
-                module = _approximate(
-                    choice, target, sensitivities.get(name), correct_bias=correct_bias
-                )
+                with naming(name):
+                    module = _approximate(
+                        choice, target, sensitivities.get(name), correct_bias=correct_bias
+                    )
                 done[name] = Fitted(module, target.relative_error(choice.layer, module))
                 actual.replace(name, module)
             advance(1)
@@ -211,24 +232,32 @@ class _Target:
             return original
         cross = self.cross
         if centred:  # noise that covers rounding errors is mapped as the layer does
-            cross = cross - self.mean[..., None] * self.inputs.mean[:, None, :]
-            cross = cross + self._rounding * original
+            _, noise = self._covariance
+            cross = cross - self.mean[..., None] * self.inputs.mean[:, None, :] + noise * original
         groups = zip(original, cross, self.second_moment(centred=centred), strict=True)
         return torch.stack([corrected_weight(*group, ridge=RIDGE) for group in groups])
 
     def second_moment(self, *, centred: bool) -> Tensor:
         """``E[x~ x~^T]``, or the covariance with noise added that covers its rounding errors."""
-        second, mean = self.inputs.second_moment, self.inputs.mean
-        if not centred:
-            return second
-        identity = torch.eye(second.shape[-1], dtype=second.dtype)
-        return second - mean[:, :, None] * mean[:, None, :] + self._rounding * identity
+        return self._covariance[0] if centred else self.inputs.second_moment
 
-    @property
-    def _rounding(self) -> Tensor:
-        """Variance of the noise, (groups, 1, 1)."""
-        power = self.inputs.second_moment.diagonal(dim1=1, dim2=2).mean(-1)
-        return ROUNDING * self.inputs.mean.shape[1] * power[:, None, None]
+    @cached_property
+    def _covariance(self) -> tuple[Tensor, Tensor]:
+        """The covariance with noise that makes it positive definite, and the noise's variance.
+
+        (groups, n, n) and (groups, 1, 1). A group without any input is left at zero.
+        """
+        second, mean = self.inputs.second_moment, self.inputs.mean
+        size = second.shape[-1]
+        noise = ROUNDING * size * second.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
+        covariance = second - mean[:, :, None] * mean[:, None, :]
+        identity = torch.eye(size, dtype=second.dtype)
+        while True:
+            _, info = torch.linalg.cholesky_ex(covariance + noise * identity)
+            failed = (info != 0)[:, None, None] & (noise > 0)
+            if not failed.any():
+                return covariance + noise * identity, noise
+            noise = torch.where(failed, 10 * noise, noise)
 
     def relative_error(self, layer: nn.Module, new: nn.Module) -> float:
         """``sqrt(E|y + b - y~|^2 / E|y|^2)``: how far the new layer's output is from the target."""
@@ -255,12 +284,20 @@ class _TargetSums:
         self._inputs = MomentSums(self._geometry)
         outputs = layer.get_parameter("weight").shape[0] // self._geometry.groups
         groups, patch = self._geometry.groups, self._geometry.inputs
-        self._cross = torch.zeros(groups, outputs, patch, dtype=torch.float64)
-        self._mean = torch.zeros(groups, outputs, dtype=torch.float64)
-        self._square = torch.zeros((), dtype=torch.float64)
+        zeros = partial(torch.zeros, dtype=torch.float64, device="cpu")
+        self._cross, self._mean = zeros(groups, outputs, patch), zeros(groups, outputs)
+        self._square = zeros(())
 
     def add(self, original: Tensor, actual: Tensor) -> None:
         """Takes the inputs that the layer had and has; the former's outputs are the targets."""
+        with exactly(actual.device):
+            # A convolution takes one image without an axis for images too.
+            alone = isinstance(self._layer, nn.Conv2d) and actual.ndim == 3
+            size = len(actual) if alone else _IMAGES
+            for before, now in zip(original.split(size), actual.split(size), strict=True):
+                self._add(before, now)
+
+    def _add(self, original: Tensor, actual: Tensor) -> None:
         layer, shape = self._layer, self._cross.shape
         self._inputs.add(actual)
         weight = layer.get_parameter("weight").detach()

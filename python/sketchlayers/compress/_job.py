@@ -16,20 +16,23 @@ from sketchlayers.compress._calls import Call, ExampleInputs, call_with
 from sketchlayers.compress._costs import Budget, Costs
 from sketchlayers.compress._damage import DamageMeter, images_to_measure_on
 from sketchlayers.compress._data import Images
+from sketchlayers.compress._evaluation import evaluating
 from sketchlayers.compress._fit import (
     Choice,
     Fitted,
     Norm,
     fit_alone,
     fit_one_after_the_other,
+    naming,
     seeded,
 )
 from sketchlayers.compress._lockstep import live_bytes
 from sketchlayers.compress._network import (
     Judge,
+    Statistics,
     evaluation_copy,
-    in_evaluation_mode,
-    reestimate_batch_norm,
+    measured_batch_norms,
+    put_buffers,
 )
 from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._ranks import Ranks
@@ -41,7 +44,10 @@ from sketchlayers.compress.refine import Refinement, refine
 from sketchlayers.compress.survey import Layer, Survey
 from sketchlayers.methods import Method
 
+_NOT_REACHED = "none of the images that took part in the sequential fit reach it"
 STAYS_DENSE = "stays dense at this rate"
+_CALLS_AT_ONCE = 8
+"""Every batch of a sequential fit has a thread that waits, and threads that it computes with."""
 JUDGED_IMAGES = 512
 """So many images tell how much the smaller network's outputs have changed."""
 
@@ -80,6 +86,7 @@ class Job:
         self.images: int | None = None
         self._swaps: dict[nn.Module, nn.Module] = {}
         self._small: nn.Module | None = None
+        self._batch_norms: Statistics = {}  # taken anew
         self._model = model
         self._found = found
         self._method = method
@@ -123,11 +130,7 @@ class Job:
         if self._small is not None and not inplace:
             return self._small
         model = replace_layers(self._model, self._swaps, inplace=inplace)
-        if self._small is not None:  # batch norms may have been taken anew
-            buffers = dict(self._small.named_buffers())
-            for name, buffer in model.named_buffers():
-                if buffers[name] is not buffer:
-                    buffer.copy_(buffers[name])
+        put_buffers(model, self._batch_norms)
         return model
 
     def _layers(self) -> list[Layer]:
@@ -238,10 +241,12 @@ class Job:
         }
         with progress_bar("fitting", len(alone), unit="layer", show=self._progress) as bar:
             for name, choice in alone.items():
-                fitted[name] = self._fit_alone(name, choice, norms[name])
+                with naming(name):
+                    fitted[name] = self._fit_alone(name, choice, norms[name])
                 bar(1)
         if sequence and self._images is not None:
             fitted |= self._fit_in_sequence(sequence, fitted, norms, self._images)
+            self.reasons |= {name: _NOT_REACHED for name in sequence if name not in fitted}
         for name, one in fitted.items():
             one.module.train(layers[name].module.training)  # they ran in evaluation mode
         return {name: fitted[name] for name in layers if name in fitted}
@@ -277,6 +282,7 @@ class Job:
                 f"memory_budget={self._memory_budget}, {size} bytes an image"
             )
             sample = sample.first(count)
+        sample = sample.in_few_batches(_CALLS_AT_ONCE)
         weights = {
             name: norm.sensitivity
             for name, norm in norms.items()
@@ -300,7 +306,7 @@ class Job:
         """The network with its new layers, refined and judged."""
         original = evaluation_copy(self._model)
         small = replace_layers(self._model, self._swaps, inplace=False)
-        with in_evaluation_mode(small):
+        with evaluating(small):
             judge = Judge(original, images.sample.first(JUDGED_IMAGES), self._processes)
             self.change = judge(small)
             if self._settings.reestimate_batch_norm:
@@ -310,18 +316,21 @@ class Job:
                 with self._stage("refinement"):
                     self._refine(original, small, list(self._swaps.values()), images)
                 self.change = judge(small)
+        put_buffers(small, self._batch_norms)
         return small
 
     def _reestimate(self, small: nn.Module, images: Images, judge: Judge) -> None:
         before = self.change
-        undo = reestimate_batch_norm(small, images.sample, self._processes)
+        self._batch_norms = measured_batch_norms(small, images.sample, self._processes)
+        previous = put_buffers(small, self._batch_norms)
         self.change = judge(small)
         if (
             self._settings.reestimate_batch_norm == "auto"
             and before is not None
             and not self.change < before
         ):
-            undo()
+            put_buffers(small, previous)
+            self._batch_norms = {}
             self.notes.append(
                 "batch norms were left as they are: with statistics taken anew the outputs would "
                 f"change by {self.change:.3f} instead of {before:.3f}"

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from typing import Any
 
 import torch
@@ -49,7 +57,7 @@ def to_device(batch: Any, device: torch.device | None) -> Any:
         moved = batch if device is None else batch.to(device, non_blocking=True)
         return moved.clone() if moved.is_inference() else moved
     if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        return rebuilt(batch, {key: to_device(value, device) for key, value in batch.items()})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(item, device) for item in batch))
     if isinstance(batch, tuple | list):
@@ -77,6 +85,23 @@ def count_images(batch: Any) -> int:
         if isinstance(item, Tensor | Mapping | tuple | list):
             return count_images(item)
     return 1
+
+
+def is_loader(value: object) -> bool:
+    """Whether the value can be run through for batches, and is not one itself."""
+    return isinstance(value, Iterable) and not isinstance(value, Tensor | Mapping | str | bytes)
+
+
+def rebuilt(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
+    """A mapping of the same class with other values, as far as it can be made.
+
+    Classes of batches know their items by attribute too.
+    """
+    if type(mapping) is dict or not isinstance(mapping, MutableMapping):
+        return values
+    new = copy.copy(mapping)
+    new.update(values)
+    return new
 
 
 def batches_in(loader: Iterable[Any]) -> int | None:

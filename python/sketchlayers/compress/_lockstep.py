@@ -9,9 +9,11 @@ take turns: one runs, the others wait.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sketchlayers.compress._swap import copy_model
+from sketchlayers.compress._network import evaluation_copy
 
 Call = Callable[[nn.Module], Any]
 """Calls a model on one batch."""
@@ -43,7 +45,7 @@ class Lockstep:
             layers: names of layers that a call reaches at most once.
             calls: one a batch.
         """
-        self._model = copy_model(model, {id(p): p for p in model.parameters()}).eval()
+        self._model = evaluation_copy(model)
         self._replacements: dict[str, nn.Module] = {}
         self._here = threading.local()
         for name in layers:
@@ -93,11 +95,11 @@ class Lockstep:
     def _stop_at(self, name: str, layer: nn.Module) -> None:
         original = layer.forward
 
-        def forward(inputs: Tensor) -> Any:
+        def forward(input: Tensor) -> Any:  # the name that layers have, for calls by keyword
             run: _Run | None = getattr(self._here, "run", None)
             if run is not None:
-                run.pause(name, inputs)
-            return self._replacements.get(name, original)(inputs)
+                run.pause(name, input)
+            return self._replacements.get(name, original)(input)
 
         layer.forward = forward
 
@@ -115,9 +117,8 @@ class _Run:
         self._error: BaseException | None = None
         self._cancelled = False
         self._go, self._paused = threading.Event(), threading.Event()
-        # Contexts of PyTorch belong to a thread: the call's are those of whoever asks for it.
-        self._inference = torch.is_inference_mode_enabled()
-        self._num_threads = torch.get_num_threads()
+        # Contexts of PyTorch belong to a thread: the call's are those of whoever makes it.
+        self._contexts = _contexts_here()
         self._thread = threading.Thread(target=self._work, args=(model, call, here), daemon=True)
 
     def resume(self) -> str | None:
@@ -154,9 +155,10 @@ class _Run:
 
     def _work(self, model: nn.Module, call: Call, here: threading.local) -> None:
         here.run = self
-        torch.set_num_threads(self._num_threads)
         try:
-            with torch.inference_mode(self._inference), torch.no_grad():
+            with contextlib.ExitStack() as stack:
+                for enter in self._contexts:
+                    stack.enter_context(enter())
                 call(model)
         except _Cancelled:
             pass
@@ -165,6 +167,29 @@ class _Run:
         finally:
             self._place = self.inputs = None
             self._paused.set()
+
+
+def _contexts_here() -> list[Callable[[], contextlib.AbstractContextManager[object]]]:
+    """What another thread must enter to compute as this one does, without gradients."""
+    threads = torch.get_num_threads()
+
+    @contextlib.contextmanager
+    def as_many_threads() -> Iterator[None]:
+        torch.set_num_threads(threads)
+        yield
+
+    types = ["cpu", "cuda"] if torch.cuda.is_initialized() else ["cpu"]
+    found: list[Callable[[], contextlib.AbstractContextManager[object]]] = [
+        as_many_threads,
+        partial(torch.inference_mode, torch.is_inference_mode_enabled()),
+        torch.no_grad,
+    ]
+    for kind in types:
+        enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        found.append(partial(torch.autocast, kind, dtype=dtype, enabled=enabled))
+    if torch.cuda.is_initialized():
+        found.append(partial(torch.cuda.device, torch.cuda.current_device()))
+    return found
 
 
 def live_bytes(model: nn.Module, layers: Iterable[str], call: Call) -> int:

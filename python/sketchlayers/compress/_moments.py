@@ -194,7 +194,7 @@ class _Sums:
     def __init__(self, geometry: PatchGeometry, pairs: Sequence[Pair]) -> None:
         self._geometry = geometry
         self._pairs = tuple(pairs)
-        with _exactly(_CPU):
+        with exactly(_CPU):
             self._begin()
 
     def _begin(self, device: torch.device = _CPU) -> None:
@@ -209,7 +209,7 @@ class _Sums:
         device = inputs[0].device
         if device.type != "cuda":  # others need not know float64
             device = _CPU
-        with _exactly(device):
+        with exactly(device):
             maps = [self._geometry.maps(x.detach().to(device)) for x in inputs]
             dtype = torch.promote_types(maps[0].dtype, maps[-1].dtype)
             sums = torch.stack([self._sum(x) for x in maps])
@@ -224,7 +224,7 @@ class _Sums:
 
     def take(self, reduce: Reduce | None) -> tuple[list[Tensor], Tensor, int]:
         """Moments (groups, n, n) of each pair, means (inputs, groups, n), count; begins anew."""
-        with _exactly(self._device):
+        with exactly(self._device):
             moments, means, count = self._products.take(), self._sums, self._count
             self._begin()
             if reduce is not None:
@@ -241,10 +241,10 @@ class _Sums:
 
     def _sum(self, maps: Tensor) -> Tensor:
         """Sum of all patches, (groups, n) float64: the patches of the sum of all images."""
-        total = maps.sum(0, keepdim=True)
+        total = maps.sum(0, keepdim=True, dtype=torch.float64)
         if not total.isfinite().all():
             raise NonFiniteError(_what_is_not_finite(maps))
-        parts = [part.sum(-1) for part in self._geometry.patches(total.double())]
+        parts = [part.sum(-1) for part in self._geometry.patches(total)]
         shape = self._sums.shape[1:]
         return torch.stack(parts).sum(0) if parts else total.new_zeros(shape, dtype=torch.float64)
 
@@ -256,9 +256,17 @@ def _what_is_not_finite(values: Tensor) -> str:
 
 
 @contextlib.contextmanager
-def _exactly(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast, no inference tensors, and float32 products in full float32."""
-    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+def exactly(device: torch.device) -> Iterator[None]:
+    """No gradients, no autocast, no inference tensors, and float32 products in full float32.
+
+    Convolutions' products too.
+    """
+    backends = (
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+    )
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"

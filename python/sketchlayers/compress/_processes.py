@@ -42,6 +42,10 @@ class Processes:
         ).tolist()
         return total / weights
 
+    def first(self, value: int) -> int:
+        """What the first process gives, a number of 64 bits."""
+        return self._gather(value)[0]
+
     def least(self, value: int) -> int:
         """The smallest of what the processes give."""
         return min(self._gather(value))

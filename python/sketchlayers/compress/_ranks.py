@@ -13,7 +13,7 @@ from sketchlayers.compress import allocate
 from sketchlayers.compress._choose import match, why_not
 from sketchlayers.compress._costs import Budget, Costs
 from sketchlayers.compress._damage import SQUARED_ERRORS, Damage, DamageMeter, Point
-from sketchlayers.compress._fit import Choice, Norm, fit_alone, for_method, power
+from sketchlayers.compress._fit import Choice, Norm, fit_alone, for_method, naming, power
 from sketchlayers.compress._table import fraction
 from sketchlayers.compress.survey import Layer, Survey
 from sketchlayers.methods import Method, Rank
@@ -168,8 +168,9 @@ def by_error(
     options: dict[str, list[allocate.Option]] = {}
     with progress_bar("errors over ranks", len(layers), unit="layer", show=progress) as bar:
         for layer in layers:
-            candidates = _candidates(layer, method, norms[layer.name])
-            damages = _damages(layer, candidates, norms[layer.name], meter)
+            with naming(layer.name):
+                candidates = _candidates(layer, method, norms[layer.name])
+                damages = _damages(layer, candidates, norms[layer.name], meter)
             options[layer.name] = [
                 allocate.Option(member, one.rank, costs.of(layer, member, one.rank), damage)
                 for (member, one), damage in zip(candidates, damages, strict=True)

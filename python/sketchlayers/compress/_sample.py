@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sketchlayers.compress._loader import Forward, count_images, to_device
+from sketchlayers.compress._loader import Forward, count_images, rebuilt, to_device
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ class Sample:
             images -= count
         return Sample(tuple(batches), self.forward)
 
+    def in_few_batches(self, most: int) -> Sample:
+        """The same images in the same order in at most so many batches, where they go together."""
+        size = -(-len(self.batches) // most)
+        groups = [self.batches[i : i + size] for i in range(0, len(self.batches), size)]
+        try:
+            joined = [group[0] if len(group) == 1 else _join(group) for group in groups]
+        except (ValueError, RuntimeError):  # of different structure or size
+            return self
+        return Sample(tuple(joined), self.forward)
+
     def in_batches_of(self, most: int) -> Sample:
         """The same images in the same order, no more than so many in a batch."""
         parts = [
@@ -62,7 +72,7 @@ class Sample:
             ValueError: the batches are of different structure or image size.
         """
         try:
-            return tree_map(_joined, *map(_plain, self.batches))
+            return _join(self.batches)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 "compress: refine needs batches of one structure and image size "
@@ -119,7 +129,8 @@ def select(batch: Any, which: slice | Tensor) -> Any:
         whole = isinstance(value, Tensor) and value.ndim and value.shape[0] == count
         return value[which] if whole else value
 
-    return tree_map(part, _plain(batch))
+    parts = tree_map(part, _plain(batch))
+    return rebuilt(batch, parts) if isinstance(batch, Mapping) else parts
 
 
 def outputs_of(result: object) -> list[Tensor]:
@@ -141,6 +152,16 @@ def squared_distance(results: Iterable[Tensor], targets: Iterable[Tensor]) -> Te
     """Sum of the squared differences of the outputs of two models, over all images."""
     pairs = zip(results, targets, strict=True)
     return torch.stack([(x.float() - y.float()).square().sum() for x, y in pairs]).sum()
+
+
+def _join(batches: Sequence[Any]) -> Any:
+    """Some batches as one.
+
+    Raises:
+        ValueError, RuntimeError: they are of different structure or image size.
+    """
+    joined = tree_map(_joined, *map(_plain, batches))
+    return rebuilt(batches[0], joined) if isinstance(batches[0], Mapping) else joined
 
 
 def _plain(batch: Any) -> Any:

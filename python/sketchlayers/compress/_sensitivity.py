@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sketchlayers.compress._network import evaluation_copy
 from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample, outputs_of
-from sketchlayers.compress._swap import copy_model
 
 PROJECTIONS = 3
 """Backward passes for each image."""
@@ -35,7 +35,7 @@ Directions = Callable[[Tensor, torch.Generator], Tensor]
 
 def random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
     """All outputs count alike: ``E[v v^T] = I``."""
-    signs = torch.randint(2, outputs.shape, generator=generator) * 2 - 1
+    signs = torch.randint(2, outputs.shape, generator=generator, device="cpu") * 2 - 1
     return signs.to(outputs)
 
 
@@ -62,9 +62,10 @@ def output_sensitivity(
 
     Returns:
         By name, ``(groups, T, T)`` float64 with ``T`` outputs of a group; of a layer that the
-        images do not reach, or whose output the network's does not depend on, nothing.
+        images do not reach, or whose output the network's does not depend on as far as gradients
+        tell (a model may run without), nothing.
     """
-    model = copy_model(model, {id(p): p for p in model.parameters()}).eval()
+    model = evaluation_copy(model)
     outputs: dict[str, list[Tensor]] = {}
 
     def watch(name: str, layer: nn.Module) -> None:
@@ -88,9 +89,12 @@ def output_sensitivity(
         with torch.inference_mode(False), torch.enable_grad():
             results = outputs_of(call(model))
         images += len(results[0])
+        results = [result for result in results if result.requires_grad]
         reached = [(name, output) for name, calls in outputs.items() for output in calls]
+        if not results or not reached:  # the model cuts its graph, or nothing of it was called
+            continue
         for projection in range(PROJECTIONS):
-            generator = torch.Generator().manual_seed(projection * 1_000_003 + images)
+            generator = torch.Generator("cpu").manual_seed(projection * 1_000_003 + images)
             gradients = torch.autograd.grad(
                 results,
                 [output for _, output in reached],
@@ -129,7 +133,7 @@ def _graph_bytes(model: nn.Module, sample: Sample) -> int:
 def _zeros(layer: nn.Module) -> Tensor:
     groups = getattr(layer, "groups", 1)
     outputs = layer.get_parameter("weight").shape[0] // groups
-    return torch.zeros(groups, outputs, outputs, dtype=torch.float64)
+    return torch.zeros(groups, outputs, outputs, dtype=torch.float64, device="cpu")
 
 
 def _add(total: Tensor, gradient: Tensor, layer: nn.Module) -> None:

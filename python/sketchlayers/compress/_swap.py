@@ -45,8 +45,8 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise TypeError(
-            "compress: the model must allow copy.deepcopy, or be changed with inplace=True "
-            f"(got {type(error).__name__}: {error})"
+            "compress: the model must allow copy.deepcopy, or be changed with inplace=True and "
+            f"without calibration (got {type(error).__name__}: {error})"
         ) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from sketchlayers._progress import progress_bar
@@ -31,6 +31,7 @@ from sketchlayers.compress._loader import (
     count_images,
     device_of,
     generators_of,
+    is_loader,
     is_used_up_by_one_pass,
     to_device,
 )
@@ -438,7 +439,7 @@ def _check_arguments(
 ) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"calibrate: model must be an nn.Module (got {type(model).__name__})")
-    if isinstance(loader, Tensor | Mapping | str) or not isinstance(loader, Iterable):
+    if not is_loader(loader):
         raise TypeError(
             "calibrate: loader must be an iterable of batches, as a DataLoader or a list of "
             f"tensors (got {type(loader).__name__})"
@@ -606,7 +607,10 @@ def _on_disk(moments: LayerMoments) -> LayerMoments:
     """
     matrix = moments.second_moment
     with tempfile.NamedTemporaryFile(prefix="sketchlayers-") as file:
-        os.posix_fallocate(file.fileno(), 0, matrix.nbytes)  # or an error, if there is no room
+        if hasattr(os, "posix_fallocate"):  # an error, if there is no room
+            os.posix_fallocate(file.fileno(), 0, matrix.nbytes)
+        else:
+            file.truncate(matrix.nbytes)
         stored = torch.from_file(file.name, shared=True, size=matrix.numel(), dtype=matrix.dtype)
     stored.copy_(matrix.flatten())
     return dataclasses.replace(moments, second_moment=stored.view(matrix.shape))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sketchlayers import methods
 from sketchlayers.compress._arguments import Sensitivity
+from sketchlayers.compress._evaluation import evaluating
 from sketchlayers.compress._files import (
     SAFETENSORS,
     compressed_contents,
@@ -37,7 +38,6 @@ from sketchlayers.compress._folder import (
     find_images,
     spread,
 )
-from sketchlayers.compress._network import in_evaluation_mode
 from sketchlayers.compress._open import Loaded, WrongInput, open_model
 from sketchlayers.compress._options import (
     IMAGES,
@@ -127,7 +127,7 @@ def _calibrate(args: argparse.Namespace) -> None:
     loaded = _open(args)
     prepare = Preparation.of(loaded.name, args.input_size)
     result = calibrate(
-        loaded.model.to(args.device),
+        loaded.model.to(_device(args.device)),
         _image_batches(args, prepare),
         layers=args.layers,
         memory_budget=args.memory_budget,
@@ -148,28 +148,31 @@ def _compress(args: argparse.Namespace) -> None:
             "--out of a pickled MODEL must not be a .safetensors file: only the pickled model says "
             "how to rebuild it; choose another ending, such as .pt"
         )
-    model = loaded.model.to(args.device)
+    model = loaded.model.to(_device(args.device))
     labels = _Labels(args, loaded)
     calibration = _calibration(args, loaded)
     labels.measure("original", model)
-    small, report = compress(
-        model,
-        method,
-        **rates,
-        calibration=calibration,
-        example_inputs=_example(model, args.input_size) if not _has_images(args) else None,
-        layers=args.layers,
-        keep_first=args.keep_first,
-        init=args.init,
-        allocation=args.allocation,
-        sequential=args.sequential,
-        sensitivity=_SENSITIVITIES[args.sensitivity],
-        correct_bias=args.correct_bias,
-        reestimate_batch_norm=_REESTIMATE[args.reestimate_batch_norm],
-        refine=None if args.refine is None else Refinement(epochs=args.refine),
-        memory_budget=args.memory_budget,
-        seed=args.seed,
-    )
+    try:
+        small, report = compress(
+            model,
+            method,
+            **rates,
+            calibration=calibration,
+            example_inputs=_example(model, args.input_size) if not _has_images(args) else None,
+            layers=args.layers,
+            keep_first=args.keep_first,
+            init=args.init,
+            allocation=args.allocation,
+            sequential=args.sequential,
+            sensitivity=_SENSITIVITIES[args.sensitivity],
+            correct_bias=args.correct_bias,
+            reestimate_batch_norm=_REESTIMATE[args.reestimate_batch_norm],
+            refine=None if args.refine is None else Refinement(epochs=args.refine),
+            memory_budget=args.memory_budget,
+            seed=args.seed,
+        )
+    except (TypeError, RuntimeError) as error:  # of the model, with these inputs
+        raise WrongInput(str(error)) from error
     labels.measure("compressed", small)
     report = labels.finished(small, report)
     _write_results(args, loaded, small.cpu(), report)
@@ -247,6 +250,17 @@ def _joined_rate(rates: list[Rate]) -> float | dict[str, float]:
     if len(numbers) > 1 or (numbers and by_pattern):
         raise WrongInput("--rate must be one number, or only pairs PATTERN=NUMBER")
     return numbers[0] if numbers else by_pattern
+
+
+def _device(name: str) -> torch.device:
+    """The device, if something can be put there."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WrongInput(f"--device must be one of this machine (got {name}: {reason})") from error
+    return device
 
 
 def _method(args: argparse.Namespace, default: str) -> methods.Method:
@@ -375,7 +389,7 @@ class _Labels:
         like = next(model.parameters())
         one = self._prepare.normalise(self._prepare.load(images.files[0])[None]).to(like)
         try:
-            with torch.no_grad(), in_evaluation_mode(model):
+            with torch.no_grad(), evaluating(model):
                 outputs = scores_of(model(one)).shape[1]
         except (RuntimeError, TypeError, AssertionError) as error:
             size = joined(self._prepare.size)

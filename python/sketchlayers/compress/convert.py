@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import nn
 
 from sketchlayers import methods
@@ -16,9 +16,11 @@ from sketchlayers.compress._calls import ExampleInputs
 from sketchlayers.compress._choose import FilterFunction, left_out
 from sketchlayers.compress._costs import Budget
 from sketchlayers.compress._data import Images
+from sketchlayers.compress._evaluation import outside_of_modes
 from sketchlayers.compress._fit import Fitted
 from sketchlayers.compress._job import Job
 from sketchlayers.compress._loader import Forward
+from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._ranks import Chosen
 from sketchlayers.compress._swap import replace_layers
 from sketchlayers.compress.calibrate import MEMORY_BUDGET, Calibration
@@ -47,6 +49,7 @@ class Compressed(NamedTuple):
     report: Report
 
 
+@outside_of_modes
 def compress(
     model: nn.Module,
     method: str | Method | None = None,
@@ -94,7 +97,11 @@ def compress(
     module. Attributes and hooks of the weight tensor itself are lost with it.
 
     If anything fails the model is as it was, also with ``inplace``. With ``torch.distributed``
-    initialised, every process calibrates on its own images, and all get the same model.
+    initialised, every process calibrates on its own images, and all get the same model. Without
+    images processes do not wait for each other: each gets the same model for the same ``seed``.
+
+    Hooks of the model run in all forward calls that are made of copies of it, some ten for each
+    image, in threads and with gradients in some.
 
     Args:
         model: any module. It is not changed, unless ``inplace``.
@@ -143,7 +150,7 @@ def compress(
         progress: draw progress bars; None: on a terminal.
         seed: what the layers' seeds are derived from, together with the layers' names, so that a
             layer's numbers do not depend on the other layers; None draws one from PyTorch's default
-            generator.
+            generator. Of several processes that have images, the first one's counts.
         **options: options of the method; they change those of a config object.
 
     Returns:
@@ -155,7 +162,9 @@ def compress(
             on the way is not finite; the model does not run on its inputs; the loader yields
             nothing; a calibration is of another model.
         TypeError: an argument has the wrong type, the method has no such option, or the model
-            cannot be copied.
+            cannot be copied (with calibration it is, also if ``inplace``).
+        RuntimeError: batches, or the smaller network, come through the layers in another order, so
+            that they cannot be fitted one after the other.
 
     Warns:
         UserWarning: fitted layers have a relative error above 0.3 without data, or the network's
@@ -184,7 +193,13 @@ def compress(
         moments.check(model)
     images = None
     if calibration is not None and moments is None:
-        images = Images(model, calibration, forward, memory_budget, progress)
+        processes = Processes(join=True)
+        with processes.together("reading the images"):
+            images = Images(model, calibration, forward, memory_budget, progress)
+        settings = dataclasses.replace(settings, seed=processes.first(settings.seed))
+        alike = dataclasses.replace(settings, refinement=None)  # that may hold a function
+        if not processes.agree(repr((chosen_method, rates, alike))):
+            raise ValueError("compress: all processes must be called with the same arguments")
     if example_inputs is None and images is not None:
         example_inputs = images.example
     found = survey(model, chosen_method, init=init, example_inputs=example_inputs)
@@ -205,8 +220,7 @@ def compress(
         memory_budget=memory_budget,
         progress=progress,
     )
-    with torch.inference_mode(False):
-        job.run(rates, moments, example_inputs)
+    job.run(rates, moments, example_inputs)
     report = Report(
         method=chosen_method.name,
         options=chosen_method.options(),
@@ -237,6 +251,7 @@ def compress(
     return Compressed(job.result(inplace=inplace), report)
 
 
+@outside_of_modes
 def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Turns every compressed layer into the plain layer with the same outputs.
 
@@ -265,6 +280,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return replace_layers(model, folded, inplace=inplace)
 
 
+@outside_of_modes
 def inspect(
     model: nn.Module,
     example_inputs: ExampleInputs | None = None,
@@ -322,7 +338,9 @@ def _layer_report(
     layer: Layer, chosen: Chosen, new: Fitted | None, reasons: Mapping[str, str]
 ) -> LayerReport:
     after = layer.parameters, layer.bytes, layer.multiply_adds
-    if new is not None:
+    if new is None:
+        chosen = Chosen()
+    else:
         after = (
             sum(parameter.numel() for parameter in new.module.parameters()),
             sum(stored_bytes(tensor) for _, tensor in stored_tensors(new.module)),
@@ -353,7 +371,7 @@ def _warn_of_large_errors(report: Report, *, with_data: bool) -> None:
                 f"compress: the network's outputs change by {report.output_change:.2f}, relative "
                 "to them: the network needs training, such as refine=True, or a larger rate",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return
     errors = {
@@ -367,5 +385,5 @@ def _warn_of_large_errors(report: Report, *, with_data: bool) -> None:
             f"{LARGE_ERROR} (worst: {worst or 'the model'}, {large[worst]:.2f}): "
             "the network needs training",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

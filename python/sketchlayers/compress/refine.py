@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class Refinement:
         blocks: weight of the blocks' outputs in the loss, beside the network's own; 0 for none.
         held_out: share of the images, the last ones, that are not trained on: they tell which
             epoch's factors to keep.
-        patience: stop after so many epochs without a new best on the held-out images.
+        patience: stop after so many epochs without a new best on the held-out images. Where little
+            was lost, the first epochs lose more, which the last ones win back and more.
         augment: "images" mirrors and shifts batches of images at random, None leaves them, a
             function is called with every batch. Whatever it shows, the target is what the original
             network says of it.
@@ -50,7 +52,7 @@ class Refinement:
     batch_size: int = 32
     blocks: float = 5.0
     held_out: float = 0.1
-    patience: int = 5
+    patience: int = 16
     augment: str | Augmentation | None = "images"
     seconds: float | None = None
 
@@ -63,6 +65,11 @@ class Refinement:
                 )
             if value < 1:
                 raise ValueError(f"Refinement: {name} must be at least 1 (got {name}={value})")
+        for name in ("learning_rate", "blocks", "held_out", "seconds"):
+            value = getattr(self, name)
+            unlimited = name == "seconds" and value is None
+            if not unlimited and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise TypeError(f"Refinement: {name} must be a number (got {type(value).__name__})")
         if not self.learning_rate > 0:
             raise ValueError(
                 f"Refinement: learning_rate must be positive (got {self.learning_rate})"
@@ -136,42 +143,44 @@ def refine(
         )
     begin = time.perf_counter()
     training, held_out = sample.split(settings.held_out)
-    parameters = _trained(layers)
-    best = _copies(parameters)
-    average = _Average(parameters)
+    factors = _Factors(layers)
+    best = average = factors.copies()
     judge = Judge(original, held_out, processes)
     before = lowest = judge(model)
-    epochs, since_best = 0, 0
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+    epochs = steps = since_best = 0
+    optimizer = torch.optim.Adam(factors.values, lr=settings.learning_rate)
     batches = _Batches(training, settings, processes, seed)
     loss = _Loss(original, model, layers, sample, settings.blocks)
     with (
         loss,
-        _only_these_learn(model, parameters),
+        _only_these_learn(model, factors.parameters),
         progress_bar("refining", settings.epochs * len(batches), unit="step", show=progress) as bar,
     ):
         for epoch in range(settings.epochs):
             late = settings.seconds is not None and time.perf_counter() - begin > settings.seconds
-            if processes.least(not late) == 0 or not parameters or not math.isfinite(before):
+            if processes.least(not late) == 0 or not factors.values or not math.isfinite(before):
                 break
             for step, batch in enumerate(batches):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.rate_after(epoch + (step + 1) / len(batches))
-                _step(loss, batch, optimizer, processes)
-                average.add(1 / len(batches))
+                with torch.enable_grad():
+                    factors.differentiate(loss(batch), processes)
+                optimizer.step()
+                factors.show(factors.values)
+                steps += 1
+                average = factors.averaged(average, 1 / (1 + min(steps, len(batches))))
                 bar(1)
-            with average:
-                epochs, distance = epoch + 1, judge(model)
+            factors.show(average)
+            epochs, distance = epoch + 1, judge(model)
+            factors.show(factors.values)
             if distance < lowest:
                 lowest, since_best = distance, 0
-                best = average.copies()
+                best = average
             else:
                 since_best += 1
                 if since_best >= settings.patience:
                     break
-    with torch.no_grad():
-        for parameter, value in zip(parameters, best, strict=True):
-            parameter.copy_(value)
+    factors.show(best)
     return Refined(epochs, before, lowest, time.perf_counter() - begin)
 
 
@@ -187,13 +196,13 @@ class _Batches:
         # Every step is one of all processes, whose parts of the images may differ in size.
         self._steps = processes.least(self._count // self._batch_size)
         self._augment = settings.augment
-        self._generator = torch.Generator().manual_seed((seed + processes.rank) % 2**63)
+        self._generator = torch.Generator("cpu").manual_seed((seed + processes.rank) % 2**63)
 
     def __len__(self) -> int:
         return self._steps
 
     def __iter__(self) -> Iterator[Any]:
-        order = torch.randperm(self._count, generator=self._generator)
+        order = torch.randperm(self._count, generator=self._generator, device="cpu")
         for indices in order[: len(self) * self._batch_size].split(self._batch_size):
             part = select(self._images, indices)
             if callable(self._augment):
@@ -214,10 +223,10 @@ def mirrored_and_shifted(value: Any, generator: torch.Generator) -> Any:
     indices = []
     padded = F.pad(value, (size[1] // 8, size[1] // 8, size[0] // 8, size[0] // 8))
     for axis, length in enumerate(size):
-        starts = torch.randint(2 * (length // 8) + 1, (count, 1), generator=generator)
-        positions = starts + torch.arange(length)
+        starts = torch.randint(2 * (length // 8) + 1, (count, 1), generator=generator, device="cpu")
+        positions = starts + torch.arange(length, device="cpu")
         if axis == 1:
-            flipped = torch.rand(count, 1, generator=generator) < 0.5
+            flipped = torch.rand(count, 1, generator=generator, device="cpu") < 0.5
             positions = torch.where(flipped, positions.flip(1), positions)
         indices.append(positions.to(value.device))
     rows, columns = indices
@@ -225,50 +234,55 @@ def mirrored_and_shifted(value: Any, generator: torch.Generator) -> Any:
     return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-class _Average:
-    """Of parameters over about an epoch of steps, which is nearer to the optimum than the last.
+class _Factors:
+    """What is trained: parameters, and values that the steps add up in, apart from them.
 
-    A context manager: while it is open, the parameters have the average's values.
+    The values are float32 at least: in half types steps would be lost in rounding.
+
+    Attributes:
+        parameters: of some layers, each once.
+        values: theirs.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self._values = _copies(parameters)
-        self._steps = 0
-
-    def add(self, share: float) -> None:
-        """Takes the present values in, with this share; the first few with more."""
-        self._steps += 1
-        share = max(share, 1 / (self._steps + 1))
-        with torch.no_grad():
-            for value, parameter in zip(self._values, self._parameters, strict=True):
-                value.lerp_(parameter, share)
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        found = {id(p): p for layer in layers for p in layer.parameters() if p.is_floating_point()}
+        self.parameters = list(found.values())
+        types = [torch.promote_types(p.dtype, torch.float32) for p in self.parameters]
+        self.values = [
+            p.detach().to(dtype, copy=True) for p, dtype in zip(self.parameters, types, strict=True)
+        ]
+        # The smallest gradients that float16 knows are large for this loss.
+        self._scale = 1024.0 if any(p.dtype == torch.float16 for p in self.parameters) else 1.0
 
     def copies(self) -> list[Tensor]:
-        return [value.clone() for value in self._values]
+        """The present values, to keep."""
+        return [value.clone() for value in self.values]
 
-    def __enter__(self) -> None:
-        self._exchange()
+    def averaged(self, average: Sequence[Tensor], share: float) -> list[Tensor]:
+        """``average`` with this share of the present values."""
+        return [a.lerp(value, share) for a, value in zip(average, self.values, strict=True)]
 
-    def __exit__(self, *_: object) -> None:
-        self._exchange()
-
-    def _exchange(self) -> None:
+    def show(self, values: Sequence[Tensor]) -> None:
+        """Gives the parameters some values."""
         with torch.no_grad():
-            for value, parameter in zip(self._values, self._parameters, strict=True):
-                last = parameter.clone()
+            for parameter, value in zip(self.parameters, values, strict=True):
                 parameter.copy_(value)
-                value.copy_(last)
 
+    def differentiate(self, loss: Tensor, processes: Processes) -> None:
+        """Sets the gradients of the values, their mean over the processes.
 
-def _copies(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]
-
-
-def _trained(layers: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Floating-point parameters of the layers, each once."""
-    found = {id(p): p for layer in layers for p in layer.parameters() if p.is_floating_point()}
-    return list(found.values())
+        Raises:
+            ValueError: the loss has no gradients.
+        """
+        if not loss.requires_grad:
+            raise ValueError(
+                "compress: refine needs a model whose outputs have gradients (got outputs that "
+                "were computed under no_grad, or detached)"
+            )
+        gradients = torch.autograd.grad(loss * self._scale, self.parameters, allow_unused=True)
+        for value, gradient in zip(self.values, gradients, strict=True):
+            gradient = torch.zeros_like(value) if gradient is None else gradient.to(value)
+            value.grad = processes.sum(gradient) / (processes.count * self._scale)
 
 
 class _Loss:
@@ -348,18 +362,6 @@ def _relative(results: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     return squared_distance(results, targets) / (size + torch.finfo(torch.float32).tiny)
 
 
-def _step(loss: _Loss, batch: Any, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
-    with torch.enable_grad():
-        value = loss(batch)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad = processes.sum(parameter.grad) / processes.count
-    optimizer.step()
-
-
 class _only_these_learn:
     """Gradients for these parameters of a model alone; all flags are put back afterwards."""
 
@@ -374,4 +376,3 @@ class _only_these_learn:
     def __exit__(self, *_: object) -> None:
         for parameter, flag in self._flags.items():
             parameter.requires_grad_(flag)
-            parameter.grad = None
