@@ -23,6 +23,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "refine": Refinement(epochs=2, batch_size=4, seconds=60.0),
     },
     "latency": {"latency_rate": 1.0},
+    "own seeds": {
+        "rate": 0.5,
+        "seed": None,
+        "refine": Refinement(epochs=1, batch_size=4),
+    },
 }
 
 
@@ -53,18 +58,25 @@ def compressed(calibration: list[Tensor], variant: str) -> tuple[nn.Module, floa
     """The smaller network, and the change of its outputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a network of random weights is poor
-        result = sketchlayers.compress(
-            network(), "tucker2", calibration=calibration, seed=0, **VARIANTS[variant]
-        )
+        arguments = {"seed": 0, **VARIANTS[variant]}
+        result = sketchlayers.compress(network(), "tucker2", calibration=calibration, **arguments)
     return result.model, result.report.output_change
 
 
 def main(out: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
+    torch.manual_seed(rank)
     for variant in VARIANTS:
         model, change = compressed(batches(rank), variant)
         torch.save({"state": model.state_dict(), "change": change}, out / f"{variant}-{rank}.pt")
+    failures = []
+    for calibration, rate in (([] if rank else batches(0), 0.5), (batches(rank), 0.5 + rank / 10)):
+        try:
+            sketchlayers.compress(network(), "svd", rate=rate, calibration=calibration)
+        except Exception as error:
+            failures.append(f"{type(error).__name__}: {error}")
+    (out / f"failures-{rank}.txt").write_text("\n".join(failures))
     dist.destroy_process_group()
 
 

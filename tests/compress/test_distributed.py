@@ -44,6 +44,16 @@ def test_all_processes_get_the_same_network(two_processes: Path, variant: str) -
         assert torch.equal(value, second["state"][name]), name
 
 
+def test_failures_are_errors_in_all_processes(two_processes: Path) -> None:
+    first, second = (
+        (two_processes / f"failures-{rank}.txt").read_text().splitlines() for rank in range(2)
+    )
+    assert "reading the images must succeed in all processes" in first[0]
+    assert second[0].startswith("ValueError: compress: the calibration loader must yield batches")
+    assert first[1] == second[1]
+    assert first[1].endswith("all processes must be called with the same arguments")
+
+
 def test_it_is_the_network_of_one_process_with_all_images(two_processes: Path) -> None:
     first, _ = results(two_processes, "closed form")
     whole = [*worker.batches(0), *worker.batches(1)]
