@@ -259,8 +259,8 @@ def test_working_memory_is_bounded_as_planned() -> None:
         geometry = PatchGeometry.of(layer)
         sums = MomentSums(geometry)
         sums.add(torch.randn(shape))
-        held = vars(sums._sums._products)
-        tensors = [*held["_sums"], *held.get("_products", ())]
+        held = vars(sums._products)
+        tensors = [value for value in held.values() if isinstance(value, Tensor)]
         size = 8 * geometry.groups * geometry.inputs**2
         assert 0 < sum(tensor.nbytes for tensor in tensors) <= working_bytes(geometry) <= 3 * size
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,8 +16,6 @@ from torch.nn import functional as F
 
 from sketchlayers.compress import _patches, _products
 from sketchlayers.compress._moments import (
-    CrossMoments,
-    CrossMomentSums,
     LayerMoments,
     MomentSums,
     NonFiniteError,
@@ -116,22 +113,16 @@ def test_shifts_and_patches_give_the_same(
     padding: tuple[int, int],
     size: tuple[int, int],
 ) -> None:
-    """On maps of any size, however many of its taps a pixel misses; for two maps too."""
+    """On maps of any size, however many of its taps a pixel misses."""
     layer = nn.Conv2d(2, 1, kernel, padding=padding, dilation=dilation)
     geometry = PatchGeometry.of(layer)
     assume(geometry.output_size(*size) != (0, 0))
-    maps = [torch.randn(2, 2, *size, dtype=torch.float64) for _ in range(2)]
-    pairs = [(0, 0), (0, 1)]
-    both: list[Products] = [
-        PatchProducts(geometry, pairs, CPU),
-        ShiftProducts(geometry, pairs, CPU),
-    ]
+    maps = torch.randn(2, 2, *size, dtype=torch.float64)
+    x = unfolded(layer, maps)
+    both: list[Products] = [PatchProducts(geometry, CPU), ShiftProducts(geometry, CPU)]
     for way in both:
         way.add(maps)
-    x, y = (unfolded(layer, z) for z in maps)
-    for way in both:
-        for got, expected in zip(way.take(), (x @ x.mT, x @ y.mT), strict=True):
-            torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(way.take(), x @ x.mT)
 
 
 def test_parts_of_bounded_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,9 +207,9 @@ def test_rounding_stays_below_the_bounds_that_are_stated(way: Callable[..., Prod
     geometry = PatchGeometry.of(nn.Conv2d(16, 4, 3, padding=1))
     sums = []
     for maps in (inputs, inputs.double()):
-        products = way(geometry, [(0, 0)], CPU)
-        products.add([maps])
-        sums.append(products.take()[0][0])
+        products = way(geometry, CPU)
+        products.add(maps)
+        sums.append(products.take()[0])
     error, exact = sums[0] - sums[1], sums[1]
     scale = exact.diagonal().sqrt()
     assert (error / scale / scale[:, None]).abs().max() < 2e-7
@@ -311,66 +302,6 @@ def test_tasks_have_a_thread_each() -> None:
         assert new == [2]
         with pytest.raises(OSError, match="in a task"):
             in_parallel([fail, lambda: None])
-
-
-# ----------------------------------------------------------------------------- pairs of inputs
-
-
-def cross_moments(
-    layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], *, original: bool
-) -> CrossMoments:
-    sums = CrossMomentSums(PatchGeometry.of(layer), original=original)
-    for before, now in pairs:
-        sums.add(before, now)
-    moments = sums.take()
-    assert moments is not None
-    return moments
-
-
-PAIRED = ["padded", "strided", "grouped", "circular, dilated", "one pixel"]
-
-
-@pytest.mark.parametrize(("name", "original"), [*itertools.product(PAIRED, [True, False])])
-def test_cross_moments(name: str, original: bool) -> None:
-    layer = convolution(name)
-    pairs = [(x, x + 0.1 * torch.randn_like(x)) for x in torch.randn(2, 3, 8, 7, 7)]
-    got = cross_moments(layer, pairs, original=original)
-    before = torch.cat([unfolded(layer, x) for x, _ in pairs], 2)
-    now = torch.cat([unfolded(layer, x) for _, x in pairs], 2)
-    assert got.count == before.shape[2]
-    assert_near(got.second_moment, now @ now.mT / got.count, 1e-6)
-    assert_near(got.cross_moment, before @ now.mT / got.count, 1e-6)
-    assert_near(got.mean, now.mean(2), 1e-6)
-    assert_near(got.original_mean, before.mean(2), 1e-6)
-    if original:
-        assert got.original_second_moment is not None
-        assert_near(got.original_second_moment, before @ before.mT / got.count, 1e-6)
-    else:
-        assert got.original_second_moment is None
-        with pytest.raises(RuntimeError, match="original=True"):
-            got.squared_change(layer.weight, layer.weight)
-
-
-@pytest.mark.parametrize("name", PAIRED)
-def test_change_of_the_output_from_other_inputs(name: str) -> None:
-    """For any replacement and bias it is what the moments say."""
-    layer, replacement = convolution(name).double(), convolution(name).double()
-    x = torch.randn(5, 8, 7, 7, dtype=torch.float64)
-    y = x + 0.2 * torch.randn_like(x)
-    moments = cross_moments(layer, [(x[:2], y[:2]), (x[2:], y[2:])], original=True)
-    change = replacement(y) - layer(x)
-    assert layer.bias is not None and replacement.bias is not None
-    got = moments.squared_change(layer.weight, replacement.weight, replacement.bias - layer.bias)
-    torch.testing.assert_close(got, change.square().sum(1).mean().detach())
-    without_bias = change - (replacement.bias - layer.bias)[:, None, None]
-    got = moments.squared_change(layer.weight, replacement.weight)
-    torch.testing.assert_close(got, without_bias.square().sum(1).mean().detach())
-
-
-def test_pairs_must_be_of_one_shape() -> None:
-    sums = CrossMomentSums(PatchGeometry.of(nn.Linear(6, 4)))
-    with pytest.raises(RuntimeError, match=r"got \(2, 6\) and \(3, 6\)"):
-        sums.add(torch.randn(2, 6), torch.randn(3, 6))
 
 
 @pytest.mark.gpu

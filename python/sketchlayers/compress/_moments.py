@@ -10,14 +10,14 @@ mean eigenvalue in the spectral norm. Float64 inputs stay float64, half types be
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sketchlayers.compress._patches import PatchGeometry
-from sketchlayers.compress._products import Pair, products
+from sketchlayers.compress._products import products
 
 Reduce = Callable[[Tensor], Tensor]
 """Makes a sum of this process that of all processes."""
@@ -47,63 +47,8 @@ class LayerMoments:
         return self.mean.shape[1]
 
 
-@dataclass(frozen=True, eq=False)
-class CrossMoments:
-    """Moments of the inputs x that a layer had and x~ that it will really get, patch by patch.
-
-    Attributes:
-        second_moment: ``E[x~ x~^T]``, (groups, n, n) float64.
-        cross_moment: ``E[x x~^T]``, (groups, n, n) float64.
-        original_second_moment: ``E[x x^T]``; None if it was not asked for.
-        mean: ``E[x~]``, (groups, n) float64.
-        original_mean: ``E[x]``, (groups, n) float64.
-        count: how many pairs of patches a group has seen.
-    """
-
-    second_moment: Tensor
-    cross_moment: Tensor
-    original_second_moment: Tensor | None
-    mean: Tensor
-    original_mean: Tensor
-    count: int
-
-    def squared_change(
-        self, weight: Tensor, replacement: Tensor, bias_change: Tensor | None = None
-    ) -> Tensor:
-        """``E|W x - W~ x~ - (b~ - b)|^2``: how far the output moves from the original one.
-
-        Args:
-            weight: W, (groups * T, ...) as a layer holds it; flattened to (groups, T, n).
-            replacement: W~, alike.
-            bias_change: ``b~ - b``, (groups * T,); None for none.
-
-        Returns:
-            The mean over patches, summed over outputs; a scalar, float64.
-
-        Raises:
-            RuntimeError: ``E[x x^T]`` was not asked for.
-        """
-        if self.original_second_moment is None:
-            raise RuntimeError(
-                "squared_change: E[x x^T] must have been summed; use original=True (got None)"
-            )
-        old, new = (self._by_group(w) for w in (weight, replacement))
-        energy = ((old @ self.original_second_moment) * old).sum()
-        energy += ((new @ self.second_moment) * new).sum()
-        energy -= 2 * ((old @ self.cross_moment) * new).sum()
-        if bias_change is not None:
-            move = bias_change.to(old).reshape(old.shape[:2])
-            means = old @ self.original_mean.unsqueeze(-1) - new @ self.mean.unsqueeze(-1)
-            energy += (move * (move - 2 * means.squeeze(-1))).sum()
-        return energy.clamp(min=0)
-
-    def _by_group(self, weight: Tensor) -> Tensor:
-        groups, n = self.mean.shape
-        return weight.detach().to(self.mean).reshape(groups, -1, n)
-
-
 class MomentSums:
-    """Sums up the moments of one layer's inputs.
+    """Sums up the moments of one layer's inputs: count, sums and sums of products of the patches.
 
     Example:
         >>> sums = MomentSums(PatchGeometry.of(layer))
@@ -115,7 +60,8 @@ class MomentSums:
     def __init__(self, geometry: PatchGeometry) -> None:
         """Takes the geometry of the layer."""
         self._geometry = geometry
-        self._sums = _Sums(geometry, [(0, 0)])
+        with exactly(_CPU):
+            self._begin()
 
     def add(self, inputs: Tensor) -> None:
         """Adds all patches of the input of one call of the layer.
@@ -124,7 +70,20 @@ class MomentSums:
             ValueError: a value is NaN or infinite, or the values are too large to be summed up.
             RuntimeError: the shape does not fit the layer.
         """
-        self._sums.add(inputs)
+        device = inputs.device
+        if device.type != "cuda":  # others need not know float64
+            device = _CPU
+        with exactly(device):
+            maps = self._geometry.maps(inputs.detach().to(device))
+            total = self._sum(maps)
+            count = self._geometry.count(maps)
+            if count == 0:
+                return
+            if self._count == 0 and device != self._device:
+                self._begin(device)
+            self._total += total.to(self._device)
+            self._products.add(maps.to(self._device))
+            self._count += count
 
     def take(self, reduce: Reduce | None = None) -> LayerMoments | None:
         """The moments of what was added, on the CPU; None if there were no patches. Begins anew.
@@ -135,49 +94,33 @@ class MomentSums:
         Raises:
             ValueError: a product of values was too large for their type.
         """
-        moments, means, count = self._sums.take(reduce)
-        return LayerMoments(moments[0], means[0], count, self._geometry) if count else None
+        with exactly(self._device):
+            moment, total, count = self._products.take(), self._total, self._count
+            self._begin()
+            if reduce is not None:
+                moment, total = reduce(moment), reduce(total)
+                count = int(reduce(torch.tensor(float(count), dtype=torch.float64)))
+            if count == 0:
+                return None
+            moment /= count
+            if not moment.diagonal(dim1=1, dim2=2).isfinite().all():
+                raise NonFiniteError("values whose squares are too large for their type")
+            return LayerMoments(moment.cpu(), (total / count).cpu(), count, self._geometry)
 
+    def _begin(self, device: torch.device = _CPU) -> None:
+        shape = self._geometry.groups, self._geometry.inputs
+        self._device = device
+        self._count = 0
+        self._total = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._products = products(self._geometry, device)
 
-class CrossMomentSums:
-    """Sums up the moments of pairs of inputs of one layer: those it had and those it gets.
-
-    Both inputs of a pair are of the same images, so that patches correspond.
-    """
-
-    def __init__(self, geometry: PatchGeometry, *, original: bool = False) -> None:
-        """Takes the geometry of the layer, and whether to sum ``E[x x^T]`` too."""
-        self._sums = _Sums(geometry, [(1, 1), (0, 1), *([(0, 0)] if original else [])])
-
-    def add(self, original: Tensor, actual: Tensor) -> None:
-        """Adds all pairs of patches of the inputs of one call of the layer.
-
-        Raises:
-            ValueError: a value is NaN or infinite, or the values are too large to be summed up.
-            RuntimeError: the shapes differ or do not fit the layer.
-        """
-        if original.shape != actual.shape:
-            raise RuntimeError(
-                "moments: both inputs must have one shape "
-                f"(got {tuple(original.shape)} and {tuple(actual.shape)})"
-            )
-        self._sums.add(original, actual.to(original.device))
-
-    def take(self, reduce: Reduce | None = None) -> CrossMoments | None:
-        """The moments of what was added, on the CPU; None if there were no patches. Begins anew.
-
-        Args:
-            reduce: makes each sum that of all processes.
-
-        Raises:
-            ValueError: a product of values was too large for their type.
-        """
-        moments, means, count = self._sums.take(reduce)
-        if count == 0:
-            return None
-        second, cross, original = (*moments, None)[:3]
-        assert second is not None and cross is not None
-        return CrossMoments(second, cross, original, means[1], means[0], count)
+    def _sum(self, maps: Tensor) -> Tensor:
+        """Sum of all patches, (groups, n) float64: the patches of the sum of all images."""
+        total = maps.sum(0, keepdim=True, dtype=torch.float64)
+        if not total.isfinite().all():
+            raise NonFiniteError(_what_is_not_finite(maps))
+        parts = [part.sum(-1) for part in self._geometry.patches(total)]
+        return torch.stack(parts).sum(0) if parts else torch.zeros_like(self._total).to(total)
 
 
 class NonFiniteError(ValueError):
@@ -186,67 +129,6 @@ class NonFiniteError(ValueError):
     def __init__(self, found: str) -> None:
         super().__init__(f"moments: inputs must be finite (got {found})")
         self.found = found
-
-
-class _Sums:
-    """Count, sums and sums of products of the patches of one or more corresponding inputs."""
-
-    def __init__(self, geometry: PatchGeometry, pairs: Sequence[Pair]) -> None:
-        self._geometry = geometry
-        self._pairs = tuple(pairs)
-        with exactly(_CPU):
-            self._begin()
-
-    def _begin(self, device: torch.device = _CPU) -> None:
-        inputs = 1 + max(map(max, self._pairs))
-        shape = (inputs, self._geometry.groups, self._geometry.inputs)
-        self._device = device
-        self._count = 0
-        self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._products = products(self._geometry, self._pairs, device)
-
-    def add(self, *inputs: Tensor) -> None:
-        device = inputs[0].device
-        if device.type != "cuda":  # others need not know float64
-            device = _CPU
-        with exactly(device):
-            maps = [self._geometry.maps(x.detach().to(device)) for x in inputs]
-            dtype = torch.promote_types(maps[0].dtype, maps[-1].dtype)
-            sums = torch.stack([self._sum(x) for x in maps])
-            count = self._geometry.count(maps[0])
-            if count == 0:
-                return
-            if self._count == 0 and device != self._device:
-                self._begin(device)
-            self._sums += sums.to(self._device)
-            self._products.add([x.to(self._device, dtype) for x in maps])
-            self._count += count
-
-    def take(self, reduce: Reduce | None) -> tuple[list[Tensor], Tensor, int]:
-        """Moments (groups, n, n) of each pair, means (inputs, groups, n), count; begins anew."""
-        with exactly(self._device):
-            moments, means, count = self._products.take(), self._sums, self._count
-            self._begin()
-            if reduce is not None:
-                moments = [reduce(moment) for moment in moments]
-                means = reduce(means)
-                count = int(reduce(torch.tensor(float(count), dtype=torch.float64)))
-            if count == 0:
-                return [], means, 0
-            for moment, (i, j) in zip(moments, self._pairs, strict=True):
-                moment /= count
-                if i == j and not moment.diagonal(dim1=1, dim2=2).isfinite().all():
-                    raise NonFiniteError("values whose squares are too large for their type")
-            return [moment.cpu() for moment in moments], (means / count).cpu(), count
-
-    def _sum(self, maps: Tensor) -> Tensor:
-        """Sum of all patches, (groups, n) float64: the patches of the sum of all images."""
-        total = maps.sum(0, keepdim=True, dtype=torch.float64)
-        if not total.isfinite().all():
-            raise NonFiniteError(_what_is_not_finite(maps))
-        parts = [part.sum(-1) for part in self._geometry.patches(total)]
-        shape = self._sums.shape[1:]
-        return torch.stack(parts).sum(0) if parts else total.new_zeros(shape, dtype=torch.float64)
 
 
 def _what_is_not_finite(values: Tensor) -> str:

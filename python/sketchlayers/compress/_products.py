@@ -1,7 +1,7 @@
-"""Sums of products of input patches, ``sum of x y^T``, in two ways that give the same.
+"""Sums of products of input patches, ``sum of x x^T``, in two ways that give the same.
 
-`PatchProducts` forms the patches, part by part, and multiplies them: any geometry. A product with
-itself is computed on and above the diagonal only.
+`PatchProducts` forms the patches, part by part, and multiplies them: any geometry. What is on and
+above the diagonal is computed only.
 
 `ShiftProducts` never forms patches. Where the stride is 1, the value at (channel, tap) of a patch
 is the feature map's at a place that moves with the tap, so that the block of two taps is a
@@ -47,32 +47,22 @@ _PRODUCT_BYTES = 8 << 20  # of products that wait to be summed, in each thread
 _CHANNELS = 16  # whose blocks are put together at once, so that they stay in the cache
 _FEWEST_CHANNELS = 8  # with fewer, products of whole patches are faster
 
-Pair = tuple[int, int]
-
 
 class Products(Protocol):
-    """Sums of products of patches, over all pairs of some inputs that are asked for."""
+    """Sums of products of patches."""
 
-    def add(self, maps: Sequence[Tensor]) -> None:
-        """Adds the patches of these maps, (images, channels, rows, columns), alike in shape."""
+    def add(self, maps: Tensor) -> None:
+        """Adds the patches of maps, (images, channels, rows, columns)."""
 
-    def take(self) -> list[Tensor]:
-        """The sums, (groups, n, n) float64 for each pair; begins anew."""
+    def take(self) -> Tensor:
+        """The sum, (groups, n, n) float64; begins anew."""
 
 
-def products(
-    geometry: PatchGeometry, pairs: Sequence[Pair], device: torch.device
-) -> PatchProducts | ShiftProducts:
-    """The faster of the two ways on this device.
-
-    Args:
-        geometry: of the layer.
-        pairs: which products to sum: (i, j) is that of the patches of map i with those of map j.
-        device: where the sums are kept.
-    """
+def products(geometry: PatchGeometry, device: torch.device) -> Products:
+    """The faster of the two ways for this layer on this device, where the sum is kept."""
     if suits_shifts(geometry) and device.type == "cpu":
-        return ShiftProducts(geometry, pairs, device)
-    return PatchProducts(geometry, pairs, device)
+        return ShiftProducts(geometry, device)
+    return PatchProducts(geometry, device)
 
 
 def suits_shifts(geometry: PatchGeometry) -> bool:
@@ -86,55 +76,42 @@ def suits_shifts(geometry: PatchGeometry) -> bool:
 
 
 def working_bytes(geometry: PatchGeometry) -> int:
-    """Memory that the sum of products of one pair takes at most, until it has been taken."""
+    """Memory that the sum of products takes at most, until it has been taken."""
     size = 8 * geometry.groups * geometry.inputs**2
     if not suits_shifts(geometry):
         return size
     (rows, columns), dilation = geometry.kernel_size, max(geometry.dilation)
     reach = 4 * (rows + columns) * dilation + sum(geometry.padding)  # no larger map has more
-    return size + 8 * geometry.channels**2 * len(_rectangles(geometry, reach, reach, half=True))
+    return size + 8 * geometry.channels**2 * len(_rectangles(geometry, reach, reach))
 
 
 class PatchProducts:
     """Forms the patches and multiplies them."""
 
-    def __init__(
-        self, geometry: PatchGeometry, pairs: Sequence[Pair], device: torch.device
-    ) -> None:
+    def __init__(self, geometry: PatchGeometry, device: torch.device) -> None:
         self._geometry = geometry
-        self._pairs = tuple(pairs)
         self._device = device
-        self._sums: list[Tensor] = []
+        self._sum: Tensor | None = None
 
-    def add(self, maps: Sequence[Tensor]) -> None:
-        """Adds the patches of these maps, (images, channels, rows, columns), alike in shape."""
-        sums = self._started()
-        for parts in zip(*map(self._geometry.patches, maps), strict=True):
-            tasks = [
-                partial(_add_rows, total, parts[i], parts[j], rows, upper=i == j)
-                for total, (i, j) in zip(sums, self._pairs, strict=True)
-                for rows in _blocks_of_rows(self._geometry.inputs)
-            ]
-            _run(tasks, self._device)
+    def add(self, maps: Tensor) -> None:
+        """Adds the patches of maps, (images, channels, rows, columns)."""
+        total = self._sum = self._started()
+        for part in self._geometry.patches(maps):
+            rows_of_blocks = _blocks_of_rows(self._geometry.inputs)
+            _run([partial(_add_rows, total, part, rows) for rows in rows_of_blocks], self._device)
 
-    def take(self) -> list[Tensor]:
-        """The sums, (groups, n, n) float64 for each pair; begins anew."""
-        sums, self._sums = self._started(), []
-        tasks = [
-            partial(_mirror, total, rows)
-            for total, (i, j) in zip(sums, self._pairs, strict=True)
-            for rows in _blocks_of_rows(self._geometry.inputs)
-            if i == j
-        ]
-        _run(tasks, self._device)
-        return sums
+    def take(self) -> Tensor:
+        """The sum, (groups, n, n) float64; begins anew."""
+        total, self._sum = self._started(), None
+        blocks = _blocks_of_rows(self._geometry.inputs)
+        _run([partial(_mirror, total, rows) for rows in blocks], self._device)
+        return total
 
-    def _started(self) -> list[Tensor]:
+    def _started(self) -> Tensor:
         n = self._geometry.inputs
-        if not self._sums:
-            shape = (self._geometry.groups, n, n)
-            self._sums = [_zeros(shape, self._device) for _ in self._pairs]
-        return self._sums
+        return (
+            _zeros((self._geometry.groups, n, n), self._device) if self._sum is None else self._sum
+        )
 
 
 def _blocks_of_rows(size: int, largest: int = 128) -> list[slice]:
@@ -143,10 +120,9 @@ def _blocks_of_rows(size: int, largest: int = 128) -> list[slice]:
     return [slice(start, min(start + block, size)) for start in range(0, size, block)]
 
 
-def _add_rows(total: Tensor, left: Tensor, right: Tensor, rows: slice, *, upper: bool) -> None:
-    """Adds some rows of ``left @ right^T``; with ``upper`` without what is left of the diagonal."""
-    columns = slice(rows.start if upper else 0, None)
-    total[:, rows, columns] += left[:, rows] @ right[:, columns].mT
+def _add_rows(total: Tensor, patches: Tensor, rows: slice) -> None:
+    """Adds some rows of ``patches @ patches^T``, without what is left of the diagonal."""
+    total[:, rows, rows.start :] += patches[:, rows] @ patches[:, rows.start :].mT
 
 
 def _mirror(total: Tensor, rows: slice) -> None:
@@ -178,72 +154,61 @@ class Rectangle(NamedTuple):
 class ShiftProducts:
     """Correlates shifted feature maps; stride 1 and no groups."""
 
-    def __init__(
-        self, geometry: PatchGeometry, pairs: Sequence[Pair], device: torch.device
-    ) -> None:
+    def __init__(self, geometry: PatchGeometry, device: torch.device) -> None:
         self._geometry = geometry
-        self._pairs = tuple(pairs)
         self._device = device
-        self._rectangles: list[list[Rectangle]] = []  # for each pair
-        self._products: list[Tensor] = []  # for each pair (rectangles, channels, channels)
-        self._sums: list[Tensor] = []
+        self._rectangles: list[Rectangle] = []
+        self._products: Tensor | None = None  # (rectangles, channels, channels)
+        self._sum: Tensor | None = None
 
-    def add(self, maps: Sequence[Tensor]) -> None:
-        """Adds the patches of these maps, (images, channels, rows, columns), alike in shape."""
+    def add(self, maps: Tensor) -> None:
+        """Adds the patches of maps, (images, channels, rows, columns)."""
         if self._geometry.padding_mode != "zeros":  # then padding is something to multiply
-            maps = [self._geometry.pad(x) for x in maps]
-        images, channels, rows, columns = maps[0].shape
-        self._lay_out(rows, columns)
-        bytes_of_image = channels * rows * columns * maps[0].element_size()
+            maps = self._geometry.pad(maps)
+        products = self._laid_out(*maps.shape[2:])
+        bytes_of_image = maps[:1].nbytes
         most = max(1, PART_BYTES // max(1, bytes_of_image))
-        for start in range(0, images, most):
-            grids = [_images_inside(x[start : start + most]) for x in maps]
+        for part in maps.split(most):
+            grid = _images_inside(part)
             tasks = [
-                partial(_correlate, total, grids[i], grids[j], rectangle, self._geometry.dilation)
-                for (i, j), rectangles, sums in zip(
-                    self._pairs, self._rectangles, self._products, strict=True
-                )
-                for rectangle, total in zip(rectangles, sums, strict=True)
+                partial(_correlate, total, grid, rectangle, self._geometry.dilation)
+                for rectangle, total in zip(self._rectangles, products, strict=True)
             ]
             _run(tasks, self._device)
 
-    def take(self) -> list[Tensor]:
-        """The sums, (1, n, n) float64 for each pair; begins anew."""
+    def take(self) -> Tensor:
+        """The sum, (1, n, n) float64; begins anew."""
         self._put_together()
-        n = self._geometry.inputs
-        sums = self._sums or [_zeros((n, n), self._device) for _ in self._pairs]
-        self._sums = []
-        return [total.view(1, n, n) for total in sums]
+        total, self._sum = self._started(), None
+        return total[None]
 
-    def _lay_out(self, rows: int, columns: int) -> None:
-        """Gets ready for maps of this size; sums of sizes with the same rectangles go together."""
+    def _laid_out(self, rows: int, columns: int) -> Tensor:
+        """The rectangles' products for maps of this size; sizes with the same blocks share them."""
         geometry = _without_padding(self._geometry)
-        layout = [_rectangles(geometry, rows, columns, half=i == j) for i, j in self._pairs]
-        if not _same_blocks(layout, self._rectangles):
+        rectangles = _rectangles(geometry, rows, columns)
+        if self._products is None or not _same_blocks(rectangles, self._rectangles):
             self._put_together()
-            channels = geometry.channels
-            self._products = [
-                _zeros((len(rectangles), channels, channels), self._device) for rectangles in layout
-            ]
-        self._rectangles = layout
+            shape = len(rectangles), geometry.channels, geometry.channels
+            self._products = _zeros(shape, self._device)
+        self._rectangles = rectangles
+        return self._products
 
     def _put_together(self) -> None:
-        """Adds the rectangles' products to the sums of patches."""
-        if not self._products:
+        """Adds the rectangles' products to the sum of patches."""
+        if self._products is None:
             return
+        total = self._sum = self._started()
+        kernel = self._geometry.kernel_size
+        tasks = [
+            partial(_add_blocks, total, self._products, self._rectangles, kernel, some)
+            for some in _blocks_of_rows(self._geometry.channels, _CHANNELS)
+        ]
+        _run(tasks, self._device)
+        self._products = None
+
+    def _started(self) -> Tensor:
         n = self._geometry.inputs
-        self._sums = self._sums or [_zeros((n, n), self._device) for _ in self._pairs]
-        for total, (i, j), rectangles in zip(
-            self._sums, self._pairs, self._rectangles, strict=True
-        ):
-            products = self._products.pop(0)
-            kernel = self._geometry.kernel_size
-            tasks = [
-                partial(_add_blocks, total, products, rectangles, kernel, some, mirrored=i == j)
-                for some in _blocks_of_rows(self._geometry.channels, _CHANNELS)
-            ]
-            _run(tasks, self._device)
-        self._rectangles = []
+        return _zeros((n, n), self._device) if self._sum is None else self._sum
 
 
 def _without_padding(geometry: PatchGeometry) -> PatchGeometry:
@@ -266,13 +231,13 @@ def _images_inside(maps: Tensor) -> Tensor:
 
 
 def _correlate(
-    total: Tensor, first: Tensor, second: Tensor, rectangle: Rectangle, dilation: tuple[int, int]
+    total: Tensor, grid: Tensor, rectangle: Rectangle, dilation: tuple[int, int]
 ) -> None:
-    """Adds the sum of ``x y^T`` over a rectangle's pixels x of one map and y of another."""
+    """Adds the sum of ``x y^T`` over a rectangle's pixels x and those y that are a shift away."""
     (top, bottom, _), (start, stop, _) = rectangle.rows, rectangle.columns
     down, right = (shift * step for shift, step in zip(rectangle.shift, dilation, strict=True))
-    x = first[top:bottom, start:stop].flatten(1, 2)
-    y = second[top + down : bottom + down, start + right : stop + right].flatten(1, 2)
+    x = grid[top:bottom, start:stop].flatten(1, 2)
+    y = grid[top + down : bottom + down, start + right : stop + right].flatten(1, 2)
     # One product for each row of pixels, several in one call.
     band = max(1, _PRODUCT_BYTES // (x.element_size() * total.numel()))
     for row, place in product(range(0, x.shape[0], band), range(0, x.shape[1], PART_POSITIONS)):
@@ -280,17 +245,17 @@ def _correlate(
         total += torch.bmm(x[part].mT, y[part]).sum(0, dtype=torch.float64)
 
 
-def _rectangles(geometry: PatchGeometry, rows: int, columns: int, *, half: bool) -> list[Rectangle]:
-    """The rectangles of all shifts that are not empty; with ``half`` one of each two opposite ones.
+def _rectangles(geometry: PatchGeometry, rows: int, columns: int) -> list[Rectangle]:
+    """The rectangles of shifts that are not empty, of each two opposite shifts those of one.
 
-    The shift 0 and those that look down or, in the same row, to the right are the half.
+    These are the shift 0 and those that look down or, in the same row, to the right.
     """
     (height, width), (down, right) = geometry.kernel_size, geometry.dilation
     out_rows, out_columns = geometry.output_size(rows, columns)
     top, _, left, _ = geometry.padding
     found = []
     for shift in product(range(1 - height, height), range(1 - width, width)):
-        if half and shift < (0, 0):
+        if shift < (0, 0):
             continue
         for row in _intervals(rows, out_rows, height, top, down, shift[0]):
             for column in _intervals(columns, out_columns, width, left, right, shift[1]):
@@ -322,11 +287,11 @@ def _intervals(
     return [part for part in parts if part.taps]
 
 
-def _same_blocks(a: list[list[Rectangle]], b: list[list[Rectangle]]) -> bool:
+def _same_blocks(a: list[Rectangle], b: list[Rectangle]) -> bool:
     """Whether the rectangles belong to the same blocks, one by one, whatever their sizes."""
 
-    def blocks(layout: list[list[Rectangle]]) -> list[list[object]]:
-        return [[(r.shift, r.rows.taps, r.columns.taps) for r in pair] for pair in layout]
+    def blocks(rectangles: list[Rectangle]) -> list[object]:
+        return [(r.shift, r.rows.taps, r.columns.taps) for r in rectangles]
 
     return blocks(a) == blocks(b)
 
@@ -337,28 +302,26 @@ def _add_blocks(
     rectangles: Sequence[Rectangle],
     kernel_size: tuple[int, int],
     some: slice,
-    *,
-    mirrored: bool,
 ) -> None:
     """Adds each rectangle's product to all its blocks (tap, tap), for some channels' rows.
 
     Args:
         total: (n, n), changed.
-        products: (rectangles, channels, channels), of one shift of two opposite ones if mirrored.
+        products: (rectangles, channels, channels), of one shift of two opposite ones: they count
+            for the opposite blocks too.
         rectangles: their shifts and taps.
         kernel_size: (rows, columns).
         some: which channels.
-        mirrored: whether the sum is symmetric, so that products count for opposite blocks too.
     """
     channels, taps = products.shape[1], math.prod(kernel_size)
     blocks = products.new_zeros(taps, taps, some.stop - some.start, channels)
     for rectangle, sum_ in zip(rectangles, products, strict=True):
         above, below = sum_[some], sum_[:, some].t()
-        if mirrored and rectangle.shift == (0, 0):
+        if rectangle.shift == (0, 0):
             above = (above + below) / 2  # equal but for rounding
         for first, second in _blocks(rectangle, kernel_size[1]):
             blocks[first, second] += above
-            if mirrored and first != second:
+            if first != second:
                 blocks[second, first] += below
     total.view(channels, taps, channels, taps)[some] += blocks.permute(2, 0, 3, 1)
 
