@@ -259,3 +259,19 @@ def test_what_is_no_loader(calibration: Any) -> None:
 def test_flags_must_be_flags(argument: str) -> None:
     with pytest.raises(TypeError, match=f"{argument} must be True or False"):
         smaller(Net(), [images()], **{argument: "no"})
+
+
+def test_large_outputs_are_kept_of_few_images() -> None:
+    class Large(Net):
+        """As a network for segmentation, with many outputs for each image."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            counts.append(len(x))
+            return super().forward(x).repeat(1, 20_000)
+
+    counts: list[int] = []
+    net = Large().eval()
+    smaller(net, [images(100)], sequential=False, memory_budget=8_000_000)
+    # 10 images at a time are compared; all of them are for second moments alone.
+    assert sum(count > 10 for count in counts) <= 3
+    assert counts.count(10) > 10

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sketchlayers._progress import progress_bar
@@ -36,6 +37,7 @@ from sketchlayers.compress._network import (
 )
 from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._ranks import Ranks
+from sketchlayers.compress._sample import Sample, outputs_of
 from sketchlayers.compress._seeds import layer_seed
 from sketchlayers.compress._sensitivity import images_to_look_at, output_sensitivity
 from sketchlayers.compress._swap import replace_layers
@@ -196,7 +198,7 @@ class Job:
         meter = None
         if self._images is not None and self._settings.weighted_allocation:
             count = images_to_measure_on(self._images.sample, len(layers))
-            sample = self._images.sample.first(count)
+            sample = self._with_outputs_kept(self._images.sample.first(count))
             meter = DamageMeter(self._model, sample, self._processes)
         return _ranks.by_error(
             self._method,
@@ -207,6 +209,13 @@ class Job:
             meter,
             progress=self._progress,
         )
+
+    def _with_outputs_kept(self, sample: Sample) -> Sample:
+        """As many of the images as the network's outputs for them may be kept."""
+        with torch.no_grad():
+            outputs = outputs_of(sample.first(1).calls()[0](evaluation_copy(self._model)))
+        size = max(1, sum(output.nbytes for output in outputs))
+        return sample.first(max(1, self._memory_budget // size))
 
     def _norm_of_fit(self, norm: Norm) -> Norm:
         return norm if self._settings.weighted_fit else Norm(norm.moments)
@@ -307,7 +316,8 @@ class Job:
         original = evaluation_copy(self._model)
         small = replace_layers(self._model, self._swaps, inplace=False)
         with evaluating(small):
-            judge = Judge(original, images.sample.first(JUDGED_IMAGES), self._processes)
+            judged = self._with_outputs_kept(images.sample.first(JUDGED_IMAGES))
+            judge = Judge(original, judged, self._processes)
             self.change = judge(small)
             if self._settings.reestimate_batch_norm:
                 with self._stage("batch norm"):
