@@ -238,15 +238,18 @@ def test_ways_that_depend_on_values() -> None:
     net.expected = 0.0
     with torch.no_grad():
         net.expected = float(net.second(net.norm(net.first(x)).relu()).double().sum())
+    arguments: dict[str, Any] = {
+        "rate": {"second": 0.5, "third": 0.5},
+        "calibration": [x],
+        "example_inputs": x,
+        "sensitivity": False,
+    }
     with pytest.raises(RuntimeError, match=r"order of the original one.*use sequential=False"):
-        sketchlayers.compress(
-            net,
-            "tucker2",
-            rate={"second": 0.5, "third": 0.5},
-            calibration=[x],
-            example_inputs=x,
-            sensitivity=False,
-        )
+        sketchlayers.compress(net, "tucker2", sequential=True, **arguments)
+    _, report = sketchlayers.compress(net, "tucker2", **arguments)
+    assert [row.name for row in report.replaced] == ["second", "third"]
+    assert not report.sequential
+    assert any("each for itself" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("calibration", [images(4), "folder", {"x": images(4)}])

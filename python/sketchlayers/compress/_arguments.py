@@ -28,6 +28,7 @@ class Settings:
         init: "fit" or "random".
         allocation: how a budget becomes ranks.
         sequential: fit layers one after the other.
+        only_sequential: where that cannot be done, fail.
         sensitivity: whether errors of outputs are weighted in the fits, and in the allocation.
         correct_bias: biases take up the change of the mean.
         reestimate: batch norm: False, True, or "auto".
@@ -38,6 +39,7 @@ class Settings:
     init: Init
     allocation: Allocation
     sequential: bool
+    only_sequential: bool
     weighted_fit: bool
     weighted_allocation: bool
     correct_bias: bool
@@ -113,6 +115,7 @@ def settings(
         init=init,  # type: ignore[arg-type]
         allocation=default if allocation is None else allocation,  # type: ignore[arg-type]
         sequential=images if sequential is None else sequential,
+        only_sequential=sequential is True,
         weighted_fit=weighted in (True, "fit"),
         weighted_allocation=weighted in (True, "allocation"),
         correct_bias=correct_bias,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from sketchlayers.compress._lockstep import Lockstep
+from sketchlayers.compress._lockstep import Lockstep, OrderError
 from sketchlayers.compress._moments import LayerMoments, MomentSums, NonFiniteError, exactly
 from sketchlayers.compress._patches import PatchGeometry
 from sketchlayers.compress._processes import Processes
@@ -156,7 +156,7 @@ def fit_one_after_the_other(
         The fitted layers; those missing were not reached.
 
     Raises:
-        RuntimeError: batches come through the layers in different orders.
+        OrderError: batches come through the layers in different orders.
         ValueError: a layer's input or output is not finite.
     """
     done: dict[str, Fitted] = {}
@@ -170,7 +170,7 @@ def fit_one_after_the_other(
             while (place := actual.advance()) in fitted:
                 pass  # was fitted before; its inputs do not matter
             if place != name:
-                raise RuntimeError(
+                raise OrderError(
                     "compress: the smaller network must run its layers in the order of the "
                     f"original one for sequential fitting (got {place!r} in place of {name!r}); "
                     "use sequential=False"

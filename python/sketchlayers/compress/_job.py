@@ -27,7 +27,7 @@ from sketchlayers.compress._fit import (
     naming,
     seeded,
 )
-from sketchlayers.compress._lockstep import live_bytes
+from sketchlayers.compress._lockstep import OrderError, live_bytes
 from sketchlayers.compress._network import (
     Judge,
     Statistics,
@@ -65,6 +65,7 @@ class Job:
         methods: what they were made by, by name.
         change: of the network's outputs, relative to them, on calibration images; None without.
         images: that the layers' moments were taken on; None without.
+        sequential: whether layers were fitted one after the other.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Job:
         self.ranks = Ranks({})
         self.change: float | None = None
         self.images: int | None = None
+        self.sequential = settings.sequential
         self._swaps: dict[nn.Module, nn.Module] = {}
         self._small: nn.Module | None = None
         self._batch_norms: Statistics = {}  # taken anew
@@ -242,20 +244,23 @@ class Job:
             for name, choice in choices.items()
             if choice.method is not None and not self._in_sequence(layers[name], norms[name])
         }
-        fitted = {}
         sequence = {
             name: choice
             for name, choice in choices.items()
             if self._in_sequence(layers[name], norms[name])
         }
-        with progress_bar("fitting", len(alone), unit="layer", show=self._progress) as bar:
-            for name, choice in alone.items():
-                with naming(name):
-                    fitted[name] = self._fit_alone(name, choice, norms[name])
-                bar(1)
+        fitted = self._fit_each(alone, norms)
         if sequence and self._images is not None:
-            fitted |= self._fit_in_sequence(sequence, fitted, norms, self._images)
-            self.reasons |= {name: _NOT_REACHED for name in sequence if name not in fitted}
+            try:
+                fitted |= self._fit_in_sequence(sequence, fitted, norms, self._images)
+                self.reasons |= {name: _NOT_REACHED for name in sequence if name not in fitted}
+            except OrderError as error:
+                if self._settings.only_sequential or self._processes.count > 1:
+                    raise
+                self.sequential = False
+                self.notes.append(f"layers were fitted each for itself: {error}")
+                rest = {name: one for name, one in sequence.items() if one.method is not None}
+                fitted |= self._fit_each(rest, norms)
         for name, one in fitted.items():
             one.module.train(layers[name].module.training)  # they ran in evaluation mode
         return {name: fitted[name] for name in layers if name in fitted}
@@ -264,6 +269,17 @@ class Job:
         """Whether the layer can be fitted to the inputs that it will really get."""
         calls = layer.calls
         return self._settings.sequential and norm.moments is not None and len(calls or ()) == 1
+
+    def _fit_each(
+        self, choices: Mapping[str, Choice], norms: Mapping[str, Norm]
+    ) -> dict[str, Fitted]:
+        fitted = {}
+        with progress_bar("fitting", len(choices), unit="layer", show=self._progress) as bar:
+            for name, choice in choices.items():
+                with naming(name):
+                    fitted[name] = self._fit_alone(name, choice, norms[name])
+                bar(1)
+        return fitted
 
     def _fit_alone(self, name: str, choice: Choice, norm: Norm) -> Fitted:
         device = choice.layer.get_parameter("weight").device

@@ -28,6 +28,10 @@ Call = Callable[[nn.Module], Any]
 """Calls a model on one batch."""
 
 
+class OrderError(RuntimeError):
+    """Calls come to different layers, so that they cannot be paused at the same one."""
+
+
 class Lockstep:
     """The calls of a copy of a model on some batches; a context manager.
 
@@ -61,13 +65,13 @@ class Lockstep:
         """Lets all calls go on to the next layer; its name, None when they have ended.
 
         Raises:
-            RuntimeError: the calls come to different layers.
+            OrderError: the calls come to different layers.
             Exception: whatever the model raises.
         """
         places = [run.resume() for run in self._runs]
         if len(set(places)) > 1:
             found = sorted({repr(place) for place in places if place is not None})
-            raise RuntimeError(
+            raise OrderError(
                 "compress: all batches must go through the layers in the same order for sequential "
                 f"fitting (got {', '.join(found)} at the same time); use sequential=False"
             )

@@ -134,7 +134,8 @@ def compress(
             ranks (of two sides, and methods) that are expected to do the network the least damage.
             None: "error" with calibration.
         sequential: fit layers one after the other, each from the inputs that it will really get.
-            None: with images. As many images take part as ``memory_budget`` allows.
+            None: with images, unless batches come through the layers in different orders, which
+            is noted. As many images take part as ``memory_budget`` allows.
         sensitivity: weigh errors of a layer's outputs by what they do to the network's outputs:
             in the fits ("fit"), in the allocation ("allocation"), in both (True) or not at all.
             None: both, with images.
@@ -163,8 +164,8 @@ def compress(
             nothing; a calibration is of another model.
         TypeError: an argument has the wrong type, the method has no such option, or the model
             cannot be copied (with calibration it is, also if ``inplace``).
-        RuntimeError: batches, or the smaller network, come through the layers in another order, so
-            that they cannot be fitted one after the other.
+        RuntimeError: ``sequential``, and batches, or the smaller network, come through the layers
+            in different orders.
 
     Warns:
         UserWarning: fitted layers have a relative error above 0.3 without data, or the network's
@@ -243,7 +244,7 @@ def compress(
         budget_rate=job.ranks.rate,
         allocation=settings.allocation if isinstance(rates, Budget) else None,
         images=job.images,
-        sequential=settings.sequential,
+        sequential=job.sequential,
         output_change=job.change,
         seconds=job.seconds,
     )
