@@ -121,11 +121,16 @@ def _by_variant(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
     lines = []
     for calibration in sorted(calibrations):
         for (method, rate), group in _groups(_by_rate(rows), ("method", "rate")):
+            own = [
+                row
+                for row in group
+                if _values(row, ("calibration_data", "calibration_images")) == calibration
+            ]
+            if not own:
+                continue
             line: Row = {"method": method, "rate": rate, "calibration": " ".join(calibration)}
-            for row in group:
-                own = _values(row, ("calibration_data", "calibration_images")) == calibration
-                if own or row in without:
-                    line[row["variant"]] = row["accuracy"] or None
+            for row in (*own, *(row for row in without if row in group)):
+                line[row["variant"]] = row["accuracy"] or None
             lines.append(line)
     columns = [
         Column("calibration", "calibrated on", left=True),
