@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torchvision import models
 
 from image_data import IMAGENET_MEAN, IMAGENET_STD, Normalisation
@@ -109,6 +110,11 @@ def load(name: str, weights: Path | str | None = None, *, random: int | None = N
         _load_into(network, name, values)
     network.eval()
     return Trained(network, classes, definition.size, definition.normalisation)
+
+
+def with_batch_norms_folded(trained: Trained) -> Trained:
+    """The same function with batch norms in the weights and biases of the layers before them."""
+    return replace(trained, network=fuse(trained.network))
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -77,6 +77,8 @@ class Experiment:
         self.variants = variants.chosen(args.variants, args.variant or ())
         self.device = torch.device(args.device)
         self.trained = pretrained.load(args.network, args.weights)
+        if args.fold_batch_norms:
+            self.trained = pretrained.with_batch_norms_folded(self.trained)
         self.trained.network.to(self.device)
         train = read_split(args.data, args.root, train=True)
         self.calibration = self._calibration_images(train)
@@ -99,7 +101,7 @@ class Experiment:
         args, images = self.args, run.variant.images
         calibration = args.calibration_label or args.calibration_data or "same"
         return {
-            "network": args.network,
+            "network": args.network + (" folded" if args.fold_batch_norms else ""),
             "data": args.label or args.data,
             "split": args.split,
             "images": len(self.labels),
@@ -275,7 +277,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--csv", type=Path, required=True, help="file of results, made or gone on in")
-    root.add_argument("--png", type=Path, help="plot of accuracy over rate to write")
+    root.add_argument("--png", type=Path, help="plot to write, of --variants over rates")
     root.add_argument("--show", action="store_true", help="run nothing: tables of what is there")
     root.add_argument("--markdown", action="store_true", help="print tables as Markdown")
 
@@ -284,6 +286,11 @@ def parser() -> argparse.ArgumentParser:
         "--network", help="resnet20, resnet32, efficientnet_lite0, or a classifier of torchvision"
     )
     network.add_argument("--weights", type=Path, help="file with its weights")
+    network.add_argument(
+        "--fold-batch-norms",
+        action="store_true",
+        help="first put batch norms into weights and biases of convolutions",
+    )
     network.add_argument("--device", default="cpu")
     network.add_argument("--threads", type=int, help="of the processor (default: PyTorch's)")
 
@@ -366,7 +373,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = read_csv(args.csv)
     print("\n\n".join(tables(rows, markdown=args.markdown)))
     if args.png is not None:
-        plot(rows, args.png)
+        shown = {variant.name for variant in (DENSE, *variants.chosen(args.variants))}
+        plot([row for row in rows if row["variant"] in shown], args.png)
         print(f"wrote {args.png}")
     return 0
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,14 @@ def test_unusable_weights_are_told(tmp_path: Path) -> None:
         pretrained.load("resnet19")
     with pytest.raises(ValueError, match="must end with a fully connected layer"):
         pretrained.load("squeezenet1_0", random=0)
+
+
+def test_batch_norms_are_folded() -> None:
+    network = CifarResNet(20).train()
+    network(torch.rand(8, 3, 16, 16))  # statistics that are not 0 and 1
+    trained = dataclasses.replace(pretrained.load("resnet20", random=0), network=network.eval())
+    folded = pretrained.with_batch_norms_folded(trained).network
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert all(m.bias is not None for m in folded.modules() if isinstance(m, nn.Conv2d))
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
