@@ -77,6 +77,7 @@ def main(out: Path) -> None:
         except Exception as error:
             failures.append(f"{type(error).__name__}: {error}")
     (out / f"failures-{rank}.txt").write_text("\n".join(failures))
+    dist.barrier()  # none leaves while another still listens
     dist.destroy_process_group()
 
 
