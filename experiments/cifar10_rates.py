@@ -17,6 +17,7 @@ from pathlib import Path
 from distributed import join
 from experiment import NetworkSpec, run
 from image_data import DataError, load
+from options import documented_parser
 from plot import collect
 from runs import RunError, RunFolder, resolved
 from train import DENSE_LR, SKETCH_LR
@@ -25,12 +26,7 @@ from training import Recipe
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 when all trainings finished, 1 when one diverged, 2 when none started."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, help="folder with CIFAR-10")
     parser.add_argument("--label", default="CIFAR-10", help="what figures call the data")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10_rates"))

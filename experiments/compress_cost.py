@@ -27,6 +27,7 @@ from torch import nn
 import pretrained
 import variants
 from image_data import DATA_SETS, DataError, read_split
+from options import documented_parser
 from pictures import Pictures
 from pretrained import WeightsError
 from runs import hardware, read_csv, versions, write_csv
@@ -101,12 +102,7 @@ def measure_batch_norms(network: nn.Module, pictures: Pictures) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    root = argparse.ArgumentParser(
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    root = documented_parser(__doc__)
     root.add_argument("--network", required=True)
     root.add_argument("--weights", type=Path, help="file with its weights (default: random)")
     root.add_argument("--data", choices=list(DATA_SETS), default="digits")

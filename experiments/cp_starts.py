@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import pretrained
 from image_data import DATA_SETS, DataError, read_split
+from options import documented_parser
 from pictures import Pictures
 from pretrained import WeightsError
 from runs import write_csv
@@ -132,12 +133,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    root = argparse.ArgumentParser(
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    root = documented_parser(__doc__)
     root.add_argument("--csv", type=Path, required=True, help="file of results")
     root.add_argument("--network", default="resnet20")
     root.add_argument("--weights", type=Path, required=True, help="file with its weights")

@@ -26,6 +26,7 @@ from distributed import World, join
 from experiment import NetworkSpec, build
 from image_data import DataError, DataSet, load
 from networks import count_parameters
+from options import documented_parser
 from plots import Curve, plot_curves
 from runs import RunError, RunFolder, hardware, versions, write_csv
 from sketchlayers import compress, inspect
@@ -92,12 +93,7 @@ class Candidate:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 when it could not start."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder with CIFAR-10 (default: digits)")
     parser.add_argument("--rate", type=float, default=0.15, help="parameters after / before")
     parser.add_argument("--epochs", type=int, help="epochs of each training")

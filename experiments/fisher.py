@@ -74,7 +74,7 @@ class Comparison(Experiment):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments or data."""
-    args = zero_shot.parser().parse_args(arguments)
+    args = zero_shot.parser(__doc__).parse_args(arguments)
     try:
         zero_shot.check(args)
         if args.threads is not None:

@@ -22,6 +22,7 @@ from distributed import join
 from experiment import NetworkSpec, run
 from image_data import DATA_SETS, DataError, load
 from networks import IMAGE_SIZES, NETWORKS
+from options import documented_parser
 from runs import RunError, RunFolder, resolved
 from sketchlayers.methods import scale_argument
 from training import Recipe
@@ -35,12 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """All options of a training run."""
     defaults = Recipe()
     spec = NetworkSpec()
-    description, _, details = (__doc__ or "").partition("\n\n")
-    root = argparse.ArgumentParser(
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    root = documented_parser(__doc__)
 
     data = root.add_argument_group("data")
     data.add_argument("--data", choices=list(DATA_SETS), default="digits")

@@ -32,6 +32,7 @@ import pretrained
 import variants
 from image_data import DATA_SETS, DataError, ImageFiles, Images, read_split
 from networks import count_parameters
+from options import documented_parser
 from paired import bits_to_text, paired_difference
 from pictures import Pictures, predictions
 from pretrained import WeightsError
@@ -268,14 +269,9 @@ def _identity(row: Row) -> tuple[str, ...]:
     return tuple(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)
 
 
-def parser() -> argparse.ArgumentParser:
-    """All options."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    root = argparse.ArgumentParser(
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser(doc: str | None = __doc__) -> argparse.ArgumentParser:
+    """All options, with the help of a script."""
+    root = documented_parser(doc)
     root.add_argument("--csv", type=Path, required=True, help="file of results, made or gone on in")
     root.add_argument("--png", type=Path, help="plot to write, of --variants over rates")
     root.add_argument("--show", action="store_true", help="run nothing: tables of what is there")

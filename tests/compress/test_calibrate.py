@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ from sketchlayers.compress._products import working_bytes
 
 from . import gloo_worker
 from .networks import OutOfOrder, Small, assert_unchanged, images, state_of
+from .torchrun import in_two_processes
 
 
 def assert_equal(got: Calibration, expected: Calibration, *, tolerance: float = 0.0) -> None:
@@ -647,16 +646,7 @@ def test_calibration_of_another_model_names_the_first_difference() -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `gloo_worker` wrote, run by ``torchrun``."""
     out = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(gloo_worker.__file__), str(out)]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(gloo_worker, out)
     return out
 
 
