@@ -4,8 +4,8 @@ To first order an error ``d`` of a layer's output at one position moves the netw
 by ``J d``. With ``F = E[sum over positions of J^T J]`` the expected square of that is
 ``tr(F E[d d^T])``, errors at different positions taken as independent: the norm in which errors of
 a layer count for what they do to the network. No labels are needed. (With the Jacobian of a loss
-in place of the outputs' this is the empirical Fisher information, which a trained network has
-little of: its loss is flat on the images that it was trained on, and says nothing of others.)
+in place of the outputs' this is the Fisher information, by which fits came out worse than without
+any weight: ``experiments/fisher.py``.)
 
 ``J^T J`` is not formed: for random signs ``v``, ``E[(J^T v)(J^T v)^T] = J^T J``, and ``J^T v`` is
 one backward pass.
