@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sketchlayers._threads import in_parallel
 from sketchlayers.compress import _patches, _products
 from sketchlayers.compress._moments import (
     LayerMoments,
@@ -22,7 +23,6 @@ from sketchlayers.compress._moments import (
 )
 from sketchlayers.compress._patches import PatchGeometry
 from sketchlayers.compress._products import PatchProducts, Products, ShiftProducts
-from sketchlayers.compress._threads import in_parallel
 
 CPU = torch.device("cpu")
 

@@ -40,8 +40,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sketchlayers._threads import Task, in_parallel
 from sketchlayers.compress._patches import PART_BYTES, PART_POSITIONS, Padding, PatchGeometry
-from sketchlayers.compress._threads import Task, in_parallel
 
 _PRODUCT_BYTES = 8 << 20  # of products that wait to be summed, in each thread
 _CHANNELS = 16  # whose blocks are put together at once, so that they stay in the cache

@@ -49,7 +49,8 @@ def minimise(
         evaluate: the function.
         start: its variables.
         max_sweeps: the most points to accept, the first included.
-        tolerance: stop when a sweep lowers the error by less than this part of it.
+        tolerance: stop when a sweep lowers the error by less than this part of it, and does so
+            once more without what past sweeps seemed to tell.
     """
     variables, point = start, evaluate(start)
     errors = [point.square**0.5]
@@ -67,14 +68,16 @@ def minimise(
             break
         length, point = step
         errors.append(point.square**0.5)
-        gain = errors[-2] - errors[-1]
-        if len(errors) == max_sweeps or gain <= tolerance * errors[-1] or point.square <= _ROUNDING:
+        gains_little = errors[-2] - errors[-1] <= tolerance * errors[-1]
+        if len(errors) == max_sweeps or point.square <= _ROUNDING or (gains_little and not history):
             break
         change = length * direction
         variables = variables + change
         previous, gradient = gradient, point.gradient()
         bend = gradient - previous
-        if _dot(change, bend) > 0:
+        if gains_little:
+            history.clear()
+        elif _dot(change, bend) > 0:
             history.append((change, bend))
     return point, tuple(errors)
 

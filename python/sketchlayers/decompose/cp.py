@@ -25,6 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sketchlayers._threads import Task, in_parallel, on_one_thread
+
 from ._checks import check_count, check_dimensions, check_tolerance
 from ._lbfgs import minimise
 from ._norm import OutputNorm, relative
@@ -37,6 +39,10 @@ _LATE_RIDGE = 1e-6  # the first for what is near an optimum already
 _IMMATERIAL = 0.01
 # Of all sweeps, for each ridge but the last.
 _STAGE = 0.1
+# Of all sweeps, for each start; the best one goes on.
+_TRIAL = 0.25
+# Inputs of patches up to which PyTorch's threads wait for each other longer than they work.
+_SMALL_PATCH = 600
 
 
 class CPFactors(NamedTuple):
@@ -69,7 +75,7 @@ def cp(
     *,
     second_moment: Tensor | None = None,
     sensitivity: Tensor | None = None,
-    starts: int = 3,
+    starts: int = 4,
     seed: int = 0,
     max_sweeps: int = 400,
     tolerance: float = 1e-6,
@@ -77,10 +83,12 @@ def cp(
     """CP factors near ``weight``: ``tr(F (W - W~) Sigma (W - W~)^T)`` is minimised.
 
     The first start is made of singular vectors of the weight's slices along its principal rows and
-    columns. The second, with a second moment, is the decomposition without it, so that this one's
-    error is never above; the others are random. Every sweep solves for the outputs exactly and
-    moves the other factors by a quasi-Newton step; the best of all starts is returned. It is a
-    local optimum; for a 1x1 kernel, and at full rank, it is the global one.
+    columns, the others are random. Each gets a quarter of the sweeps, and the best one all. With a
+    second moment that is done twice, first without it, and what was found there are the starts: the
+    decomposition without it is among them, so that this one's error is never above. (With one start
+    there is no first time.) Every sweep solves for the outputs exactly and moves the other factors
+    by a quasi-Newton step. The result is a local optimum; for a 1x1 kernel, and at full rank, it is
+    the global one.
 
     Args:
         weight: ``(T, S, h, w)``.
@@ -89,9 +97,9 @@ def cp(
             the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
         sensitivity: ``F``, weight of output errors, ``(T, T)`` or its diagonal ``(T,)``; None is
             the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
-        starts: how many.
+        starts: how many there are.
         seed: of the random starts.
-        max_sweeps: the most sweeps of each start.
+        max_sweeps: the most sweeps of a start, with and without second moment each.
         tolerance: stop when a sweep lowers the error by less than this part of it.
 
     Raises:
@@ -117,30 +125,67 @@ def cp(
     if rank == full or problem.square == 0:
         return problem.exact(rank)
     generator = torch.Generator().manual_seed(seed)
-    randoms = [problem.random_start(rank, generator) for _ in range(starts - 1)]
-    begins = [(problem.slices(rank), _LARGEST_RIDGE)]
-    if second_moment is not None and randoms:
-        plain = _Problem(norm, weight.shape, None)
-        plain_begins = [(start, _LARGEST_RIDGE) for start in (plain.slices(rank), *randoms)]
-        point, _ = _best(plain, plain_begins, max_sweeps, tolerance)
-        begins.append((point.variables, _LATE_RIDGE))
-        randoms.pop()
-    begins += [(start, _LARGEST_RIDGE) for start in randoms]
-    point, errors = _best(problem, begins, max_sweeps, tolerance)
-    return point.factors(errors)
+    plain = second_moment is None or starts == 1
+    first = problem if plain else _Problem(norm, weight.shape, None)
+    begins = [(first.slices(rank), _LARGEST_RIDGE)]
+    begins += [(first.random_start(rank, generator), _LARGEST_RIDGE) for _ in range(starts - 1)]
+    runs = _race(first, begins, max_sweeps, tolerance)
+    if not plain:
+        begins = [(problem.slices(rank), _LARGEST_RIDGE)]
+        begins += [(run.point.variables, _LATE_RIDGE) for run in runs]
+        runs = _race(problem, begins, max_sweeps, tolerance)
+    best = min(runs, key=_square)
+    return best.point.factors(best.errors)
 
 
-def _best(
+class _Run(NamedTuple):
+    """Where the sweeps from one start have come to."""
+
+    point: _Point
+    errors: tuple[float, ...]
+
+
+def _square(run: _Run) -> float:
+    return run.point.square
+
+
+def _race(
     problem: _Problem, begins: list[tuple[Tensor, float]], max_sweeps: int, tolerance: float
-) -> tuple[_Point, tuple[float, ...]]:
-    """Of the optima found from several starts, each with its first ridge."""
-    fits = [_descend(problem, *begin, max_sweeps, tolerance) for begin in begins]
-    return min(fits, key=lambda fit: fit[0].square)
+) -> list[_Run]:
+    """Some sweeps from every start with its first ridge; those of the best go on to the end."""
+    if len(begins) == 1:
+        return [_descend(problem, *begins[0], max_sweeps, tolerance)]
+    trial = math.ceil(_TRIAL * max_sweeps)
+    runs: list[_Run] = [None] * len(begins)  # type: ignore[list-item]
+
+    def descend(number: int, start: Tensor, ridge: float) -> None:
+        runs[number] = _descend(problem, start, ridge, trial, tolerance)
+
+    def go_on(number: int) -> None:
+        point, errors = runs[number]
+        left = max_sweeps - trial
+        more = _descend(problem, point.variables, min(point.ridge, _LATE_RIDGE), left, tolerance)
+        runs[number] = _Run(more.point, errors + more.errors[1:])
+
+    _run([partial(descend, number, *begin) for number, begin in enumerate(begins)], problem)
+    best = min(range(len(runs)), key=lambda number: _square(runs[number]))
+    if len(runs[best].errors) == trial < max_sweeps:  # no end by itself
+        _run([partial(go_on, best)], problem)
+    return runs
+
+
+def _run(tasks: list[Task], problem: _Problem) -> None:
+    """Each on one thread of a CPU where that is faster than all threads for one at a time."""
+    if problem.is_small:
+        in_parallel(tasks) if len(tasks) > 1 else on_one_thread(tasks[0])
+    else:
+        for task in tasks:
+            task()
 
 
 def _descend(
     problem: _Problem, variables: Tensor, ridge: float, max_sweeps: int, tolerance: float
-) -> tuple[_Point, tuple[float, ...]]:
+) -> _Run:
     """Local optimum from one start, through ever smaller ridges."""
     errors: list[float] = []
     stage = math.ceil(_STAGE * max_sweeps)
@@ -155,7 +200,7 @@ def _descend(
         )
         errors += more
         if is_last or len(errors) == max_sweeps:
-            return point, tuple(errors)
+            return _Run(point, tuple(errors))
         variables = point.variables
         is_last = point.ridged <= _IMMATERIAL * point.square or ridge <= _SMALLEST_RIDGE
         ridge = ridge if is_last else ridge / 10
@@ -171,6 +216,7 @@ class _Problem:
         weighed: ``K^T W Sigma (T, n)``.
         square: ``|K^T W Sigma^(1/2)|^2``.
         separable: what ``Sigma`` is taken for in a start and as preconditioner.
+        is_small: on a CPU, and of few numbers.
     """
 
     def __init__(self, norm: OutputNorm, shape: torch.Size, second_moment: Tensor | None) -> None:
@@ -181,6 +227,7 @@ class _Problem:
         self.square = float((self.weighed * norm.target).sum())
         self._target = norm.target.reshape(shape)
         self.separable = SeparableMoment(self._second_moment, self._target.flatten(2))
+        self.is_small = self._target.is_cpu and self._target[0].numel() <= _SMALL_PATCH
 
     def spread(self, matrix: Tensor) -> Tensor:
         """``Sigma matrix`` for a ``matrix (n, m)``."""
@@ -257,13 +304,15 @@ class _Point:
     """The best outputs for the other factors.
 
     Attributes:
+        ridge: in parts of the components' squared norms.
+        variables: those of the problem.
         square: squared relative error with the ridge; infinite where the factors are dependent.
         ridged: the part of the ridge in it.
         outputs: ``(T, R)``.
     """
 
     def __init__(self, problem: _Problem, ridge: float, variables: Tensor) -> None:
-        self._problem, self._ridge, self.variables = problem, ridge, variables
+        self._problem, self.ridge, self.variables = problem, ridge, variables
         basis = problem.basis(variables)
         self._spread = problem.spread(basis)  # Sigma Z
         gram = basis.mT @ self._spread
@@ -279,13 +328,13 @@ class _Point:
     @property
     def ridged(self) -> float:
         strengths = self.outputs.square().sum(0) * self._squares
-        return self._ridge * float(strengths.sum()) / self._problem.square
+        return self.ridge * float(strengths.sum()) / self._problem.square
 
     @cached_property
     def _output_gram(self) -> Tensor:
         """Of the outputs, as the Hessian for them fixed has it."""
         gram = self.outputs.mT @ self.outputs
-        return gram + torch.diag(self._ridge * gram.diagonal())
+        return gram + torch.diag(self.ridge * gram.diagonal())
 
     def gradient(self) -> Tensor:
         """By the variables."""

@@ -37,16 +37,16 @@ class CP(Factored):
     Every group of a grouped convolution has the same rank.
 
     Attributes:
-        starts: of a fit, of which the best is kept. Three lower the squared error by 1 to 4 % on
-            most layers of trained networks, in six times the time.
+        starts: of a fit, of which the best is kept. Four lower the squared error by 4 % in median
+            over the layers of a trained ResNet-20 (by 38 % to -3 %), in about five times the time.
         max_sweeps: over the factors, of each start.
         tolerance: change of the relative error at which a fit ends.
     """
 
     layers: ClassVar[tuple[type[nn.Module], ...]] = (CPConv2d, LowRankLinear)
 
-    starts: int = 3
-    max_sweeps: int = 200
+    starts: int = 4
+    max_sweeps: int = 240
     tolerance: float = 1e-6
 
     def __post_init__(self) -> None:

@@ -32,6 +32,23 @@ def in_parallel(tasks: Sequence[Task]) -> None:
         for task in tasks:
             task()
         return
+    _wait_for(tasks, threads)
+
+
+def on_one_thread(task: Task) -> None:
+    """Runs the task and returns when it is done; like one of `in_parallel`.
+
+    Raises:
+        Exception: what the task raises.
+    """
+    if torch.get_num_threads() < 2:
+        task()
+    else:
+        _wait_for([task], 1)
+
+
+def _wait_for(tasks: Sequence[Task], threads: int) -> None:
+    """Runs the tasks on so many threads of the pool."""
     remaining = iter(tasks)  # of a sequence: `next` is atomic
 
     @torch.no_grad()
