@@ -38,7 +38,7 @@ class CP(Factored):
 
     Attributes:
         starts: of a fit, of which the best is kept. Four lower the squared error by 4 % in median
-            over the layers of a trained ResNet-20 (by 38 % to -3 %), in about five times the time.
+            over the layers of a trained ResNet-20 (by 38 % to -3 %), in about four times the time.
         max_sweeps: over the factors, of each start.
         tolerance: change of the relative error at which a fit ends.
     """

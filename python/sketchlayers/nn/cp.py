@@ -132,8 +132,8 @@ class CPConv2d(FactoredConv2d):
         second_moment: Tensor | None = None,
         sensitivity: Tensor | None = None,
         seed: int | None = None,
-        starts: int = 3,
-        max_sweeps: int = 200,
+        starts: int = 4,
+        max_sweeps: int = 240,
         tolerance: float = 1e-6,
     ) -> Self:
         """A factored layer in place of ``conv``, which is left as it is.
