@@ -1,6 +1,8 @@
 // The public C++ interface of libsketchlayers.
 #pragma once
 
+#include "ops/fresh_weight.h"
+#include "ops/hashed_weight.h"
 #include "ops/sign_matrix.h"
 #include "ops/sk_conv2d.h"
 #include "ops/sk_linear.h"

@@ -4,8 +4,9 @@ r"""How much better CP gets by more starts, layer by layer, on a trained network
         --csv cp_starts.csv
 
 CP has local optima. For every convolution of more than one pixel, at one rate, the relative change
-of the layer's output: decomposed without looking at data, with the data and as few starts as
-`methods.CP` takes, and with many starts from another seed.
+of the layer's output: decomposed without looking at data, with the data and few starts (those of
+`methods.CP` unless ``--few`` and ``--sweeps`` say otherwise), and with many starts from another
+seed.
 """
 
 from __future__ import annotations
@@ -38,23 +39,24 @@ def is_measured(layer: nn.Module, name: str) -> bool:
 
 
 def measure(
-    layer: nn.Conv2d, second_moment: Tensor, rank: int, starts: int, seed: int
+    layer: nn.Conv2d, second_moment: Tensor, rank: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Relative errors in the norm of the output, and seconds of the default."""
+    """Relative errors in the norm of the output, and seconds with few starts."""
     weight = layer.weight.detach().double()
-    limits: Any = {"max_sweeps": METHOD.max_sweeps, "tolerance": METHOD.tolerance}
+    limits: Any = {"max_sweeps": args.sweeps, "tolerance": METHOD.tolerance}
+    seed = args.seed
 
     def fit(starts: int, seed: int) -> float:
         return decompose.cp(
             weight, rank, second_moment=second_moment, starts=starts, seed=seed, **limits
         ).relative_error
 
-    plain = decompose.cp(weight, rank, starts=METHOD.starts, seed=seed, **limits)
+    plain = decompose.cp(weight, rank, starts=args.few, seed=seed, **limits)
     approximation = torch.einsum("tr,sr,ir,jr->tsij", *plain[:4])
     begin = time.perf_counter()
-    few = fit(METHOD.starts, seed)
+    few = fit(args.few, seed)
     seconds = time.perf_counter() - begin
-    many = fit(starts, seed + 1)
+    many = fit(args.starts, seed + 1)
     return {
         "rank": rank,
         "frobenius": output_change(weight, approximation, second_moment),
@@ -98,7 +100,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name, found in list(moments.items())[1:]:  # the first one is kept
         layer: Any = trained.network.get_submodule(name)
         rank = rank_at(layer, args.rate)
-        measured = measure(layer, found.second_moment[0], rank, args.starts, args.seed)
+        measured = measure(layer, found.second_moment[0], rank, args)
         rows.append(
             {
                 "layer": name,
@@ -106,7 +108,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "data": args.label or args.data,
                 "images": len(pictures.labels),
                 "rate": args.rate,
+                "few_starts": args.few,
                 "starts": args.starts,
+                "sweeps": args.sweeps,
                 "seed": args.seed,
                 **measured,
             }
@@ -123,7 +127,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         Column("layer", "layer", left=True),
         Column("rank", "rank", whole),
         Column("frobenius", "without data", decimals(4)),
-        Column("few", f"{METHOD.starts} starts", decimals(4)),
+        Column("few", f"{rows[0]['few_starts']} starts", decimals(4)),
         Column("many", "many starts", decimals(4)),
         Column("excess", "excess %", decimals(2)),
         Column("seconds", "seconds", decimals(1)),
@@ -142,7 +146,9 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--label", help="what figures call the data set")
     root.add_argument("--calibration-images", type=int, default=2048)
     root.add_argument("--rate", type=float, default=0.3)
-    root.add_argument("--starts", type=int, default=20)
+    root.add_argument("--few", type=int, default=METHOD.starts, help="starts to be judged")
+    root.add_argument("--starts", type=int, default=20, help="starts to judge them by")
+    root.add_argument("--sweeps", type=int, default=METHOD.max_sweeps, help="of a start")
     root.add_argument("--seed", type=int, default=0)
     root.add_argument("--threads", type=int)
     return root

@@ -1,7 +1,9 @@
 """Smaller neural networks by tensor sketching: SK-CONV and SK-FC layers for PyTorch.
 
-Layers: :class:`SKConv2d`, :class:`SKLinear`, :class:`TuckerConv2d`, :class:`CPConv2d`,
-:class:`LowRankLinear`. Whole models: :func:`compress`, :func:`calibrate`,
+Layers: :class:`SKConv2d`, :class:`SKLinear`; of other papers :class:`TuckerConv2d`,
+:class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`, :class:`HashedConv2d`,
+:class:`HashedLinear`, :class:`FreshConv2d`, :class:`DictionaryConv2d`, :class:`DictionaryLinear`.
+Whole models: :func:`compress`, :func:`calibrate`,
 :func:`fold`, :func:`inspect`, :func:`optimize_for_inference`, :func:`clear_cache`. Operators:
 :mod:`sketchlayers.ops`.
 
@@ -20,7 +22,19 @@ if TYPE_CHECKING:
     from sketchlayers.compress import compress, fold, inspect
     from sketchlayers.compress.calibrate import Calibration, calibrate
     from sketchlayers.inference import clear_cache, optimize_for_inference
-    from sketchlayers.nn import CPConv2d, LowRankLinear, SKConv2d, SKLinear, TuckerConv2d
+    from sketchlayers.nn import (
+        CPConv2d,
+        DictionaryConv2d,
+        DictionaryLinear,
+        FreshConv2d,
+        HashedConv2d,
+        HashedLinear,
+        LowRankConv2d,
+        LowRankLinear,
+        SKConv2d,
+        SKLinear,
+        TuckerConv2d,
+    )
     from sketchlayers.optim import param_groups
 
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
@@ -28,6 +42,12 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Calibration": "sketchlayers.compress.calibrate",
     "CPConv2d": "sketchlayers.nn",
+    "DictionaryConv2d": "sketchlayers.nn",
+    "DictionaryLinear": "sketchlayers.nn",
+    "FreshConv2d": "sketchlayers.nn",
+    "HashedConv2d": "sketchlayers.nn",
+    "HashedLinear": "sketchlayers.nn",
+    "LowRankConv2d": "sketchlayers.nn",
     "LowRankLinear": "sketchlayers.nn",
     "SKConv2d": "sketchlayers.nn",
     "SKLinear": "sketchlayers.nn",
@@ -44,6 +64,12 @@ _PUBLIC = {
 __all__ = [
     "CPConv2d",
     "Calibration",
+    "DictionaryConv2d",
+    "DictionaryLinear",
+    "FreshConv2d",
+    "HashedConv2d",
+    "HashedLinear",
+    "LowRankConv2d",
     "LowRankLinear",
     "SKConv2d",
     "SKLinear",

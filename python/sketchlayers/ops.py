@@ -137,6 +137,95 @@ def sk_weight(
     )
 
 
+def hashed_weight(
+    values: Tensor,
+    seed: Tensor,
+    rows: int,
+    columns: int,
+    *,
+    first: Sequence[int] = (),
+    buckets: Sequence[int] = (),
+) -> Tensor:
+    """The weight whose entries are values, found by hash, with random signs (HashedNets).
+
+        W[i, j] = xi(i, j) values[first[t] + h(i, j)],    t = j mod len(first),
+
+    with ``h`` below ``buckets[t]``. Hash and sign are a pure function of ``(seed, i, j)`` on every
+    platform: Philox 4x32-10 with the seed as key and the counter ``(j >> 2, i, 0, 2)``, of whose
+    four words the column takes the ``j mod 4``-th; bit 0 means -1, and the other 31 bits times
+    ``buckets[t]``, over ``2^31``, are ``h``. Nothing of it is stored. Differentiable; the gradient,
+    ``hashed_weight_backward``, is deterministic.
+
+    Args:
+        values: ``(K,)``, with ``1 <= K <= 2^31``.
+        seed: int64, one number, on the device of the values.
+        rows: ``d1``.
+        columns: ``n``.
+        first: place of the first value of each table; without tables there is one with all.
+        buckets: number of values of each table; there are at most 256 tables.
+
+    Returns:
+        Tensor ``(rows, columns)`` in the type of the values.
+    """
+    return torch.ops.sketchlayers.hashed_weight(
+        values, seed, rows, columns, first=list(first), buckets=list(buckets)
+    )
+
+
+def fresh_weight(
+    values: Tensor,
+    seed: Tensor,
+    basis: Tensor,
+    rows: int,
+    columns: int,
+    *,
+    first: Sequence[int],
+    buckets: Sequence[int],
+) -> Tensor:
+    """The weight of filters whose cosine coefficients are hashed (FreshNets).
+
+    Each filter is a row of `hashed_weight`, with a table for each of its ``len(first)`` positions,
+    times ``basis``. It is formed in the type of the basis and rounded once to that of the values,
+    under autocast too.
+
+    Args:
+        values, seed, rows, columns, first, buckets: As for :func:`hashed_weight`.
+        basis: float32 or float64, a row for each frequency and a column for each position of the
+            filter.
+
+    Returns:
+        Tensor ``(rows, columns)`` in the type of the values.
+    """
+    return torch.ops.sketchlayers.fresh_weight(
+        values, seed, basis, rows, columns, first=list(first), buckets=list(buckets)
+    )
+
+
+def hash_entries(
+    seed: Tensor,
+    rows: int,
+    columns: int,
+    num_values: int,
+    *,
+    first: Sequence[int] = (),
+    buckets: Sequence[int] = (),
+) -> Tensor:
+    """Where :func:`hashed_weight` finds each entry: its place in the values, int64.
+
+    ``~place``, which is negative, where the sign is -1.
+
+    Args:
+        seed, rows, columns, first, buckets: As for :func:`hashed_weight`.
+        num_values: ``K``.
+
+    Returns:
+        int64 tensor ``(rows, columns)``.
+    """
+    return torch.ops.sketchlayers.hash_entries(
+        seed, rows, columns, num_values, first=list(first), buckets=list(buckets)
+    )
+
+
 def sk_linear(
     input: Tensor,
     s1: Tensor,

@@ -89,7 +89,7 @@ def test_starts_follow_from_the_seed_and_more_are_not_worse() -> None:
     conv = nn.Conv2d(10, 12, 3)
 
     def error(**options: int) -> float:
-        fitted = CPConv2d.from_conv(conv, 8, max_sweeps=20, **options).fit_error
+        fitted = CPConv2d.from_conv(conv, 8, max_sweeps=80, **options).fit_error
         assert fitted is not None
         return fitted
 

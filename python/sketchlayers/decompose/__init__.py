@@ -2,21 +2,30 @@
 
 from .corrected import corrected_weight
 from .cp import CPFactors, cp
+from .dictionary import DictionaryFit, dictionary_least_squares
+from .hashed import SharedValues, hashed_least_squares
 from .sketch import SketchFactors, sketch_least_squares, unbiased_sketch
 from .svd import LowRankFactors, svd, svd_errors
 from .tucker import TuckerFactors, tucker2, tucker2_errors
+from .vertical_horizontal import VerticalHorizontal, vertical_horizontal
 
 __all__ = [
     "CPFactors",
+    "DictionaryFit",
     "LowRankFactors",
+    "SharedValues",
     "SketchFactors",
     "TuckerFactors",
+    "VerticalHorizontal",
     "corrected_weight",
     "cp",
+    "dictionary_least_squares",
+    "hashed_least_squares",
     "sketch_least_squares",
     "svd",
     "svd_errors",
     "tucker2",
     "tucker2_errors",
     "unbiased_sketch",
+    "vertical_horizontal",
 ]

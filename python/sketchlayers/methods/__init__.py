@@ -17,6 +17,10 @@ from sketchlayers.methods._method import (
 )
 from sketchlayers.methods._rank import Candidate, Rank
 from sketchlayers.methods.cp import CP
+from sketchlayers.methods.dictionary import Dictionary
+from sketchlayers.methods.freshnet import FreshNet
+from sketchlayers.methods.hashednet import HashedNet
+from sketchlayers.methods.lowrank import LowRank
 from sketchlayers.methods.sketch import Sketch, scale_argument
 from sketchlayers.methods.svd import SVD
 from sketchlayers.methods.tucker2 import Tucker2
@@ -29,6 +33,10 @@ __all__ = [
     "CP",
     "SVD",
     "Candidate",
+    "Dictionary",
+    "FreshNet",
+    "HashedNet",
+    "LowRank",
     "Method",
     "Rank",
     "Sketch",

@@ -13,12 +13,22 @@ if TYPE_CHECKING:
     from ._sketch import Plan
     from .conv import SKConv2d
     from .cp import CPConv2d
+    from .dictionary import DictionaryConv2d, DictionaryLinear
+    from .fresh import FreshConv2d
+    from .hashed import HashedConv2d, HashedLinear
     from .linear import SKLinear
     from .low_rank import LowRankLinear
+    from .low_rank_conv import LowRankConv2d
     from .tucker import TuckerConv2d
 
 _PUBLIC = {
     "CPConv2d": "cp",
+    "DictionaryConv2d": "dictionary",
+    "DictionaryLinear": "dictionary",
+    "FreshConv2d": "fresh",
+    "HashedConv2d": "hashed",
+    "HashedLinear": "hashed",
+    "LowRankConv2d": "low_rank_conv",
     "LowRankLinear": "low_rank",
     "Plan": "_sketch",
     "SKConv2d": "conv",
@@ -26,7 +36,20 @@ _PUBLIC = {
     "TuckerConv2d": "tucker",
 }
 
-__all__ = ["CPConv2d", "LowRankLinear", "Plan", "SKConv2d", "SKLinear", "TuckerConv2d"]
+__all__ = [
+    "CPConv2d",
+    "DictionaryConv2d",
+    "DictionaryLinear",
+    "FreshConv2d",
+    "HashedConv2d",
+    "HashedLinear",
+    "LowRankConv2d",
+    "LowRankLinear",
+    "Plan",
+    "SKConv2d",
+    "SKLinear",
+    "TuckerConv2d",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ class WeightCache(SeededModule):
     gradients of the factors.
     """
 
+    # Names of the parameters and buffers that the weight is made from.
+    _trained: ClassVar[tuple[str, ...]]
+    _fixed: ClassVar[tuple[str, ...]]
+
     # Also for layers that were unpickled, whose ``__init__`` has not run.
     _kept: _Kept | None = None
     _decisions: dict[torch.Size, bool] | None = None
@@ -70,13 +74,17 @@ class WeightCache(SeededModule):
         """The weight to keep."""
         raise NotImplementedError
 
+    def _weight_options(self) -> tuple[object, ...]:
+        """What else the weight depends on."""
+        return ()
+
     def _prefers_kept_weight(self, input_shape: torch.Size) -> bool:
         """Whether a call is to use the dense weight, were it there already.
 
         Raises:
             RuntimeError: the shape does not fit the layer.
         """
-        raise NotImplementedError
+        return True
 
     def clear_cache(self) -> None:
         """Drop the kept dense weight; the next inference call forms it anew.
@@ -111,14 +119,15 @@ class WeightCache(SeededModule):
         """Whether a call at this moment may keep the dense weight."""
         if torch.compiler.is_compiling() or self.training:
             return False
-        parameters = self._parameters
-        s1, s2 = parameters.get("s1"), parameters.get("s2")
-        # An exact comparison: a subclass, such as a fake or distributed tensor, has its own rules.
-        if type(s1) is not nn.Parameter or type(s2) is not nn.Parameter:
-            return False
+        records = torch.is_grad_enabled()
+        for name in self._trained:
+            parameter = self._parameters.get(name)
+            # An exact comparison: a subclass, such as a fake or distributed tensor, has its own
+            # rules.
+            if type(parameter) is not nn.Parameter or (records and parameter.requires_grad):
+                return False
         return not (
-            (torch.is_grad_enabled() and (s1.requires_grad or s2.requires_grad))
-            or peek_interpreter_stack() is not None
+            peek_interpreter_stack() is not None
             or torch._C._len_torch_dispatch_stack()
             or torch._C._get_tracing_state() is not None
             or forward_ad._current_level >= 0
@@ -132,7 +141,7 @@ class WeightCache(SeededModule):
         """
         if not self._keeps_weight():
             return False
-        own = self._parameters["s1"]
+        own = self._parameters[self._trained[0]]
         assert own is not None
         return own.is_meta or (self._weight_key(None) is not None and self._may_form())
 
@@ -188,32 +197,30 @@ class WeightCache(SeededModule):
 
         ``lowered`` is the type that autocast brings it to, ``None`` without autocast.
         """
-        s1, s2 = self._parameters["s1"], self._parameters["s2"]
-        buffers = self._buffers
-        u1, u2 = buffers["u1"], buffers["u2"]
-        base, frame = buffers["base_signs"], buffers["frame_signs"]
-        assert s1 is not None and s2 is not None and u1 is not None and u2 is not None
+        parameters, buffers = self._parameters, self._buffers
+        key: list[object] = [lowered, *self._weight_options()]
         try:
-            return (
-                id(s1), s1.data_ptr(), s1._version, s1.dtype, s1.stride(),
-                id(s2), s2.data_ptr(), s2._version, s2.dtype, s2.stride(),
-                id(u1), u1.data_ptr(), u1._version,
-                id(u2), u2.data_ptr(), u2._version,
-                None if base is None else (id(base), base.data_ptr(), base._version),
-                None if frame is None else (id(frame), frame.data_ptr(), frame._version),
-                self.scale, self.num_sketches, self.mixing, lowered,
-            )  # fmt: skip
+            for name in self._trained:
+                tensor = parameters[name]
+                assert tensor is not None
+                key += (id(tensor), tensor.data_ptr(), tensor._version, tensor.dtype)
+                key.append(tensor.stride())
+            for name in self._fixed:
+                fixed = buffers[name]
+                if fixed is not None:
+                    key += (id(fixed), fixed.data_ptr(), fixed._version)
         except RuntimeError:  # a tensor made in inference mode, or one without memory
             return None
+        return tuple(key)
 
     def _may_form(self) -> bool:
-        s1, s2 = self._parameters["s1"], self._parameters["s2"]
-        assert s1 is not None and s2 is not None
-        if s1.device.type not in _DEVICES:
+        tensors = [self._parameters[name] for name in self._trained]
+        device = self.seed.device.type
+        if device not in _DEVICES:
             return False
-        if s1.is_cuda:  # `is_shared` is true of all CUDA tensors
+        if device == "cuda":  # `is_shared` is true of all CUDA tensors
             return not torch.cuda.is_current_stream_capturing()
-        return not (s1.is_shared() or s2.is_shared())
+        return not any(tensor is not None and tensor.is_shared() for tensor in tensors)
 
     def _form(self, key: tuple[object, ...], lowered: torch.dtype | None) -> _Kept:
         sources = self._sources()
@@ -235,8 +242,8 @@ class WeightCache(SeededModule):
     def _sources(self) -> tuple[Tensor | None, ...]:
         """The tensors themselves and, for their memory, aliases that a swap of ``.data`` leaves."""
         tensors = [
-            *(self._parameters[name] for name in ("s1", "s2")),
-            *(self._buffers[name] for name in ("u1", "u2", "base_signs", "frame_signs")),
+            *(self._parameters[name] for name in self._trained),
+            *(self._buffers[name] for name in self._fixed),
         ]
         return (*tensors, *(None if tensor is None else tensor.detach() for tensor in tensors))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._checks import one_of, pair, whole_number
@@ -97,6 +98,19 @@ class Geometry(NamedTuple):
         """Entries of the weight."""
         return self.out_channels * self.patch
 
+    def one_way(self, axis: int) -> Self:
+        """The vertical (0) or horizontal (1) half of a separable convolution."""
+
+        def half(values: tuple[int, int], other: int) -> tuple[int, int]:
+            return (values[0], other) if axis == 0 else (other, values[1])
+
+        return self._replace(
+            kernel_size=half(self.kernel_size, 1),
+            stride=half(self.stride, 1),
+            dilation=half(self.dilation, 1),
+            padding=self.padding if isinstance(self.padding, str) else half(self.padding, 0),
+        )
+
     def arguments(self) -> dict[str, Any]:
         """By name."""
         return self._asdict()
@@ -126,6 +140,16 @@ def padding_amounts(conv: _HasGeometry) -> tuple[Sides, Sides]:
         return _halves(dilation_h * (h - 1)), _halves(dilation_w * (w - 1))
     vertical, horizontal = conv.padding
     return (vertical, vertical), (horizontal, horizontal)
+
+
+def pad(conv: Any, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Pads as an operator cannot; what is left to it are zeros, as many on either side."""
+    (top, bottom), (left, right) = padding_amounts(conv)
+    if conv.padding_mode != "zeros":
+        return F.pad(input, (left, right, top, bottom), mode=conv.padding_mode), (0, 0)
+    if (top, left) != (bottom, right):  # "same" with an even kernel
+        input = F.pad(input, (0, right - left, 0, bottom - top))
+    return input, (top, left)
 
 
 def output_size(conv: _HasGeometry, size: Sequence[int]) -> list[int]:

@@ -37,8 +37,8 @@ class SeededModule(nn.Module):
         self.register_buffer("seed", torch.tensor(self._seed, dtype=torch.int64, device=device))
 
     def _make_seeded(self) -> dict[str, Tensor]:
-        """Tensors that follow from ``self._seed``, by buffer name, on the parameters' device."""
-        raise NotImplementedError
+        """Tensors that follow from ``self._seed``, by buffer name, on the device of ``seed``."""
+        return {}
 
     def reset_signs(self) -> None:
         """Make all that follows from the seed anew from the buffer ``seed``, and nothing else.
@@ -64,8 +64,7 @@ class SeededModule(nn.Module):
                 old.copy_(value)
             else:
                 setattr(self, name, value)
-        device = next(iter(seeded.values())).device
-        self.seed = torch.tensor(self._seed, dtype=torch.int64, device=device)
+        self.seed = torch.tensor(self._seed, dtype=torch.int64, device=self.seed.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `to_empty` leaves garbage behind, and `type(dtype)` converts integers too.

@@ -81,6 +81,9 @@ class SketchLayer(WeightCache):
             ``None`` for a layer that was not made from another. Not part of the state dict.
     """
 
+    _trained = ("s1", "s2")
+    _fixed = ("u1", "u2", "base_signs", "frame_signs")
+
     s1: nn.Parameter
     s2: nn.Parameter
     bias: nn.Parameter | None
@@ -230,6 +233,9 @@ class SketchLayer(WeightCache):
             base=self.base_signs,
             frame=self.frame_signs,
         )
+
+    def _weight_options(self) -> tuple[object, ...]:
+        return self.scale, self.num_sketches, self.mixing
 
     def sketch_matrices(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """The sketch matrices of the paper, with their ``1/sqrt`` factors.

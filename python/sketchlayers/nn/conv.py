@@ -20,7 +20,7 @@ from ._geometry import (
     batch_and_size,
     geometry_repr,
     output_size,
-    padding_amounts,
+    pad,
 )
 from ._sketch import Base, Frame, Init, Plan, Scale, SketchLayer
 
@@ -143,7 +143,7 @@ class SKConv2d(SketchLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, d2, H, W)`` or ``(d2, H, W)`` with ``W_hat``."""
         weight = self._kept_weight(input)
-        input, padding = self._pad(input)
+        input, padding = pad(self, input)
         if weight is not None:
             return F.conv2d(
                 input, weight, self.bias, self.stride, padding, self.dilation, self.groups
@@ -166,15 +166,6 @@ class SKConv2d(SketchLayer):
             frame=self.frame_signs,
             path=self.path,
         )
-
-    def _pad(self, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Pad as the operator cannot; what is left to it are zeros, as many on either side."""
-        (top, bottom), (left, right) = padding_amounts(self)
-        if self.padding_mode != "zeros":
-            return F.pad(input, (left, right, top, bottom), mode=self.padding_mode), (0, 0)
-        if (top, left) != (bottom, right):  # "same" with an even kernel
-            input = F.pad(input, (0, right - left, 0, bottom - top))
-        return input, (top, left)
 
     @classmethod
     def from_conv(

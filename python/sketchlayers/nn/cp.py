@@ -207,7 +207,7 @@ def cp_parts(geometry: Geometry, rank: int) -> CPParts:
         return CPParts(input, depthwise, None, output)
     if h == 1:
         return CPParts(input, None, depthwise, output)
-    return CPParts(input, _one_way(depthwise, 0), _one_way(depthwise, 1), output)
+    return CPParts(input, depthwise.one_way(0), depthwise.one_way(1), output)
 
 
 def cp_weights(geometry: Geometry, rank: int) -> int:
@@ -276,19 +276,4 @@ def resolved_rank(
         lambda rank: cp_weights(geometry, rank) + kept,
         rate,
         geometry.weights + kept,
-    )
-
-
-def _one_way(geometry: Geometry, axis: int) -> Geometry:
-    """The vertical (0) or horizontal (1) half of a separable convolution."""
-
-    def half(values: tuple[int, int], other: int) -> tuple[int, int]:
-        return (values[0], other) if axis == 0 else (other, values[1])
-
-    padding = geometry.padding
-    return geometry._replace(
-        kernel_size=half(geometry.kernel_size, 1),
-        stride=half(geometry.stride, 1),
-        dilation=half(geometry.dilation, 1),
-        padding=padding if isinstance(padding, str) else half(padding, 0),
     )

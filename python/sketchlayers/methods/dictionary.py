@@ -1,0 +1,75 @@
+"""Predicted weights (Denil, Shakibi, Dinh, Ranzato, de Freitas, NIPS 2013, arXiv 1306.0543)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from sketchlayers.methods._formed import Formed
+from sketchlayers.methods._method import register
+from sketchlayers.nn import DictionaryConv2d, DictionaryLinear
+from sketchlayers.nn._checks import number_above, one_of, whole_number
+from sketchlayers.nn._formed import FormedLayer
+from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn.dictionary import LENGTH, RIDGE
+
+
+@register("dictionary")
+@dataclass(frozen=True, kw_only=True)
+class Dictionary(Formed):
+    """``W = V U``: ``V`` trained, ``U`` predicts all weights from those of ``rank`` inputs.
+
+    Attributes:
+        kernel: what predicts. "spatial" is nearness in the kernel of a convolution; "covariance" is
+            how the inputs vary together, from calibration data (without, each input is alone), and
+            is stored; "auto" is the first for kernels of more than one pixel, and for the others
+            the second if there is data.
+        num_columns: in how many parts, each with inputs of its own, the features are cut; where it
+            does not divide them the next smaller number does.
+        length: of the spatial kernel, in pixels.
+        ridge: of the regression, in parts of the kernel's mean diagonal.
+    """
+
+    layers: ClassVar[tuple[type[nn.Module], ...]] = (DictionaryConv2d, DictionaryLinear)
+
+    kernel: Literal["auto", "spatial", "covariance"] = "auto"
+    num_columns: int = 1
+    length: float = LENGTH
+    ridge: float = RIDGE
+
+    def __post_init__(self) -> None:
+        one_of("Dictionary", "kernel", self.kernel, ("auto", "spatial", "covariance"))
+        columns = whole_number("Dictionary", "num_columns", self.num_columns)
+        object.__setattr__(self, "num_columns", columns)
+        for name in ("length", "ridge"):
+            object.__setattr__(self, name, number_above("Dictionary", name, getattr(self, name), 0))
+
+    def _parameters_per_rank(self, geometry: Geometry) -> int:
+        return geometry.out_channels
+
+    def _forming_multiply_adds(self, layer: nn.Module, geometry: Geometry, rank: int) -> int:
+        return rank * geometry.weights
+
+    def _build(self, layer: nn.Module, rank: int, **arguments: Any) -> FormedLayer:
+        geometry = self._geometry(layer)
+        kernel = self.kernel
+        if kernel == "auto":
+            is_alone = prod(geometry.kernel_size) == 1 and arguments["second_moment"] is not None
+            kernel = "covariance" if is_alone else "spatial"
+        columns = min(self.num_columns, geometry.group_outputs)
+        while geometry.group_outputs % columns:
+            columns -= 1
+        arguments |= {
+            "rank": rank,
+            "kernel": kernel,
+            "num_columns": columns,
+            "length": self.length,
+            "ridge": self.ridge,
+        }
+        if isinstance(layer, nn.Conv2d):
+            return DictionaryConv2d.from_conv(layer, **arguments)
+        assert isinstance(layer, nn.Linear)  # no other gets here
+        return DictionaryLinear.from_linear(layer, **arguments)

@@ -1,0 +1,501 @@
+"""Weights predicted from a few of their entries (Denil, Shakibi, Dinh, Ranzato, de Freitas, 2013).
+
+"Predicting Parameters in Deep Learning", NIPS 2013, arXiv 1306.0543. Each feature of a layer, as a
+function of its inputs, is taken to be smooth: it is known from its values at a few of the inputs,
+and kernel ridge regression predicts the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from sketchlayers import decompose, ops
+from sketchlayers.decompose._checks import check_shape
+from sketchlayers.decompose._norm import as_moment
+
+from ._checks import number_above, one_of, refuse_other_layers, whole_number
+from ._factored import Group, overall_error
+from ._formed import (
+    FormedConv2d,
+    FormedFit,
+    FormedLayer,
+    FormedLinear,
+    Init,
+    full_precision,
+    number_or_rate,
+)
+from ._geometry import Geometry, PaddingMode
+
+Kernel = Literal["spatial", "covariance"]
+
+LENGTH, RIDGE = 3.0, 0.1
+"""Of the squared exponential kernel, in pixels; and what is added to the kernel's diagonal."""
+
+# Number of the sign matrix whose words order the inputs, for the first column of the first group:
+# part of the file format (see `ops.sign_matrix`).
+_ORDER_MATRIX = 2**31 + 2**30 + 2**29
+
+
+class DictionaryLayer(FormedLayer):
+    """A layer with ``W = coefficients dictionary`` in place of its weight.
+
+    Attributes:
+        coefficients: parameter ``(d1, m)``: the features at ``m`` of the inputs.
+        bias: parameter ``(d1,)`` or ``None``.
+        dictionary: buffer ``(groups, num_columns, m, n)``, what each of these inputs says about
+            all; not trained. Made from the seed by the spatial kernel, and then not persistent;
+            that of a covariance is part of the state dict.
+        seed: persistent buffer, decides which inputs.
+        rank: ``m``.
+        num_columns: how many parts of the features have inputs of their own.
+        kernel: "spatial" or "covariance".
+        length: of the spatial kernel, in pixels.
+        ridge: of the regression.
+    """
+
+    _trained = ("coefficients",)
+    _fixed: ClassVar[tuple[str, ...]] = ("dictionary",)
+
+    coefficients: nn.Parameter
+    dictionary: Tensor
+
+    def _prepare(
+        self,
+        rank: int | None,
+        rate: float | None,
+        bias: bool,
+        num_columns: int,
+        kernel: Kernel,
+        length: float,
+        ridge: float,
+        covariance: Tensor | None,
+        device: torch.device | str | int | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Finish the construction, once the sizes are known."""
+        owner = type(self).__name__
+        one_of(owner, "kernel", kernel, ("spatial", "covariance"))
+        outputs = self._weight_shape[0]
+        self.num_columns = whole_number(owner, "num_columns", num_columns)
+        if outputs // self._groups % self.num_columns:
+            raise ValueError(
+                f"{owner}: num_columns must divide the outputs of a group, "
+                f"{outputs // self._groups} (got num_columns={num_columns})"
+            )
+        if covariance is not None and kernel != "covariance":
+            raise ValueError(
+                f"{owner}: covariance must be None unless kernel is 'covariance' "
+                f"(got kernel={kernel!r})"
+            )
+        self.kernel: Kernel = kernel
+        self.length = number_above(owner, "length", length, 0)
+        self.ridge = number_above(owner, "ridge", ridge, 0)
+        kept = outputs if bias else 0
+        dense = math.prod(self._weight_shape) + kept
+        self.rank = number_or_rate(
+            owner, "rank", rank, rate, (1, self._patch), outputs, kept, dense
+        )
+        empty = torch.empty(
+            (self._groups, self.num_columns, self.rank, self._patch), device=device, dtype=dtype
+        )
+        self.register_buffer("dictionary", empty, persistent=kernel == "covariance")
+        if kernel == "covariance":
+            self.set_covariance(covariance)
+        self._build((outputs, self.rank), bias, device, dtype)
+
+    @property
+    def _groups(self) -> int:
+        return 1
+
+    @property
+    def _kernel_size(self) -> tuple[int, int]:
+        return (1, 1)
+
+    @torch.no_grad()
+    def set_covariance(self, covariance: Tensor | None) -> None:
+        """Make the dictionary from how the inputs vary together; the coefficients stay.
+
+        Args:
+            covariance: ``E[x x^T]`` of the input patches, ``(n, n)`` or ``(groups, n, n)``; None
+                is the identity, with which the inputs that were chosen are all that is seen.
+
+        Raises:
+            RuntimeError: another shape, or a layer with the spatial kernel.
+            ValueError: NaN or infinite entries, or not symmetric positive semidefinite.
+        """
+        owner = type(self).__name__
+        if self.kernel != "covariance":
+            raise RuntimeError(
+                f"{owner}: set_covariance needs a layer with kernel='covariance' "
+                f"(got kernel={self.kernel!r})"
+            )
+        if self.dictionary.is_meta:
+            return
+        n = self._patch
+        if covariance is None:
+            kernels = torch.eye(n, dtype=torch.float64).expand(self._groups, n, n)
+        else:
+            check_shape(owner, "covariance", covariance, [(n, n), (self._groups, n, n)])
+            kernels = as_moment(owner, "covariance", covariance).expand(self._groups, n, n)
+        means = kernels.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        scaled = kernels / torch.where(means > 0, means, 1.0)
+        self.dictionary.copy_(self._regression(scaled.to(self.dictionary.device)))
+
+    def _make_seeded(self) -> dict[str, Tensor]:
+        if self.kernel == "covariance":
+            return {}
+        old = self.dictionary
+        if old.is_meta:
+            return {"dictionary": old}
+        height, width = self._kernel_size
+        place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
+        place = place.reshape(height * width, 2)
+        taps = torch.exp(-torch.cdist(place, place).square() / (2 * self.length**2))
+        channels = torch.eye(self._patch // len(taps), dtype=torch.float64)
+        kernels = torch.kron(channels, taps).expand(self._groups, self._patch, self._patch)
+        dictionary = self._regression(kernels.to(self.coefficients.device))
+        return {"dictionary": dictionary.to(self.coefficients.dtype)}
+
+    def _regression(self, kernels: Tensor) -> Tensor:
+        """``(K_aa + ridge I)^-1 K_a``, for each group's kernel ``K (n, n)``; float64."""
+        columns = []
+        for group, kernel in enumerate(kernels):
+            for column in range(self.num_columns):
+                chosen = self._chosen(group * self.num_columns + column).to(kernel.device)
+                rows = kernel[chosen]
+                square = rows[:, chosen].clone()
+                square.diagonal().add_(self.ridge)
+                columns.append(torch.linalg.solve(square, rows))
+        return torch.stack(columns).unflatten(0, (self._groups, self.num_columns))
+
+    def _chosen(self, column: int) -> Tensor:
+        """The inputs at which a column's features are known: ``m`` of ``n``, in random order."""
+        words = ops.sign_matrix(
+            self._seed, _ORDER_MATRIX + column, 1, 32 * self._patch, device="cpu"
+        )
+        return words[0, : self._patch].argsort(stable=True)[: self.rank]
+
+    def _initial_deviation(self) -> float:
+        squares = self.dictionary.double().square().sum((-2, -1)).mean()
+        return math.sqrt(2 / float(squares))
+
+    def dense_weight(self) -> Tensor:
+        """The weight in the shape of the dense layer's, differentiable in ``coefficients``."""
+        with full_precision(self.coefficients):
+            by_column = self.coefficients.unflatten(0, (self._groups, self.num_columns, -1))
+            return (by_column @ self.dictionary).reshape(self._weight_shape)
+
+    def _forming_multiply_adds(self) -> int:
+        return self.rank * math.prod(self._weight_shape)
+
+    @torch.no_grad()
+    def _fit(self, groups: Sequence[Group]) -> FormedFit:
+        fits = [
+            decompose.dictionary_least_squares(
+                group.weight, dictionary.double(), second_moment=group.second_moment
+            )
+            for group, dictionary in zip(groups, self.dictionary, strict=True)
+        ]
+        coefficients = torch.stack([fit.coefficients for fit in fits])
+        error = overall_error(groups, [fit.relative_error for fit in fits])
+        return FormedFit(coefficients.flatten(0, 2), error)
+
+    def _forming_repr(self) -> list[str]:
+        parts = [f"rank={self.rank}"]
+        if self.num_columns != 1:
+            parts.append(f"num_columns={self.num_columns}")
+        if self.kernel != "spatial":
+            parts.append(f"kernel={self.kernel}")
+        return parts
+
+
+class DictionaryLinear(DictionaryLayer, FormedLinear):
+    """Fully connected layer whose weight is predicted, in place of ``nn.Linear``.
+
+        W = V U,    U = (K_aa + ridge I)^-1 K_a          (Denil et al., NIPS 2013, equation 2)
+
+    with trained ``V (d1, m)``, the weights of ``m`` inputs drawn without replacement, and a fixed
+    dictionary ``U (m, d2)`` that predicts those of all inputs by kernel ridge regression. It has
+    ``m d1`` parameters and the bias, instead of ``d1 d2``, and stores ``m d2`` numbers for each
+    column besides if the kernel is a covariance. Input ``(*, d2)``, output ``(*, d1)``.
+
+    Args:
+        in_features: ``d2``.
+        out_features: ``d1``.
+        bias: learn a bias.
+        device: of the parameters; may be ``"meta"``.
+        dtype: of the parameters.
+        rank: ``m``, at most ``d2``. Give this or ``rate``.
+        rate: parameters of this layer over those of ``nn.Linear``, bias included, in (0, 1]; the
+            nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
+        num_columns: in how many parts, each with inputs of its own, the features are cut; must
+            divide ``d1``.
+        kernel: ``"covariance"`` predicts by how the inputs vary together, which must be given or
+            set (`set_covariance`); ``"spatial"`` by nearness, which features do not have: the
+            layer then sees the chosen inputs only.
+        length: of the spatial kernel.
+        ridge: of the regression, in parts of the kernel's mean diagonal.
+        covariance: ``E[x x^T]`` of the inputs, ``(d2, d2)``.
+        seed: decides which inputs; ``None`` draws it from PyTorch's default generator.
+
+    Raises:
+        RuntimeError: a covariance of another shape.
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> layer = DictionaryLinear(768, 768, rate=0.25)
+        >>> layer(torch.randn(8, 768)).shape
+        torch.Size([8, 768])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: int | None = None,
+        rate: float | None = None,
+        num_columns: int = 1,
+        kernel: Kernel = "spatial",
+        length: float = LENGTH,
+        ridge: float = RIDGE,
+        covariance: Tensor | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, seed, device)
+        self._prepare(
+            rank, rate, bias, num_columns, kernel, length, ridge, covariance, device, dtype
+        )
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        rank: int | None = None,
+        rate: float | None = None,
+        num_columns: int = 1,
+        kernel: Kernel = "spatial",
+        length: float = LENGTH,
+        ridge: float = RIDGE,
+        covariance: Tensor | None = None,
+        seed: int | None = None,
+        init: Init = "fit",
+        second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+    ) -> Self:
+        """A layer with a predicted weight in place of ``linear``, which is left as it is.
+
+        Device, type, the bias, ``requires_grad`` and the training flag carry over. The attribute
+        ``fit_error`` holds the relative error of the weight. On the meta device there are no values
+        to fit, and the result is a meta layer.
+
+        Args:
+            linear: the layer; a subclass must compute its output as ``nn.Linear`` does.
+            rank: see the class.
+            rate: see the class.
+            num_columns: see the class.
+            kernel: see the class.
+            length: see the class.
+            ridge: see the class.
+            covariance: see the class; with that kernel None takes the second moment.
+            seed: see the class.
+            init: ``"fit"`` takes the nearest coefficients
+                (`sketchlayers.decompose.dictionary_least_squares`), ``"random"`` those of a new
+                layer.
+            second_moment: ``E[x x^T]`` of the inputs, ``(d2, d2)``: the fit is in the norm of the
+                output's change.
+            sensitivity: weight of the output's errors, ``(d1,)`` or ``(d1, d1)``; features are
+                fitted one by one, so it changes nothing.
+
+        Raises:
+            RuntimeError: a second moment, a covariance or a sensitivity of another shape.
+            TypeError: not a fully connected layer of this kind.
+            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
+                the class refuses.
+        """
+        refuse_other_layers(cls.__name__, linear, nn.Linear)
+        arguments = {
+            "in_features": linear.in_features,
+            "out_features": linear.out_features,
+            "rank": rank,
+            "rate": rate,
+            "num_columns": num_columns,
+            "length": length,
+            "ridge": ridge,
+            "seed": seed,
+        } | _kernel_arguments(kernel, covariance, second_moment)
+        return cls._from_dense(linear, arguments, init, second_moment, sensitivity)
+
+
+class DictionaryConv2d(DictionaryLayer, FormedConv2d):
+    r"""Convolution whose filters are predicted, in place of ``nn.Conv2d``: see `DictionaryLinear`.
+
+    The weight of a group is ``V U`` with ``V (d1 / groups, m)`` and ``U (m, n)``,
+    ``n = d2 / groups * h * w``. The spatial kernel between two entries of a patch is
+    ``exp(-|p - q|^2 / (2 length^2))`` of their positions in one channel, and zero between channels.
+    It has ``m d1`` parameters and the bias, instead of ``n d1``.
+
+    Shapes are those of ``nn.Conv2d``: input ``(N, d2, H, W)`` or ``(d2, H, W)``.
+
+    Args:
+        in_channels: ``d2``.
+        out_channels: ``d1``.
+        kernel_size: ``(h, w)`` or one number for both.
+        stride: as in ``nn.Conv2d``.
+        padding: number, pair, ``"same"`` or ``"valid"``.
+        dilation: as in ``nn.Conv2d``.
+        groups: as in ``nn.Conv2d``; every group has inputs of its own.
+        bias: learn a bias.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        device: of the parameters; may be ``"meta"``.
+        dtype: of the parameters.
+        rank: ``m``, at most ``n``. Give this or ``rate``.
+        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
+            nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
+        num_columns: in how many parts, each with inputs of its own, the features of a group are
+            cut; must divide ``d1 / groups``.
+        kernel: ``"spatial"``, or ``"covariance"``, which must be given or set (`set_covariance`).
+            For a 1x1 kernel only that one predicts anything.
+        length: of the spatial kernel, in pixels.
+        ridge: of the regression, in parts of the kernel's mean diagonal.
+        covariance: ``E[x x^T]`` of the input patches, ``(n, n)`` or ``(groups, n, n)``.
+        seed: decides which inputs; ``None`` draws it from PyTorch's default generator.
+
+    Raises:
+        RuntimeError: a covariance of another shape.
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> layer = DictionaryConv2d(96, 192, 5, padding=2, rate=0.1)
+        >>> layer(torch.randn(8, 96, 16, 16)).shape
+        torch.Size([8, 192, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: int | None = None,
+        rate: float | None = None,
+        num_columns: int = 1,
+        kernel: Kernel = "spatial",
+        length: float = LENGTH,
+        ridge: float = RIDGE,
+        covariance: Tensor | None = None,
+        seed: int | None = None,
+    ) -> None:
+        geometry = Geometry.checked(
+            type(self).__name__,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+        )
+        super().__init__(geometry, seed, device)
+        self._prepare(
+            rank, rate, bias, num_columns, kernel, length, ridge, covariance, device, dtype
+        )
+
+    @property
+    def _groups(self) -> int:
+        return self.groups
+
+    @property
+    def _kernel_size(self) -> tuple[int, int]:
+        return self.kernel_size
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        *,
+        rank: int | None = None,
+        rate: float | None = None,
+        num_columns: int = 1,
+        kernel: Kernel = "spatial",
+        length: float = LENGTH,
+        ridge: float = RIDGE,
+        covariance: Tensor | None = None,
+        seed: int | None = None,
+        init: Init = "fit",
+        second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+    ) -> Self:
+        """A layer with predicted filters in place of ``conv``, which is left as it is.
+
+        Device, type, the bias, ``requires_grad`` and the training flag carry over. The attribute
+        ``fit_error`` holds the relative error of the weight. On the meta device there are no values
+        to fit, and the result is a meta layer.
+
+        Args:
+            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
+            rank: see the class.
+            rate: see the class.
+            num_columns: see the class.
+            kernel: see the class.
+            length: see the class.
+            ridge: see the class.
+            covariance: see the class; with that kernel None takes the second moment.
+            seed: see the class.
+            init: ``"fit"`` takes the nearest coefficients
+                (`sketchlayers.decompose.dictionary_least_squares`), ``"random"`` those of a new
+                layer.
+            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
+                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
+            sensitivity: weight of the output's errors, ``(d1,)``, or a matrix for each group
+                ``(groups, T, T)`` with ``T = d1 / groups``, ``(T, T)`` for one; features are fitted
+                one by one, so it changes nothing.
+
+        Raises:
+            RuntimeError: a second moment, a covariance or a sensitivity of another shape.
+            TypeError: not a convolution of this kind.
+            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
+                the class refuses.
+        """
+        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
+        arguments = (
+            Geometry.of(conv).arguments()
+            | {
+                "rank": rank,
+                "rate": rate,
+                "num_columns": num_columns,
+                "length": length,
+                "ridge": ridge,
+                "seed": seed,
+            }
+            | _kernel_arguments(kernel, covariance, second_moment)
+        )
+        return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
+
+
+def _kernel_arguments(
+    kernel: Kernel, covariance: Tensor | None, second_moment: Tensor | None
+) -> dict[str, Any]:
+    if kernel == "covariance" and covariance is None:
+        covariance = second_moment
+    return {"kernel": kernel, "covariance": covariance}

@@ -1,0 +1,300 @@
+"""FreshNets: filters hashed by frequency (Chen, Wilson, Tyree, Weinberger, Chen, KDD 2016)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from sketchlayers import ops
+
+from ._checks import number_above, refuse_other_layers
+from ._formed import FormedConv2d, Init, number_or_rate
+from ._geometry import Geometry, PaddingMode
+from ._hashing import HashedLayer
+
+ALPHA, BETA = 0.25, 2.5
+"""Parameters of the distribution of values over frequencies."""
+
+
+class FreshConv2d(HashedLayer, FormedConv2d):
+    r"""Convolution whose filters have hashed cosine coefficients, in place of ``nn.Conv2d``.
+
+        V = C_h^T F C_w,    F[o, c, j1, j2] = xi(o, c, j1, j2) values_j[h(o, c, j1, j2)],
+
+    with orthonormal cosine transforms ``C``, and for every frequency ``j = j1 + j2`` a table of
+    values of its own: low frequencies, which matter more, have more (`frequency_buckets`). Hashes
+    and signs are computed from ``seed`` and never stored. It has ``K`` parameters and the bias,
+    instead of ``d1 d2 h w / groups``. For a 1x1 kernel it is `HashedConv2d`.
+
+    Shapes are those of ``nn.Conv2d``: input ``(N, d2, H, W)`` or ``(d2, H, W)``.
+
+    Args:
+        in_channels: ``d2``.
+        out_channels: ``d1``.
+        kernel_size: ``(h, w)`` or one number for both; ``h w`` at most 256.
+        stride: as in ``nn.Conv2d``.
+        padding: number, pair, ``"same"`` or ``"valid"``.
+        dilation: as in ``nn.Conv2d``.
+        groups: as in ``nn.Conv2d``; all groups share the values.
+        bias: learn a bias.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        device: of the parameters; may be ``"meta"``.
+        dtype: of the parameters.
+        buckets: ``K``, from one for each frequency to the entries of the dense weight. Give this or
+            ``rate``.
+        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
+            nearest whole number of buckets is taken, and the attribute ``rate`` tells what it
+            gives.
+        alpha: first parameter of the distribution over frequencies.
+        beta: its second parameter.
+        seed: decides hashes and signs; ``None`` draws it from PyTorch's default generator.
+
+    Attributes:
+        frequency_buckets: how many of the values each frequency has, ``h + w - 1`` numbers.
+        basis: cosine functions, a row for each frequency pair, ``(h w, h w)``; float64 for a
+            float64 layer and float32 for any other. Made anew, never stored.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> layer = FreshConv2d(96, 192, 5, padding=2, rate=0.1)
+        >>> layer(torch.randn(8, 96, 16, 16)).shape
+        torch.Size([8, 192, 16, 16])
+    """
+
+    _fixed: ClassVar[tuple[str, ...]] = ("seed", "basis")
+
+    basis: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        buckets: int | None = None,
+        rate: float | None = None,
+        alpha: float = ALPHA,
+        beta: float = BETA,
+        seed: int | None = None,
+    ) -> None:
+        owner = type(self).__name__
+        geometry = Geometry.checked(
+            owner,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+        )
+        alpha = number_above(owner, "alpha", alpha, 0)
+        beta = number_above(owner, "beta", beta, 0)
+        taps = math.prod(geometry.kernel_size)
+        if taps > MOST_TAPS:
+            raise ValueError(
+                f"{owner}: kernel_size must have at most {MOST_TAPS} positions "
+                f"(got kernel_size={geometry.kernel_size})"
+            )
+        super().__init__(geometry, seed, device)
+        self.alpha, self.beta = alpha, beta
+        kept = geometry.out_channels if bias else 0
+        count = number_or_rate(
+            owner,
+            "buckets",
+            buckets,
+            rate,
+            bucket_bounds(geometry),
+            1,
+            kept,
+            geometry.weights + kept,
+        )
+        filters = geometry.out_channels * geometry.group_inputs
+        self.frequency_buckets = frequency_buckets(
+            geometry.kernel_size, filters, count, alpha=alpha, beta=beta
+        )
+        self._tables = _tables(geometry.kernel_size, self.frequency_buckets)
+        self.register_buffer("basis", None, persistent=False)
+        self._build((count,), bias, device, dtype)
+
+    def _make_seeded(self) -> dict[str, Tensor]:
+        height, width = (cosines(length) for length in self.kernel_size)
+        dtype = torch.promote_types(self.values.dtype, torch.float32)
+        return {"basis": torch.kron(height, width).to(self.values.device, dtype)}
+
+    def _shared(self, values: Tensor) -> Tensor:
+        shape, (first, buckets) = self._weight_shape, self._tables
+        basis = self.basis
+        if values.dtype != self.values.dtype:
+            basis = basis.to(torch.promote_types(values.dtype, torch.float32))
+        return ops.fresh_weight(
+            values, self.seed, basis, shape[0], self._patch, first=first, buckets=buckets
+        ).view(shape)
+
+    def _forming_multiply_adds(self) -> int:
+        return math.prod(self._weight_shape) * math.prod(self.kernel_size)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        *,
+        buckets: int | None = None,
+        rate: float | None = None,
+        alpha: float = ALPHA,
+        beta: float = BETA,
+        seed: int | None = None,
+        init: Init = "fit",
+        second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+    ) -> Self:
+        """A layer with hashed filters in place of ``conv``, which is left as it is.
+
+        Device, type, the bias, ``requires_grad`` and the training flag carry over. The attribute
+        ``fit_error`` holds the relative error of the weight, which is large at any useful rate: the
+        layer has to be trained. On the meta device there are no values to fit, and the result is a
+        meta layer.
+
+        Args:
+            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
+            buckets: see the class.
+            rate: see the class.
+            alpha: see the class.
+            beta: see the class.
+            seed: see the class.
+            init: ``"fit"`` takes the nearest values
+                (`sketchlayers.decompose.hashed_least_squares`), ``"random"`` those of a new layer.
+            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
+                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
+            sensitivity: weight of the output's errors, ``(d1,)``, or a matrix for each group
+                ``(groups, T, T)`` with ``T = d1 / groups``, ``(T, T)`` for one.
+
+        Raises:
+            RuntimeError: a second moment or a sensitivity of another shape.
+            TypeError: not a convolution of this kind.
+            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
+                the class refuses.
+        """
+        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
+        arguments = Geometry.of(conv).arguments() | {
+            "buckets": buckets,
+            "rate": rate,
+            "alpha": alpha,
+            "beta": beta,
+            "seed": seed,
+        }
+        return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
+
+    def _forming_repr(self) -> list[str]:
+        parts = [f"buckets={self.buckets}"]
+        if self.alpha != ALPHA:
+            parts.append(f"alpha={self.alpha:g}")
+        if self.beta != BETA:
+            parts.append(f"beta={self.beta:g}")
+        return parts
+
+
+MOST_TAPS = 256
+"""Positions of a kernel up to which the operator takes a table for each."""
+
+
+class _Tables(NamedTuple):
+    """Of each position of the kernel: place of its table's first value, and their number."""
+
+    first: tuple[int, ...]
+    buckets: tuple[int, ...]
+
+
+def cosines(length: int) -> Tensor:
+    """The orthonormal cosine transform (DCT-II) ``(length, length)``, float64, by frequencies."""
+    place = torch.arange(length, dtype=torch.float64)
+    matrix = torch.cos(math.pi / length * (place + 0.5) * place[:, None])
+    matrix *= math.sqrt(2 / length)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def bucket_bounds(geometry: Geometry) -> tuple[int, int]:
+    """The fewest values, one for each frequency, and the most that make sense."""
+    return sum(geometry.kernel_size) - 1, geometry.weights
+
+
+def frequency_buckets(
+    kernel_size: tuple[int, int],
+    filters: int,
+    count: int,
+    *,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+) -> tuple[int, ...]:
+    """How many of ``count`` values the frequencies ``j = j1 + j2`` of a kernel have.
+
+    A frequency with ``N_j`` coefficients has ``r_j N_j``, ``r_j = Z x^(alpha-1) (1-x)^(beta-1)``
+    with ``x = (j + 1) / (2 d + 1)`` for a d x d kernel, ``(j + 1) / (h + w + 1)`` for any; a rate
+    above 1 is 1, and the others share what is left; no frequency has none. Of the fractions the
+    largest are rounded up.
+
+    Args:
+        kernel_size: ``(h, w)``.
+        filters: ``d1 d2 / groups``.
+        count: ``K``, at least ``h + w - 1`` and at most ``filters h w``.
+        alpha: as in `FreshConv2d`.
+        beta: as in `FreshConv2d`.
+    """
+    height, width = kernel_size
+    diagonals = range(height + width - 1)
+    sizes = [filters * sum(0 <= j - row < width for row in range(height)) for j in diagonals]
+    shapes = [
+        ((j + 1) / (height + width + 1)) ** (alpha - 1)
+        * (1 - (j + 1) / (height + width + 1)) ** (beta - 1)
+        for j in diagonals
+    ]
+    fixed: dict[int, float] = {}
+    while True:
+        free = [j for j in diagonals if j not in fixed]
+        total = sum(shapes[j] * sizes[j] for j in free)
+        left = count - sum(fixed.values())
+        wanted = {j: left * shapes[j] * sizes[j] / total for j in free}
+        bounded = {j: min(max(wanted[j], 1.0), float(sizes[j])) for j in free}
+        over = {j: bounded[j] for j in free if wanted[j] > sizes[j]}
+        under = {j: bounded[j] for j in free if wanted[j] < 1}
+        # Those that are capped first: what they leave may lift the others above the least.
+        if not over and not under:
+            return _rounded(fixed | wanted, count, sizes)
+        fixed |= over or under
+
+
+def _rounded(wanted: dict[int, float], count: int, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Whole numbers near these, with this sum; the largest fractions are rounded up."""
+    order = sorted(wanted)
+    numbers = [min(sizes[j], max(1, math.floor(wanted[j] + 1e-9))) for j in order]
+    by_fraction = sorted(order, key=lambda j: numbers[j] - wanted[j])
+    while sum(numbers) != count:
+        step = 1 if sum(numbers) < count else -1
+        for j in by_fraction if step > 0 else reversed(by_fraction):
+            if sum(numbers) != count and 1 <= numbers[j] + step <= sizes[j]:
+                numbers[j] += step
+    return tuple(numbers)
+
+
+def _tables(kernel_size: tuple[int, int], buckets: Sequence[int]) -> _Tables:
+    height, width = kernel_size
+    frequencies = [row + column for row in range(height) for column in range(width)]
+    starts = [sum(buckets[:j]) for j in range(len(buckets))]
+    return _Tables(tuple(starts[j] for j in frequencies), tuple(buckets[j] for j in frequencies))

@@ -1,0 +1,206 @@
+"""A convolution of low rank: a vertical and a horizontal one (Tai et al., ICLR 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from sketchlayers import decompose
+
+from ._checks import refuse_other_layers, whole_number
+from ._factored import FactoredConv2d, Fit, Group, Init, convolution, nearest_rank
+from ._geometry import Geometry, PaddingMode
+
+
+class LowRankConv2d(FactoredConv2d):
+    r"""Convolution as a vertical and a horizontal one, in place of ``nn.Conv2d``.
+
+        W[t, s, i, j] = sum_r V[r, s, i] H[t, r, j]          (Tai et al., ICLR 2016, equation 2)
+
+    computed by two plain convolutions: ``vertical`` (h x 1, S to R channels) and ``horizontal``
+    (1 x w, R to T, with the bias), with nothing between them. It has ``R (S h + T w)`` parameters
+    and the bias. With groups both are grouped, S, T and R are those of one group. Tai et al. train
+    it with batch norm behind it.
+
+    Shapes are those of ``nn.Conv2d``: input ``(N, in, H, W)`` or ``(in, H, W)``. The vertical
+    stride, padding and dilation are in ``vertical``, the horizontal ones in ``horizontal``.
+
+    Args:
+        in_channels: all groups' together.
+        out_channels: all groups' together.
+        kernel_size: ``(h, w)`` or one number for both.
+        stride: as in ``nn.Conv2d``.
+        padding: number, pair, ``"same"`` or ``"valid"``.
+        dilation: as in ``nn.Conv2d``.
+        groups: as in ``nn.Conv2d``.
+        bias: learn a bias.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        device: of the parameters; may be ``"meta"``.
+        dtype: of the parameters.
+        rank: ``R``, at most ``min(S h, T w)``, which is enough for every weight. Give this or
+            ``rate``.
+        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
+            nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> layer = LowRankConv2d(96, 192, 5, padding=2, rate=0.1)
+        >>> layer(torch.randn(8, 96, 16, 16)).shape
+        torch.Size([8, 192, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: int | None = None,
+        rate: float | None = None,
+    ) -> None:
+        owner = type(self).__name__
+        geometry = Geometry.checked(
+            owner,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+        )
+        super().__init__(geometry)
+        self.rank = _resolved_rank(owner, geometry, bias, rank, rate)
+        vertical, horizontal = low_rank_parts(geometry, self.rank)
+        make = partial(convolution, device=device, dtype=dtype)
+        self.vertical = make(vertical, bias=False)
+        self.horizontal = make(horizontal, bias=bias)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``(N, in, H, W)`` or ``(in, H, W)``."""
+        return self.horizontal(self.vertical(input))
+
+    def dense_weight(self) -> Tensor:
+        """``(out, in / groups, h, w)``, differentiable in the filters."""
+        vertical = self._by_group(self.vertical)[..., 0]
+        horizontal = self._by_group(self.horizontal)[..., 0, :]
+        return torch.einsum("grsi,gtrj->gtsij", vertical, horizontal).flatten(0, 1)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        rank: int | None = None,
+        *,
+        rate: float | None = None,
+        init: Init = "fit",
+        second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """Two convolutions in place of ``conv``, which is left as it is.
+
+        Device, type, memory format, the bias, ``requires_grad`` and the training flag carry over,
+        hooks do not. The attribute ``fit_error`` holds the relative error of the weight. On the
+        meta device there are no values to fit, and the result is a meta layer.
+
+        Args:
+            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
+            rank: see the class.
+            rate: see the class.
+            init: ``"fit"`` approximates the weight in closed form
+                (`sketchlayers.decompose.vertical_horizontal`), ``"random"`` starts as a new layer.
+            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
+                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
+            sensitivity: weight of the output's errors, ``(out,)``, or a matrix for each group
+                ``(groups, T, T)``, ``(T, T)`` for one.
+            seed: of the random start; ``None`` draws from PyTorch's generator. A fit has none.
+
+        Raises:
+            RuntimeError: a second moment or a sensitivity of another shape.
+            TypeError: not a convolution of this kind.
+            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
+                the class refuses.
+        """
+        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
+        geometry = Geometry.of(conv)
+        rank = _resolved_rank(cls.__name__, geometry, conv.bias is not None, rank, rate)
+
+        def fit(group: Group) -> Fit:
+            weight, moment, weights = group
+            factors = decompose.vertical_horizontal(
+                weight, rank, second_moment=moment, sensitivity=weights
+            )
+            return Fit((factors.vertical, factors.horizontal), factors.relative_error)
+
+        arguments = geometry.arguments() | {"rank": rank}
+        return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
+
+    def _rank_repr(self) -> list[str]:
+        return [f"rank={self.rank}"]
+
+
+def low_rank_parts(geometry: Geometry, rank: int) -> tuple[Geometry, Geometry]:
+    """The vertical and the horizontal convolution of a `LowRankConv2d` of this rank."""
+    inner = rank * geometry.groups
+    return (
+        geometry._replace(out_channels=inner).one_way(0),
+        geometry._replace(in_channels=inner).one_way(1),
+    )
+
+
+def low_rank_weights(geometry: Geometry, rank: int) -> int:
+    """Entries of both filters together, proportional to the rank."""
+    return sum(part.weights for part in low_rank_parts(geometry, rank))
+
+
+def uniform_ranks(geometry: Geometry) -> range:
+    """The ranks at which the layer gets smaller."""
+    if not geometry.weights:
+        return range(0)
+    return range(1, (geometry.weights - 1) // low_rank_weights(geometry, 1) + 1)
+
+
+def _resolved_rank(
+    owner: str, geometry: Geometry, bias: bool, rank: int | None, rate: float | None
+) -> int:
+    if (rank is None) == (rate is None):
+        raise ValueError(
+            f"{owner}: exactly one of rank and rate must be given (got rank={rank}, rate={rate})"
+        )
+    if rank is not None:
+        rank = whole_number(owner, "rank", rank)
+        height, width = geometry.kernel_size
+        full = min(geometry.group_inputs * height, geometry.group_outputs * width)
+        if rank > full:
+            raise ValueError(
+                f"{owner}: rank must be at most {full}, which is enough for every weight "
+                f"(got rank={rank})"
+            )
+        return rank
+    assert rate is not None
+    kept = geometry.out_channels if bias else 0
+    return nearest_rank(
+        owner,
+        uniform_ranks(geometry),
+        lambda rank: low_rank_weights(geometry, rank) + kept,
+        rate,
+        geometry.weights + kept,
+    )
