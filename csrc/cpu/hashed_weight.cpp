@@ -120,11 +120,11 @@ at::Tensor hashed_weight_cpu(const at::Tensor& values, const at::Tensor& seed, i
 }
 
 // The rows are cut into as many parts as may be summed apart: the copies of the sums together take
-// no more memory than the gradient. It does not depend on the number of threads, so that the result
-// does not.
+// no more memory than a weight in float32. It does not depend on the number of threads, so that the
+// result does not.
 int64_t parts_of(int64_t rows, int64_t columns, int64_t num_values) {
   constexpr int64_t kMostParts = 16;
-  const int64_t affordable = rows * columns / num_values;
+  const int64_t affordable = rows * columns / num_values / 2;
   const int64_t worthwhile = rows * columns / kGrain;
   return std::max<int64_t>(1, std::min({kMostParts, affordable, worthwhile, rows}));
 }
@@ -140,7 +140,8 @@ at::Tensor hashed_weight_backward_cpu(const at::Tensor& grad, const at::Tensor& 
   const int64_t parts = parts_of(rows, columns, num_values);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, grad.scalar_type(), "hashed_weight_backward", [&] {
-        using sum_t = at::opmath_type<scalar_t>;
+        // A value may have thousands of entries, which are added one by one.
+        using sum_t = double;
         const scalar_t* in = matrix.const_data_ptr<scalar_t>();
         scalar_t* out = result.mutable_data_ptr<scalar_t>();
         const auto sums = std::make_unique<sum_t[]>(parts * num_values);  // zeros
@@ -149,7 +150,7 @@ at::Tensor hashed_weight_backward_cpu(const at::Tensor& grad, const at::Tensor& 
             sum_t* sum = sums.get() + part * num_values;
             entries.visit(rows * part / parts, rows * (part + 1) / parts,
                           [&](int64_t place, int64_t value, bool negative) {
-                            sum[value] += in[place] * sign<sum_t>(negative);
+                            sum[value] += static_cast<sum_t>(in[place]) * sign<sum_t>(negative);
                           });
           }
         });

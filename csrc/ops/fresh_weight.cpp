@@ -7,11 +7,11 @@ namespace sketchlayers {
 
 at::Tensor fresh_weight(const at::Tensor& values, const at::Tensor& seed, const at::Tensor& basis,
                         c10::SymInt rows, c10::SymInt columns, const HashTables& tables) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("sketchlayers::fresh_weight", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&,
-                                               const at::Tensor&, c10::SymInt, c10::SymInt,
-                                               at::IntArrayRef, at::IntArrayRef)>();
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("sketchlayers::fresh_weight", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt,
+                            c10::SymInt, at::IntArrayRef, at::IntArrayRef)>();
   return op.call(values, seed, basis, std::move(rows), std::move(columns), tables.first,
                  tables.buckets);
 }

@@ -46,8 +46,8 @@ void check_seed(const char* op, const at::Tensor& seed) {
 
 void check_sizes(const char* op, const c10::SymInt& rows, const c10::SymInt& columns) {
   constexpr int64_t kWordLimit = int64_t{1} << 32;  // each is one 32-bit word of the counter
-  TORCH_CHECK_VALUE(rows >= 0 && rows <= kWordLimit, op, ": rows must be in [0, 2^32] (got rows=",
-                    rows, ")");
+  TORCH_CHECK_VALUE(rows >= 0 && rows <= kWordLimit, op,
+                    ": rows must be in [0, 2^32] (got rows=", rows, ")");
   TORCH_CHECK_VALUE(columns >= 0 && columns <= kWordLimit * kHashesPerBlock, op,
                     ": columns must be in [0, 2^34] (got columns=", columns, ")");
 }
@@ -65,10 +65,10 @@ HashTables checked_tables(const char* op, int64_t num_values, const c10::SymInt&
                     " tables (got ", first.size(), ")");
   if (first.empty()) return {{0}, {num_values}};
   for (size_t table = 0; table < first.size(); ++table) {
-    TORCH_CHECK_VALUE(first[table] >= 0 && buckets[table] >= 1 &&
-                          buckets[table] <= num_values - first[table],
-                      op, ": every table must lie in the ", num_values,
-                      " values (got first=", first[table], ", buckets=", buckets[table], ")");
+    TORCH_CHECK_VALUE(
+        first[table] >= 0 && buckets[table] >= 1 && buckets[table] <= num_values - first[table], op,
+        ": every table must lie in the ", num_values, " values (got first=", first[table],
+        ", buckets=", buckets[table], ")");
   }
   const auto taps = static_cast<int64_t>(first.size());
   TORCH_CHECK_VALUE(columns % taps == 0, op,

@@ -116,6 +116,9 @@ class FormedLayer(WeightCache):
                 bound = 1 / math.sqrt(self._patch)
                 nn.init.uniform_(self.bias, -bound, bound)
 
+    def _fill_stored(self, arguments: Mapping[str, Any]) -> None:
+        """Write what is fixed but not made from the seed, into memory that was not initialised."""
+
     def _fit(self, groups: Sequence[Group]) -> FormedFit:
         """The parameter whose weight is nearest to that of the groups, in their norm."""
         raise NotImplementedError
@@ -142,6 +145,7 @@ class FormedLayer(WeightCache):
         layer = skip_init(
             cls, **arguments, bias=bias is not None, device=weight.device, dtype=weight.dtype
         )
+        layer._fill_stored(arguments)
         if init == "random":
             layer.reset_parameters()
         elif not weight.is_meta:  # without values there is nothing to fit

@@ -8,7 +8,7 @@ and kernel ridge regression predicts the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -145,6 +145,10 @@ class DictionaryLayer(FormedLayer):
         means = kernels.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         scaled = kernels / torch.where(means > 0, means, 1.0)
         self.dictionary.copy_(self._regression(scaled.to(self.dictionary.device)))
+
+    def _fill_stored(self, arguments: Mapping[str, Any]) -> None:
+        if self.kernel == "covariance":
+            self.set_covariance(arguments["covariance"])
 
     def _make_seeded(self) -> dict[str, Tensor]:
         if self.kernel == "covariance":
