@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train_all(args: argparse.Namespace, typed: Sequence[str] | None) -> int:
     dense = NetworkSpec(width=args.width, dropout=0.0, seed=args.seed)
-    frame = None if args.frame == "none" else args.frame
+    options = {} if args.frame == "none" else {"frame": args.frame}
     recipe = Recipe(epochs=args.epochs, lr=DENSE_LR, amp=args.amp, seed=args.seed)
     statuses = []
     with join(args.device) as world:
@@ -59,9 +59,9 @@ def _train_all(args: argparse.Namespace, typed: Sequence[str] | None) -> int:
             spec, lr = dense, DENSE_LR
             folder, name = RunFolder(args.out / "dense"), "dense"
             if rate is not None:
-                spec, lr = replace(dense, method="sketch", rate=rate, frame=frame), SKETCH_LR
+                spec, lr = replace(dense, method="sketch", rate=rate, options=options), SKETCH_LR
                 folder = RunFolder(args.out / f"rate_{rate}")
-                name = f"rate {rate}, {'sign frame' if frame else 'plain'}"
+                name = f"rate {rate}, {'sign frame' if options else 'plain'}"
             _, summary = run(
                 spec,
                 data,

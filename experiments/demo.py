@@ -122,7 +122,7 @@ def _demo(args: argparse.Namespace, world: World) -> None:
     data = load(plan.data, args.data, subset=plan.subset, test_subset=plan.test_subset)
     dense = NetworkSpec(width=plan.width, dropout=plan.dropout, seed=args.seed)
     sketch = replace(dense, method="sketch", rate=args.rate)
-    for spec in (dense, sketch, replace(sketch, frame="signs")):
+    for spec in (dense, sketch, replace(sketch, options={"frame": "signs"})):
         build(spec, len(data.classes))  # a rate that cannot be met is refused before any training
     folder = RunFolder(args.out)
     folder.prepare(resume=True)
@@ -164,7 +164,7 @@ def _candidates(
     world: World,
 ) -> list[Candidate]:
     sketch_recipe = replace(recipe, lr=SKETCH_LR)
-    framed = replace(sketch, frame="signs")
+    framed = replace(sketch, options={"frame": "signs"})
     trained = _trained("dense", dense, data, recipe, world)
     return [
         trained,

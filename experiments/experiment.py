@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,13 @@ from torch import nn
 from distributed import World
 from image_data import DataSet
 from networks import NETWORKS, count_parameters
+from pictures import Pictures
 from runs import RunError, RunFolder, hardware, versions
-from sketchlayers import compress, inspect
+from sketchlayers import Calibration, calibrate, compress, inspect
+from sketchlayers.nn.dictionary import DictionaryLayer
 from training import Outcome, Recipe, Trainer, check_fits
+
+_COVARIANCE_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class NetworkSpec:
         dropout: probability; None keeps the network's own.
         method: ``"dense"``, or a method of `sketchlayers.compress`.
         rate: parameters after / before, of the whole model; or layer rates by name or pattern.
-        num_sketches: see `sketchlayers.SKConv2d`, as are mixing, scale, base and frame.
+        options: of the method, by name; see `sketchlayers.methods`.
         init: ``"random"`` to train from scratch, ``"fit"`` to approximate `start`'s weights.
         start: checkpoint of a dense run whose network is compressed; None starts at random.
         seed: of the weights and the signs.
@@ -46,11 +50,7 @@ class NetworkSpec:
     dropout: float | None = None
     method: str = "dense"
     rate: float | Mapping[str, float] | None = None
-    num_sketches: int = 1
-    mixing: Literal["spatial", "channel"] = "spatial"
-    scale: Literal["paper", "normalized"] | float = "paper"
-    base: Literal["random"] | None = None
-    frame: Literal["signs"] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     init: Literal["random", "fit"] = "random"
     start: str | None = None
     seed: int = 0
@@ -64,14 +64,10 @@ class NetworkSpec:
             raise ValueError(f"rate: a dense network has none (got rate={self.rate})")
         if self.method != "dense" and self.rate is None:
             raise ValueError(f"rate: method {self.method!r} needs one (got none)")
+        if self.method == "dense" and self.options:
+            raise ValueError(f"options: a dense network has none (got {dict(self.options)})")
         if self.init == "fit" and self.start is None:
             raise ValueError("init: 'fit' needs a trained network to start from (got start=None)")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of the sketch for `sketchlayers.compress`."""
-        names = ("num_sketches", "mixing", "scale", "base", "frame")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -88,8 +84,14 @@ class Built:
         return count_parameters(self.network) / self.dense_parameters
 
 
-def build(spec: NetworkSpec, num_classes: int) -> Built:
+def build(spec: NetworkSpec, num_classes: int, data: DataSet | None = None) -> Built:
     """Makes the network of a description; the same description gives the same network.
+
+    Args:
+        spec: the description.
+        num_classes: number of outputs.
+        data: where a dictionary sees how the inputs of 1x1 layers vary together in the network as
+            it starts; without, each input is alone.
 
     Raises:
         RunError: if the checkpoint to start from cannot be used.
@@ -102,6 +104,9 @@ def build(spec: NetworkSpec, num_classes: int) -> Built:
         load_weights(network, Path(spec.start))
     if spec.method == "dense":
         return Built(network, dense_parameters)
+    moments = None
+    if data is not None and spec.method == "dictionary" and spec.init == "random":
+        moments = calibrate(network, _first_images(data), filter_fn=_is_one_pixel)
     compressed, report = compress(
         network,
         spec.method,
@@ -111,7 +116,30 @@ def build(spec: NetworkSpec, num_classes: int) -> Built:
         seed=spec.seed,
         **spec.options,
     )
+    if moments is not None:
+        set_covariances(compressed, moments, spec.seed)
     return Built(compressed, dense_parameters, report)
+
+
+def set_covariances(network: nn.Module, moments: Calibration, seed: int) -> None:
+    """Gives dictionaries the covariances of their inputs, and draws their coefficients anew."""
+    torch.manual_seed(seed)
+    for name, layer in network.named_modules():
+        if isinstance(layer, DictionaryLayer) and layer.kernel == "covariance":
+            layer.set_covariance(moments[name].second_moment)
+            layer.reset_parameters()
+
+
+def _is_one_pixel(layer: nn.Module, name: str) -> bool:
+    return isinstance(layer, nn.Linear) or getattr(layer, "kernel_size", None) == (1, 1)
+
+
+def _first_images(data: DataSet) -> Pictures:
+    """Training images, as many as show how a layer's inputs vary."""
+    source = data.train.take(torch.arange(min(_COVARIANCE_IMAGES, len(data.train))))
+    return Pictures(
+        source, size=data.size, resize=data.size, normalisation=data.normalisation, batch_size=64
+    )
 
 
 def load_weights(network: nn.Module, checkpoint: Path) -> None:
@@ -164,7 +192,7 @@ def run(
         ValueError: if arguments are out of range.
     """
     world = world or World()
-    built = build(spec, len(data.classes))
+    built = build(spec, len(data.classes), data)
     summary: dict[str, object] = {
         "name": name,
         "status": "started",

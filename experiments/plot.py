@@ -22,7 +22,6 @@ _NAMES = {
     "ninn_fc": "Network-in-Network with FC layers",
     "googlenet_bn": "GoogLeNet",
 }
-_SKETCH_OPTIONS = ("num_sketches", "mixing", "scale", "base", "frame")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +64,6 @@ def result_row(summary: dict[str, Any]) -> dict[str, object]:
     """What of a run's ``summary.json`` goes into ``results.csv``."""
     network, recipe, data = summary["network"], summary["recipe"], summary["data"]
     last = summary.get("last_epoch") or {}
-    sketched = network["method"] == "sketch"
     return {
         "name": summary["name"],
         "status": summary["status"],
@@ -83,7 +81,7 @@ def result_row(summary: dict[str, Any]) -> dict[str, object]:
         "test_accuracy": last.get("test_accuracy"),
         "test_loss": last.get("test_loss"),
         "train_loss": last.get("train_loss"),
-        **{option: network[option] if sketched else None for option in _SKETCH_OPTIONS},
+        "options": " ".join(f"{name}={value}" for name, value in network["options"].items()),
         "lr": recipe["lr"],
         "batch_size": recipe["batch_size"],
         "amp": recipe["amp"],

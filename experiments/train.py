@@ -12,6 +12,7 @@ happened.
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from image_data import DATA_SETS, DataError, load
 from networks import IMAGE_SIZES, NETWORKS
 from options import documented_parser
 from runs import RunError, RunFolder, resolved
-from sketchlayers.methods import scale_argument
+from sketchlayers import methods
 from training import Recipe
 
 DENSE_LR = 0.05
@@ -58,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     network.add_argument("--dropout", type=float, help="probability (default: the network's own)")
 
     method = root.add_argument_group("compression")
-    method.add_argument("--method", choices=["dense", "sketch"], default=spec.method)
+    method.add_argument("--method", choices=["dense", *methods.names()], default=spec.method)
     method.add_argument("--rate", type=float, help="parameters after / before, whole network")
     method.add_argument(
         "--layer-rate",
@@ -67,13 +68,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATTERN=RATE",
         help="instead of --rate: rate of the layers with such names; may be repeated",
     )
-    method.add_argument("--num-sketches", type=int, default=spec.num_sketches)
-    method.add_argument("--mixing", choices=["spatial", "channel"], default=spec.mixing)
     method.add_argument(
-        "--scale", type=scale_argument, default=spec.scale, help="paper, normalized or c"
+        "--option",
+        action="append",
+        default=[],
+        type=method_option,
+        metavar="NAME=VALUE",
+        help="of the method, such as frame=signs, mixing=channel or num_columns=4; may be repeated",
     )
-    method.add_argument("--base", choices=["random"])
-    method.add_argument("--frame", choices=["signs"])
     method.add_argument("--init", choices=["random", "fit"], default=spec.init)
     method.add_argument("--start", help="checkpoint.pt of a dense run to compress")
 
@@ -110,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         return _train(args, arguments)
-    except (DataError, RunError, ValueError) as error:
+    except (DataError, RunError, TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -170,11 +172,7 @@ def network_spec(args: argparse.Namespace) -> NetworkSpec:
         dropout=args.dropout,
         method=args.method,
         rate=dict(args.layer_rate) if args.layer_rate else args.rate,
-        num_sketches=args.num_sketches,
-        mixing=args.mixing,
-        scale=args.scale,
-        base=args.base,
-        frame=args.frame,
+        options=dict(args.option),
         init=args.init,
         start=args.start,
         seed=args.seed,
@@ -209,6 +207,21 @@ def _last_words(name: str, summary: dict[str, object], out: Path) -> str:
         f"{name}: {summary['status']}, {accuracy}{summary['parameters']:,} parameters "
         f"(rate {summary['rate']:.3f}), results in {out}"
     )
+
+
+def method_option(text: str) -> tuple[str, object]:
+    """``NAME=VALUE`` with a value of Python's, or a string.
+
+    Raises:
+        argparse.ArgumentTypeError: neither.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE (got {text!r})")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def _layer_rate(text: str) -> tuple[str, float]:

@@ -5,7 +5,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
@@ -23,19 +22,19 @@ from runs import RunFolder
 from training import Recipe, Trainer, evaluate, make_batches, seed_generators
 
 NARROW = NetworkSpec(width=0.25, dropout=0.0)
-SKETCHED = replace(NARROW, method="sketch", rate=0.15, frame="signs")
+SKETCHED = replace(NARROW, method="sketch", rate=0.15, options={"frame": "signs"})
 
 
 def weights(network: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in network.state_dict().items()}
 
 
-@pytest.mark.parametrize(("frame", "expected"), [(None, 45), ("signs", 90)])
+@pytest.mark.parametrize(("options", "expected"), [({}, 45), ({"frame": "signs"}, 90)])
 def test_sketched_factors_learn(
-    digits: DataSet, frame: Literal["signs"] | None, expected: float
+    digits: DataSet, options: dict[str, object], expected: float
 ) -> None:
     """Training s1 and s2 must be what gives the accuracy, not the layers around them."""
-    spec, recipe = replace(SKETCHED, frame=frame), Recipe(epochs=5, lr=0.1)
+    spec, recipe = replace(SKETCHED, options=options), Recipe(epochs=5, lr=0.1)
 
     def accuracy(*, frozen: bool) -> float:
         network = build(spec, 10).network
@@ -132,7 +131,10 @@ def test_a_run_leaves_log_summary_and_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--width", "0.1", "--subset", "100", "--size", "8", "--epochs", "2"]
-    runs = {"dense": [], "sketched": ["--method", "sketch", "--rate", "0.5", "--mixing", "channel"]}
+    runs = {
+        "dense": [],
+        "sketched": ["--method", "sketch", "--rate", "0.5", "--option", "mixing=channel"],
+    }
     for name, options in runs.items():
         assert train.main([*arguments, *options, "--out", str(tmp_path / name)]) == 0
     assert "sketched: finished, test accuracy" in capsys.readouterr().out
@@ -143,7 +145,7 @@ def test_a_run_leaves_log_summary_and_plot(
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
 
     summary = json.loads((tmp_path / "sketched" / "summary.json").read_text())
-    assert summary["network"]["mixing"] == "channel"
+    assert summary["network"]["options"] == {"mixing": "channel"}
     assert summary["recipe"]["lr"] == train.SKETCH_LR
     assert summary["data"]["train_images"] == 100
     command = summary["command"]

@@ -83,7 +83,7 @@ def test_which_kernel_a_dictionary_has() -> None:
     def kernel(layer: nn.Module, **options: object) -> str:
         return methods.Dictionary().build(layer, 3, init="fit", seed=0, **options).kernel
 
-    assert kernel(nn.Conv2d(12, 8, 1)) == "spatial"
+    assert kernel(nn.Conv2d(12, 8, 1)) == "covariance"
     assert kernel(nn.Conv2d(12, 8, 1), second_moment=moment) == "covariance"
     assert kernel(nn.Linear(12, 8), second_moment=moment) == "covariance"
     assert kernel(nn.Conv2d(3, 8, 2), second_moment=moment) == "spatial"

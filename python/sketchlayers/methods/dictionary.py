@@ -24,9 +24,9 @@ class Dictionary(Formed):
 
     Attributes:
         kernel: what predicts. "spatial" is nearness in the kernel of a convolution; "covariance" is
-            how the inputs vary together, from calibration data (without, each input is alone), and
-            is stored; "auto" is the first for kernels of more than one pixel, and for the others
-            the second if there is data.
+            how the inputs vary together, from calibration data (without, each input is alone until
+            the layer's ``set_covariance``), and is stored; "auto" is the first for kernels of more
+            than one pixel and the second for others.
         num_columns: in how many parts, each with inputs of its own, the features are cut; where it
             does not divide them the next smaller number does.
         length: of the spatial kernel, in pixels.
@@ -57,8 +57,7 @@ class Dictionary(Formed):
         geometry = self._geometry(layer)
         kernel = self.kernel
         if kernel == "auto":
-            is_alone = prod(geometry.kernel_size) == 1 and arguments["second_moment"] is not None
-            kernel = "covariance" if is_alone else "spatial"
+            kernel = "covariance" if prod(geometry.kernel_size) == 1 else "spatial"
         columns = min(self.num_columns, geometry.group_outputs)
         while geometry.group_outputs % columns:
             columns -= 1
