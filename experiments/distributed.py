@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class World:
         if self.size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
+
+    def shared(self, value: T) -> T:
+        """The main process's value."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, 0, device=self.device)
+        return values[0]
 
     def wait(self) -> None:
         """Returns when all processes have arrived here."""

@@ -664,4 +664,5 @@ DATA_SETS: dict[str, Reader] = {
         imagenet_classes=(0, 217, 482, 491, 497, 566, 569, 571, 574, 701),
     ),
     "aircraft": Reader(_read_aircraft, size=224, margin=8 / 7),
+    "places365": Reader(_read_image_folder, size=224),
 }

@@ -97,11 +97,12 @@ def _colours(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a panel: its name and its points."""
+    """A line of a panel: its name, its points and how far they spread up and down, if known."""
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+    spread: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,14 @@ def plot_panels(panels: Sequence[Panel], path: Path, *, x: str, y: str, level: s
     handles = {}
     for axes, panel in zip(grid.flat, panels, strict=False):
         for line in panel.lines:
-            (handles[line.name],) = axes.plot(
-                line.x, line.y, marker="o", markersize=3, **styles[line.name]
+            handles[line.name] = axes.errorbar(
+                line.x,
+                line.y,
+                line.spread,
+                marker="o",
+                markersize=3,
+                capsize=2,
+                **styles[line.name],
             )
         if panel.level is not None:
             handles[level] = axes.axhline(panel.level, color="grey", linewidth=0.8)

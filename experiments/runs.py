@@ -14,6 +14,7 @@ import os
 import platform
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +37,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.checkpoint = self.path / "checkpoint.pt"
+        self.previous = self.path / "checkpoint_before.pt"
         self.log = self.path / "log.csv"
         self.summary = self.path / "summary.json"
 
@@ -56,22 +58,45 @@ class RunFolder:
             raise RunError(f"out: cannot make the folder {self.path} ({error})") from error
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replaces the checkpoint: tensors, numbers, strings, lists and dicts."""
+        """Makes a new checkpoint of tensors, numbers, strings, lists and dicts.
+
+        The one before is kept, for when a disk has damaged the new one.
+
+        Raises:
+            RunError: it cannot be written, as on a full disk; the last one is as it was.
+        """
         whole = {"format": CHECKPOINT_FORMAT, **state}
-        write_atomically(self.checkpoint, lambda file: torch.save(whole, file))
+        try:
+            write_atomically(
+                self.checkpoint, lambda file: torch.save(whole, file), before=self.previous
+            )
+        # torch.save turns some failures of the file into its own.
+        except (OSError, RuntimeError) as error:
+            raise RunError(
+                f"checkpoint: cannot write {self.checkpoint} ({error}); the one before is as it "
+                "was, and the same command goes on from it"
+            ) from error
 
     def load_checkpoint(self, expected: Mapping[str, object]) -> dict[str, Any] | None:
         """The last checkpoint, or None if there is none yet.
+
+        Of a damaged one the one before, with a warning.
 
         Args:
             expected: the run's arguments, which must be those the checkpoint was made with.
 
         Raises:
-            RunError: if the file is unreadable, of another format or of another run.
+            RunError: if neither is readable, or it is of another format or of another run.
         """
         if not self.checkpoint.exists():
             return None
-        state = self.read_checkpoint(self.checkpoint)
+        try:
+            state = self.read_checkpoint(self.checkpoint)
+        except RunError as error:
+            if not self.previous.exists():
+                raise
+            warnings.warn(f"{error}; going on from {self.previous.name}", stacklevel=2)
+            state = self.read_checkpoint(self.previous)
         self._check_same_run(state["arguments"], expected)
         return state
 
@@ -120,13 +145,29 @@ class RunFolder:
         write_atomically(self.summary, lambda file: file.write(text.encode()))
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then renames it over `path`."""
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], *, before: Path | None = None
+) -> None:
+    """Lets `write` fill a temporary file beside `path`, then renames it over `path`.
+
+    Args:
+        path: of the file.
+        write: fills it.
+        before: what the old file is renamed to; None does away with it.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if before is not None and path.exists():
+        # A link first: at no moment is there no file of that name.
+        before.unlink(missing_ok=True)
+        os.link(path, before)
     os.replace(temporary, path)
 
 

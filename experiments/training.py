@@ -40,6 +40,7 @@ class Recipe:
         warmup: epochs in which the learning rate rises linearly from 0.
         schedule: ``"cosine"`` to 0, or ``"step"``: a tenth at half and at three quarters.
         label_smoothing: share of the target given to all classes evenly.
+        clip: largest norm of all gradients together; None leaves them as they are.
         amp: ``"off"``, ``"bf16"`` or ``"fp16"``, the type of mixed precision.
         channels_last: keep images and weights with the channels innermost.
         compile: run the network through ``torch.compile``.
@@ -58,6 +59,7 @@ class Recipe:
     warmup: float = 1.0
     schedule: Literal["cosine", "step"] = "cosine"
     label_smoothing: float = 0.0
+    clip: float | None = None
     amp: Literal["off", "bf16", "fp16"] = "off"
     channels_last: bool = True
     compile: bool = False
@@ -72,6 +74,7 @@ class Recipe:
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         _check("warmup", self.warmup, self.warmup >= 0, "at least 0")
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        _check("clip", self.clip, self.clip is None or self.clip > 0, "positive")
         _check("schedule", self.schedule, self.schedule in ("cosine", "step"), "cosine or step")
         _check("amp", self.amp, self.amp in _AMP_TYPES, "off, bf16 or fp16")
         _check("seed", self.seed, self.seed >= 0, "at least 0")
@@ -223,6 +226,18 @@ class Trainer:
             memory_format=self.memory_format,
         )
 
+    def step_seconds(self) -> list[float]:
+        """Seconds of every training step of an epoch, at a learning rate of 0."""
+        self._set_learning_rate(0)
+        self.forward.train()
+        seconds = []
+        begin = time.perf_counter()
+        for images, labels in self.train_batches:
+            self._step(images, labels).tolist()  # waits for the device
+            seconds.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+        return seconds
+
     def _run_epoch(self, epoch: int) -> None:
         started = time.perf_counter()
         train = self._train_epoch(epoch)
@@ -270,6 +285,9 @@ class Trainer:
             loss = self.criterion(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        if self.recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return _totals(loss.detach(), logits.detach(), labels)

@@ -1,0 +1,127 @@
+"""Results of a figure's points: one CSV file, a table, a plot of error over rate."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plot import result_row
+from plots import Line, Panel, plot_panels
+from runs import RunError, read_csv, write_csv
+from tables import Column, decimals, format_table
+
+ENDS = ("finished", "chance", "diverged")
+"""How a run can end; after the last two the network has learned nothing."""
+
+Row = dict[str, Any]
+
+
+def collect(out: Path) -> list[Row]:
+    """Writes ``results.csv`` from the summaries of all points below a folder that have ended."""
+    rows = []
+    for path in sorted(out.glob("**/summary.json")):
+        summary = json.loads(path.read_text())
+        if summary["status"] not in ENDS or "figure" not in summary:
+            continue
+        row = result_row(summary)
+        accuracy = row["test_accuracy"]
+        error = None if accuracy is None else 100 - float(str(accuracy))
+        rows.append({**summary["figure"], "error": error, **row, **_of_figure(summary)})
+    rows.sort(key=lambda row: (-row["nominal_rate"], row["method"], row["seed"]))
+    if rows:
+        write_csv(out / "results.csv", rows)
+    return rows
+
+
+def _of_figure(summary: Row) -> Row:
+    """What takes the place of columns of the same name."""
+    return {"method": summary["figure"]["method"]}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a method and rate, means over the seeds."""
+    grouped: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((row["method"], float(row["nominal_rate"])), []).append(row)
+    lines = []
+    for (method, nominal), members in sorted(grouped.items(), key=lambda one: -one[0][1]):
+        errors = _errors(members)
+        lines.append(
+            {
+                "method": method,
+                "point": members[0]["point"] or "-",
+                "nominal": nominal,
+                "rate": statistics.mean(float(row["rate"]) for row in members),
+                "error": statistics.mean(errors) if errors else None,
+                "spread": statistics.stdev(errors) if len(errors) > 1 else None,
+                "seeds": len(members),
+                "failed": len(members) - len(errors) or None,
+            }
+        )
+    columns = [
+        Column("point", "compressed up to", left=True),
+        Column("method", "method", left=True),
+        Column("nominal", "nominal rate", decimals(3)),
+        Column("rate", "rate", decimals(3)),
+        Column("error", "error %", decimals(1)),
+        Column("spread", "over seeds", decimals(1)),
+        Column("seeds", "seeds"),
+        Column("failed", "failed"),
+    ]
+    return format_table(lines, columns)
+
+
+def draw(files: Sequence[Path], png: Path) -> None:
+    """Draws error over nominal rate from CSV files, a panel for each data set.
+
+    Points at which a method has failed with every seed are missing.
+
+    Raises:
+        RunError: a file is not there or has other columns.
+    """
+    panels: dict[str, list[dict[str, str]]] = {}
+    for file in files:
+        try:
+            rows = read_csv(file)
+            for row in rows:
+                panels.setdefault(row["data"], []).append(row)
+                float(row["nominal_rate"])
+        except (OSError, KeyError, ValueError) as error:
+            raise RunError(f"--plot: {file} must be a results.csv of a figure (got {error})") from (
+                error
+            )
+    plot_panels(
+        [_panel(title, rows) for title, rows in panels.items()],
+        png,
+        x="parameters kept",
+        y="top-1 error (%)",
+        level="dense",
+    )
+
+
+def _panel(title: str, rows: Sequence[Row]) -> Panel:
+    dense = _errors([row for row in rows if row["method"] == "dense"])
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "dense"):
+        own = [row for row in rows if row["method"] == method]
+        by_rate: dict[float, list[float]] = {}
+        for row in own:
+            by_rate.setdefault(float(row["nominal_rate"]), []).extend(_errors([row]))
+        points = sorted((rate, errors) for rate, errors in by_rate.items() if errors)
+        lines.append(
+            Line(
+                own[0]["label"],
+                tuple(rate for rate, _ in points),
+                tuple(statistics.mean(errors) for _, errors in points),
+                tuple(statistics.stdev(e) if len(e) > 1 else 0.0 for _, e in points),
+            )
+        )
+    return Panel(title, tuple(lines), statistics.mean(dense) if dense else None)
+
+
+def _errors(rows: Sequence[Row]) -> list[float]:
+    """In percent, of the runs that learned something."""
+    return [float(row["error"]) for row in rows if row["status"] == "finished"]

@@ -1,0 +1,459 @@
+"""What the scripts of the paper's figures share: points, runs that go on, results, plots.
+
+A figure compares methods on one network whose layers are compressed one after the other. A point is
+one method, one number of compressed layers and one seed, and has a folder of its own, as `train.py`
+leaves it; what is there is not done again, and a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from contenders import CONTENDERS, chosen
+from distributed import World, join
+from experiment import NetworkSpec, build, run
+from figure_results import ENDS, collect, draw, table
+from image_data import DATA_SETS, DataError, DataSet, load
+from networks import IMAGE_SIZES, NETWORKS, convolutions_and_linears, count_parameters
+from options import documented_parser
+from runs import RunError, RunFolder, resolved
+from sketchlayers import inspect
+from tables import Column, decimals, format_table, whole
+from training import Recipe, Trainer
+
+_WARM_STEPS, _TIMED_STEPS = 2, 3
+_SIGMAS = 3
+"""Standard errors above chance that an accuracy needs for the network to have learned anything."""
+
+Rates = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a figure of the paper shows.
+
+    Attributes:
+        name: of the script.
+        network: of `networks.NETWORKS`.
+        layers: compressed one after the other, in this order; empty: all together.
+        factor: by which the weights of each of them get fewer.
+        rate: of the whole network, where all are compressed together.
+        methods: names of contenders by default.
+        epochs: by default.
+    """
+
+    name: str
+    network: str
+    layers: tuple[str, ...]
+    factor: float
+    rate: float | None = None
+    methods: tuple[str, ...] = ("all",)
+    epochs: int = 60
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Names of the points: the last layer that is compressed."""
+        return self.layers or (f"rate {self.rate:g}",)
+
+    def layers_at(self, point: str) -> tuple[str, ...]:
+        """The layers that are compressed at a point, besides all of them where they go together."""
+        return self.layers[: self.layers.index(point) + 1] if point in self.layers else ()
+
+    def nominal_rate(self, network: nn.Module, point: str | None) -> float:
+        """Weights alone, as if ranks were fractions; None is the dense network."""
+        if point is None:
+            return 1.0
+        if self.rate is not None:
+            return self.rate
+        weights = {name: one.weight.numel() for name, one in convolutions_and_linears(network)}
+        saved = sum(weights[name] for name in self.layers_at(point)) * (1 - 1 / self.factor)
+        return 1 - saved / sum(weights.values())
+
+    def rates(self, network: nn.Module, point: str) -> Rates:
+        """What `compress` is asked for: rates of layers, with their biases, or of the network."""
+        if self.rate is not None:
+            return self.rate
+        layers = dict(convolutions_and_linears(network))
+        return {name: _with_bias(layers[name], self.factor) for name in self.layers_at(point)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a figure; ``point`` is None for the dense network."""
+
+    method: str
+    point: str | None
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Below the folder of the figure."""
+        middle = [] if self.point is None else [self.point.replace(" ", "_")]
+        return Path(self.method, *middle, f"seed_{self.seed}")
+
+    @property
+    def name(self) -> str:
+        """For progress and plots."""
+        return " ".join([self.method, *([self.point] if self.point else []), f"seed {self.seed}"])
+
+
+def main(figure: Figure, doc: str | None, arguments: Sequence[str] | None = None) -> int:
+    """A figure's command; 0 when all points are there, 2 when it could not start or go on."""
+    args = parser(figure, doc).parse_args(arguments)
+    try:
+        if args.plot:
+            draw(args.plot, args.png or args.plot[0].with_suffix(".png"))
+            return 0
+        with _stoppable():
+            return _run_all(figure, args, arguments)
+    except (DataError, RunError, TypeError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"stopped; the same command goes on from the last finished epoch in {args.out}",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
+    """All options of a figure's script."""
+    defaults = Recipe()
+    root = documented_parser(doc)
+    data = root.add_argument_group("data")
+    data.add_argument("--data", choices=list(DATA_SETS), default="cifar10")
+    data.add_argument("--root", type=Path, help="folder with the data set's files")
+    data.add_argument("--label", help="what figures call the data set")
+    data.add_argument("--size", type=int, help="height and width of images (default: 32 or 224)")
+    data.add_argument("--subset", type=int, help="number of training images, evenly over classes")
+    data.add_argument("--test-subset", type=int, help="the same for test images")
+    data.add_argument("--stream", action="store_true", help="decode images anew in every epoch")
+    data.add_argument("--workers", type=int, default=2, help="processes that decode them")
+
+    points = root.add_argument_group("points")
+    points.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(figure.methods),
+        metavar="METHOD",
+        help=f"all, or of {', '.join(CONTENDERS)}",
+    )
+    points.add_argument(
+        "--points", nargs="+", default=["all"], metavar="POINT",
+        help=f"all, or of {', '.join(figure.points)}",
+    )  # fmt: skip
+    points.add_argument("--seeds", nargs="+", type=int, default=[0])
+
+    recipe = root.add_argument_group("training")
+    if "width" in _arguments_of(figure.network):
+        recipe.add_argument("--width", type=float, default=1.0, help="factor on channels")
+        recipe.add_argument("--no-batch-norm", dest="batch_norm", action="store_false")
+    recipe.add_argument("--dropout", type=float, help="probability (default: the network's own)")
+    recipe.add_argument("--epochs", type=int, default=figure.epochs)
+    recipe.add_argument("--batch-size", type=int, default=defaults.batch_size)
+    recipe.add_argument("--lr", type=float, help="of all methods (default: what suits each)")
+    recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
+    recipe.add_argument("--warmup", type=float, default=defaults.warmup, help="epochs")
+    recipe.add_argument("--clip", type=float, help="largest norm of all gradients together")
+    recipe.add_argument("--amp", choices=["off", "bf16", "fp16"], default=defaults.amp)
+    recipe.add_argument(
+        "--precision", choices=["highest", "high", "medium"], default="highest",
+        help="of float32 products on GPUs",
+    )  # fmt: skip
+    recipe.add_argument("--compile", action="store_true", help="use torch.compile")
+
+    where = root.add_argument_group("results")
+    where.add_argument("--out", type=Path, help=f"folder (default: runs/{figure.name}_DATA)")
+    where.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    where.add_argument("--threads", type=int, help="processor threads")
+    where.add_argument("--plan", action="store_true", help="print all points; train nothing")
+    where.add_argument(
+        "--plot", nargs="+", type=Path, metavar="CSV", help="draw results that are there"
+    )
+    where.add_argument("--png", type=Path, help="file of --plot")
+    return root
+
+
+def _run_all(figure: Figure, args: argparse.Namespace, typed: Sequence[str] | None) -> int:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision(args.precision)
+    points = points_of(figure, args)
+    with join(args.device) as world:
+        data = load(
+            args.data,
+            args.root,
+            size=IMAGE_SIZES.get(figure.network) if args.size is None else args.size,
+            subset=args.subset,
+            test_subset=args.test_subset,
+            stream=args.stream or None,
+        )
+        if args.plan:
+            print(plan(figure, args, points, data, world))
+            return 0
+        out = args.out or Path("runs") / f"{figure.name}_{args.data}"
+        command = resolved(args, typed, device=str(world.device), size=data.size)
+        for point in points:
+            _run_point(figure, args, point, data, world, out, command)
+            if world.is_main:
+                collect(out)
+        if world.is_main:
+            rows = collect(out)
+            draw([out / "results.csv"], out / f"{figure.name}.png")
+            print(table(rows))
+            print(f"\nresults in {out / 'results.csv'}, plot in {out / f'{figure.name}.png'}")
+    return 0
+
+
+def points_of(figure: Figure, args: argparse.Namespace) -> list[Point]:
+    """All points that the options name; what is compressed most comes first, it tells most.
+
+    Raises:
+        ValueError: an unknown method or point.
+    """
+    for name in args.points:
+        if name not in figure.points and name != "all":
+            raise ValueError(
+                f"--points: must be all or of {', '.join(figure.points)} (got {name!r})"
+            )
+    wanted = [name for name in figure.points if "all" in args.points or name in args.points]
+    methods = chosen(args.methods)
+    dense = [Point("dense", None, seed) for seed in args.seeds]
+    others = [
+        Point(method, point, seed)
+        for seed in args.seeds
+        for point in reversed(wanted)
+        for method in methods
+        if method != "dense"
+    ]
+    return dense + others
+
+
+def network_spec(figure: Figure, args: argparse.Namespace, point: Point) -> NetworkSpec:
+    """The network of a point."""
+    spec = NetworkSpec(network=figure.network, dropout=args.dropout, seed=point.seed)
+    if "width" in _arguments_of(figure.network):
+        spec = replace(spec, width=args.width, batch_norm=args.batch_norm)
+    if point.point is None:
+        return spec
+    contender = CONTENDERS[point.method]
+    rates = figure.rates(_dense_network(spec, 10), point.point)
+    return replace(spec, method=contender.method, rate=rates, options=dict(contender.options))
+
+
+def training_recipe(args: argparse.Namespace, point: Point) -> Recipe:
+    """How a point is trained."""
+    return Recipe(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=CONTENDERS[point.method].lr if args.lr is None else args.lr,
+        weight_decay=args.weight_decay,
+        warmup=args.warmup,
+        clip=args.clip,
+        amp=args.amp,
+        compile=args.compile,
+        seed=point.seed,
+    )
+
+
+def _run_point(
+    figure: Figure,
+    args: argparse.Namespace,
+    point: Point,
+    data: DataSet,
+    world: World,
+    out: Path,
+    command: Mapping[str, object],
+) -> None:
+    """Trains a point, from where it was stopped, unless its result is there."""
+    folder = RunFolder(out / point.folder)
+    spec, recipe = network_spec(figure, args, point), training_recipe(args, point)
+    if world.shared(_is_done(folder, spec, recipe, data)):
+        return
+    built, summary = run(
+        spec,
+        data,
+        recipe,
+        folder,
+        world=world,
+        name=point.name,
+        label=args.label,
+        resume=True,
+        command=command,
+        workers=args.workers,
+    )
+    nominal = figure.nominal_rate(_dense_network(spec, len(data.classes)), point.point)
+    summary["figure"] = {
+        "figure": figure.name,
+        "method": point.method,
+        "label": CONTENDERS[point.method].label,
+        "point": point.point,
+        "nominal_rate": nominal,
+    }
+    if summary["status"] == "finished" and not _learned(summary, data):
+        summary["status"] = "chance"
+    if world.is_main:
+        folder.write_summary(summary)
+        print(_last_words(point, summary), flush=True)
+    del built
+
+
+def _is_done(folder: RunFolder, spec: NetworkSpec, recipe: Recipe, data: DataSet) -> bool:
+    """Whether the folder holds the result of this run.
+
+    Raises:
+        RunError: it holds that of another.
+    """
+    if not folder.summary.exists():
+        return False
+    try:
+        summary = json.loads(folder.summary.read_text())
+        described = {key: summary["data"].get(key) for key in data.describe()}
+        there = {"network": summary["network"], "recipe": summary["recipe"], "data": described}
+        status = summary["status"]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise RunError(
+            f"out: {folder.summary} must be the summary of a run (got {type(error).__name__}: "
+            f"{error}); move it away to run the point anew"
+        ) from error
+    here = json.loads(
+        json.dumps({"network": asdict(spec), "recipe": asdict(recipe), "data": data.describe()})
+    )
+    different = [
+        f"{part}.{key}={there[part].get(key)!r} then and {here[part].get(key)!r} now"
+        for part in here
+        for key in here[part]
+        if there[part].get(key) != here[part][key]
+    ]
+    if different:
+        raise RunError(
+            f"out: {folder.path} must hold results of the same arguments (got "
+            f"{'; '.join(different)}); choose another --out"
+        )
+    return status in ENDS and "figure" in summary
+
+
+def _learned(summary: Mapping[str, Any], data: DataSet) -> bool:
+    """Whether the accuracy is above chance by more than chance."""
+    share = 1 / len(data.classes)
+    error = math.sqrt(share * (1 - share) / len(data.test))
+    return bool(summary["last_epoch"]["test_accuracy"] > 100 * (share + _SIGMAS * error))
+
+
+def _last_words(point: Point, summary: Mapping[str, Any]) -> str:
+    last = summary["last_epoch"]
+    error = f", error {100 - last['test_accuracy']:.2f} %" if last else ""
+    return f"{point.name}: {summary['status']}{error}, rate {summary['rate']:.3f}"
+
+
+def plan(
+    figure: Figure,
+    args: argparse.Namespace,
+    points: Sequence[Point],
+    data: DataSet,
+    world: World,
+) -> str:
+    """Every point with its size, and the time it will take by a few steps of each."""
+    out = args.out or Path("runs") / f"{figure.name}_{args.data}"
+    rows: list[dict[str, object]] = []
+    total = 0.0
+    sizes_of: dict[tuple[str, str | None], dict[str, object]] = {}
+    seconds_of: dict[str, float] = {}  # of a method, at the point that is compressed most
+    for point in points:
+        spec, recipe = network_spec(figure, args, point), training_recipe(args, point)
+        key = (point.method, point.point)
+        if key not in sizes_of:
+            built = build(spec, len(data.classes))
+            dense = _dense_network(spec, len(data.classes))
+            sizes_of[key] = {
+                "nominal": figure.nominal_rate(dense, point.point),
+                "rate": built.rate,
+                "parameters": count_parameters(built.network),
+                "stored": inspect(built.network).bytes,
+            }
+            if point.method not in seconds_of:
+                seconds_of[point.method] = _seconds(built.network, data, recipe, world)
+        sizes, seconds = sizes_of[key], seconds_of[point.method]
+        done = _is_done(RunFolder(out / point.folder), spec, recipe, data)
+        total += 0 if done else seconds
+        rows.append(
+            {"method": point.method, "point": point.point or "-", "seed": point.seed}
+            | sizes
+            | {"minutes": None if done else seconds / 60}
+        )
+    columns = [
+        Column("method", "method", left=True),
+        Column("point", "compressed up to", left=True),
+        Column("seed", "seed"),
+        Column("nominal", "nominal rate", decimals(3)),
+        Column("rate", "rate", decimals(3)),
+        Column("parameters", "parameters", whole),
+        Column("stored", "stored bytes", whole),
+        Column("minutes", "minutes", decimals(1)),
+    ]
+    left = sum(row["minutes"] is not None for row in rows)
+    return (
+        f"{format_table(rows, columns)}\n\n{len(rows)} points, {left} to train, about "
+        f"{total / 3600:.1f} hours on {world.device} with {torch.get_num_threads()} threads"
+    )
+
+
+def _seconds(network: nn.Module, data: DataSet, recipe: Recipe, world: World) -> float:
+    """What training will take, by a few steps and one batch of tests."""
+    steps = _WARM_STEPS + _TIMED_STEPS
+    few = data.train.take(torch.arange(min(steps * recipe.batch_size, len(data.train))))
+    test = data.test.take(torch.arange(min(256, len(data.test))))
+    short = replace(recipe, epochs=1)
+    trainer = Trainer(network, replace(data, train=few, test=test), short, world=world)
+    times = trainer.step_seconds()
+    step = statistics.median(times[_WARM_STEPS:] or times)
+    begin = time.perf_counter()
+    trainer.evaluate()
+    tests = (time.perf_counter() - begin) * len(data.test) / len(test)
+    return recipe.epochs * (step * len(data.train) / recipe.batch_size + tests)
+
+
+def _dense_network(spec: NetworkSpec, num_classes: int) -> nn.Module:
+    """The network before compression, without memory."""
+    with torch.device("meta"):
+        return build(replace(spec, method="dense", rate=None, options={}), num_classes).network
+
+
+def _with_bias(layer: nn.Conv2d | nn.Linear, factor: float) -> float:
+    """The rate of a layer whose weight gets fewer entries by a factor, its bias counted."""
+    weights, kept = layer.weight.numel(), 0 if layer.bias is None else layer.bias.numel()
+    return (weights / factor + kept) / (weights + kept)
+
+
+def _arguments_of(network: str) -> Mapping[str, object]:
+    return signature(NETWORKS[network]).parameters
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM, which batch systems send, stops a run as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,244 @@
+"""The scripts of the paper's figures: points and their sizes, runs that go on, results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import figure2
+import figure3
+import figures
+import places2
+from contenders import CONTENDERS
+from experiment import build, run
+from figure_results import draw
+from runs import RunError, RunFolder
+from training import Recipe
+
+ROOT = Path(__file__).parents[2]
+FAST = ["--data", "digits", "--subset", "120", "--test-subset", "60", "--size", "8"]
+FAST += ["--width", "0.1", "--epochs", "2"]
+NOMINAL = {
+    "figure2": [0.971, 0.957, 0.528, 0.493, 0.459, 0.150, 0.115],
+    "figure3": [0.985, 0.978, 0.757, 0.739, 0.721, 0.562, 0.544, 0.261],
+}
+
+
+def parsed(figure: figures.Figure, *arguments: str) -> Any:
+    return figures.parser(figure, "").parse_args(["--root", "x", *arguments])
+
+
+@pytest.mark.parametrize("figure", [figure2.FIGURE, figure3.FIGURE], ids=lambda one: one.name)
+def test_rates_are_those_of_the_paper(figure: figures.Figure) -> None:
+    """Weights alone exactly; everything counted within .005, for every method and point."""
+    args = parsed(figure)
+    for point in figures.points_of(figure, args):
+        spec = figures.network_spec(figure, args, point)
+        dense = figures._dense_network(spec, 10)
+        nominal = figure.nominal_rate(dense, point.point)
+        if point.point is None:
+            assert nominal == 1
+            continue
+        expected = NOMINAL[figure.name][figure.points.index(point.point)]
+        assert nominal == pytest.approx(expected, abs=6e-4)
+        assert abs(build(spec, 10).rate - nominal) < 0.005, point
+
+
+def test_places2_is_compressed_to_a_fifth() -> None:
+    args = parsed(places2.FIGURE)
+    points = figures.points_of(places2.FIGURE, args)
+    assert [point.method for point in points[:2]] == ["dense", "sketch"]
+    spec = figures.network_spec(places2.FIGURE, args, points[1])
+    built = build(spec, 365)
+    assert built.dense_parameters == 6_354_957
+    assert built.rate == pytest.approx(0.2, abs=0.005)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_figure_from_plan_to_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    options = [*FAST, "--methods", "sketch", "lowrank1", "--points", "CONV_3", "CONV_8"]
+    options += ["--seeds", "0", "1", "--out", str(out)]
+    assert figure2.main([*options, "--plan"]) == 0
+    assert "10 points, 10 to train" in capsys.readouterr().out
+    assert not out.exists()
+
+    assert figure2.main(options) == 0
+    text = capsys.readouterr().out
+    assert "compressed up to" in text and str(out / "results.csv") in text
+    rows = rows_of(out)
+    assert len(rows) == 10
+    assert {row["method"] for row in rows} == {"dense", "sketch", "lowrank1"}
+    for row in rows:
+        assert row["status"] in ("finished", "chance")
+        assert 0 < float(row["error"]) <= 100
+        assert row["lr"] == f"{CONTENDERS[row['method']].lr:.6g}"
+    assert (out / "figure2.png").stat().st_size > 1000
+
+    # What is there is not done again, and the plot comes from the file alone.
+    monkeypatch.setattr(figures, "run", None)
+    assert figure2.main(options) == 0
+    assert figure2.main([*options, "--plan"]) == 0
+    assert "10 points, 0 to train" in capsys.readouterr().out
+    copied = tmp_path / "copied.csv"
+    shutil.copy(out / "results.csv", copied)
+    assert figure2.main(["--plot", str(copied), "--png", str(tmp_path / "again.png")]) == 0
+    assert (tmp_path / "again.png").exists()
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between points and inside of them; the results are those of a run that never stopped."""
+    options = [*FAST, "--methods", "sketch", "--points", "CONV_8", "--out"]
+    assert figure2.main([*options, str(tmp_path / "whole")]) == 0
+    epochs = []
+
+    def stop_after_three(self: Any, epoch: int) -> None:
+        epochs.append(epoch)
+        if len(epochs) == 4:
+            raise KeyboardInterrupt
+        original(self, epoch)
+
+    original = figures.Trainer._run_epoch
+    monkeypatch.setattr(figures.Trainer, "_run_epoch", stop_after_three)
+    assert figure2.main([*options, str(tmp_path / "parts")]) == 130
+    monkeypatch.undo()
+    assert len(rows_of(tmp_path / "parts")) == 1
+    assert figure2.main([*options, str(tmp_path / "parts")]) == 0
+    errors = [[row["error"] for row in rows_of(tmp_path / name)] for name in ("whole", "parts")]
+    assert errors[0] == errors[1]
+
+
+def test_sigterm_stops_as_ctrl_c_does(tmp_path: Path) -> None:
+    options = [*FAST, "--epochs", "500", "--methods", "sketch", "--points", "CONV_8"]
+    process = subprocess.Popen(
+        [sys.executable, "experiments/figure2.py", *options, "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    log = tmp_path / "out" / "dense" / "seed_0" / "log.csv"
+    for _ in range(600):
+        if log.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on" in errors and "Traceback" not in errors
+    assert log.exists()
+
+
+def test_networks_that_learn_nothing_are_failures(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = [*FAST, "--methods", "sketch", "--points", "CONV_8", "--out", str(out)]
+    assert figure2.main([*options, "--lr", "1e9", "--warmup", "0", "--no-batch-norm"]) == 0
+    rows = rows_of(out)
+    assert [row["status"] for row in rows] == ["diverged", "diverged"]
+    assert figure2.main([*options[:-1], str(tmp_path / "two"), "--lr", "1e-9"]) == 0
+    assert {row["status"] for row in rows_of(tmp_path / "two")} <= {"chance", "finished"}
+    draw([out / "results.csv"], tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--methods", "x"], "--methods: must be all or of dense, sketch"),
+        (["--points", "CONV_9"], "--points: must be all or of CONV_2"),
+        (["--data", "cifar10"], "cifar10: the folder with the data set must be given"),
+        (["--data", "cifar10", "--root", "missing"], "the data folder must exist"),
+        (["--clip", "0"], "clip: must be positive"),
+        (["--epochs", "0"], "epochs: must be at least 1"),
+        (["--plot", "missing.csv"], "must be a results.csv of a figure"),
+    ],
+)
+def test_bad_input(
+    change: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert figure2.main([*FAST, *change, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.csv").exists()
+
+
+def test_results_of_other_arguments_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*FAST, "--methods", "dense", "--out", str(tmp_path)]
+    assert figure2.main(options) == 0
+    before = (tmp_path / "results.csv").read_text()
+    assert figure2.main([*options, "--lr", "0.2"]) == 2
+    assert "recipe.lr=0.05 then and 0.2 now" in capsys.readouterr().err
+    summary = tmp_path / "dense" / "seed_0" / "summary.json"
+    assert (tmp_path / "results.csv").read_text() == before
+    summary.write_text("nothing")
+    assert figure2.main(options) == 2
+    assert "must be the summary of a run" in capsys.readouterr().err
+
+
+def small_run(folder: RunFolder, epochs: int, data: Any, *, resume: bool = False) -> dict[str, Any]:
+    args = parsed(figure2.FIGURE, "--width", "0.1")
+    spec = figures.network_spec(figure2.FIGURE, args, figures.Point("dense", None, 0))
+    recipe = Recipe(epochs=epochs, warmup=0.0, schedule="step")
+    return dict(run(spec, data, recipe, folder, resume=resume)[1])
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, few_digits: Any) -> None:
+    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    expected = small_run(whole, 3, few_digits)
+    small_run(broken, 3, few_digits)
+    broken.checkpoint.write_bytes(b"x" * 100)
+    with pytest.warns(UserWarning, match=r"going on from checkpoint_before\.pt"):
+        again = small_run(broken, 3, few_digits, resume=True)
+    for key in ("test_accuracy", "train_loss"):
+        assert again["last_epoch"][key] == expected["last_epoch"][key]
+    broken.checkpoint.write_bytes(b"x" * 100)
+    broken.previous.unlink()
+    with pytest.raises(RunError, match="must be a readable checkpoint"):
+        small_run(broken, 3, few_digits, resume=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.prepare(resume=False)
+    folder.save_checkpoint({"arguments": {}, "number": 1})
+
+    def full(state: object, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match=r"cannot write .* No space left .* the one before is"):
+        folder.save_checkpoint({"arguments": {}, "number": 2})
+    monkeypatch.undo()
+    state = folder.load_checkpoint({})
+    assert state is not None and state["number"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt"]
+
+
+def test_summaries_say_what_a_point_is(tmp_path: Path) -> None:
+    options = [*FAST, "--methods", "freshnet", "--points", "CONV_8", "--out", str(tmp_path)]
+    assert figure2.main(options) == 0
+    summary = json.loads((tmp_path / "freshnet" / "CONV_8" / "seed_0" / "summary.json").read_text())
+    figure = summary["figure"]
+    assert figure["point"] == "CONV_8" and figure["label"] == "FreshNets"
+    assert set(summary["network"]["rate"]) == set(figure2.FIGURE.layers)
+    assert {"command", "versions", "hardware", "wall_seconds"} <= summary.keys()
