@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "cpu/allocate.h"
@@ -19,36 +20,46 @@ constexpr int kBlocks = 16;  // hashed at once, in the lanes of vector instructi
 constexpr int kHashes = kBlocks * kHashesPerBlock;
 constexpr int64_t kGrain = 1 << 14;  // entries that are worth a thread
 
-// The hashes of columns [kHashesPerBlock * first_block, ... + kHashes) of a row. The same as
-// `philox4x32` for each block, written so that compilers make vector instructions of it.
-void hash_blocks(uint64_t seed, uint32_t row, uint32_t first_block, uint32_t* hashes) {
+// Compiled for several instruction sets, of which the loader picks what the processor has.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define SKETCHLAYERS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define SKETCHLAYERS_CLONES
+#endif
+
+using Lanes = uint64_t __attribute__((vector_size(kBlocks * sizeof(uint64_t))));
+
+// The hashes of columns [kHashesPerBlock * first_block, ... + kHashes) of a row: `philox4x32` for
+// each block. A lane has a 32-bit word in its lower half, and anything in its upper one.
+SKETCHLAYERS_CLONES void hash_blocks(uint64_t seed, uint32_t row, uint32_t first_block,
+                                     uint32_t* hashes) {
   constexpr uint64_t kMultiplier0 = 0xD2511F53u;
   constexpr uint64_t kMultiplier1 = 0xCD9E8D57u;
   constexpr uint32_t kWeyl0 = 0x9E3779B9u;
   constexpr uint32_t kWeyl1 = 0xBB67AE85u;
-  uint32_t word[4][kBlocks];
-  for (int i = 0; i < kBlocks; ++i) {
-    word[0][i] = first_block + static_cast<uint32_t>(i);
-    word[1][i] = row;
-    word[2][i] = 0;
-    word[3][i] = kHashFormatVersion;
-  }
+  constexpr uint64_t kLow = 0xFFFFFFFFu;
+  Lanes word[4] = {};
+  for (int i = 0; i < kBlocks; ++i) word[0][i] = first_block + static_cast<uint32_t>(i);
+  word[1] += row;
+  word[3] += kHashFormatVersion;
   uint32_t key0 = static_cast<uint32_t>(seed);
   uint32_t key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < kBlocks; ++i) {
-      const uint64_t product0 = kMultiplier0 * word[0][i];
-      const uint64_t product1 = kMultiplier1 * word[2][i];
-      word[0][i] = static_cast<uint32_t>(product1 >> 32) ^ word[1][i] ^ key0;
-      word[1][i] = static_cast<uint32_t>(product1);
-      word[2][i] = static_cast<uint32_t>(product0 >> 32) ^ word[3][i] ^ key1;
-      word[3][i] = static_cast<uint32_t>(product0);
-    }
+    const Lanes product0 = (word[0] & kLow) * kMultiplier0;
+    const Lanes product1 = (word[2] & kLow) * kMultiplier1;
+    word[0] = (product1 >> 32) ^ word[1] ^ key0;
+    word[1] = product1;
+    word[2] = (product0 >> 32) ^ word[3] ^ key1;
+    word[3] = product0;
     key0 += kWeyl0;
     key1 += kWeyl1;
   }
+  uint64_t parts[4][kBlocks];
+  std::memcpy(parts, word, sizeof(parts));
   for (int i = 0; i < kBlocks; ++i) {
-    for (int j = 0; j < kHashesPerBlock; ++j) hashes[kHashesPerBlock * i + j] = word[j][i];
+    for (int j = 0; j < kHashesPerBlock; ++j) {
+      hashes[kHashesPerBlock * i + j] = static_cast<uint32_t>(parts[j][i]);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Literal
@@ -10,11 +11,12 @@ from torch import nn
 
 from sketchlayers.methods._formed import Formed
 from sketchlayers.methods._method import register
+from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import DictionaryConv2d, DictionaryLinear
 from sketchlayers.nn._checks import number_above, one_of, whole_number
 from sketchlayers.nn._formed import FormedLayer
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.dictionary import LENGTH, RIDGE
+from sketchlayers.nn.dictionary import LENGTH, RIDGE, is_factored
 
 
 @register("dictionary")
@@ -53,18 +55,34 @@ class Dictionary(Formed):
     def _forming_multiply_adds(self, layer: nn.Module, geometry: Geometry, rank: int) -> int:
         return rank * geometry.weights
 
+    def multiply_adds(self, layer: nn.Module, rank: Rank, input_shape: Sequence[int]) -> int:
+        """See `Method.multiply_adds`."""
+        dense = super().multiply_adds(layer, rank, input_shape)
+        number = one_number("Dictionary", rank)
+        if not isinstance(layer, nn.Linear) or not layer.training:
+            return dense
+        inputs, outputs = layer.in_features, layer.out_features
+        columns = self._columns(self._geometry(layer))
+        if not is_factored(inputs, outputs, number, columns):
+            return dense
+        return prod(input_shape[:-1]) * number * (columns * inputs + outputs)
+
+    def _columns(self, geometry: Geometry) -> int:
+        """The largest number of equal parts, at most as many as asked for."""
+        columns = min(self.num_columns, geometry.group_outputs)
+        while geometry.group_outputs % columns:
+            columns -= 1
+        return columns
+
     def _build(self, layer: nn.Module, rank: int, **arguments: Any) -> FormedLayer:
         geometry = self._geometry(layer)
         kernel = self.kernel
         if kernel == "auto":
             kernel = "covariance" if prod(geometry.kernel_size) == 1 else "spatial"
-        columns = min(self.num_columns, geometry.group_outputs)
-        while geometry.group_outputs % columns:
-            columns -= 1
         arguments |= {
             "rank": rank,
             "kernel": kernel,
-            "num_columns": columns,
+            "num_columns": self._columns(geometry),
             "length": self.length,
             "ridge": self.ridge,
         }

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sketchlayers import decompose, ops
 from sketchlayers.decompose._checks import check_shape
@@ -280,6 +281,35 @@ class DictionaryLinear(DictionaryLayer, FormedLinear):
             rank, rate, bias, num_columns, kernel, length, ridge, covariance, device, dtype
         )
 
+    def forward(self, input: Tensor) -> Tensor:
+        """``(*, d2)`` to ``(*, d1)``; without a kept weight by dictionary and coefficients in turn.
+
+        Forming the weight would take ``m d1 d2`` multiply-adds, more than most batches.
+        """
+        if self._kept_weight(input) is not None or not self._is_factored:
+            return super().forward(input)
+        seen = functional.linear(input, self.dictionary.flatten(0, 2))
+        by_column = seen.unflatten(-1, (self.num_columns, self.rank))
+        columns = self.coefficients.unflatten(0, (self.num_columns, -1))
+        output = torch.einsum("...cm,ctm->...ct", by_column, columns).flatten(-2)
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    @property
+    def _is_factored(self) -> bool:
+        return is_factored(self.in_features, self.out_features, self.rank, self.num_columns)
+
+    def multiply_adds(self, input_shape: Sequence[int]) -> int:
+        """Multiply-adds of a forward call on ``(*, d2)``, without the bias.
+
+        Raises:
+            RuntimeError: the shape does not fit the layer.
+        """
+        dense = super().multiply_adds(input_shape)
+        if self._would_keep_weight() or not self._is_factored:
+            return dense
+        per_row = self.rank * (self.num_columns * self.in_features + self.out_features)
+        return math.prod(input_shape[:-1]) * per_row
+
     @classmethod
     def from_linear(
         cls,
@@ -495,6 +525,14 @@ class DictionaryConv2d(DictionaryLayer, FormedConv2d):
             | _kernel_arguments(kernel, covariance, second_moment)
         )
         return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
+
+
+def is_factored(inputs: int, outputs: int, rank: int, num_columns: int) -> bool:
+    """Whether a `DictionaryLinear` goes through dictionary and coefficients in turn.
+
+    It does where that is at most twice the work of the dense layer for an input.
+    """
+    return rank * (num_columns * inputs + outputs) <= 2 * inputs * outputs
 
 
 def _kernel_arguments(
