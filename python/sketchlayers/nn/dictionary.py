@@ -139,10 +139,11 @@ class DictionaryLayer(FormedLayer):
             return
         n = self._patch
         if covariance is None:
-            kernels = torch.eye(n, dtype=torch.float64).expand(self._groups, n, n)
-        else:
-            check_shape(owner, "covariance", covariance, [(n, n), (self._groups, n, n)])
-            kernels = as_moment(owner, "covariance", covariance).expand(self._groups, n, n)
+            alone = torch.ones(1, 1, dtype=torch.float64)
+            self.dictionary.copy_(self._regression_by_channel(alone))
+            return
+        check_shape(owner, "covariance", covariance, [(n, n), (self._groups, n, n)])
+        kernels = as_moment(owner, "covariance", covariance).expand(self._groups, n, n)
         means = kernels.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         scaled = kernels / torch.where(means > 0, means, 1.0)
         self.dictionary.copy_(self._regression(scaled.to(self.dictionary.device)))
@@ -161,10 +162,24 @@ class DictionaryLayer(FormedLayer):
         place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
         place = place.reshape(height * width, 2)
         taps = torch.exp(-torch.cdist(place, place).square() / (2 * self.length**2))
-        channels = torch.eye(self._patch // len(taps), dtype=torch.float64)
-        kernels = torch.kron(channels, taps).expand(self._groups, self._patch, self._patch)
-        dictionary = self._regression(kernels.to(self.coefficients.device))
-        return {"dictionary": dictionary.to(self.coefficients.dtype)}
+        return {"dictionary": self._regression_by_channel(taps).to(self.coefficients)}
+
+    def _regression_by_channel(self, kernel: Tensor) -> Tensor:
+        """As `_regression`, for a kernel ``(taps, taps)`` within each channel and none between."""
+        taps = len(kernel)
+        columns = []
+        for column in range(self._groups * self.num_columns):
+            chosen = self._chosen(column)
+            is_chosen = torch.zeros(self._patch, dtype=torch.float64)
+            is_chosen[chosen] = 1
+            mask = is_chosen.reshape(-1, taps, 1)  # of every channel
+            system = kernel * mask * mask.mT + self.ridge * torch.eye(taps, dtype=torch.float64)
+            weights = torch.linalg.solve(system, kernel * mask)
+            channel, tap = chosen // taps, chosen % taps
+            rows = torch.zeros(len(chosen), *mask.shape[:2], dtype=torch.float64)
+            rows[torch.arange(len(chosen)), channel] = weights[channel, tap]
+            columns.append(rows.flatten(1))
+        return torch.stack(columns).unflatten(0, (self._groups, self.num_columns))
 
     def _regression(self, kernels: Tensor) -> Tensor:
         """``(K_aa + ridge I)^-1 K_a``, for each group's kernel ``K (n, n)``; float64."""
