@@ -83,7 +83,6 @@ def test_fresh_filters_are_those_of_the_paper() -> None:
     """Definition by loops: cosine coefficients from the table of their frequency."""
     layer = FreshConv2d(4, 5, (3, 2), buckets=40, seed=5, dtype=torch.float64)
     starts = [sum(layer.frequency_buckets[:j]) for j in range(4)]
-    entries = ops.hash_entries(torch.tensor(5), 5, 24, 10)  # the hash itself is tested elsewhere
     entries = ops.hash_entries(
         torch.tensor(5), 5, 24, 40,
         first=[starts[i + j] for i in range(3) for j in range(2)],

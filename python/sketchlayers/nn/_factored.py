@@ -1,4 +1,4 @@
-"""What `TuckerConv2d`, `CPConv2d` and `LowRankLinear` share: chains of plain layers."""
+"""What `TuckerConv2d`, `CPConv2d`, `LowRankConv2d` and `LowRankLinear` share: plain layers."""
 
 from __future__ import annotations
 
