@@ -51,7 +51,7 @@ class FormedLayer(WeightCache):
     bias: nn.Parameter | None
     fit_error: float | None
 
-    # The plain layer that this one stands for, and the sizes of its weight as a matrix.
+    # The plain layer that this one stands for.
     _dense_class: ClassVar[type[nn.Conv2d] | type[nn.Linear]]
 
     def _build(

@@ -301,8 +301,11 @@ class DictionaryLinear(DictionaryLayer, FormedLinear):
 
         Forming the weight would take ``m d1 d2`` multiply-adds, more than most batches.
         """
-        if self._kept_weight(input) is not None or not self._is_factored:
-            return super().forward(input)
+        weight = self._kept_weight(input)
+        if weight is None and not self._is_factored:
+            weight = self.dense_weight()
+        if weight is not None:
+            return functional.linear(input, weight, self.bias)
         seen = functional.linear(input, self.dictionary.flatten(0, 2))
         by_column = seen.unflatten(-1, (self.num_columns, self.rank))
         columns = self.coefficients.unflatten(0, (self.num_columns, -1))
