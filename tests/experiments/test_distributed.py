@@ -50,6 +50,21 @@ def test_train_command_runs_under_torchrun(tmp_path: Path) -> None:
     assert len(RunFolder.read_checkpoint(folder.checkpoint)["history"]) == 1
 
 
+def test_a_figure_runs_under_torchrun(tmp_path: Path) -> None:
+    """One process writes; what is there is done by neither again."""
+    options = ["--data", "digits", "--size", "8", "--width", "0.1", "--subset", "64"]
+    options += ["--test-subset", "30", "--epochs", "1", "--methods", "sketch", "--points"]
+    options += ["CONV_8", "--device", "cpu", "--out", str(tmp_path / "out")]
+    script = str(EXPERIMENTS / "figure2.py")
+    torchrun(script, *options)
+    results = tmp_path / "out" / "results.csv"
+    assert len(results.read_text().splitlines()) == 3
+    summary = tmp_path / "out" / "sketch" / "CONV_8" / "seed_0" / "summary.json"
+    before = summary.stat().st_mtime_ns
+    torchrun(script, *options)
+    assert summary.stat().st_mtime_ns == before
+
+
 def test_a_batch_must_be_shared_evenly(few_digits: DataSet) -> None:
     with pytest.raises(ValueError, match=r"batch_size: must be a multiple of the 2 processes"):
         Trainer(torch.nn.Flatten(), few_digits, Recipe(batch_size=3), world=World(size=2))

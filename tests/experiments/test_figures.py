@@ -26,6 +26,8 @@ from figure_results import draw
 from runs import RunError, RunFolder
 from training import Recipe
 
+from .standard_downloads import write_image_folders
+
 ROOT = Path(__file__).parents[2]
 FAST = ["--data", "digits", "--subset", "120", "--test-subset", "60", "--size", "8"]
 FAST += ["--width", "0.1", "--epochs", "2"]
@@ -63,6 +65,17 @@ def test_places2_is_compressed_to_a_fifth() -> None:
     built = build(spec, 365)
     assert built.dense_parameters == 6_354_957
     assert built.rate == pytest.approx(0.2, abs=0.005)
+
+
+def test_places2_reads_the_standard_layout(tmp_path: Path) -> None:
+    """Folders of classes with photographs of any size; decoded anew in every epoch."""
+    write_image_folders(tmp_path / "places", classes=3, images=4)
+    options = ["--root", str(tmp_path / "places"), "--size", "64", "--epochs", "1", "--stream"]
+    options += ["--workers", "0", "--batch-size", "6", "--methods", "sketch"]
+    assert places2.main([*options, "--out", str(tmp_path / "out")]) == 0
+    rows = rows_of(tmp_path / "out")
+    assert [row["method"] for row in rows] == ["dense", "sketch"]
+    assert float(rows[1]["rate"]) == pytest.approx(0.2, abs=0.01)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
