@@ -212,10 +212,9 @@ def _run_all(figure: Figure, args: argparse.Namespace, typed: Sequence[str] | No
         for point in points:
             _run_point(figure, args, point, data, world, out, command)
             if world.is_main:
-                collect(out)
+                rows = collect(out)
+                draw([out / "results.csv"], out / f"{figure.name}.png")
         if world.is_main:
-            rows = collect(out)
-            draw([out / "results.csv"], out / f"{figure.name}.png")
             print(table(rows))
             print(f"\nresults in {out / 'results.csv'}, plot in {out / f'{figure.name}.png'}")
     return 0
@@ -286,7 +285,7 @@ def _run_point(
     spec, recipe = network_spec(figure, args, point), training_recipe(args, point)
     if world.shared(_is_done(folder, spec, recipe, data)):
         return
-    built, summary = run(
+    _, summary = run(
         spec,
         data,
         recipe,
@@ -311,7 +310,6 @@ def _run_point(
     if world.is_main:
         folder.write_summary(summary)
         print(_last_words(point, summary), flush=True)
-    del built
 
 
 def _is_done(folder: RunFolder, spec: NetworkSpec, recipe: Recipe, data: DataSet) -> bool:
