@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 
 from sketchlayers.decompose._checks import check_finite
 
-from ._checks import checked_rate, one_of
+from ._checks import checked_rate, one_of, whole_number
 from ._geometry import (
     Geometry,
     batch_and_size,
@@ -312,6 +312,52 @@ def nearest_rank(
     above = bisect_right(ranks, target, key=parameters)
     close = ranks[max(0, above - 1) : above + 1]
     return min(close, key=lambda rank: abs(parameters(rank) - target))
+
+
+def resolved_rank(
+    owner: str,
+    geometry: Geometry,
+    bias: bool,
+    rank: int | None,
+    rate: float | None,
+    *,
+    full: int,
+    ranks: Sequence[int],
+    weights: Callable[[int], int],
+) -> int:
+    """The rank that was given, checked, or that nearest to the rate.
+
+    Args:
+        owner: name of the caller, for messages.
+        geometry: of the convolution.
+        bias: whether it has one.
+        rank: None if a rate is given.
+        rate: None if a rank is given.
+        full: the rank that is enough for every weight.
+        ranks: those at which the layer gets smaller.
+        weights: entries of all parts together at a rank.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range, both or none of them.
+    """
+    if (rank is None) == (rate is None):
+        raise ValueError(
+            f"{owner}: exactly one of rank and rate must be given (got rank={rank}, rate={rate})"
+        )
+    if rank is not None:
+        rank = whole_number(owner, "rank", rank)
+        if rank > full:
+            raise ValueError(
+                f"{owner}: rank must be at most {full}, which is enough for every weight "
+                f"(got rank={rank})"
+            )
+        return rank
+    assert rate is not None
+    kept = geometry.out_channels if bias else 0
+    return nearest_rank(
+        owner, ranks, lambda rank: weights(rank) + kept, rate, geometry.weights + kept
+    )
 
 
 def groups_of(

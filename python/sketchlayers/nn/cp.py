@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sketchlayers import decompose
 
-from ._checks import refuse_other_layers, whole_number
-from ._factored import FactoredConv2d, Fit, Group, Init, convolution, nearest_rank
+from ._checks import refuse_other_layers
+from ._factored import FactoredConv2d, Fit, Group, Init, convolution, resolved_rank
 from ._geometry import Geometry, PaddingMode
 
 
@@ -90,7 +90,7 @@ class CPConv2d(FactoredConv2d):
             padding_mode,
         )
         super().__init__(geometry)
-        self.rank = resolved_rank(owner, geometry, bias, rank, rate)
+        self.rank = _resolved_rank(owner, geometry, bias, rank, rate)
         parts = cp_parts(geometry, self.rank)
         make = partial(convolution, device=device, dtype=dtype)
         # Absent parts are modules too, so that no other code takes them for attributes of a user.
@@ -166,7 +166,7 @@ class CPConv2d(FactoredConv2d):
         """
         refuse_other_layers(cls.__name__, conv, nn.Conv2d)
         geometry = Geometry.of(conv)
-        rank = resolved_rank(cls.__name__, geometry, conv.bias is not None, rank, rate)
+        rank = _resolved_rank(cls.__name__, geometry, conv.bias is not None, rank, rate)
 
         def fit(group: Group) -> Fit:
             return fit_group(
@@ -246,34 +246,17 @@ def fit_group(
     return Fit((factors.inputs.mT, *spatial, factors.outputs), factors.relative_error)
 
 
-def resolved_rank(
+def _resolved_rank(
     owner: str, geometry: Geometry, bias: bool, rank: int | None, rate: float | None
 ) -> int:
-    """The rank that was given, checked, or that nearest to the rate.
-
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range, both or none of them.
-    """
-    if (rank is None) == (rate is None):
-        raise ValueError(
-            f"{owner}: exactly one of rank and rate must be given (got rank={rank}, rate={rate})"
-        )
-    if rank is not None:
-        rank = whole_number(owner, "rank", rank)
-        full = min(geometry.patch, geometry.group_outputs * prod(geometry.kernel_size))
-        if rank > full:
-            raise ValueError(
-                f"{owner}: rank must be at most {full}, which is enough for every weight "
-                f"(got rank={rank})"
-            )
-        return rank
-    assert rate is not None
-    kept = geometry.out_channels if bias else 0
-    return nearest_rank(
+    full = min(geometry.patch, geometry.group_outputs * prod(geometry.kernel_size))
+    return resolved_rank(
         owner,
-        uniform_ranks(geometry),
-        lambda rank: cp_weights(geometry, rank) + kept,
+        geometry,
+        bias,
+        rank,
         rate,
-        geometry.weights + kept,
+        full=full,
+        ranks=uniform_ranks(geometry),
+        weights=partial(cp_weights, geometry),
     )

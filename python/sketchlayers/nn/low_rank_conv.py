@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sketchlayers import decompose
 
-from ._checks import refuse_other_layers, whole_number
-from ._factored import FactoredConv2d, Fit, Group, Init, convolution, nearest_rank
+from ._checks import refuse_other_layers
+from ._factored import FactoredConv2d, Fit, Group, Init, convolution, resolved_rank
 from ._geometry import Geometry, PaddingMode
 
 
@@ -181,26 +181,15 @@ def uniform_ranks(geometry: Geometry) -> range:
 def _resolved_rank(
     owner: str, geometry: Geometry, bias: bool, rank: int | None, rate: float | None
 ) -> int:
-    if (rank is None) == (rate is None):
-        raise ValueError(
-            f"{owner}: exactly one of rank and rate must be given (got rank={rank}, rate={rate})"
-        )
-    if rank is not None:
-        rank = whole_number(owner, "rank", rank)
-        height, width = geometry.kernel_size
-        full = min(geometry.group_inputs * height, geometry.group_outputs * width)
-        if rank > full:
-            raise ValueError(
-                f"{owner}: rank must be at most {full}, which is enough for every weight "
-                f"(got rank={rank})"
-            )
-        return rank
-    assert rate is not None
-    kept = geometry.out_channels if bias else 0
-    return nearest_rank(
+    height, width = geometry.kernel_size
+    full = min(geometry.group_inputs * height, geometry.group_outputs * width)
+    return resolved_rank(
         owner,
-        uniform_ranks(geometry),
-        lambda rank: low_rank_weights(geometry, rank) + kept,
+        geometry,
+        bias,
+        rank,
         rate,
-        geometry.weights + kept,
+        full=full,
+        ranks=uniform_ranks(geometry),
+        weights=partial(low_rank_weights, geometry),
     )
