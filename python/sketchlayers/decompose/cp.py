@@ -156,7 +156,7 @@ def _race(
     if len(begins) == 1:
         return [_descend(problem, *begins[0], max_sweeps, tolerance)]
     trial = math.ceil(_TRIAL * max_sweeps)
-    runs: list[_Run] = [None] * len(begins)  # type: ignore[list-item]
+    runs: dict[int, _Run] = {}
 
     def descend(number: int, start: Tensor, ridge: float) -> None:
         runs[number] = _descend(problem, start, ridge, trial, tolerance)
@@ -168,10 +168,10 @@ def _race(
         runs[number] = _Run(more.point, errors + more.errors[1:])
 
     _run([partial(descend, number, *begin) for number, begin in enumerate(begins)], problem)
-    best = min(range(len(runs)), key=lambda number: _square(runs[number]))
+    best = min(range(len(begins)), key=lambda number: _square(runs[number]))
     if len(runs[best].errors) == trial < max_sweeps:  # no end by itself
         _run([partial(go_on, best)], problem)
-    return runs
+    return [runs[number] for number in range(len(begins))]
 
 
 def _run(tasks: list[Task], problem: _Problem) -> None:
