@@ -166,7 +166,7 @@ def plot_panels(panels: Sequence[Panel], path: Path, *, x: str, y: str, level: s
         [handles[name] for name in order],
         order,
         loc="outside lower center",
-        ncols=4,
+        ncols=across,
         fontsize="small",
     )
     figure.savefig(path, dpi=150)
