@@ -86,9 +86,13 @@ class Candidate:
     @property
     def curve(self) -> Curve:
         """What the plot shows."""
-        epochs = tuple(epoch.epoch for epoch in self.history) or (0,)
-        accuracies = tuple(epoch.test_accuracy for epoch in self.history) or (self.accuracy,)
-        return Curve(self.name, count_parameters(self.network), epochs, accuracies)
+        tested = {
+            epoch.epoch: epoch.test_accuracy
+            for epoch in self.history
+            if epoch.test_accuracy is not None
+        } or {0: self.accuracy}
+        parameters = count_parameters(self.network)
+        return Curve(self.name, parameters, tuple(tested), tuple(tested.values()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,10 +15,11 @@ from torch import nn
 
 from distributed import World
 from image_data import DataSet
-from networks import NETWORKS, count_parameters
+from networks import NETWORKS, compressed_weights, count_parameters
 from pictures import Pictures
 from runs import RunError, RunFolder, hardware, versions
 from sketchlayers import Calibration, calibrate, compress, inspect
+from sketchlayers.nn._factored import FactoredLayer
 from sketchlayers.nn.dictionary import DictionaryLayer
 from training import Outcome, Recipe, Trainer, check_fits
 
@@ -37,6 +39,7 @@ class NetworkSpec:
         rate: parameters after / before, of the whole model; or layer rates by name or pattern.
         options: of the method, by name; see `sketchlayers.methods`.
         init: ``"random"`` to train from scratch, ``"fit"`` to approximate `start`'s weights.
+        init_scale: factor on the compressed weights at a random start.
         start: checkpoint of a dense run whose network is compressed; None starts at random.
         seed: of the weights and the signs.
 
@@ -52,6 +55,7 @@ class NetworkSpec:
     rate: float | Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     init: Literal["random", "fit"] = "random"
+    init_scale: float = 1.0
     start: str | None = None
     seed: int = 0
 
@@ -68,6 +72,13 @@ class NetworkSpec:
             raise ValueError(f"options: a dense network has none (got {dict(self.options)})")
         if self.init == "fit" and self.start is None:
             raise ValueError("init: 'fit' needs a trained network to start from (got start=None)")
+        if not 0 < self.init_scale < math.inf:
+            raise ValueError(f"init_scale: must be positive (got {self.init_scale})")
+        if self.init_scale != 1 and (self.method == "dense" or self.init != "random"):
+            raise ValueError(
+                f"init_scale: must be 1 unless compressed weights start at random "
+                f"(got {self.init_scale}, method={self.method!r}, init={self.init!r})"
+            )
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,8 @@ def build(spec: NetworkSpec, num_classes: int, data: DataSet | None = None) -> B
     )
     if moments is not None:
         set_covariances(compressed, moments, spec.seed)
+    if spec.init_scale != 1:
+        scale_weights(compressed, spec.init_scale)
     return Built(compressed, dense_parameters, report)
 
 
@@ -128,6 +141,15 @@ def set_covariances(network: nn.Module, moments: Calibration, seed: int) -> None
         if isinstance(layer, DictionaryLayer) and layer.kernel == "covariance":
             layer.set_covariance(moments[name].second_moment)
             layer.reset_parameters()
+
+
+@torch.no_grad()
+def scale_weights(network: nn.Module, factor: float) -> None:
+    """Multiplies the weights of compressed layers, through what they train."""
+    for layer in network.modules():
+        for parameter in compressed_weights(layer) & set(layer.parameters(recurse=False)):
+            # The weight of separable filters is bilinear in what is trained.
+            parameter.mul_(math.sqrt(factor) if isinstance(layer, FactoredLayer) else factor)
 
 
 def _is_one_pixel(layer: nn.Module, name: str) -> bool:

@@ -10,11 +10,9 @@ from typing import Any
 
 from plot import result_row
 from plots import Line, Panel, plot_panels
+from points import ENDS
 from runs import RunError, read_csv, write_csv
 from tables import Column, decimals, format_table
-
-ENDS = ("finished", "chance", "diverged")
-"""How a run can end; after the last two the network has learned nothing."""
 
 Row = dict[str, Any]
 
@@ -24,12 +22,12 @@ def collect(out: Path) -> list[Row]:
     rows = []
     for path in sorted(out.glob("**/summary.json")):
         summary = json.loads(path.read_text())
-        if summary["status"] not in ENDS or "figure" not in summary:
+        if summary["status"] not in ENDS or "part_of" not in summary:
             continue
         row = result_row(summary)
         accuracy = row["test_accuracy"]
         error = None if accuracy is None else 100 - float(str(accuracy))
-        rows.append({**summary["figure"], "error": error, **row, **_of_figure(summary)})
+        rows.append({**summary["part_of"], "error": error, **row, **_of_figure(summary)})
     rows.sort(key=lambda row: (-row["nominal_rate"], row["method"], row["seed"]))
     if rows:
         write_csv(out / "results.csv", rows)
@@ -38,7 +36,7 @@ def collect(out: Path) -> list[Row]:
 
 def _of_figure(summary: Row) -> Row:
     """What takes the place of columns of the same name."""
-    return {"method": summary["figure"]["method"]}
+    return {"method": summary["part_of"]["method"]}
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -8,37 +8,31 @@ leaves it; what is there is not done again, and a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from contenders import CONTENDERS, chosen
 from distributed import World, join
-from experiment import NetworkSpec, build, run
-from figure_results import ENDS, collect, draw, table
+from experiment import NetworkSpec, build
+from figure_results import collect, draw, table
 from image_data import DATA_SETS, DataError, DataSet, load
 from networks import IMAGE_SIZES, NETWORKS, convolutions_and_linears, count_parameters
 from options import documented_parser
+from points import is_done, last_words, run_unless_done, stoppable
 from runs import RunError, RunFolder, resolved
 from sketchlayers import inspect
 from tables import Column, decimals, format_table, whole
 from training import Recipe, Trainer
 
 _WARM_STEPS, _TIMED_STEPS = 2, 3
-_SIGMAS = 3
-"""Standard errors above chance that an accuracy needs for the network to have learned anything."""
 
 Rates = float | Mapping[str, float]
 
@@ -119,7 +113,7 @@ def main(figure: Figure, doc: str | None, arguments: Sequence[str] | None = None
         if args.plot:
             draw(args.plot, args.png or args.plot[0].with_suffix(".png"))
             return 0
-        with _stoppable():
+        with stoppable():
             return _run_all(figure, args, arguments)
     except (DataError, RunError, TypeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -171,6 +165,9 @@ def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
     recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
     recipe.add_argument("--warmup", type=float, default=defaults.warmup, help="epochs")
     recipe.add_argument("--clip", type=float, help="largest norm of all gradients together")
+    recipe.add_argument(
+        "--test-every", type=int, default=defaults.test_every, help="epochs; the last has one"
+    )
     recipe.add_argument("--amp", choices=["off", "bf16", "fp16"], default=defaults.amp)
     recipe.add_argument(
         "--precision", choices=["highest", "high", "medium"], default="highest",
@@ -252,7 +249,7 @@ def network_spec(figure: Figure, args: argparse.Namespace, point: Point) -> Netw
     if point.point is None:
         return spec
     contender = CONTENDERS[point.method]
-    rates = figure.rates(_dense_network(spec, 10), point.point)
+    rates = figure.rates(dense_network(spec, 10), point.point)
     return replace(spec, method=contender.method, rate=rates, options=dict(contender.options))
 
 
@@ -267,6 +264,7 @@ def training_recipe(args: argparse.Namespace, point: Point) -> Recipe:
         clip=args.clip,
         amp=args.amp,
         compile=args.compile,
+        test_every=args.test_every,
         seed=point.seed,
     )
 
@@ -281,83 +279,28 @@ def _run_point(
     command: Mapping[str, object],
 ) -> None:
     """Trains a point, from where it was stopped, unless its result is there."""
-    folder = RunFolder(out / point.folder)
     spec, recipe = network_spec(figure, args, point), training_recipe(args, point)
-    if world.shared(_is_done(folder, spec, recipe, data)):
-        return
-    _, summary = run(
+    nominal = figure.nominal_rate(dense_network(spec, len(data.classes)), point.point)
+    summary = run_unless_done(
+        RunFolder(out / point.folder),
         spec,
-        data,
         recipe,
-        folder,
-        world=world,
+        data,
+        world,
         name=point.name,
         label=args.label,
-        resume=True,
         command=command,
         workers=args.workers,
+        part_of={
+            "figure": figure.name,
+            "method": point.method,
+            "label": CONTENDERS[point.method].label,
+            "point": point.point,
+            "nominal_rate": nominal,
+        },
     )
-    nominal = figure.nominal_rate(_dense_network(spec, len(data.classes)), point.point)
-    summary["figure"] = {
-        "figure": figure.name,
-        "method": point.method,
-        "label": CONTENDERS[point.method].label,
-        "point": point.point,
-        "nominal_rate": nominal,
-    }
-    if summary["status"] == "finished" and not _learned(summary, data):
-        summary["status"] = "chance"
-    if world.is_main:
-        folder.write_summary(summary)
-        print(_last_words(point, summary), flush=True)
-
-
-def _is_done(folder: RunFolder, spec: NetworkSpec, recipe: Recipe, data: DataSet) -> bool:
-    """Whether the folder holds the result of this run.
-
-    Raises:
-        RunError: it holds that of another.
-    """
-    if not folder.summary.exists():
-        return False
-    try:
-        summary = json.loads(folder.summary.read_text())
-        described = {key: summary["data"].get(key) for key in data.describe()}
-        there = {"network": summary["network"], "recipe": summary["recipe"], "data": described}
-        status = summary["status"]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise RunError(
-            f"out: {folder.summary} must be the summary of a run (got {type(error).__name__}: "
-            f"{error}); move it away to run the point anew"
-        ) from error
-    here = json.loads(
-        json.dumps({"network": asdict(spec), "recipe": asdict(recipe), "data": data.describe()})
-    )
-    different = [
-        f"{part}.{key}={there[part].get(key)!r} then and {here[part].get(key)!r} now"
-        for part in here
-        for key in here[part]
-        if there[part].get(key) != here[part][key]
-    ]
-    if different:
-        raise RunError(
-            f"out: {folder.path} must hold results of the same arguments (got "
-            f"{'; '.join(different)}); choose another --out"
-        )
-    return status in ENDS and "figure" in summary
-
-
-def _learned(summary: Mapping[str, Any], data: DataSet) -> bool:
-    """Whether the accuracy is above chance by more than chance."""
-    share = 1 / len(data.classes)
-    error = math.sqrt(share * (1 - share) / len(data.test))
-    return bool(summary["last_epoch"]["test_accuracy"] > 100 * (share + _SIGMAS * error))
-
-
-def _last_words(point: Point, summary: Mapping[str, Any]) -> str:
-    last = summary["last_epoch"]
-    error = f", error {100 - last['test_accuracy']:.2f} %" if last else ""
-    return f"{point.name}: {summary['status']}{error}, rate {summary['rate']:.3f}"
+    if world.is_main and summary is not None:
+        print(last_words(point.name, summary), flush=True)
 
 
 def plan(
@@ -378,7 +321,7 @@ def plan(
         key = (point.method, point.point)
         if key not in sizes_of:
             built = build(spec, len(data.classes))
-            dense = _dense_network(spec, len(data.classes))
+            dense = dense_network(spec, len(data.classes))
             sizes_of[key] = {
                 "nominal": figure.nominal_rate(dense, point.point),
                 "rate": built.rate,
@@ -388,7 +331,7 @@ def plan(
             if point.method not in seconds_of:
                 seconds_of[point.method] = _seconds(built.network, data, recipe, world)
         sizes, seconds = sizes_of[key], seconds_of[point.method]
-        done = _is_done(RunFolder(out / point.folder), spec, recipe, data)
+        done = is_done(RunFolder(out / point.folder), spec, recipe, data)
         total += 0 if done else seconds
         rows.append(
             {"method": point.method, "point": point.point or "-", "seed": point.seed}
@@ -427,7 +370,7 @@ def _seconds(network: nn.Module, data: DataSet, recipe: Recipe, world: World) ->
     return recipe.epochs * (step * len(data.train) / recipe.batch_size + tests)
 
 
-def _dense_network(spec: NetworkSpec, num_classes: int) -> nn.Module:
+def dense_network(spec: NetworkSpec, num_classes: int) -> nn.Module:
     """The network before compression, without memory."""
     with torch.device("meta"):
         return build(replace(spec, method="dense", rate=None, options={}), num_classes).network
@@ -441,17 +384,3 @@ def _with_bias(layer: nn.Conv2d | nn.Linear, factor: float) -> float:
 
 def _arguments_of(network: str) -> Mapping[str, object]:
     return signature(NETWORKS[network]).parameters
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM, which batch systems send, stops a run as Ctrl-C does."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

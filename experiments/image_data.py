@@ -273,6 +273,8 @@ class DataSet:
     size: int
     normalisation: Normalisation
     augmentation: Augmentation
+    held_out: bool = False
+    """Whether ``test`` holds training images that are kept apart, for choices to be made by."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -293,6 +295,7 @@ class DataSet:
             "classes": len(self.classes),
             "size": self.size,
             "streamed": self.streamed,
+            "held_out": self.held_out,
         }
 
 
@@ -303,6 +306,7 @@ def load(
     size: int | None = None,
     subset: int | None = None,
     test_subset: int | None = None,
+    held_out: int | None = None,
     stream: bool | None = None,
 ) -> DataSet:
     """Reads a data set that lies on this machine; nothing is downloaded.
@@ -313,6 +317,8 @@ def load(
         size: height and width of the images handed out; None means 32 (digits: 16).
         subset: number of training images, evenly over the classes; None means all.
         test_subset: the same for the test images.
+        held_out: in place of the test images this many training images outside the subset, evenly
+            over the classes: settings can be chosen by them, and the test images stay unseen.
         stream: decode folders of images anew in every epoch instead of once into memory; None
             decides by the memory needed.
 
@@ -324,8 +330,11 @@ def load(
     size = reader.size if size is None else size
     if size < 1:
         raise ValueError(f"{name}: size must be at least 1 (got {size})")
-    train = _cut(name, read_split(name, root, train=True), subset)
-    test = _cut(name, read_split(name, root, train=False), test_subset)
+    if held_out is None:
+        train = _cut(name, read_split(name, root, train=True), subset)
+        test = _cut(name, read_split(name, root, train=False), test_subset)
+    else:
+        train, test = _held_out(name, read_split(name, root, train=True), subset, held_out)
     if train.classes != test.classes:
         raise DataError(
             f"{name}: training and test folders must hold the same classes "
@@ -339,7 +348,9 @@ def load(
         train, test = train.in_memory(size), test.in_memory(size)
         normalisation = Normalisation.of(train.pixels)
     augmentation = Augmentation(padding=size // 8, flip=reader.flip)
-    return DataSet(name, train, test, size, normalisation, augmentation)
+    return DataSet(
+        name, train, test, size, normalisation, augmentation, held_out=held_out is not None
+    )
 
 
 def read_split(name: str, root: Path | str | None, *, train: bool) -> Images | ImageFiles:
@@ -383,6 +394,21 @@ def _cut(name: str, source: Images | ImageFiles, count: int | None) -> Images | 
     if not 1 <= count <= len(source):
         raise ValueError(f"{name}: subset must be between 1 and {len(source)} (got {count})")
     return source.take(stratified_indices(source.labels, count))
+
+
+def _held_out(
+    name: str, source: Images | ImageFiles, subset: int | None, count: int
+) -> tuple[Images | ImageFiles, Images | ImageFiles]:
+    """The training images, and others that come after them in their classes."""
+    subset = len(source) - count if subset is None else subset
+    if count < 1 or subset < 1 or subset + count > len(source):
+        raise ValueError(
+            f"{name}: subset and held_out must be at least 1 and together at most {len(source)} "
+            f"(got subset={subset}, held_out={count})"
+        )
+    chosen = stratified_indices(source.labels, subset)
+    rest = torch.ones(len(source), dtype=torch.bool).index_fill_(0, chosen, False).nonzero()[:, 0]
+    return source.take(chosen), _cut(name, source.take(rest), count)
 
 
 def _existing_folder(name: str, root: Path | str | None) -> Path:

@@ -115,6 +115,17 @@ def convolutions_and_linears(network: nn.Module) -> Iterator[tuple[str, nn.Conv2
             yield name, module
 
 
+def compressed_weights(network: nn.Module) -> set[nn.Parameter]:
+    """What this package's layers train in place of a weight; biases are not among it."""
+    return {
+        parameter
+        for layer in network.modules()
+        if type(layer).__module__.startswith("sketchlayers.")
+        for name, parameter in layer.named_parameters(recurse=False)
+        if name != "bias"
+    }
+
+
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable values; buffers are not counted."""
     return sum(parameter.numel() for parameter in network.parameters())

@@ -54,6 +54,7 @@ def collect(folder: Path, title: str | None = None) -> None:
         for path, summary in runs
         if path.with_name("log.csv").is_file()
     ]
+    curves = [curve for curve in curves if curve.epochs]
     if not curves:
         raise RunError(f"plot: {folder} must hold run folders with summary.json and log.csv")
     write_csv(folder / "results.csv", [result_row(summary) for _, summary in runs])
@@ -95,7 +96,7 @@ def result_row(summary: dict[str, Any]) -> dict[str, object]:
 
 
 def _curve(log: Path, summary: dict[str, Any]) -> Curve:
-    rows = read_csv(log)
+    rows = [row for row in read_csv(log) if row["test_accuracy"]]
     return Curve(
         summary["name"],
         summary["parameters"],

@@ -49,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--subset", type=int, help="number of training images, evenly over classes")
     data.add_argument("--test-subset", type=int, help="the same for test images")
+    data.add_argument(
+        "--held-out",
+        type=int,
+        help="test on this many training images outside the subset instead, to choose settings by",
+    )
     data.add_argument("--stream", action="store_true", help="decode images anew in every epoch")
     data.add_argument("--label", help="what figures call the data set")
 
@@ -77,21 +82,40 @@ def parser() -> argparse.ArgumentParser:
         help="of the method, such as frame=signs, mixing=channel or num_columns=4; may be repeated",
     )
     method.add_argument("--init", choices=["random", "fit"], default=spec.init)
+    method.add_argument(
+        "--init-scale", type=float, default=spec.init_scale, help="factor on weights at the start"
+    )
     method.add_argument("--start", help="checkpoint.pt of a dense run to compress")
 
     recipe = root.add_argument_group("training")
     recipe.add_argument("--epochs", type=int, default=defaults.epochs)
     recipe.add_argument("--batch-size", type=int, default=defaults.batch_size)
     recipe.add_argument("--lr", type=float, help=f"default {DENSE_LR}, compressed {SKETCH_LR}")
+    recipe.add_argument(
+        "--compressed-lr",
+        type=float,
+        default=defaults.compressed_lr,
+        help="factor on the learning rate of compressed weights",
+    )
+    recipe.add_argument(
+        "--gain",
+        choices=["mean", "none"],
+        default=defaults.gain,
+        help="none: the factors of a sketch get the learning rate as it is",
+    )
     recipe.add_argument("--momentum", type=float, default=defaults.momentum)
     recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
     recipe.add_argument("--warmup", type=float, default=defaults.warmup, help="epochs")
     recipe.add_argument("--schedule", choices=["cosine", "step"], default=defaults.schedule)
     recipe.add_argument("--label-smoothing", type=float, default=defaults.label_smoothing)
+    recipe.add_argument("--clip", type=float, help="largest norm of all gradients together")
     recipe.add_argument("--amp", choices=["off", "bf16", "fp16"], default=defaults.amp)
     recipe.add_argument("--channels-first", dest="channels_last", action="store_false")
     recipe.add_argument("--compile", action="store_true", help="use torch.compile")
     recipe.add_argument("--deterministic", action="store_true", help="deterministic kernels only")
+    recipe.add_argument(
+        "--test-every", type=int, default=defaults.test_every, help="epochs; the last has one"
+    )
     recipe.add_argument("--seed", type=int, default=defaults.seed)
 
     where = root.add_argument_group("run")
@@ -131,6 +155,7 @@ def _train(args: argparse.Namespace, typed: Sequence[str] | None) -> int:
             size=IMAGE_SIZES.get(args.network) if args.size is None else args.size,
             subset=args.subset,
             test_subset=args.test_subset,
+            held_out=args.held_out,
             stream=args.stream or None,
         )
         name = args.name or args.out.name
@@ -174,6 +199,7 @@ def network_spec(args: argparse.Namespace) -> NetworkSpec:
         rate=dict(args.layer_rate) if args.layer_rate else args.rate,
         options=dict(args.option),
         init=args.init,
+        init_scale=args.init_scale,
         start=args.start,
         seed=args.seed,
     )
@@ -186,15 +212,19 @@ def training_recipe(args: argparse.Namespace) -> Recipe:
         epochs=args.epochs,
         batch_size=args.batch_size,
         lr=default_lr if args.lr is None else args.lr,
+        compressed_lr=args.compressed_lr,
+        gain=args.gain,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         warmup=args.warmup,
         schedule=args.schedule,
         label_smoothing=args.label_smoothing,
+        clip=args.clip,
         amp=args.amp,
         channels_last=args.channels_last,
         compile=args.compile,
         deterministic=args.deterministic,
+        test_every=args.test_every,
         seed=args.seed,
     )
 
@@ -202,7 +232,8 @@ def training_recipe(args: argparse.Namespace) -> Recipe:
 def _last_words(name: str, summary: dict[str, object], out: Path) -> str:
     last = summary["last_epoch"]
     assert isinstance(last, dict)
-    accuracy = f"test accuracy {last['test_accuracy']:.2f} %, " if last else ""
+    tested = last.get("test_accuracy")
+    accuracy = "" if tested is None else f"test accuracy {tested:.2f} %, "
     return (
         f"{name}: {summary['status']}, {accuracy}{summary['parameters']:,} parameters "
         f"(rate {summary['rate']:.3f}), results in {out}"

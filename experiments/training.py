@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from distributed import World
 from image_data import Batches, DataSet, EpochOrder
+from networks import compressed_weights
 from runs import RunError, RunFolder
 from sketchlayers import param_groups
 
@@ -37,6 +38,9 @@ class Recipe:
         lr: largest learning rate.
         momentum: of SGD.
         weight_decay: of weights; biases and normalisation layers have none.
+        compressed_lr: factor on the learning rate of the weights of compressed layers.
+        gain: of `sketchlayers.param_groups`; ``"none"`` gives a sketch's factors the learning rate
+            as it is.
         warmup: epochs in which the learning rate rises linearly from 0.
         schedule: ``"cosine"`` to 0, or ``"step"``: a tenth at half and at three quarters.
         label_smoothing: share of the target given to all classes evenly.
@@ -45,6 +49,7 @@ class Recipe:
         channels_last: keep images and weights with the channels innermost.
         compile: run the network through ``torch.compile``.
         deterministic: allow deterministic kernels only.
+        test_every: epochs from one look at the test images to the next; the last epoch has one.
         seed: fixes order, augmentation and dropout.
 
     Raises:
@@ -54,6 +59,8 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 64
     lr: float = 0.05
+    compressed_lr: float = 1.0
+    gain: Literal["mean", "none"] = "mean"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 1.0
@@ -64,12 +71,15 @@ class Recipe:
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = False
+    test_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
         _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
         _check("lr", self.lr, 0 < self.lr < math.inf, "positive")
+        _check("compressed_lr", self.compressed_lr, 0 < self.compressed_lr < math.inf, "positive")
+        _check("gain", self.gain, self.gain in ("mean", "none"), "mean or none")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         _check("warmup", self.warmup, self.warmup >= 0, "at least 0")
@@ -77,6 +87,7 @@ class Recipe:
         _check("clip", self.clip, self.clip is None or self.clip > 0, "positive")
         _check("schedule", self.schedule, self.schedule in ("cosine", "step"), "cosine or step")
         _check("amp", self.amp, self.amp in _AMP_TYPES, "off, bf16 or fp16")
+        _check("test_every", self.test_every, self.test_every >= 1, "at least 1")
         _check("seed", self.seed, self.seed >= 0, "at least 0")
 
     def factor(self, epoch: float) -> float:
@@ -91,14 +102,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training images gave; accuracies in percent, times in seconds."""
+    """What one pass over the training images gave; accuracies in percent, times in seconds.
+
+    Where the test images were not looked at, their loss and accuracy are None.
+    """
 
     epoch: int
     learning_rate: float
     train_loss: float
     train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None
+    test_accuracy: float | None
     train_seconds: float
     test_seconds: float
     train_images_per_second: float
@@ -114,7 +128,8 @@ class Outcome:
     @property
     def accuracy(self) -> float:
         """Test accuracy after the last epoch, in percent; NaN when there was none."""
-        return self.history[-1].test_accuracy if self.history else math.nan
+        last = self.history[-1].test_accuracy if self.history else None
+        return math.nan if last is None else last
 
     @property
     def seconds(self) -> float:
@@ -242,15 +257,17 @@ class Trainer:
         started = time.perf_counter()
         train = self._train_epoch(epoch)
         trained = time.perf_counter()
-        test = self.evaluate()
+        done = epoch + 1
+        tested = done % self.recipe.test_every == 0 or done == self.recipe.epochs
+        test = self.evaluate() if tested else None
         images = len(self.train_batches) * self.train_batches.order.batch_size
         record = Epoch(
-            epoch=epoch + 1,
-            learning_rate=self.recipe.lr * self.recipe.factor(epoch + 1),
+            epoch=done,
+            learning_rate=self.recipe.lr * self.recipe.factor(done),
             train_loss=train.loss,
             train_accuracy=train.accuracy,
-            test_loss=test.loss,
-            test_accuracy=test.accuracy,
+            test_loss=None if test is None else test.loss,
+            test_accuracy=None if test is None else test.accuracy,
             train_seconds=trained - started,
             test_seconds=time.perf_counter() - trained,
             train_images_per_second=images / (trained - started),
@@ -315,14 +332,17 @@ class Trainer:
 
     def _report(self, record: Epoch) -> None:
         left = (self.recipe.epochs - record.epoch) * (record.train_seconds + record.test_seconds)
+        test = ""
+        if record.test_loss is not None:
+            test = f"test loss {record.test_loss:.3f}, test accuracy {record.test_accuracy:.1f} %, "
         tqdm.write(
             f"{self.name} epoch {record.epoch}/{self.recipe.epochs}: "
-            f"loss {record.train_loss:.3f}, accuracy {record.train_accuracy:.1f} %, "
-            f"test loss {record.test_loss:.3f}, test accuracy {record.test_accuracy:.1f} %, "
+            f"loss {record.train_loss:.3f}, accuracy {record.train_accuracy:.1f} %, {test}"
             f"{record.train_images_per_second:.0f} images/s, {_duration(left)} left".strip()
         )
         if self.events is not None:
-            for key, value in asdict(record).items():
+            known = {key: value for key, value in asdict(record).items() if value is not None}
+            for key, value in known.items():
                 self.events.add_scalar(key, value, record.epoch)
 
     def _save(self) -> None:
@@ -416,11 +436,24 @@ def seed_generators(seed: int, epoch: int, rank: int) -> None:
 
 
 def _sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    groups = param_groups(network, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    groups = param_groups(network, lr=recipe.lr, weight_decay=recipe.weight_decay, gain=recipe.gain)
+    if recipe.compressed_lr != 1:
+        groups = list(_with_own_rate(groups, compressed_weights(network), recipe.compressed_lr))
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _with_own_rate(
+    groups: Iterable[dict[str, Any]], weights: set[nn.Parameter], factor: float
+) -> Iterator[dict[str, Any]]:
+    """The groups, with the learning rate of some parameters multiplied by a factor."""
+    for group in groups:
+        for chosen, lr in ((True, factor * group["lr"]), (False, group["lr"])):
+            parameters = [one for one in group["params"] if (one in weights) == chosen]
+            if parameters:
+                yield {**group, "params": parameters, "lr": lr}
 
 
 def _autocast(device: torch.device, amp: str) -> torch.autocast:

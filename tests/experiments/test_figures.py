@@ -19,6 +19,7 @@ import torch
 import figure2
 import figure3
 import figures
+import points
 import places2
 from contenders import CONTENDERS
 from experiment import build, run
@@ -47,7 +48,7 @@ def test_rates_are_those_of_the_paper(figure: figures.Figure) -> None:
     args = parsed(figure)
     for point in figures.points_of(figure, args):
         spec = figures.network_spec(figure, args, point)
-        dense = figures._dense_network(spec, 10)
+        dense = figures.dense_network(spec, 10)
         nominal = figure.nominal_rate(dense, point.point)
         if point.point is None:
             assert nominal == 1
@@ -106,7 +107,7 @@ def test_a_figure_from_plan_to_plot(
     assert (out / "figure2.png").stat().st_size > 1000
 
     # What is there is not done again, and the plot comes from the file alone.
-    monkeypatch.setattr(figures, "run", None)
+    monkeypatch.setattr(points, "run", None)
     assert figure2.main(options) == 0
     assert figure2.main([*options, "--plan"]) == 0
     assert "10 points, 0 to train" in capsys.readouterr().out
@@ -251,7 +252,7 @@ def test_summaries_say_what_a_point_is(tmp_path: Path) -> None:
     options = [*FAST, "--methods", "freshnet", "--points", "CONV_8", "--out", str(tmp_path)]
     assert figure2.main(options) == 0
     summary = json.loads((tmp_path / "freshnet" / "CONV_8" / "seed_0" / "summary.json").read_text())
-    figure = summary["figure"]
+    figure = summary["part_of"]
     assert figure["point"] == "CONV_8" and figure["label"] == "FreshNets"
     assert set(summary["network"]["rate"]) == set(figure2.FIGURE.layers)
     assert {"command", "versions", "hardware", "wall_seconds"} <= summary.keys()

@@ -1,0 +1,141 @@
+"""Runs that belong to a larger whole, a figure or a study: done once, gone on with when stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from distributed import World
+from experiment import NetworkSpec, run
+from image_data import DataSet
+from runs import RunError, RunFolder
+from training import Recipe
+
+ENDS = ("finished", "chance", "diverged")
+"""How a run can end; after the last two the network has learned nothing."""
+
+_SIGMAS = 3
+"""Standard errors above chance that an accuracy needs for the network to have learned anything."""
+
+
+def run_unless_done(
+    folder: RunFolder,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    data: DataSet,
+    world: World,
+    *,
+    name: str,
+    label: str | None,
+    command: Mapping[str, object],
+    part_of: Mapping[str, object],
+    workers: int = 0,
+) -> dict[str, Any] | None:
+    """Trains, from where it was stopped, unless the folder has the result.
+
+    Args:
+        folder: of this run alone.
+        spec: the network.
+        recipe: how to train.
+        data: the images.
+        world: processes of this run.
+        name: for progress and plots.
+        label: what figures call the data set.
+        command: resolved arguments, for the summary.
+        part_of: what the run is within the whole, for the summary.
+        workers: processes that decode streamed images.
+
+    Returns:
+        The summary as the folder now holds it; None where it was there before.
+
+    Raises:
+        RunError: the folder has results of other arguments.
+    """
+    if world.shared(is_done(folder, spec, recipe, data)):
+        return None
+    _, summary = run(
+        spec,
+        data,
+        recipe,
+        folder,
+        world=world,
+        name=name,
+        label=label,
+        resume=True,
+        command=command,
+        workers=workers,
+    )
+    summary["part_of"] = dict(part_of)
+    if summary["status"] == "finished" and not _learned(summary, data):
+        summary["status"] = "chance"
+    if world.is_main:
+        folder.write_summary(summary)
+    return summary
+
+
+def is_done(folder: RunFolder, spec: NetworkSpec, recipe: Recipe, data: DataSet) -> bool:
+    """Whether the folder holds the result of this run.
+
+    Raises:
+        RunError: it holds that of another.
+    """
+    if not folder.summary.exists():
+        return False
+    try:
+        summary = json.loads(folder.summary.read_text())
+        described = {key: summary["data"].get(key) for key in data.describe()}
+        there = {"network": summary["network"], "recipe": summary["recipe"], "data": described}
+        status = summary["status"]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise RunError(
+            f"out: {folder.summary} must be the summary of a run (got {type(error).__name__}: "
+            f"{error}); move it away to run the point anew"
+        ) from error
+    here = json.loads(
+        json.dumps({"network": asdict(spec), "recipe": asdict(recipe), "data": data.describe()})
+    )
+    different = [
+        f"{part}.{key}={there[part].get(key)!r} then and {here[part].get(key)!r} now"
+        for part in here
+        for key in here[part]
+        if there[part].get(key) != here[part][key]
+    ]
+    if different:
+        raise RunError(
+            f"out: {folder.path} must hold results of the same arguments (got "
+            f"{'; '.join(different)}); choose another --out"
+        )
+    return status in ENDS and "part_of" in summary
+
+
+def last_words(name: str, summary: Mapping[str, Any]) -> str:
+    """One line on a run that has ended."""
+    tested = (summary["last_epoch"] or {}).get("test_accuracy")
+    error = "" if tested is None else f", error {100 - tested:.2f} %"
+    return f"{name}: {summary['status']}{error}, rate {summary['rate']:.3f}"
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM, which batch systems send, stops a run as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _learned(summary: Mapping[str, Any], data: DataSet) -> bool:
+    """Whether the accuracy is above chance by more than chance."""
+    share = 1 / len(data.classes)
+    error = math.sqrt(share * (1 - share) / len(data.test))
+    return bool(summary["last_epoch"]["test_accuracy"] > 100 * (share + _SIGMAS * error))

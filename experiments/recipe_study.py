@@ -1,0 +1,299 @@
+"""Trials behind the recipes of the figures: what makes each method train, over several seeds.
+
+    python experiments/recipe_study.py --data cifar10 --root DIR --subset 10000 --width 0.5
+    python experiments/recipe_study.py --questions scale signs --seeds 0 1 2 ...
+    python experiments/recipe_study.py --show results.csv [--markdown]
+
+Network-in-Network with CONV_2 to CONV_8 each compressed by a factor of 10, one thing changed at a
+time. A question is a list of trials; one that several questions share is run once. Settings are
+chosen by training images that are held out, so that the test images stay unseen. A stopped run goes
+on with the same command; several processes may work into one folder, each on questions or seeds of
+its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contenders import CONTENDERS
+from distributed import join
+from experiment import NetworkSpec
+from figure2 import FIGURE
+from figures import dense_network
+from image_data import DATA_SETS, DataError, load
+from options import documented_parser
+from plot import result_row
+from points import ENDS, last_words, run_unless_done, stoppable
+from runs import RunError, RunFolder, read_csv, resolved, write_csv
+from tables import Column, decimals, format_table, markdown_table
+from training import Recipe
+
+_LAST_POINT = FIGURE.layers[-1]
+_OTHERS = ("freshnet", "hashednet", "lowrank1", "lowrank2")
+_COMPRESSED = ("sketch", "sketch-channel", "sketch-paper", "sketch-paper-channel", *_OTHERS)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A contender of the figures with something changed.
+
+    Attributes:
+        contender: name in `contenders.CONTENDERS`.
+        changes: fields of `Recipe` or `NetworkSpec` with other values; ``options`` are added to
+            the contender's.
+    """
+
+    contender: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The contender and what is changed, such as ``sketch lr=0.2``."""
+        return " ".join([self.contender, *(f"{key}={value}" for key, value in self._flat())])
+
+    @property
+    def folder(self) -> str:
+        """A file name."""
+        return self.name.replace(" ", "_").replace("/", "-")
+
+    def _flat(self) -> list[tuple[str, object]]:
+        options = self.changes.get("options", {})
+        rest = [(key, value) for key, value in self.changes.items() if key != "options"]
+        return [*options.items(), *rest]
+
+
+def _with(contender: str, **changes: Any) -> Trial:
+    return Trial(contender, changes)
+
+
+def _options(contender: str, *, changes: Mapping[str, Any] | None = None, **options: Any) -> Trial:
+    return Trial(contender, {"options": options, **(changes or {})})
+
+
+QUESTIONS: dict[str, list[Trial]] = {
+    "learning rate": [
+        _with(contender, lr=lr) for contender in ("dense", *_COMPRESSED) for lr in (0.05, 0.1, 0.2)
+    ],
+    "learning rate of compressed layers alone": [
+        _with(contender, lr=lr, compressed_lr=factor)
+        for contender in ("sketch", "sketch-paper", *_OTHERS)
+        for lr, factor in ((0.05, 2.0), (0.1, 0.5))
+    ],
+    "scale": [
+        _with("sketch-paper", lr=0.1),
+        *(_with("sketch-paper", lr=lr, gain="none") for lr in (0.1, 0.2, 0.4)),
+        _options("sketch-paper", scale="normalized", changes={"lr": 0.1, "gain": "none"}),
+    ],
+    "size at the start": [
+        _with(contender, lr=0.1, init_scale=scale)
+        for contender in ("sketch", "sketch-paper", *_OTHERS)
+        for scale in (0.5, 2.0)
+    ],
+    "without batch norm": [
+        _with(contender, lr=lr, batch_norm=False)
+        for contender in ("dense", "sketch", "sketch-paper", *_OTHERS)
+        for lr in (0.01, 0.02, 0.05)
+    ],
+    "without batch norm, larger steps": [
+        _with(contender, lr=0.05, batch_norm=False, **changes)
+        for contender in ("dense", "sketch", "sketch-paper", *_OTHERS)
+        for changes in ({"clip": 1.0}, {"warmup": 3.0}, {"clip": 1.0, "warmup": 3.0})
+    ],
+    "mixing, base, frame": [
+        *(
+            trial
+            for contender in ("sketch-paper", "sketch-paper-channel", "sketch", "sketch-channel")
+            for trial in (
+                _with(contender, lr=0.1),
+                _options(contender, base="random", changes={"lr": 0.1}),
+            )
+        ),
+        _with("hashednet", lr=0.1),
+        _with("freshnet", lr=0.1),
+    ],
+}
+"""What is asked, and the trials that answer it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 when all trials are there, 2 when it could not start or go on."""
+    args = parser().parse_args(arguments)
+    try:
+        if args.show is not None:
+            print(show(_rows(args.show), args.markdown))
+            return 0
+        with stoppable():
+            _run_all(args, arguments)
+        return 0
+    except (DataError, RunError, TypeError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"stopped; the same command goes on from the last finished epoch in {args.out}",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options of the study."""
+    root = documented_parser(__doc__)
+    data = root.add_argument_group("data")
+    data.add_argument("--data", choices=list(DATA_SETS), default="cifar10")
+    data.add_argument("--root", type=Path, help="folder with the data set's files")
+    data.add_argument("--label", help="what tables call the data set")
+    data.add_argument("--subset", type=int, help="number of training images")
+    data.add_argument("--held-out", type=int, default=5000, help="training images to test on")
+
+    study = root.add_argument_group("study")
+    study.add_argument("--questions", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS))
+    study.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=[])
+    study.add_argument("--seeds", nargs="+", type=int, default=[0])
+    study.add_argument("--width", type=float, default=1.0, help="factor on channels")
+    study.add_argument("--dropout", type=float, default=0.0)
+    study.add_argument("--epochs", type=int, default=6)
+    study.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off")
+
+    where = root.add_argument_group("results")
+    where.add_argument("--out", type=Path, default=Path("runs/recipe_study"))
+    where.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    where.add_argument("--threads", type=int, help="processor threads")
+    where.add_argument("--plan", action="store_true", help="print all trials; train nothing")
+    where.add_argument("--show", type=Path, metavar="CSV", help="print the tables of results")
+    where.add_argument("--markdown", action="store_true", help="for a page")
+    return root
+
+
+def trials_of(questions: Sequence[str], contenders: Sequence[str] = ()) -> list[Trial]:
+    """The trials of some questions, each once; of some contenders if any are named."""
+    trials = {trial.name: trial for question in questions for trial in QUESTIONS[question]}
+    return [one for one in trials.values() if not contenders or one.contender in contenders]
+
+
+def described(trial: Trial, args: argparse.Namespace, seed: int) -> tuple[NetworkSpec, Recipe]:
+    """Network and recipe of a trial.
+
+    Raises:
+        ValueError: values that do not go together.
+    """
+    contender = CONTENDERS[trial.contender]
+    spec = NetworkSpec(network=FIGURE.network, width=args.width, dropout=args.dropout, seed=seed)
+    recipe = Recipe(
+        epochs=args.epochs, lr=contender.lr, amp=args.amp, test_every=args.epochs, seed=seed
+    )
+    if contender.method != "dense":
+        rates = FIGURE.rates(dense_network(spec, 10), _LAST_POINT)
+        options = {**contender.options, **trial.changes.get("options", {})}
+        spec = replace(spec, method=contender.method, rate=rates, options=options)
+    changes = {key: value for key, value in trial.changes.items() if key != "options"}
+    of_recipe = {one.name for one in fields(Recipe)}
+    spec = replace(spec, **{key: value for key, value in changes.items() if key not in of_recipe})
+    return spec, replace(recipe, **{k: value for k, value in changes.items() if k in of_recipe})
+
+
+def _run_all(args: argparse.Namespace, typed: Sequence[str] | None) -> None:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    trials = trials_of(args.questions, args.contenders)
+    runs = [(trial, seed) for seed in args.seeds for trial in trials]
+    if args.plan:
+        print("\n".join(f"{trial.name} seed {seed}" for trial, seed in runs))
+        print(f"\n{len(runs)} runs of {args.epochs} epochs")
+        return
+    with join(args.device) as world:
+        data = load(args.data, args.root, subset=args.subset, held_out=args.held_out)
+        command = resolved(args, typed, device=str(world.device), size=data.size)
+        for trial, seed in runs:
+            spec, recipe = described(trial, args, seed)
+            summary = run_unless_done(
+                RunFolder(args.out / trial.folder / f"seed_{seed}"),
+                spec,
+                recipe,
+                data,
+                world,
+                name=f"{trial.name} seed {seed}",
+                label=args.label,
+                command=command,
+                part_of={"study": "recipe", "trial": trial.name},
+            )
+            if world.is_main and summary is not None:
+                print(last_words(f"{trial.name} seed {seed}", summary), flush=True)
+                collect(args.out)
+        if world.is_main:
+            print(show(collect(args.out), markdown=False, questions=args.questions))
+
+
+def collect(out: Path) -> list[dict[str, Any]]:
+    """Writes ``results.csv`` from the summaries of all trials below a folder that have ended."""
+    rows = []
+    for path in sorted(out.glob("*/*/summary.json")):
+        summary = json.loads(path.read_text())
+        if summary["status"] in ENDS and "part_of" in summary:
+            trial = {"trial": summary["part_of"]["trial"]}
+            rows.append({**trial, **result_row(summary)})
+    rows.sort(key=lambda row: (row["trial"], row["seed"]))
+    if rows:
+        write_csv(out / "results.csv", rows)
+    return rows
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows = read_csv(file)
+    if rows and "trial" not in rows[0]:
+        raise RunError(f"--show: {file} must be a results.csv of this study (got other columns)")
+    return [dict(row) for row in rows]
+
+
+def show(
+    rows: Sequence[Mapping[str, Any]], markdown: bool, questions: Sequence[str] = tuple(QUESTIONS)
+) -> str:
+    """A table for each question of which there are results; means over the seeds."""
+    by_trial: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_trial.setdefault(row["trial"], []).append(row)
+    tables = []
+    for question in questions:
+        names = [trial.name for trial in QUESTIONS[question] if trial.name in by_trial]
+        if names:
+            lines = [_line(name, by_trial[name]) for name in names]
+            table = (markdown_table if markdown else format_table)(lines, _COLUMNS)
+            tables.append(f"{question}\n\n{table}")
+    return "\n\n".join(tables)
+
+
+def _line(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    finished = [row for row in rows if row["status"] == "finished"]
+    accuracies = [float(row["test_accuracy"]) for row in finished]
+    losses = [float(row["train_loss"]) for row in finished]
+    return {
+        "trial": name,
+        "accuracy": statistics.mean(accuracies) if accuracies else None,
+        "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "loss": statistics.mean(losses) if losses else None,
+        "seeds": len(rows),
+        "failed": len(rows) - len(finished) or None,
+    }
+
+
+_COLUMNS = [
+    Column("trial", "trial", left=True),
+    Column("accuracy", "accuracy %", decimals(1)),
+    Column("spread", "over seeds", decimals(1)),
+    Column("loss", "training loss", decimals(3)),
+    Column("seeds", "seeds"),
+    Column("failed", "failed"),
+]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
