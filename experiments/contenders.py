@@ -34,6 +34,12 @@ CONTENDERS: dict[str, Contender] = {
     "sketch-paper-channel": Contender(
         "sketch as in the paper, channel", "sketch", 0.1, {"mixing": "channel"}
     ),
+    "sketch-blocks": Contender(
+        "sketch with eight blocks, channel",
+        "sketch",
+        0.1,
+        {"mixing": "channel", "blocks": 8, "signs": "hadamard"},
+    ),
     "freshnet": Contender("FreshNets", "freshnet", 0.1),
     "hashednet": Contender("HashedNets", "hashednet", 0.1),
     "lowrank1": Contender("LOWRANK1 (dictionary)", "dictionary", 0.1, {"num_columns": 4}),

@@ -39,7 +39,8 @@ from training import Recipe
 
 _LAST_POINT = FIGURE.layers[-1]
 _OTHERS = ("freshnet", "hashednet", "lowrank1", "lowrank2")
-_COMPRESSED = ("sketch", "sketch-channel", "sketch-paper", "sketch-paper-channel", *_OTHERS)
+_SKETCHES = ("sketch", "sketch-channel", "sketch-blocks", "sketch-paper", "sketch-paper-channel")
+_COMPRESSED = (*_SKETCHES, *_OTHERS)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,12 @@ QUESTIONS: dict[str, list[Trial]] = {
         _with(contender, lr=0.05, batch_norm=False, **changes)
         for contender in ("dense", "sketch", "sketch-paper", *_OTHERS)
         for changes in ({"clip": 1.0}, {"warmup": 3.0}, {"clip": 1.0, "warmup": 3.0})
+    ],
+    "blocks and signs": [
+        _options("sketch-paper", mixing=mixing, blocks=blocks, signs=signs, changes={"lr": 0.1})
+        for mixing in ("channel", "spatial")
+        for blocks in (1, 2, 4, 8, 16)
+        for signs in ("rademacher", "hadamard")
     ],
     "mixing, base, frame": [
         *(

@@ -20,10 +20,11 @@ at::Tensor sk_weight_autocast(const at::Tensor& s1, const at::Tensor& s2, const 
 template <c10::DispatchKey key>
 std::tuple<at::Tensor, at::Tensor> sk_weight_backward_autocast(
     const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
+    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
+    int64_t blocks) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
-  return sk_weight_backward(grad, u1, u2,
-                            {std::string(mixing), num_sketches, scale, std::nullopt, frame});
+  return sk_weight_backward(
+      grad, u1, u2, {std::string(mixing), num_sketches, scale, std::nullopt, frame, blocks});
 }
 
 template <c10::DispatchKey key>

@@ -13,6 +13,7 @@ inline void save_arguments(torch::autograd::AutogradContext* ctx,
   ctx->saved_data["mixing"] = arguments.mixing;
   ctx->saved_data["num_sketches"] = arguments.num_sketches;
   ctx->saved_data["scale"] = arguments.scale;
+  ctx->saved_data["blocks"] = arguments.blocks;
 }
 
 inline SketchArguments saved_arguments(torch::autograd::AutogradContext* ctx) {
@@ -20,6 +21,7 @@ inline SketchArguments saved_arguments(torch::autograd::AutogradContext* ctx) {
   arguments.mixing = ctx->saved_data["mixing"].toStringRef();
   arguments.num_sketches = ctx->saved_data["num_sketches"].toInt();
   arguments.scale = ctx->saved_data["scale"].toOptional<double>();
+  arguments.blocks = ctx->saved_data["blocks"].toInt();
   return arguments;
 }
 

@@ -65,17 +65,22 @@ at::Tensor sk_weight_autograd(const at::Tensor& s1, const at::Tensor& s2, const 
                               const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
                               std::optional<double> scale, const std::optional<at::Tensor>& base,
                               const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
+  SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
   if (under_transform({s1, s2})) return sk_weight_composition(s1, s2, u1, u2, arguments);
-  if (records({s1, s2})) return SKWeight::apply(s1, s2, u1, u2, arguments);
+  if (records({s1, s2})) {
+    arguments.blocks = check_sketch("sk_weight", s1, s2, u1, u2, arguments).blocks;
+    return SKWeight::apply(s1, s2, u1, u2, arguments);
+  }
   at::AutoDispatchBelowADInplaceOrView guard;
   return sk_weight(s1, s2, u1, u2, arguments);
 }
 
 std::tuple<at::Tensor, at::Tensor> sk_weight_backward_autograd(
     const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, std::nullopt, frame};
+    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
+    int64_t blocks) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale,
+                                  std::nullopt,        frame,        blocks};
   if (records({grad})) {
     const auto grads = SKWeightBackward::apply(grad, u1, u2, arguments);
     return {grads[0], grads[1]};

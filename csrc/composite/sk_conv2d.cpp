@@ -1,7 +1,8 @@
 // The factored convolution from ATen's convolutions, for every device.
 //   Spatial mixing: z = [S1; B] * x (one convolution with stacked filters), y = [c A, c S2] z (one
 //   1x1 convolution). Channel mixing: y = c A (S1 * x) + (c S2) * (B x), where B mixes channels
-//   only (a 1x1 convolution).
+//   only (a 1x1 convolution). With more than one block S1 filters each block of the inputs, and S2
+//   makes each block of the outputs, from features of its own: grouped convolutions.
 #include "composite/sk_conv2d.h"
 
 #include <ATen/ops/baddbmm.h>
@@ -11,6 +12,7 @@
 #include <ATen/ops/convolution_backward.h>
 #include <torch/library.h>
 
+#include "composite/blocks.h"
 #include "composite/factors.h"
 
 namespace sketchlayers {
@@ -23,8 +25,8 @@ class Filters {
           const Sketch& sketch)
       : s1_(s1), s2_(s2), u1_(u1), u2_(u2), sketch_(sketch) {}
 
-  // scale B: (groups * second_rank, d2/groups, h, w), or 1x1 for channel mixing. Gradients of S2
-  // take c B: a gradient scaled at the end could overflow half types before.
+  // scale B: (groups * blocks * second_rank, d2/groups, h, w), or 1x1 for channel mixing. Gradients
+  // of S2 take c B: a gradient scaled at the end could overflow half types before.
   at::Tensor input_signs(double scale = 1.0) const {
     scale *= sketch_.u2_scale;
     if (!sketch_.mixes_space()) return pointwise(signs(u2_, sketch_.in_channels, scale));
@@ -32,7 +34,7 @@ class Filters {
         .reshape({-1, sketch_.in_channels, sketch_.kernel_h, sketch_.kernel_w});
   }
 
-  // B^T for channel mixing: (d2, rank, 1, 1).
+  // B^T for channel mixing: (d2, blocks * rank, 1, 1).
   at::Tensor input_signs_transposed() const {
     return pointwise(signs(u2_, sketch_.in_channels, sketch_.u2_scale).transpose(1, 2));
   }
@@ -51,12 +53,30 @@ class Filters {
     return pointwise(stacked_output_matrix().transpose(1, 2));
   }
 
-  // c A: (d1, rank, 1, 1), and its transpose.
+  // S1 of every block of inputs: (groups * blocks * rank, d2/groups/blocks, h, w).
+  at::Tensor blocked_s1() const {
+    if (sketch_.blocks == 1) return s1_;
+    const at::Tensor matrix = s1_.reshape({sketch_.groups, sketch_.rank, -1});
+    return columns_by_block(matrix, sketch_)
+        .reshape({-1, sketch_.block_inputs(), sketch_.kernel_h, sketch_.kernel_w});
+  }
+
+  // The way back, of its gradient.
+  at::Tensor joined_s1(const at::Tensor& grad) const {
+    if (sketch_.blocks == 1) return grad;
+    const at::Tensor matrix = grad.reshape({sketch_.groups * sketch_.blocks, sketch_.rank, -1});
+    return joined_columns(matrix, sketch_).reshape(s1_.sizes());
+  }
+
+  // c A: (d1, blocks * rank, 1, 1), and its transpose.
   at::Tensor output_signs() const { return pointwise(output_sign_matrix().transpose(1, 2)); }
   at::Tensor output_signs_transposed() const { return pointwise(output_sign_matrix()); }
 
   // c S2: (d1, rank, h, w).
   at::Tensor scaled_s2() const { return s2_ * sketch_.scale; }
+
+  // c S2 for features of spatial mixing: (d1, second_rank, 1, 1).
+  at::Tensor pointwise_s2() const { return scaled_s2().reshape({s2_.size(0), -1, 1, 1}); }
 
  private:
   at::Tensor signs(const at::Tensor& packed, int64_t columns, double scale) const {
@@ -96,7 +116,14 @@ std::pair<at::Tensor, at::Tensor> conv_backward(const at::Tensor& grad, const at
   return {std::get<0>(grads), std::get<1>(grads)};
 }
 
+// The convolution of every block with its own features.
+ConvArguments by_block(ConvArguments conv, const Sketch& sketch) {
+  conv.groups *= sketch.blocks;
+  return conv;
+}
+
 bool is_pixelwise(const at::Tensor& input, const Sketch& sketch, const ConvArguments& conv) {
+  if (sketch.blocks > 1) return false;
   const bool plain = conv.stride == std::vector<int64_t>{1, 1} &&
                      conv.padding == std::vector<int64_t>{0, 0} && conv.groups == 1;
   // With few pixels in an image the gradients of the filters, one for each image, would outweigh
@@ -131,14 +158,20 @@ at::Tensor sk_conv2d_composed(const at::Tensor& input, const at::Tensor& s1, con
   at::Tensor output;
   if (is_pixelwise(input, sketch, arguments)) {
     output = pixelwise_forward(input, filters, bias);
-  } else if (sketch.mixes_space()) {
+  } else if (sketch.mixes_space() && sketch.blocks == 1) {
     output = pointwise_conv(conv(input, filters.stacked_inputs(), arguments),
                             filters.stacked_outputs(), arguments.groups, bias);
   } else {
-    output =
-        pointwise_conv(conv(input, s1, arguments), filters.output_signs(), arguments.groups, bias);
-    output.add_(conv(pointwise_conv(input, filters.input_signs(), arguments.groups),
-                     filters.scaled_s2(), arguments));
+    const ConvArguments blocked = by_block(arguments, sketch);
+    output = pointwise_conv(conv(input, filters.blocked_s1(), blocked), filters.output_signs(),
+                            arguments.groups, bias);
+    if (sketch.mixes_space()) {
+      output.add_(pointwise_conv(conv(input, filters.input_signs(), arguments),
+                                 filters.pointwise_s2(), blocked.groups));
+    } else {
+      output.add_(conv(pointwise_conv(input, filters.input_signs(), arguments.groups),
+                       filters.scaled_s2(), blocked));
+    }
   }
   return in_format(output, common_memory_format(input, s1));
 }
@@ -204,26 +237,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_backward(
   return {grad_input, grad_s1, grad_s2};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> channel_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+// Channel mixing, and spatial mixing with more than one block.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> two_branch_backward(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& /*s1*/, const at::Tensor& s2,
     const Filters& filters, const Sketch& sketch, const ConvArguments& arguments,
     std::array<bool, 3> output_mask) {
+  const ConvArguments blocked = by_block(arguments, sketch);
   at::Tensor grad_input, grad_s1, grad_s2;
   if (output_mask[0] || output_mask[1]) {
     const at::Tensor inner = pointwise_conv(grad, filters.output_signs_transposed(), sketch.groups);
     std::tie(grad_input, grad_s1) =
-        conv_backward(inner, input, s1, arguments, output_mask[0], output_mask[1]);
+        conv_backward(inner, input, filters.blocked_s1(), blocked, output_mask[0], output_mask[1]);
+    if (output_mask[1]) grad_s1 = filters.joined_s1(grad_s1);
   }
   if (output_mask[0] || output_mask[2]) {
+    const bool spatial = sketch.mixes_space();
+    const at::Tensor signs = filters.input_signs(sketch.scale);
     const at::Tensor features =
-        pointwise_conv(input, filters.input_signs(sketch.scale), sketch.groups);
-    auto [grad_features, grad_filter] = conv_backward(grad, features, filters.scaled_s2(),
-                                                      arguments, output_mask[0], output_mask[2]);
-    if (output_mask[0]) {
+        spatial ? conv(input, signs, arguments) : pointwise_conv(input, signs, sketch.groups);
+    const ConvArguments pointwise{{1, 1}, {0, 0}, {1, 1}, blocked.groups};
+    auto [grad_features, grad_filter] =
+        conv_backward(grad, features, spatial ? filters.pointwise_s2() : filters.scaled_s2(),
+                      spatial ? pointwise : blocked, output_mask[0], output_mask[2]);
+    if (output_mask[0] && spatial) {
+      grad_input.add_(
+          conv_backward(grad_features, input, filters.input_signs(), arguments, true, false).first);
+    } else if (output_mask[0]) {
       grad_input.add_(
           pointwise_conv(grad_features, filters.input_signs_transposed(), sketch.groups));
     }
-    if (output_mask[2]) grad_s2 = grad_filter;
+    if (output_mask[2]) grad_s2 = grad_filter.reshape(s2.sizes());
   }
   return {grad_input, grad_s1, grad_s2};
 }
@@ -235,9 +278,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_composed_backward(
     const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
     const ConvArguments& arguments, const Sketch& sketch) {
   const Filters filters(s1, s2, u1, u2, sketch);
-  const auto pull_back = is_pixelwise(input, sketch, arguments) ? pixelwise_backward
-                         : sketch.mixes_space()                 ? spatial_backward
-                                                                : channel_backward;
+  const auto pull_back = is_pixelwise(input, sketch, arguments)       ? pixelwise_backward
+                         : sketch.mixes_space() && sketch.blocks == 1 ? spatial_backward
+                                                                      : two_branch_backward;
   auto [grad_input, grad_s1, grad_s2] =
       pull_back(grad, input, s1, s2, filters, sketch, arguments, output_mask);
   const auto wanted = [](bool want, const at::Tensor& gradient, const at::Tensor& like) {

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 
+#include "composite/blocks.h"
 #include "composite/factors.h"
 #include "ops/sign_matrix.h"
 #include "ops/sk_weight.h"
@@ -99,11 +100,48 @@ void channel_weight(at::Tensor weight, const at::Tensor& s1, const at::Tensor& s
   });
 }
 
+// From functions that ATen differentiates and transforms; B is unpacked as a whole.
+at::Tensor weight_by_blocks(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
+                            const at::Tensor& u2, const SketchArguments& arguments,
+                            const Sketch& sketch) {
+  const auto type = compute_type(s1.scalar_type());
+  const at::Tensor first =
+      columns_by_block(s1.to(type).reshape({sketch.groups, sketch.rank, -1}), sketch);
+  const at::Tensor second = s2.to(type).reshape(
+      {sketch.groups * sketch.blocks, sketch.block_outputs(), sketch.rank * sketch.positions()});
+  const at::Tensor a =
+      signs_by_block(u1, sketch.out_channels, type, sketch.scale * sketch.u1_scale, sketch);
+  const double u2_scale = sketch.scale * sketch.u2_scale;
+  at::Tensor weight = joined_columns(at::matmul(a.transpose(1, 2), first), sketch);
+  if (sketch.mixes_space()) {
+    const at::Tensor b = signs_by_block(u2, sketch.inputs(), type, u2_scale, sketch);
+    weight = weight + joined_rows(at::matmul(second, b), sketch);
+  } else {
+    const at::Tensor b = signs_by_block(u2, sketch.in_channels, type, u2_scale, sketch);
+    const at::Tensor by_position = at::matmul(rows_by_position(second, sketch.positions()), b);
+    weight = weight + by_position
+                          .reshape({sketch.groups, sketch.out_channels, sketch.positions(),
+                                    sketch.in_channels})
+                          .transpose(2, 3)
+                          .reshape(weight.sizes());
+  }
+  const auto signs = [&](const at::Tensor& packed, double scale) {
+    return sign_tile(packed, 0, sketch.out_channels, 0, sketch.inputs(), type, scale);
+  };
+  if (arguments.frame) weight = weight * signs(*arguments.frame, 1.0);
+  if (arguments.base) weight = weight + signs(*arguments.base, sketch.base_scale());
+  return weight.reshape(sketch.weight_sizes()).to(s1.scalar_type());
+}
+
 }  // namespace
 
 at::Tensor sk_weight_composed(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
                               const at::Tensor& u2, const SketchArguments& arguments,
                               const Sketch& sketch) {
+  if (sketch.blocks > 1) {
+    return in_format(weight_by_blocks(s1, s2, u1, u2, arguments, sketch),
+                     common_memory_format(s1, s1));
+  }
   const auto type = compute_type(s1.scalar_type());
   const at::Tensor first = s1.to(type).contiguous().view({sketch.groups, sketch.rank, -1});
   const at::Tensor second = s2.to(type).contiguous().view({sketch.groups, sketch.out_channels, -1});
@@ -155,6 +193,35 @@ void channel_adjoint(at::Tensor grad_s1, at::Tensor grad_s2, const at::Tensor& g
   });
 }
 
+// grad (groups, d1, n) as it is in memory, for more than one block.
+std::tuple<at::Tensor, at::Tensor> adjoint_by_blocks(const at::Tensor& grad, const at::Tensor& u1,
+                                                     const at::Tensor& u2,
+                                                     const SketchArguments& arguments,
+                                                     const Sketch& sketch) {
+  const auto type = compute_type(grad.scalar_type());
+  const at::Tensor matrix =
+      gradient_tile(grad, arguments, 0, sketch.out_channels, 0, sketch.inputs(), type);
+  const at::Tensor a =
+      signs_by_block(u1, sketch.out_channels, type, sketch.scale * sketch.u1_scale, sketch);
+  const double u2_scale = sketch.scale * sketch.u2_scale;
+  const at::Tensor grad_s1 = joined_columns(at::bmm(a, columns_by_block(matrix, sketch)), sketch);
+  const at::Tensor rows = rows_by_block(matrix, sketch);
+  at::Tensor grad_s2;
+  if (sketch.mixes_space()) {
+    const at::Tensor b = signs_by_block(u2, sketch.inputs(), type, u2_scale, sketch);
+    grad_s2 = at::bmm(rows, b.transpose(1, 2));
+  } else {
+    const at::Tensor b = signs_by_block(u2, sketch.in_channels, type, u2_scale, sketch);
+    grad_s2 = at::bmm(rows_by_position(rows, sketch.positions()), b.transpose(1, 2))
+                  .reshape({-1, sketch.positions(), sketch.rank})
+                  .transpose(1, 2);
+  }
+  const auto finished = [&](const at::Tensor& result, const std::vector<int64_t>& sizes) {
+    return result.reshape(sizes).to(grad.scalar_type()).contiguous();
+  };
+  return {finished(grad_s1, sketch.s1_sizes()), finished(grad_s2, sketch.s2_sizes())};
+}
+
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> sk_weight_composed_backward(const at::Tensor& grad,
@@ -165,6 +232,7 @@ std::tuple<at::Tensor, at::Tensor> sk_weight_composed_backward(const at::Tensor&
   const auto type = compute_type(grad.scalar_type());
   const at::Tensor matrix =
       grad.contiguous().view({sketch.groups, sketch.out_channels, sketch.inputs()});
+  if (sketch.blocks > 1) return adjoint_by_blocks(matrix, u1, u2, arguments, sketch);
   const at::Tensor a =
       unpack_signs(u1, sketch.out_channels, 0, type, sketch.scale * sketch.u1_scale);
   const auto options = grad.options().dtype(type);
@@ -180,30 +248,7 @@ std::tuple<at::Tensor, at::Tensor> sk_weight_composed_backward(const at::Tensor&
 at::Tensor sk_weight_composition(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
                                  const at::Tensor& u2, const SketchArguments& arguments) {
   const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
-  const auto type = compute_type(s1.scalar_type());
-  const at::Tensor first = s1.to(type).reshape({sketch.groups, sketch.rank, -1});
-  const at::Tensor second = s2.to(type).reshape({sketch.groups, sketch.out_channels, -1});
-  const at::Tensor a =
-      unpack_signs(u1, sketch.out_channels, 0, type, sketch.scale * sketch.u1_scale);
-  const double u2_scale = sketch.scale * sketch.u2_scale;
-  at::Tensor weight = at::matmul(a.transpose(1, 2), first);
-  if (sketch.mixes_space()) {
-    weight = weight + at::matmul(second, unpack_signs(u2, sketch.inputs(), 0, type, u2_scale));
-  } else {
-    const at::Tensor b = unpack_signs(u2, sketch.in_channels, 0, type, u2_scale);
-    const at::Tensor by_position = at::matmul(rows_by_position(second, sketch.positions()), b);
-    weight = weight + by_position
-                          .reshape({sketch.groups, sketch.out_channels, sketch.positions(),
-                                    sketch.in_channels})
-                          .transpose(2, 3)
-                          .reshape(weight.sizes());
-  }
-  const auto signs = [&](const at::Tensor& packed, double scale) {
-    return sign_tile(packed, 0, sketch.out_channels, 0, sketch.inputs(), type, scale);
-  };
-  if (arguments.frame) weight = weight * signs(*arguments.frame, 1.0);
-  if (arguments.base) weight = weight + signs(*arguments.base, sketch.base_scale());
-  return weight.reshape(sketch.weight_sizes()).to(s1.scalar_type());
+  return weight_by_blocks(s1, s2, u1, u2, arguments, sketch);
 }
 
 namespace {
@@ -219,8 +264,10 @@ at::Tensor sk_weight_kernel(const at::Tensor& s1, const at::Tensor& s2, const at
 
 std::tuple<at::Tensor, at::Tensor> sk_weight_backward_kernel(
     const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, std::nullopt, frame};
+    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
+    int64_t blocks) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale,
+                                  std::nullopt,        frame,        blocks};
   const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
   return sk_weight_composed_backward(grad, u1, u2, arguments, sketch);
 }

@@ -39,7 +39,8 @@ TwoSidedConv Factors::forward(int64_t images, const float* bias) const {
           sketch_.in_channels,
           sketch_.out_channels,
           sketch_.positions(),
-          {{sketch_.rank, filters_, a_}, {sketch_.second_rank(), b_, weights_}},
+          {{sketch_.blocks * sketch_.rank, filters_, a_, sketch_.blocks, 1},
+           {sketch_.blocks * sketch_.second_rank(), b_, weights_, 1, sketch_.blocks}},
           bias};
 }
 
@@ -49,13 +50,21 @@ TwoSidedConv Factors::adjoint(int64_t images) const {
           sketch_.out_channels,
           sketch_.in_channels,
           sketch_.positions(),
-          {{sketch_.second_rank(), weights_, b_}, {sketch_.rank, a_, filters_}}};
+          {{sketch_.blocks * sketch_.second_rank(), weights_, b_, sketch_.blocks, 1},
+           {sketch_.blocks * sketch_.rank, a_, filters_, 1, sketch_.blocks}}};
 }
 
 TwoSidedGradient Factors::gradient(int64_t images, const ConvAxis& rows,
                                    const ConvAxis& columns) const {
-  return {images, sketch_.groups, sketch_.in_channels,    sketch_.out_channels,
-          rows,   columns,        {sketch_.rank, a_, {}}, {sketch_.second_rank(), b_, {}}};
+  return {images,
+          sketch_.groups,
+          sketch_.blocks,
+          sketch_.in_channels,
+          sketch_.out_channels,
+          rows,
+          columns,
+          {sketch_.blocks * sketch_.rank, a_, {}},
+          {sketch_.blocks * sketch_.second_rank(), b_, {}}};
 }
 
 }  // namespace sketchlayers::cpu

@@ -91,7 +91,7 @@ at::Tensor sk_linear_factored_cpu(const at::Tensor& input, const at::Tensor& s1,
   const cpu::Factors factors(s1, s2, u1, u2, sketch);
   const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
   const float* bias_data = bias ? offset.const_data_ptr<float>() : nullptr;
-  if (x.size(0) <= cpu::kFewVectors && x.scalar_type() == at::kFloat) {
+  if (x.size(0) <= cpu::kFewVectors && x.scalar_type() == at::kFloat && sketch.blocks == 1) {
     few_rows(x, factors, sketch, bias_data, y);
   } else {
     cpu::for_type(x.scalar_type(),

@@ -49,7 +49,7 @@ at::Tensor sk_weight_cpu(const at::Tensor& s1, const at::Tensor& s2, const at::T
                          const std::optional<at::Tensor>& frame) {
   const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
   const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
-  if (!cpu::is_supported(s1.scalar_type())) {
+  if (!cpu::is_supported(s1.scalar_type()) || sketch.blocks > 1) {
     return sk_weight_composed(s1, s2, u1, u2, arguments, sketch);
   }
   const WeightOperands operands(sketch, u1, u2, arguments);
@@ -73,10 +73,12 @@ at::Tensor sk_weight_cpu(const at::Tensor& s1, const at::Tensor& s2, const at::T
 
 std::tuple<at::Tensor, at::Tensor> sk_weight_backward_cpu(
     const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, std::nullopt, frame};
+    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
+    int64_t blocks) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale,
+                                  std::nullopt,        frame,        blocks};
   const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
-  if (!cpu::is_supported(grad.scalar_type())) {
+  if (!cpu::is_supported(grad.scalar_type()) || sketch.blocks > 1) {
     return sk_weight_composed_backward(grad, u1, u2, arguments, sketch);
   }
   const WeightOperands operands(sketch, u1, u2, arguments);

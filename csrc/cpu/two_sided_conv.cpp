@@ -214,13 +214,15 @@ class Runner {
         pointwise_(is_pointwise(sampling)),
         in_place_(reads_in_place(sampling, input)),
         tile_rows_(tile_rows(conv, sampling, in_place_)),
-        layout_(sampling, tile_rows_, in_place_) {
+        layout_(sampling, tile_rows_, in_place_),
+        out_block_(conv.outputs) {
     int64_t in_signs = 1;  // floats of a channel's signs, and of an output's
     int64_t out_signs = 1;
     for (const Branch& branch : conv.branches) {
       in_signs = std::max(in_signs, sign_floats(branch, branch.in));
       out_signs = std::max(out_signs, sign_floats(branch, branch.out));
       numbers_ = std::max(numbers_, branch.features * positions(branch.out));
+      out_block_ = std::min(out_block_, conv.outputs / branch.out_blocks);
     }
     channel_chunk_ =
         chunk(std::min(kSourceFloats / layout_.channel(), kSignFloats / in_signs), conv.inputs);
@@ -366,6 +368,28 @@ class Runner {
   void add_features(const Branch& branch, const Tile& tile, int64_t row, int64_t rows,
                     const Chunk& chunk, const std::vector<uint16_t>& masks, float* out,
                     float* signs) const {
+    const int64_t block_rows = branch.features / branch.in_blocks;
+    const int64_t block_channels = conv_.inputs / branch.in_blocks;
+    for (int64_t block = chunk.first / block_channels; block < branch.in_blocks; ++block) {
+      const int64_t first_row = std::max(row, block * block_rows);
+      const int64_t last_row = std::min(row + rows, (block + 1) * block_rows);
+      const int64_t first = std::max(chunk.first, block * block_channels);
+      const int64_t last = std::min(chunk.first + chunk.channels, (block + 1) * block_channels);
+      if (first >= last) break;
+      if (first_row >= last_row) continue;
+      const Chunk part{first, last - first, chunk.data + (first - chunk.first) * chunk.channel,
+                       chunk.channel};
+      add_block_features(branch, tile, first_row - block * block_rows, last_row - first_row, part,
+                         first > block * block_channels, masks,
+                         out + (first_row - row) * feature_row(branch), signs);
+    }
+  }
+
+  // The same for channels of one block; rows count from its first, `add` says whether channels of
+  // it have been there before.
+  void add_block_features(const Branch& branch, const Tile& tile, int64_t row, int64_t rows,
+                          const Chunk& chunk, bool add, const std::vector<uint16_t>& masks,
+                          float* out, float* signs) const {
     const Factor& factor = branch.in;
     const int64_t width = positions(factor);
     Product product{factor.data,   factor.feature, factor.channel, kNoOffset, chunk.data,
@@ -382,7 +406,6 @@ class Runner {
     } else {
       product.w += tile.group * factor.group + row * factor.feature + chunk.first * factor.channel;
     }
-    const bool add = chunk.first > 0;
     if (factor.taps || pointwise_) {
       set_taps(factor, masks, product);
       vector_kernels().product(&product, 1, rows, tile_columns(tile), nullptr, out,
@@ -447,50 +470,77 @@ class Runner {
     float* numbers = work + signs_;
     float* target = numbers + output_chunk_ * numbers_;
     for (int64_t o = first; o < last; o += output_chunk_) {
-      const int64_t rows = std::min(output_chunk_, last - o);
-      Product parts[2];
-      const int count = output_parts(tile.group, o, rows, features, masks, work, numbers, parts);
-      const int64_t channel = tile.group * conv_.outputs + o;
-      const float* bias = conv_.bias ? conv_.bias + channel : nullptr;
-      const ImageView<T> image = output.at(tile.image, channel);
-      if constexpr (std::is_same_v<T, float>) {
-        if (contiguous_rows(image, layout_.pitch()) &&
-            layout_.pitch() == sampling_.target.columns && columns == tile.rows * layout_.pitch()) {
-          vector_kernels().product(parts, count, rows, columns, bias,
-                                   image.data + tile.first_row * image.row, image.channel, false);
-          continue;
-        }
+      const int64_t chunk_end = std::min(o + output_chunk_, last);
+      expand_output_signs(tile.group, o, chunk_end - o, work);
+      // Outputs of one block at a time: blocks have features of their own.
+      for (int64_t p = o; p < chunk_end;) {
+        const int64_t rows = std::min(chunk_end, (p / out_block_ + 1) * out_block_) - p;
+        Product parts[2];
+        const int count =
+            output_parts(tile.group, p, rows, features, masks, work, p - o, numbers, parts);
+        const int64_t channel = tile.group * conv_.outputs + p;
+        const float* bias = conv_.bias ? conv_.bias + channel : nullptr;
+        const ImageView<T> image = output.at(tile.image, channel);
+        store(parts, count, rows, columns, bias, tile, image, target);
+        p += rows;
       }
-      vector_kernels().product(parts, count, rows, columns, bias, target, layout_.columns(), false);
-      store_window(target, layout_.columns(), layout_.pitch(), rows, image, tile.first_row,
-                   tile.rows, sampling_.target.columns);
     }
   }
 
-  // One part for each branch; at most one has signs, and one numbers.
+  // Outputs of one block, from the sum of products to where they belong.
+  void store(const Product* parts, int count, int64_t rows, int64_t columns, const float* bias,
+             const Tile& tile, const ImageView<T>& image, float* buffer) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (contiguous_rows(image, layout_.pitch()) && layout_.pitch() == sampling_.target.columns &&
+          columns == tile.rows * layout_.pitch()) {
+        vector_kernels().product(parts, count, rows, columns, bias,
+                                 image.data + tile.first_row * image.row, image.channel, false);
+        return;
+      }
+    }
+    vector_kernels().product(parts, count, rows, columns, bias, buffer, layout_.columns(), false);
+    store_window(buffer, layout_.columns(), layout_.pitch(), rows, image, tile.first_row, tile.rows,
+                 sampling_.target.columns);
+  }
+
+  // Signs of outputs [o, o + rows), o a multiple of kColumnStep; one branch at most has them.
+  void expand_output_signs(int64_t group, int64_t o, int64_t rows, float* out) const {
+    for (const Branch& branch : conv_.branches) {
+      const Signs& signs = branch.out.signs;
+      if (!signs.packed) continue;
+      const int64_t width = positions(branch.out);
+      for (int64_t j = 0; j < branch.features; ++j) {
+        vector_kernels().expand_signs(signs.row(group, j), o * width, rows * width, signs.magnitude,
+                                      out + j * output_chunk_ * width);
+      }
+    }
+  }
+
+  // One part for each branch; at most one has signs, of which those of output o come `first_sign`
+  // outputs after the first, and one numbers.
   int output_parts(int64_t group, int64_t o, int64_t rows, const float* features,
-                   const std::vector<uint16_t>& masks, float* signs, float* numbers,
-                   Product* parts) const {
+                   const std::vector<uint16_t>& masks, const float* signs, int64_t first_sign,
+                   float* numbers, Product* parts) const {
     int count = 0;
     for (const Branch& branch : conv_.branches) {
       const Factor& factor = branch.out;
       const int64_t width = positions(factor);
+      const int64_t block_features = branch.features / branch.out_blocks;
+      const int64_t block = o * branch.out_blocks / conv_.outputs;
+      const int64_t row = feature_row(branch);
       Product& product = parts[count++];
-      product = {nullptr,   width,           0, kNoOffset, features, feature_row(branch),
-                 kNoOffset, branch.features, 1};
+      product = {
+          nullptr,   width,          0, kNoOffset, features + block * block_features * row, row,
+          kNoOffset, block_features, 1};
       if (factor.signs.packed) {
-        product.w = signs;
+        product.w = signs + first_sign * width;
         product.w_outer = output_chunk_ * width;
-        for (int64_t j = 0; j < branch.features; ++j) {
-          vector_kernels().expand_signs(factor.signs.row(group, j), o * width, rows * width,
-                                        factor.signs.magnitude, signs + j * product.w_outer);
-        }
       } else {
-        set_numbers(factor, factor.data + group * factor.group + o * factor.channel,
-                    branch.features, rows, numbers, product);
+        set_numbers(factor, factor.data + group * factor.group + o * factor.channel, block_features,
+                    rows, numbers, product);
       }
       if (factor.taps) set_taps(factor, masks, product);
-      features += branch.features * feature_row(branch);
+      features += branch.features * row;
     }
     return count;
   }
@@ -524,6 +574,7 @@ class Runner {
   int64_t output_chunk_;
   int64_t signs_;
   int64_t numbers_ = 1;  // floats of an output's numbers
+  int64_t out_block_;    // outputs that share their features
 };
 
 }  // namespace

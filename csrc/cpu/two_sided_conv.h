@@ -43,10 +43,14 @@ struct Factor {
   bool taps = false;
 };
 
+// With blocks on one side every block of features goes with its own block of that side's channels,
+// and the factor there has an entry for each feature of a block and each channel.
 struct Branch {
-  int64_t features;
+  int64_t features;  // of all blocks
   Factor in;
   Factor out;
+  int64_t in_blocks = 1;
+  int64_t out_blocks = 1;
 };
 
 // Sizes are those of one group.

@@ -40,6 +40,7 @@ struct Side {
   float* result;
   ImageView<const T> pixels;  // x for dS1, dy for dS2
   int64_t channels;           // of a group
+  int64_t blocks;             // of channels, each with features of its own
   bool pixels_are_inputs;     // of the taps that connect them with the features
   ConvAxis rows;
   ConvAxis columns;
@@ -51,6 +52,8 @@ struct Side {
   int64_t image_columns() const { return pixels_are_inputs ? columns.input : columns.output; }
   int64_t taps() const { return rows.kernel * columns.kernel; }
   int64_t features() const { return mix.features(); }
+  int64_t block_features() const { return features() / blocks; }
+  int64_t block_channels() const { return channels / blocks; }
   int64_t image_pixels() const { return image_rows() * image_columns(); }
   // Small images are packed several at a time: a tap's product over one alone would be short. Not
   // more than that takes: images summed one by one cancel better over a batch.
@@ -82,25 +85,27 @@ class GradientRunner {
       return forward_sampling(identity(pixels), identity(1));
     };
     if (g.grad_s1) {
-      sides_.push_back({g.grad_s1, input, g.inputs, true, g.rows, g.columns,
+      sides_.push_back({g.grad_s1, input, g.inputs, g.blocks, true, g.rows, g.columns,
                         mix(g.outputs, g.first), pixel_by_pixel(g.rows.output * g.columns.output),
                         grad.in_one_column()});
     }
     if (g.grad_s2 && g.second.in.taps) {
-      sides_.push_back({g.grad_s2, grad, g.outputs, false, identity(g.rows.output),
+      sides_.push_back({g.grad_s2, grad, g.outputs, g.blocks, false, identity(g.rows.output),
                         identity(g.columns.output), mix(g.inputs, g.second),
                         forward_sampling(g.rows, g.columns), input});
     } else if (g.grad_s2) {
-      sides_.push_back({g.grad_s2, grad, g.outputs, false, g.rows, g.columns,
+      sides_.push_back({g.grad_s2, grad, g.outputs, g.blocks, false, g.rows, g.columns,
                         mix(g.inputs, g.second), pixel_by_pixel(g.rows.input * g.columns.input),
                         input.in_one_column()});
     }
     for (const Side<T>& side : sides_) {
-      for (int64_t group = 0; group < g.groups; ++group) {
-        for (int64_t c = 0; c < side.channels; c += kSlice) slices_.push_back({&side, group, c});
+      for (int64_t block = 0; block < g.groups * g.blocks; ++block) {
+        for (int64_t c = 0; c < side.block_channels(); c += kSlice) {
+          slices_.push_back({&side, block / g.blocks, block % g.blocks, c});
+        }
       }
       image_floats_ += g.groups * side.features() * side.feature_floats();
-      most_sums_ = std::max(most_sums_, side.taps() * side.features() * kSlice);
+      most_sums_ = std::max(most_sums_, side.taps() * side.block_features() * kSlice);
     }
     for (const Side<T>& side : sides_) pairs_.push_back(connect(side));
     for (const Side<T>& side : sides_) columns_.push_back(follow_columns(side));
@@ -142,8 +147,10 @@ class GradientRunner {
   struct Slice {
     const Side<T>* side;
     int64_t group;
-    int64_t first_channel;
-    int64_t channels() const { return std::min(kSlice, side->channels - first_channel); }
+    int64_t block;
+    int64_t first_in_block;
+    int64_t first_channel() const { return block * side->block_channels() + first_in_block; }
+    int64_t channels() const { return std::min(kSlice, side->block_channels() - first_in_block); }
   };
 
   // Where the features of a side begin among those of one image.
@@ -169,13 +176,14 @@ class GradientRunner {
   void accumulate(const Slice& slice, int64_t image, int64_t images, const float* features,
                   float* sums) const {
     const Side<T>& side = *slice.side;
-    const int64_t channel = slice.group * side.channels + slice.first_channel;
+    const int64_t channel = slice.group * side.channels + slice.first_channel();
     const int64_t height = std::max<int64_t>(1, kPixels / side.image_columns());
     const int64_t room =
         std::max(std::min(height, side.image_rows()) * side.image_columns(), kPixels) + kColumnStep;
     float* buffer = Scratch::get(room * kSlice + kColumnStep * (room + kSlice));
     float* line = buffer + room * kSlice;
-    const float* own = features + feature_offset(side, slice.group);
+    const float* own = features + feature_offset(side, slice.group) +
+                       slice.block * side.block_features() * side.feature_floats();
     if (side.group() > 1) {
       for (int64_t i = 0; i < images; ++i) {
         pack_pixels(side.pixels.at(image + i, channel), 0, side.image_pixels(), slice.channels(),
@@ -191,7 +199,7 @@ class GradientRunner {
                   slice.channels(), buffer, line);
       for (int64_t i = 0; i < side.rows.kernel; ++i) {
         for (int64_t j = 0; j < side.columns.kernel; ++j) {
-          float* target = sums + (i * side.columns.kernel + j) * side.features() * kSlice;
+          float* target = sums + (i * side.columns.kernel + j) * side.block_features() * kSlice;
           add_tap(side, i, j, begin, end, own, buffer, whole_steps(slice.channels()), target);
         }
       }
@@ -259,9 +267,9 @@ class GradientRunner {
                             pairs.pixels.data(),
                             1,
                             count};
-      vector_kernels().product(&product, 1, side.features(), whole_steps(slice.channels()), nullptr,
-                               sums + static_cast<int64_t>(tap) * side.features() * kSlice, kSlice,
-                               true);
+      const int64_t rows = side.block_features();
+      vector_kernels().product(&product, 1, rows, whole_steps(slice.channels()), nullptr,
+                               sums + static_cast<int64_t>(tap) * rows * kSlice, kSlice, true);
     }
   }
 
@@ -320,7 +328,8 @@ class GradientRunner {
                           steps.pixels.data(),
                           y.size(),
                           x.size()};
-    vector_kernels().product(&product, 1, side.features(), channels, nullptr, target, kSlice, true);
+    vector_kernels().product(&product, 1, side.block_features(), channels, nullptr, target, kSlice,
+                             true);
   }
 
   // dS1 (features, channels, taps), dS2 (channels, features, taps).
@@ -329,12 +338,13 @@ class GradientRunner {
     const bool first = side.pixels_are_inputs;
     const int64_t taps = side.taps();
     const int64_t feature = first ? side.channels * taps : taps;
-    const int64_t channel = first ? taps : side.features() * taps;
-    float* result = side.result + slice.group * side.features() * side.channels * taps +
-                    slice.first_channel * channel;
+    const int64_t features = side.block_features();
+    const int64_t channel = first ? taps : features * taps;
+    float* result = side.result + slice.group * features * side.channels * taps +
+                    slice.first_channel() * channel;
     for (int64_t tap = 0; tap < taps; ++tap) {
-      for (int64_t j = 0; j < side.features(); ++j) {
-        const float* line = sums + (tap * side.features() + j) * kSlice;
+      for (int64_t j = 0; j < features; ++j) {
+        const float* line = sums + (tap * features + j) * kSlice;
         for (int64_t c = 0; c < slice.channels(); ++c) {
           result[j * feature + c * channel + tap] = line[c];
         }

@@ -13,6 +13,7 @@ namespace sketchlayers::cpu {
 struct TwoSidedGradient {
   int64_t images;
   int64_t groups;
+  int64_t blocks;  // of inputs for dS1, of outputs for dS2; features are those of all blocks
   int64_t inputs;
   int64_t outputs;
   ConvAxis rows;

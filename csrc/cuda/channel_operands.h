@@ -18,10 +18,11 @@ constexpr int64_t kLargestGroups = 65535;
 inline bool takes_layer(const at::Tensor& input, at::IntArrayRef output_sizes,
                         const Sketch& sketch) {
   const bool mixes_channels = !sketch.mixes_space() || sketch.positions() == 1;
-  return mixes_channels && input.numel() > 0 && c10::multiply_integers(output_sizes) > 0 &&
-         sketch.rank <= kLargestChannelRank && sketch.in_channels < kLargestSize &&
-         sketch.out_channels < kLargestSize && sketch.positions() < kLargestTaps &&
-         sketch.groups <= kLargestGroups && at::cuda::getCurrentDeviceProperties()->major >= 8;
+  return mixes_channels && sketch.blocks == 1 && input.numel() > 0 &&
+         c10::multiply_integers(output_sizes) > 0 && sketch.rank <= kLargestChannelRank &&
+         sketch.in_channels < kLargestSize && sketch.out_channels < kLargestSize &&
+         sketch.positions() < kLargestTaps && sketch.groups <= kLargestGroups &&
+         at::cuda::getCurrentDeviceProperties()->major >= 8;
 }
 
 inline ConvAxis axis(const at::Tensor& input, const at::Tensor& output, int dim, int64_t kernel,

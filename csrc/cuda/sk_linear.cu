@@ -82,7 +82,7 @@ bool takes(const at::Tensor& input, const Sketch& sketch) {
   const auto type = input.scalar_type();
   const int64_t vectors = input.numel() / sketch.in_channels;
   return (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf) && vectors > 0 &&
-         vectors <= cuda::kMostNarrowVectors && sketch.rank < kLargestRank &&
+         vectors <= cuda::kMostNarrowVectors && sketch.rank < kLargestRank && sketch.blocks == 1 &&
          at::cuda::getCurrentDeviceProperties()->major >= 8;
 }
 

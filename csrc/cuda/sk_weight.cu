@@ -81,7 +81,7 @@ bool takes(at::ScalarType type, const Sketch& sketch) {
                           static_cast<double>(std::max(sketch.inputs(), sketch.second_rank()));
   // Each batch of products may be split over at most twice the multiprocessors' number of blocks.
   const int64_t batches = sketch.groups * sketch.positions();
-  return type != at::kDouble && products <= kMostProducts &&
+  return type != at::kDouble && sketch.blocks == 1 && products <= kMostProducts &&
          elements <= static_cast<double>(kLargestGrid) && batches < kMostBatches / 2;
 }
 
@@ -184,8 +184,10 @@ std::tuple<at::Tensor, at::Tensor> pull_back(const at::Tensor& grad, const at::T
 
 std::tuple<at::Tensor, at::Tensor> sk_weight_backward_cuda(
     const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, std::nullopt, frame};
+    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
+    int64_t blocks) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale,
+                                  std::nullopt,        frame,        blocks};
   const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
   const c10::cuda::CUDAGuard guard(grad.device());
   if (!takes(grad.scalar_type(), sketch)) {

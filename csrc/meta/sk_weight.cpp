@@ -17,10 +17,11 @@ at::Tensor sk_weight_meta(const at::Tensor& s1, const at::Tensor& s2, const at::
 
 std::tuple<at::Tensor, at::Tensor> sk_weight_backward_meta(
     const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame) {
-  const Sketch sketch =
-      check_weight_gradient("sk_weight_backward", grad, u1, u2,
-                            {std::string(mixing), num_sketches, scale, std::nullopt, frame});
+    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
+    int64_t blocks) {
+  const Sketch sketch = check_weight_gradient(
+      "sk_weight_backward", grad, u1, u2,
+      {std::string(mixing), num_sketches, scale, std::nullopt, frame, blocks});
   return {at::empty(sketch.s1_sizes(), grad.options()),
           at::empty(sketch.s2_sizes(), grad.options())};
 }

@@ -162,6 +162,7 @@ Path plan_path(const at::Tensor& input, const std::vector<c10::SymInt>& output_s
   problem.input_pixels = product_if_known(input.sym_size(2), input.sym_size(3));
   problem.output_pixels = product_if_known(output_sizes[2], output_sizes[3]);
   problem.sketch_rank = sketch.rank;
+  problem.blocks = sketch.blocks;
   problem.mixing = sketch.mixing;
   describe_call(problem, input, s1, s2);
   return plan(problem).factored ? Path::kFactored : Path::kFolded;

@@ -103,6 +103,7 @@ Path plan_path(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& 
   problem.in_channels = sketch.in_channels;
   problem.out_channels = sketch.out_channels;
   problem.sketch_rank = sketch.rank;
+  problem.blocks = sketch.blocks;
   describe_call(problem, input, s1, s2);
   problem.is_linear = true;
   return plan(problem).factored ? Path::kFactored : Path::kFolded;

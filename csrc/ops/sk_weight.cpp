@@ -25,9 +25,9 @@ std::tuple<at::Tensor, at::Tensor> sk_weight_backward(const at::Tensor& grad, co
           .findSchemaOrThrow("sketchlayers::sk_weight_backward", "")
           .typed<std::tuple<at::Tensor, at::Tensor>(
               const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::string_view, int64_t,
-              std::optional<double>, const std::optional<at::Tensor>&)>();
+              std::optional<double>, const std::optional<at::Tensor>&, int64_t)>();
   return op.call(grad, u1, u2, arguments.mixing, arguments.num_sketches, arguments.scale,
-                 arguments.frame);
+                 arguments.frame, arguments.blocks);
 }
 
 TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
@@ -37,7 +37,8 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "sk_weight_backward(Tensor grad, Tensor u1, Tensor u2, *, str mixing='spatial',"
-      " int num_sketches=1, float? scale=None, Tensor? frame=None) -> (Tensor, Tensor)",
+      " int num_sketches=1, float? scale=None, Tensor? frame=None, int blocks=1)"
+      " -> (Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
 }
 

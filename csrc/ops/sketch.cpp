@@ -57,15 +57,12 @@ int64_t checked_product(const char* op, std::initializer_list<int64_t> factors) 
 }
 
 // The rules that need only the signs and the sizes of the weight.
-Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& u2,
-                        int64_t out_channels, int64_t in_channels, int64_t kernel_h,
+Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& u2, int64_t rank,
+                        int64_t blocks, int64_t out_channels, int64_t in_channels, int64_t kernel_h,
                         int64_t kernel_w, bool is_linear, const at::Tensor& like,
                         const SketchArguments& arguments) {
   const Mixing mixing = parse_mixing(op, arguments.mixing);
-  TORCH_CHECK(u1.dim() == 3, op, ": u1 must have 3 dimensions (groups, rank, words) (got ",
-              u1.sym_sizes(), ")");
   const int64_t groups = size(u1, 0);
-  const int64_t rank = size(u1, 1);
   TORCH_CHECK(groups >= 1 && rank >= 1, op,
               ": groups and rank must be at least 1 (got groups=", groups, ", rank=", rank,
               " from u1)");
@@ -78,6 +75,9 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
               ", in_channels/groups=", in_channels, ", kernel=(", kernel_h, ", ", kernel_w, "))");
   TORCH_CHECK(out_channels % groups == 0, op, ": out_channels must be divisible by groups (got ",
               out_channels, " and groups=", groups, ")");
+  TORCH_CHECK(blocks >= 1 && in_channels % blocks == 0 && out_channels / groups % blocks == 0, op,
+              ": blocks must divide the inputs and the outputs of a group (got blocks=", blocks,
+              ", inputs=", in_channels, ", outputs=", out_channels / groups, ")");
   const int64_t sketches = arguments.num_sketches;
   TORCH_CHECK_VALUE(sketches >= 1 && rank % sketches == 0, op,
                     ": num_sketches must be at least 1 and divide the stacked rank (got "
@@ -86,11 +86,12 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
   const double scale = arguments.scale.value_or(0.5 / static_cast<double>(sketches));
   TORCH_CHECK_VALUE(std::isfinite(scale), op, ": scale must be finite (got ", scale, ")");
   checked_product(op, {out_channels, in_channels, kernel_h, kernel_w});
-  checked_product(op, {rank, kernel_h, kernel_w, in_channels, kernel_h, kernel_w});
+  checked_product(op, {blocks, rank, kernel_h, kernel_w, in_channels, kernel_h, kernel_w});
 
   Sketch sketch;
   sketch.groups = groups;
   sketch.rank = rank;
+  sketch.blocks = blocks;
   sketch.out_channels = out_channels / groups;
   sketch.in_channels = in_channels;
   sketch.kernel_h = kernel_h;
@@ -104,8 +105,8 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
                         ? 1.0 / std::sqrt(k * static_cast<double>(sketch.positions()))
                         : sketch.u1_scale;
 
-  check_signs(op, "u1", u1, groups, rank, sketch.out_channels, like);
-  check_signs(op, "u2", u2, groups, sketch.second_rank(),
+  check_signs(op, "u1", u1, groups, blocks * rank, sketch.out_channels, like);
+  check_signs(op, "u2", u2, groups, blocks * sketch.second_rank(),
               sketch.mixes_space() ? sketch.inputs() : in_channels, like);
   if (arguments.base) {
     check_signs(op, "base", *arguments.base, groups, sketch.out_channels, sketch.inputs(), like);
@@ -114,6 +115,11 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
     check_signs(op, "frame", *arguments.frame, groups, sketch.out_channels, sketch.inputs(), like);
   }
   return sketch;
+}
+
+void check_dimensions(const char* op, const at::Tensor& u1) {
+  TORCH_CHECK(u1.dim() == 3, op, ": u1 must have 3 dimensions (groups, blocks * rank, words) (got ",
+              u1.sym_sizes(), ")");
 }
 
 }  // namespace
@@ -150,11 +156,18 @@ Sketch check_sketch(const char* op, const at::Tensor& s1, const at::Tensor& s2,
   const bool is_linear = dims == 2;
   const int64_t kernel_h = is_linear ? 1 : size(s1, 2);
   const int64_t kernel_w = is_linear ? 1 : size(s1, 3);
-  const Sketch sketch = check_fixed_part(op, u1, u2, size(s2, 0), size(s1, 1), kernel_h, kernel_w,
-                                         is_linear, s1, arguments);
-  TORCH_CHECK(size(s1, 0) == sketch.groups * sketch.rank, op,
-              ": s1 must have groups * rank rows (got s1 ", s1.sym_sizes(),
-              ", groups=", sketch.groups, ", rank=", sketch.rank, " from u1)");
+  check_dimensions(op, u1);
+  const int64_t groups = size(u1, 0);
+  const int64_t rank = groups > 0 ? size(s1, 0) / groups : 0;
+  TORCH_CHECK(groups >= 1 && rank >= 1, op,
+              ": groups and rank must be at least 1 (got groups=", groups, " from u1, s1 ",
+              s1.sym_sizes(), ")");
+  TORCH_CHECK(size(s1, 0) == groups * rank && size(u1, 1) % rank == 0, op,
+              ": s1 must have groups * rank rows, and u1 in each group the rank's number for every "
+              "block (got s1 ",
+              s1.sym_sizes(), " and u1 ", u1.sym_sizes(), ")");
+  const Sketch sketch = check_fixed_part(op, u1, u2, rank, size(u1, 1) / rank, size(s2, 0),
+                                         size(s1, 1), kernel_h, kernel_w, is_linear, s1, arguments);
   TORCH_CHECK(s2.sym_sizes() == c10::fromIntArrayRefSlow(sketch.s2_sizes()), op,
               ": s2 must have shape ", c10::ArrayRef<int64_t>(sketch.s2_sizes()), " to match s1 ",
               s1.sym_sizes(), " and u1 (got ", s2.sym_sizes(), ")");
@@ -168,8 +181,14 @@ Sketch check_weight_gradient(const char* op, const at::Tensor& grad, const at::T
   TORCH_CHECK(is_linear || grad.dim() == 4, op,
               ": grad must have the shape of the dense weight, 4 or 2 dimensions (got ",
               grad.sym_sizes(), ")");
-  return check_fixed_part(op, u1, u2, size(grad, 0), size(grad, 1), is_linear ? 1 : size(grad, 2),
-                          is_linear ? 1 : size(grad, 3), is_linear, grad, arguments);
+  check_dimensions(op, u1);
+  const int64_t blocks = arguments.blocks;
+  TORCH_CHECK_VALUE(blocks >= 1 && size(u1, 1) % blocks == 0, op,
+                    ": blocks must be at least 1 and divide the rows of u1 (got blocks=", blocks,
+                    ", u1 ", u1.sym_sizes(), ")");
+  return check_fixed_part(op, u1, u2, size(u1, 1) / blocks, blocks, size(grad, 0), size(grad, 1),
+                          is_linear ? 1 : size(grad, 2), is_linear ? 1 : size(grad, 3), is_linear,
+                          grad, arguments);
 }
 
 at::Tensor in_format(const at::Tensor& tensor, at::MemoryFormat format) {

@@ -2,7 +2,9 @@
 //   W_hat = sqrt(2/n) base + c frame o (A S1 + S2 B),   A = U1^T / sqrt(k),   B = U2 / sqrt(k h w)
 //   (channel: / sqrt(k))
 // (Kasiviswanathan, Narodytska, Jin, IJCAI 2018, equation 1, with the l sketches stacked along the
-// rank axis).
+// rank axis). With more than one block the signs are other ones for every block, A for each block
+// of the inputs and B for each block of the outputs:
+//   W_hat[block j, block i] = c (A_i[block j] S1[block i] + S2[block j] B_j[block i]).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -22,12 +24,14 @@ struct SketchArguments {
   std::optional<double> scale = std::nullopt;  // c; absent means 1/(2l)
   std::optional<at::Tensor> base = std::nullopt;
   std::optional<at::Tensor> frame = std::nullopt;
+  int64_t blocks = 1;  // for adjoints; where there are factors, these and the signs tell it
 };
 
 // The same, checked: sizes per group, and the constants of the formula.
 struct Sketch {
   int64_t groups;
-  int64_t rank;          // l * k, the rows of U1
+  int64_t rank;          // l * k; U1 has as many rows for each block
+  int64_t blocks;        // of inputs and of outputs, each with signs of its own
   int64_t out_channels;  // of one group
   int64_t in_channels;   // of one group
   int64_t kernel_h;
@@ -40,7 +44,10 @@ struct Sketch {
 
   int64_t positions() const { return kernel_h * kernel_w; }
   int64_t inputs() const { return in_channels * positions(); }  // n
-  // Rows of U2, which are columns of S2 flattened: spatial mixing has one for each kernel position.
+  int64_t block_inputs() const { return in_channels / blocks; }
+  int64_t block_outputs() const { return out_channels / blocks; }
+  // Columns of S2 flattened, as many as U2 has rows for each block: spatial mixing has one for each
+  // kernel position.
   int64_t second_rank() const { return mixes_space() ? rank * positions() : rank; }
   // For 1x1 kernels both mixings are the same layer and take the same code.
   bool mixes_space() const { return mixing == Mixing::kSpatial || positions() == 1; }

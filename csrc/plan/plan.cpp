@@ -45,6 +45,7 @@ Amounts count(const PlanProblem& problem) {
   const double inputs = batch * pixels(problem.input_pixels);
   const double positions = static_cast<double>(problem.kernel_h * problem.kernel_w);
   const double rank = static_cast<double>(problem.sketch_rank);
+  const double signed_rank = rank * static_cast<double>(problem.blocks);
   const double groups = static_cast<double>(problem.groups);
   const double d1 = static_cast<double>(problem.out_channels);
   const double d2 = static_cast<double>(problem.in_channels);
@@ -56,13 +57,11 @@ Amounts count(const PlanProblem& problem) {
   amounts.dense = {outputs * n * d1, elements, n * d1};
   amounts.form = {rank * n * d1 * (mixes_space ? 1 + positions : 2), 0, n * d1};
   amounts.factored = {0, elements, rank * positions * (d1 + d2)};
-  if (mixes_space) {
-    amounts.factored.multiply_adds = outputs * rank * (1 + positions) * (n * groups + d1);
-  } else {
-    const double first = outputs * (n * groups + d1);              // A (S1 x), for each row of S1
-    const double second = inputs * d2 + outputs * positions * d1;  // S2 (B x), for each row of B
-    amounts.factored.multiply_adds = rank * (first + second);
-  }
+  const double first = outputs * (rank * n * groups + signed_rank * d1);  // A (S1 x)
+  const double second = mixes_space                                       // S2 (B x)
+                            ? outputs * positions * (signed_rank * n * groups + rank * d1)
+                            : inputs * signed_rank * d2 + outputs * rank * positions * d1;
+  amounts.factored.multiply_adds = first + second;
   amounts.waste = outputs > 0 ? vector_waste(problem, batch, output_pixels) : 1;
   return amounts;
 }

@@ -22,6 +22,7 @@ struct PlanProblem {
   std::optional<int64_t> input_pixels = 1;   // height * width
   std::optional<int64_t> output_pixels = 1;  // height * width
   int64_t sketch_rank = 1;                   // l * k
+  int64_t blocks = 1;                        // with signs of their own
   Mixing mixing = Mixing::kSpatial;
   bool is_linear = false;
   Processor processor = Processor::kCpu;

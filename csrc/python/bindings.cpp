@@ -34,10 +34,11 @@ sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64
                         std::optional<int64_t> input_pixels, std::optional<int64_t> output_pixels,
                         int64_t sketch_rank, const std::string& mixing, bool is_linear,
                         const std::string& device, const std::string& dtype, bool training,
-                        bool weight_ready, bool needs_folded) {
+                        bool weight_ready, bool needs_folded, int64_t blocks) {
   if (in_channels < 1 || out_channels < 1 || groups < 1 || kernel.first < 1 || kernel.second < 1 ||
-      sketch_rank < 1) {
-    throw py::value_error("plan: channels, groups, kernel and sketch_rank must be at least 1");
+      sketch_rank < 1 || blocks < 1) {
+    throw py::value_error(
+        "plan: channels, groups, kernel, sketch_rank and blocks must be at least 1");
   }
   sketchlayers::PlanProblem problem;
   problem.batch = batch;
@@ -49,6 +50,7 @@ sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64
   problem.input_pixels = input_pixels;
   problem.output_pixels = output_pixels;
   problem.sketch_rank = sketch_rank;
+  problem.blocks = blocks;
   problem.mixing = parse_mixing(mixing);
   problem.is_linear = is_linear;
   problem.processor = parse_device(device);
@@ -108,7 +110,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("output_pixels") = 1, py::arg("sketch_rank"), py::arg("mixing") = "spatial",
         py::arg("is_linear") = false, py::arg("device") = "cpu", py::arg("dtype") = "float32",
         py::arg("training") = false, py::arg("weight_ready") = false,
-        py::arg("needs_folded") = false,
+        py::arg("needs_folded") = false, py::arg("blocks") = 1,
         "The planner's choice for one call; None stands for a size that is not known yet.");
   m.def("load_plan_costs", &sketchlayers::load_cost_model, py::arg("text"),
         "Replaces the planner's constants by those in the text.");

@@ -7,7 +7,14 @@ sketches of rank ``k`` stacked along the rank axis, is::
 
 with ``A = U1^T / sqrt(k)`` and ``B = U2 / sqrt(k h w)`` (spatial mixing, Definition 3) or
 ``B = U2 / sqrt(k)`` applied at every kernel position (channel mixing, Definition 2). ``U1``,
-``U2``, ``base`` and ``frame`` are random signs, packed 32 to a word (:func:`sign_matrix`).
+``U2``, ``base`` and ``frame`` are random signs, packed 32 to a word (:func:`sign_matrix`). With
+``b`` blocks every block of the inputs has its own ``A`` and every block of the outputs its own
+``B``::
+
+    W_hat[block j, block i] = c (A_i[block j] S1[block i] + S2[block j] B_j[block i])
+
+The number of blocks, 1 in the paper, is the number of rows of ``u1`` over ``lk``; blocks have equal
+sizes and come in order.
 
 Sizes: ``g`` groups, ``lk = l * k``, ``d1`` output and ``d2`` input channels, kernel ``(h, w)``,
 ``n = d2/g * h * w``, ``words(c) = 4 * ceil(c / 128)``.
@@ -17,10 +24,10 @@ argument        convolution                    fully connected
 ==============  =============================  ==================
 ``s1``          ``(g*lk, d2/g, h, w)``         ``(lk, d2)``
 ``s2``          ``(d1, lk, h, w)``             ``(d1, lk)``
-``u1``          ``(g, lk, words(d1/g))``       ``g = 1``
-``u2``          ``(g, lk*h*w, words(n))``, or  ``(1, lk, words(d2))``
-                ``(g, lk, words(d2/g))`` for
-                channel mixing
+``u1``          ``(g, b*lk, words(d1/g))``     ``g = 1``
+``u2``          ``(g, b*lk*h*w, words(n))``,   ``(1, b*lk, words(d2))``
+                or ``(g, b*lk, words(d2/g))``
+                for channel mixing
 ``base``,       ``(g, d1/g, words(n))``        ``(1, d1, words(d2))``
 ``frame``
 ==============  =============================  ==================

@@ -19,8 +19,8 @@ import torch
 import figure2
 import figure3
 import figures
-import points
 import places2
+import points
 from contenders import CONTENDERS
 from experiment import build, run
 from figure_results import draw

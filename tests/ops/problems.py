@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ class Layer:
     rank: int = 2
     num_sketches: int = 1
     scale: float | None = None
+    blocks: int = 1
     base: bool = False
     frame: bool = False
     bias: bool = True
@@ -122,10 +124,10 @@ class Layer:
 
         n = channels * taps
         return {
-            "u1": stack(0, 2, self.stacked, outputs),
-            "u2": stack(1, 2, self.stacked * taps, n)
+            "u1": stack(0, 2, self.blocks * self.stacked, outputs),
+            "u2": stack(1, 2, self.blocks * self.stacked * taps, n)
             if spatial
-            else stack(1, 2, self.stacked, channels),
+            else stack(1, 2, self.blocks * self.stacked, channels),
             "base": stack(reference.BASE_MATRIX, 1, outputs, n) if self.base else None,
             "frame": stack(reference.FRAME_MATRIX, 1, outputs, n) if self.frame else None,
         }
@@ -191,36 +193,54 @@ class Layer:
             zip(named, torch.autograd.grad(output, list(named.values()), grad), strict=True)
         )
 
-    def reference_weight(self, operands: Operands) -> Array:
-        """W_hat (d1, d2/g, h, w) by the reference."""
+    def reference_weight(self, operands: Operands, signs: Signs | None = None) -> Array:
+        """W_hat (d1, d2/g, h, w) by the reference; with other signs than the layer's if given."""
         return reference.weight(
-            _four_axes(operands.s1), _four_axes(operands.s2), self.signs(), self.sketch
+            _four_axes(operands.s1), _four_axes(operands.s2), signs or self.signs(), self.sketch
         )
 
-    def reference_output(self, operands: Operands) -> Array:
+    def reference_output(self, operands: Operands, signs: Signs | None = None) -> Array:
         """The output by the reference, in the output's own shape."""
         bias = None if operands.bias is None else as_array(operands.bias)
         output = reference.convolve(
             self.as_batch(as_array(operands.input)),
-            self.reference_weight(operands),
+            self.reference_weight(operands, signs),
             bias,
             self.geometry,
         )
         return output.reshape(self.output_shape())
 
-    def reference_gradients(self, operands: Operands, grad: Tensor) -> dict[str, Array]:
+    def reference_gradients(
+        self, operands: Operands, grad: Tensor, signs: Signs | None = None
+    ) -> dict[str, Array]:
         """The gradients by the reference, each in its operand's shape."""
         s1, s2 = _four_axes(operands.s1), _four_axes(operands.s2)
         x = self.as_batch(as_array(operands.input))
         grad_input, grad_weight, grad_bias = reference.convolve_adjoint(
-            self.as_batch(as_array(grad)), x, self.reference_weight(operands), self.geometry
+            self.as_batch(as_array(grad)), x, self.reference_weight(operands, signs), self.geometry
         )
         grad_s1, grad_s2 = reference.weight_adjoint(
-            grad_weight, s1.shape, s2.shape, self.signs(), self.sketch
+            grad_weight, s1.shape, s2.shape, signs or self.signs(), self.sketch
         )
         computed = {"input": grad_input, "s1": grad_s1, "s2": grad_s2, "bias": grad_bias}
         return {
             name: computed[name].reshape(tensor.shape) for name, tensor in operands.named().items()
+        }
+
+    def reference_magnitudes(self, operands: Operands, grad: Tensor) -> dict[str, Array]:
+        """Output and gradients had nothing cancelled: sums of absolute values."""
+        tensors = {name: tensor.detach().abs() for name, tensor in operands.named().items()}
+        positive = Operands(**{"bias": None, **tensors})
+        signs = self.signs()
+        ones = Signs(
+            np.abs(signs.u1),
+            np.abs(signs.u2),
+            None if signs.base is None else np.abs(signs.base),
+            None if signs.frame is None else np.abs(signs.frame),
+        )
+        return {
+            "output": self.reference_output(positive, ones),
+            **self.reference_gradients(positive, grad.abs(), ones),
         }
 
     def output_shape(self) -> tuple[int, ...]:
@@ -244,7 +264,7 @@ class Conv(Layer):
 
     @property
     def sketch(self) -> Sketch:
-        return Sketch(self.mixing, self.num_sketches, self.scale)
+        return Sketch(self.mixing, self.num_sketches, self.scale, self.blocks)
 
     @property
     def geometry(self) -> Geometry:
@@ -304,7 +324,7 @@ class Linear(Layer):
 
     @property
     def sketch(self) -> Sketch:
-        return Sketch("spatial", self.num_sketches, self.scale)
+        return Sketch("spatial", self.num_sketches, self.scale, self.blocks)
 
     @property
     def geometry(self) -> Geometry:
@@ -389,15 +409,17 @@ def sizes(low: int, high: int) -> st.SearchStrategy[int]:
 @st.composite
 def pointwise_layers(draw: st.DrawFn) -> Conv:
     """1x1 convolutions without padding or groups, which have code of their own."""
+    common = draw(_common())
+    blocks = common["blocks"]
     return Conv(
         batch=draw(st.sampled_from([None, 0, 1, 3])),
-        in_channels=draw(sizes(1, 40)),
-        out_channels=draw(sizes(1, 40)),
+        in_channels=blocks * draw(sizes(1, 40 // blocks)),
+        out_channels=blocks * draw(sizes(1, 40 // blocks)),
         kernel=(1, 1),
         size=draw(st.tuples(sizes(1, 6), sizes(1, 6))),
         stride=draw(st.sampled_from([(1, 1), (1, 1), (1, 2)])),
         mixing=draw(st.sampled_from(["spatial", "channel"])),
-        **draw(_common()),
+        **common,
     )
 
 
@@ -412,10 +434,12 @@ def conv_layers(draw: st.DrawFn) -> Conv:
         max(1, d * (k - 1) + 1 - 2 * p) + draw(sizes(0, 4))
         for k, d, p in zip(kernel, dilation, padding, strict=True)
     ]
+    common = draw(_common())
+    blocks = common["blocks"]
     return Conv(
         batch=draw(st.sampled_from([None, 0, 1, 3])),
-        in_channels=groups * draw(sizes(1, 5)),
-        out_channels=groups * draw(sizes(1, 5)),
+        in_channels=groups * blocks * draw(sizes(1, 5)),
+        out_channels=groups * blocks * draw(sizes(1, 5)),
         groups=groups,
         kernel=kernel,
         size=(size[0], size[1]),
@@ -423,27 +447,30 @@ def conv_layers(draw: st.DrawFn) -> Conv:
         padding=padding,
         dilation=dilation,
         mixing=draw(st.sampled_from(["spatial", "channel"])),
-        **draw(_common()),
+        **common,
     )
 
 
 @st.composite
 def linear_layers(draw: st.DrawFn) -> Linear:
     """Fully connected layers with no, one or more leading axes."""
+    common = draw(_common())
+    blocks = common["blocks"]
     return Linear(
         lead=draw(st.sampled_from([(), (0,), (1,), (5,), (2, 3), (2, 0, 3), (2, 1, 2)])),
-        in_channels=draw(sizes(1, 140)),
-        out_channels=draw(sizes(1, 140)),
-        **draw(_common()),
+        in_channels=blocks * draw(sizes(1, 140 // blocks)),
+        out_channels=blocks * draw(sizes(1, 140 // blocks)),
+        **common,
     )
 
 
-def _common() -> st.SearchStrategy[dict[str, object]]:
+def _common() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
             "rank": sizes(1, 3),
             "num_sketches": sizes(1, 3),
             "scale": st.sampled_from([None, None, 0.3]),
+            "blocks": st.sampled_from([1, 1, 2, 3]),
             "base": st.sampled_from([False, False, True]),
             "frame": st.sampled_from([False, False, True]),
             "bias": st.booleans(),

@@ -87,6 +87,7 @@ class Sketch:
     mixing: str = "spatial"
     num_sketches: int = 1
     scale: float | None = None
+    blocks: int = 1
 
     @property
     def factor(self) -> float:
@@ -103,15 +104,19 @@ def _right_matrix(u2: Array, rank: int, kernel: tuple[int, int], mixing: str) ->
 
 
 def per_sketch(
-    signs: Signs, sketch: Sketch, group: int, stacked: int, kernel: tuple[int, int]
+    signs: Signs, sketch: Sketch, group: int, stacked: int, kernel: tuple[int, int], block: int = 0
 ) -> list[tuple[slice, Array, Array]]:
-    """For each sketch of one group: its rows of the stack, U1_i (k, d1/g) and U2_i (k*h*w, n)."""
+    """For each sketch of one group: its rows of the stack, U1_i (k, d1/g) and U2_i (k*h*w, n).
+
+    A block has signs of its own, which come after those of the blocks before it.
+    """
     rank = stacked // sketch.num_sketches
     mixed = rank * kernel[0] * kernel[1] if sketch.mixing == "spatial" else rank
     parts = []
     for i in range(sketch.num_sketches):
-        u1 = signs.u1[group, i * rank : (i + 1) * rank] / math.sqrt(rank)
-        u2 = signs.u2[group, i * mixed : (i + 1) * mixed]
+        at = block * sketch.num_sketches + i
+        u1 = signs.u1[group, at * rank : (at + 1) * rank] / math.sqrt(rank)
+        u2 = signs.u2[group, at * mixed : (at + 1) * mixed]
         parts.append(
             (
                 slice(i * rank, (i + 1) * rank),
@@ -122,14 +127,21 @@ def per_sketch(
     return parts
 
 
+def _block(block: int, blocks: int, size: int) -> slice:
+    """One of several equal parts."""
+    return slice(block * size // blocks, (block + 1) * size // blocks)
+
+
 def weight(s1: Array, s2: Array, signs: Signs, sketch: Sketch) -> Array:
     """Equation (1) for every group, with the seeded base and the sign frame where there are any.
 
     Args:
         s1: (g*lk, d2/g, h, w).
         s2: (d1, lk, h, w).
-        signs: u1 (g, lk, d1/g), u2 (g, lk*h*w, n) or, for channel mixing, (g, lk, d2/g).
-        sketch: mixing, number of sketches and scale.
+        signs: u1 (g, b*lk, d1/g), u2 (g, b*lk*h*w, n) or, for channel mixing, (g, b*lk, d2/g), b
+            being the number of blocks: the first term of each block of the inputs, and the second
+            of each block of the outputs, has signs of its own.
+        sketch: mixing, number of sketches, scale and number of blocks.
 
     Returns:
         W_hat, shape (d1, d2/g, h, w).
@@ -142,8 +154,13 @@ def weight(s1: Array, s2: Array, signs: Signs, sketch: Sketch) -> Array:
         s1_group = s1[group * stacked : (group + 1) * stacked].reshape(stacked, -1)
         s2_group = s2[group * outputs : (group + 1) * outputs]
         total = np.zeros((outputs, s1_group.shape[1]))
-        for rows, u1, u2 in per_sketch(signs, sketch, group, stacked, (kernel[0], kernel[1])):
-            total += u1.T @ s1_group[rows] + s2_group[:, rows].reshape(outputs, -1) @ u2
+        for block in range(sketch.blocks):
+            seen = _block(block, sketch.blocks, total.shape[1])
+            own = _block(block, sketch.blocks, outputs)
+            parts = per_sketch(signs, sketch, group, stacked, (kernel[0], kernel[1]), block)
+            for rows, u1, u2 in parts:
+                total[:, seen] += u1.T @ s1_group[rows, seen]
+                total[own] += s2_group[own, rows].reshape(own.stop - own.start, -1) @ u2
         total *= sketch.factor
         if signs.frame is not None:
             total *= signs.frame[group]
@@ -166,10 +183,18 @@ def weight_adjoint(
         g = grad[own].reshape(outputs, -1)
         if signs.frame is not None:
             g = g * signs.frame[group]
-        for rows, u1, u2 in per_sketch(signs, sketch, group, stacked, (kernel[0], kernel[1])):
-            at = slice(group * stacked + rows.start, group * stacked + rows.stop)
-            grad_s1[at] = (sketch.factor * u1 @ g).reshape(-1, *s1_shape[1:])
-            grad_s2[own, rows] = (sketch.factor * g @ u2.T).reshape(outputs, -1, *s2_shape[2:])
+        g1 = np.zeros((stacked, g.shape[1]))
+        g2 = np.zeros((outputs, stacked, *s2_shape[2:]))
+        for block in range(sketch.blocks):
+            seen = _block(block, sketch.blocks, g.shape[1])
+            of = _block(block, sketch.blocks, outputs)
+            parts = per_sketch(signs, sketch, group, stacked, (kernel[0], kernel[1]), block)
+            for rows, u1, u2 in parts:
+                g1[rows, seen] = sketch.factor * u1 @ g[:, seen]
+                products = sketch.factor * g[of] @ u2.T
+                g2[of, rows] = products.reshape(len(products), -1, *s2_shape[2:])
+        grad_s1[group * stacked : (group + 1) * stacked] = g1.reshape(stacked, *s1_shape[1:])
+        grad_s2[own] = g2
     return grad_s1, grad_s2
 
 

@@ -16,6 +16,8 @@ LAYERS = {
     "channel": Conv(batch=4, mixing="channel", groups=2, stride=(2, 1)),
     "base": Conv(batch=4, base=True, frame=True),
     "linear": Linear(lead=(4,), num_sketches=2),
+    "blocks": Conv(batch=4, mixing="channel", padding=(1, 1), blocks=2),
+    "linear with blocks": Linear(lead=(4,), blocks=2),
 }
 CASES = [(name, path) for name, layer in LAYERS.items() for path in paths(layer)]
 

@@ -19,6 +19,11 @@ LAYERS = {
     "unbatched": Conv(batch=None, in_channels=2, out_channels=2, kernel=(2, 1), size=(3, 3)),
     "linear": Linear(lead=(2, 2), in_channels=5, out_channels=3, rank=2, scale=0.7),
     "linear with base": Linear(lead=(2,), in_channels=5, out_channels=3, base=True),
+    "blocks": Conv(batch=2, in_channels=4, out_channels=4, kernel=(2, 2), size=(3, 4), rank=1,
+                   padding=(1, 0), mixing="channel", blocks=2),
+    "spatial blocks": Conv(batch=2, in_channels=2, out_channels=4, kernel=(2, 1), size=(3, 4),
+                           rank=1, padding=(1, 0), blocks=2),
+    "linear with blocks": Linear(lead=(2, 2), in_channels=6, out_channels=4, rank=2, blocks=2),
 }  # fmt: skip
 CASES = [(name, path) for name, layer in LAYERS.items() for path in paths(layer)[:-1]]
 
@@ -39,7 +44,9 @@ def test_second_derivatives(name: str, path: str):
     )
 
 
-@pytest.mark.parametrize("name", ["spatial", "channel", "frame", "linear"])
+@pytest.mark.parametrize(
+    "name", ["spatial", "channel", "frame", "linear", "blocks", "spatial blocks"]
+)
 def test_derivatives_of_the_weight(name: str):
     layer = LAYERS[name]
     leaves = layer.operands().requiring("s1", "s2")
@@ -53,7 +60,7 @@ def test_derivatives_of_the_weight(name: str):
 
 
 @pytest.mark.parametrize("path", ["factored", "folded"])
-@pytest.mark.parametrize("name", ["spatial", "channel", "linear"])
+@pytest.mark.parametrize("name", ["spatial", "channel", "linear", "blocks", "linear with blocks"])
 def test_both_paths_have_the_same_second_derivatives(name: str, path: str):
     """The gradient of a gradient penalty, against the folded weight in PyTorch's own layer."""
     layer = LAYERS[name]

@@ -56,8 +56,8 @@ class PlainConv2d(nn.Module):
 
     def __init__(self, layer: SKConv2d) -> None:
         super().__init__()
-        if layer.groups != 1 or layer.base is not None or layer.frame is not None:
-            raise ValueError("the plain form has neither groups nor a base nor a frame")
+        if layer.groups != 1 or layer.blocks != 1 or layer.base or layer.frame:
+            raise ValueError("the plain form has no groups, no blocks, no base and no frame")
         if layer.padding_mode != "zeros":
             raise ValueError("the plain form pads with zeros")
         taps = math.prod(layer.kernel_size)
@@ -98,8 +98,8 @@ class PlainLinear(nn.Module):
 
     def __init__(self, layer: SKLinear) -> None:
         super().__init__()
-        if layer.base is not None or layer.frame is not None:
-            raise ValueError("the plain form has neither a base nor a frame")
+        if layer.blocks != 1 or layer.base or layer.frame:
+            raise ValueError("the plain form has no blocks, no base and no frame")
         scale = layer.scale / math.sqrt(layer.rank)
         enter = ops.unpack_signs(layer.u2[0], layer.in_features, scale=scale)
         leave = ops.unpack_signs(layer.u1[0], layer.out_features, scale=scale)

@@ -133,6 +133,12 @@ def _add_method_arguments(parser: argparse.ArgumentParser, default: str) -> None
         help="what a sketch mixes: channels and kernel positions, or channels (default: spatial)",
     )
     add("--scale", type=methods.scale_argument, help='"paper" (default), "normalized" or a number')
+    add("--blocks", type=int, metavar="B", help="blocks with signs of their own (default: 1)")
+    add(
+        "--signs",
+        choices=("rademacher", "hadamard"),
+        help="independent signs (default), or rows of a randomised Hadamard transform",
+    )
     add("--base", choices=("random",), help="add a fixed random weight made from the seed")
     add("--frame", choices=("signs",), help="multiply by fixed random signs made from the seed")
 

@@ -5,7 +5,8 @@ A group of a sketched layer computes, with ``l`` sketches of rank ``k`` (equatio
     W_hat = base + c * frame o sum_i ( U1_i^T S1_i + S2_i U2_i ),     c = 1 / (2 l) in the paper.
 
 ``U1`` and ``U2`` are given (random signs with their ``1/sqrt`` factors), the functions here find
-``S1`` and ``S2``. The base and the sign frame are absent in the paper's layer.
+``S1`` and ``S2``. The base and the sign frame are absent in the paper's layer, which has one block:
+with more each block of the inputs has its own ``U1``, and each block of the outputs its own ``U2``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from ._norm import (
 )
 
 _WELL_CONDITIONED = 1e8
+_CG_TOLERANCE = 1e-10
+_CG_STEPS = 500
 # A direction with a smaller conditional second moment, relative to the mean one, is fitted in the
 # weight's own norm.
 _SMALLEST_RIDGE = 1e-6
@@ -58,10 +61,11 @@ def sketch_least_squares(
     scale: float | None = None,
     base: Tensor | None = None,
     frame: Tensor | None = None,
+    blocks: int = 1,
     second_moment: Tensor | None = None,
     sensitivity: Tensor | None = None,
 ) -> SketchFactors:
-    """Factors of the sketch nearest to ``weight``, in closed form.
+    """Factors of the sketch nearest to ``weight``, with one block in closed form.
 
     With ``A = [U1_1^T ... U1_l^T]``, ``B = [U2_1; ...; U2_l]``, ``P = A A^+`` the projection on the
     range of ``A`` and ``G = Sigma B^T (B Sigma B^T)^-1``, the minimum of
@@ -74,16 +78,20 @@ def sketch_least_squares(
     ``(1 - l k / d1) (1 - l k / d2)`` on average. ``G`` comes from a QR decomposition of
     ``L^T B^T``, ``Sigma = L L^T``; where that is singular the singular values below rounding are
     left out, so dependent signs do no harm. With a sensitivity ``F = K K^T``, ``K^T W`` is
-    approximated by ``K^T A X + (K^T Y) B`` in the same way.
+    approximated by ``K^T A X + (K^T Y) B`` in the same way. With more blocks than one the two terms
+    no longer commute, and conjugate gradients find the minimum.
 
     Args:
         weight: ``(d1, d2 / groups, h, w)`` or ``(d1, d2)``.
-        u1: ``(l, k, d1)``; with groups ``(groups, l, k, d1 / groups)``.
+        u1: ``(l, k, d1)``; with groups ``(groups, l, k, d1 / groups)``; with blocks an axis for
+            them before ``l``.
         u2: ``(l, k * h * w, n)`` for spatial mixing (Definition 3), ``(l, k, d2)`` for channel
-            mixing (Definition 2), ``n = d2 / groups * h * w``; with groups a leading group axis.
+            mixing (Definition 2), ``n = d2 / groups * h * w``; with groups a leading group axis,
+            with blocks one before ``l``.
         scale: ``c``; ``None`` is the paper's ``1 / (2 l)``.
         base: weight that is added, of the shape of ``weight``.
         frame: signs that the sum is multiplied by, of the shape of ``weight``.
+        blocks: number of blocks, which divides the inputs and the outputs of a group.
         second_moment: ``Sigma = E[x x^T]`` of the input patches, ``(n, n)`` or ``(groups, n, n)``;
             ``None`` is the identity. Where a direction has a conditional second moment below 1e-6
             of the mean one, a ridge of 1e-6 of the mean is added to the diagonal.
@@ -95,7 +103,7 @@ def sketch_least_squares(
         RuntimeError: shapes that do not fit together.
         TypeError: tensors that are not floating point.
         ValueError: NaN or infinite entries, a second moment or sensitivity that is none, or one
-            together with a frame (the frame is an elementwise product, so no closed form is known).
+            together with a frame or several blocks, for which no closed form is known.
     """
     owner = "sketch_least_squares"
     for name, tensor in (("second_moment", second_moment), ("sensitivity", sensitivity)):
@@ -104,7 +112,14 @@ def sketch_least_squares(
                 f"{owner}: {name} must be None with a frame: the elementwise signs do not "
                 "commute with the norm, so there is no closed form (got both)"
             )
-    problem = _Problem(owner, weight, u1, u2, scale, base, frame)
+        if blocks > 1 and tensor is not None:
+            raise ValueError(
+                f"{owner}: {name} must be None with more than one block: the norm mixes what the "
+                f"blocks keep apart, so there is no closed form (got blocks={blocks})"
+            )
+    problem = _Problem(owner, weight, u1, u2, scale, base, frame, blocks)
+    if blocks > 1:
+        return problem.factors(*_blocked_least_squares(problem))
     factor = root = None
     if second_moment is not None:
         second_moment = problem.grouped_moment(second_moment)
@@ -143,6 +158,7 @@ def unbiased_sketch(
     scale: float | None = None,
     base: Tensor | None = None,
     frame: Tensor | None = None,
+    blocks: int = 1,
 ) -> SketchFactors:
     """The paper's sketch of a weight: ``S1_i = U1_i W``, ``S2_i = W U2_i^T``.
 
@@ -152,19 +168,23 @@ def unbiased_sketch(
 
     Arguments, shapes and errors are those of `sketch_least_squares`.
     """
-    problem = _Problem("unbiased_sketch", weight, u1, u2, scale, base, frame)
+    problem = _Problem("unbiased_sketch", weight, u1, u2, scale, base, frame, blocks)
     normaliser = 2 * problem.num_sketches
-    x = problem.a.mT @ problem.target / normaliser
-    y = problem.target @ problem.b.mT / normaliser
+    x = problem.a.mT @ problem.columns_by_block(problem.target) / normaliser
+    y = problem.rows_by_block(problem.target) @ problem.b.mT / normaliser
     return problem.factors(x, y)
 
 
 class _Problem:
     """``target ~ A X + Y B`` with a leading group axis, in float64.
 
+    Signs and factors have the blocks of all groups as their leading axis: ``X`` those of the
+    inputs, ``(groups * blocks, l * k, n / blocks)``, ``Y`` those of the outputs.
+
     Attributes:
-        a: ``(groups, d1 / groups, l * k)``.
-        b: ``(groups, l * k * h * w, n)``; channel mixing has its signs at every kernel position.
+        a: ``(groups * blocks, d1 / groups, l * k)``.
+        b: ``(groups * blocks, l * k * h * w, n)``; channel mixing has its signs at every kernel
+            position.
         dense: the weight, ``(groups, d1 / groups, n)``.
         target: the part of it that the sketch stands for, ``frame o (weight - base)``.
     """
@@ -178,20 +198,24 @@ class _Problem:
         scale: float | None,
         base: Tensor | None,
         frame: Tensor | None,
+        blocks: int,
     ) -> None:
         if weight.dim() not in (2, 4):
             raise RuntimeError(
                 f"{owner}: weight must have 2 or 4 dimensions (got shape={tuple(weight.shape)})"
             )
-        if u1.dim() not in (3, 4) or u2.dim() != u1.dim():
+        axes = 3 if blocks == 1 else 4
+        if u1.dim() not in (axes, axes + 1) or u2.dim() != u1.dim():
             raise RuntimeError(
-                f"{owner}: u1 and u2 must both have 3 dimensions, or 4 with a group axis "
-                f"(got u1.shape={tuple(u1.shape)}, u2.shape={tuple(u2.shape)})"
+                f"{owner}: u1 and u2 must both have {axes} dimensions, or {axes + 1} with a group "
+                f"axis (got u1.shape={tuple(u1.shape)}, u2.shape={tuple(u2.shape)}, "
+                f"blocks={blocks})"
             )
         self.owner = owner
         self.shape = weight.shape
         self.kernel = tuple(weight.shape[2:])
-        self.has_group_axis = u1.dim() == 4
+        self.blocks = blocks
+        self.has_group_axis = u1.dim() > axes
         self.groups = u1.shape[0] if self.has_group_axis else 1
         self.num_sketches, rank = u1.shape[-3:-1]
         self.rank = self.num_sketches * rank
@@ -200,10 +224,13 @@ class _Problem:
         taps, patch = math.prod(self.kernel), weight[0].numel()
         spatial = (*u1.shape[:-2], rank * taps, patch)
         channel = (*u1.shape[:-2], rank, channels)
-        if u1.shape[-1] * self.groups != outputs or u2.shape not in (spatial, channel):
+        divides = outputs // self.groups % blocks == 0 and channels % blocks == 0
+        given = blocks == 1 or u1.shape[-4] == blocks
+        fits = u1.shape[-1] * self.groups == outputs and u2.shape in (spatial, channel)
+        if not (divides and given and fits):
             raise RuntimeError(
                 f"{owner}: u1 and u2 must fit the weight (got weight.shape={tuple(weight.shape)}, "
-                f"u1.shape={tuple(u1.shape)}, u2.shape={tuple(u2.shape)})"
+                f"u1.shape={tuple(u1.shape)}, u2.shape={tuple(u2.shape)}, blocks={blocks})"
             )
         for name, tensor in (("weight", weight), ("base", base), ("frame", frame)):
             if tensor is None:
@@ -216,8 +243,8 @@ class _Problem:
             check_finite(owner, name, tensor)
 
         grouped = (self.groups, outputs // self.groups, patch)
-        self.a = u1.detach().double().reshape(self.groups, self.rank, -1).mT
-        self.b = u2.detach().double().reshape(self.groups, -1, u2.shape[-1])
+        self.a = u1.detach().double().reshape(self.groups * blocks, self.rank, -1).mT
+        self.b = u2.detach().double().reshape(self.groups * blocks, -1, u2.shape[-1])
         if u2.shape != spatial:
             self.b = torch.kron(self.b, torch.eye(taps, dtype=self.b.dtype, device=self.b.device))
         self.dense = weight.detach().double().reshape(grouped)
@@ -226,6 +253,22 @@ class _Problem:
             self.target = self.target - base.detach().double().reshape(grouped)
         if frame is not None:
             self.target = self.target * frame.detach().double().reshape(grouped)
+
+    def columns_by_block(self, matrix: Tensor) -> Tensor:
+        """``(groups, rows, columns)`` to ``(groups * blocks, rows, columns / blocks)``."""
+        return matrix.unflatten(2, (self.blocks, -1)).transpose(1, 2).flatten(0, 1)
+
+    def rows_by_block(self, matrix: Tensor) -> Tensor:
+        """``(groups, rows, columns)`` to ``(groups * blocks, rows / blocks, columns)``."""
+        return matrix.reshape(self.groups * self.blocks, -1, matrix.shape[2])
+
+    def joined_columns(self, blocks: Tensor) -> Tensor:
+        """The way back from `columns_by_block`."""
+        return blocks.unflatten(0, (self.groups, self.blocks)).transpose(1, 2).flatten(2, 3)
+
+    def joined_rows(self, blocks: Tensor) -> Tensor:
+        """The way back from `rows_by_block`."""
+        return blocks.reshape(self.groups, -1, blocks.shape[2])
 
     def grouped_moment(self, second_moment: Tensor) -> Tensor:
         """The second moment of each group, checked, ``(groups, n, n)``."""
@@ -254,16 +297,59 @@ class _Problem:
         error: float | None = None,
     ) -> SketchFactors:
         """What the layers hold; ``error`` is None where nothing was minimised."""
-        difference = self.target - self.a @ x - y @ self.b
+        difference = self.target - self.joined_columns(self.a @ x) - self.joined_rows(y @ self.b)
         squares = [
             float(((matrix if second_moment is None else matrix @ second_moment) * matrix).sum())
             for matrix in (difference, self.dense)
         ]
         relative_error = relative(max(0.0, squares[0]), squares[1])
-        s1 = (x / self.scale).reshape(self.groups * self.rank, *self.shape[1:])
+        s1 = self.joined_columns(x / self.scale).reshape(self.groups * self.rank, *self.shape[1:])
         s2 = (y / self.scale).reshape(self.shape[0], self.rank, *self.kernel)
         errors = (relative_error if error is None else error,)
         return SketchFactors(s1, s2, relative_error, errors)
+
+
+def _blocked_least_squares(problem: _Problem) -> tuple[Tensor, Tensor]:
+    """``X`` and ``Y`` by conjugate gradients on their coordinates in orthonormal bases.
+
+    In these the normal equations are ``[[I, C], [C^T, I]]``, well conditioned where the two terms
+    have little in common, as at the rates at which one compresses.
+    """
+    a_basis, a_inverse = _basis_and_pseudo_inverse(problem.a)
+    b_basis, b_inverse = _basis_and_pseudo_inverse(problem.b.mT)
+
+    def coordinates(matrix: Tensor) -> Tensor:
+        first = a_basis.mT @ problem.columns_by_block(matrix)
+        return torch.cat([first.flatten(), (problem.rows_by_block(matrix) @ b_basis).flatten()])
+
+    def terms(vector: Tensor) -> tuple[Tensor, Tensor]:
+        """``A X`` and ``Y B`` by block."""
+        inputs, outputs = problem.b.shape[2], problem.a.shape[1]
+        count = len(problem.a)
+        first_size = count * a_basis.shape[2] * (inputs // problem.blocks)
+        first = vector[:first_size].view(count, a_basis.shape[2], -1)
+        second = vector[first_size:].view(count, outputs // problem.blocks, -1)
+        return a_basis @ first, second @ b_basis.mT
+
+    def weight(vector: Tensor) -> Tensor:
+        first, second = terms(vector)
+        return problem.joined_columns(first) + problem.joined_rows(second)
+
+    residual = coordinates(problem.target)
+    solution, direction = torch.zeros_like(residual), residual.clone()
+    square = residual.dot(residual)
+    enough = _CG_TOLERANCE**2 * square
+    for _ in range(_CG_STEPS):
+        if square <= enough:
+            break
+        image = coordinates(weight(direction))
+        step = square / direction.dot(image)
+        solution += step * direction
+        residual -= step * image
+        before, square = square, residual.dot(residual)
+        direction = residual + square / before * direction
+    first, second = terms(solution)
+    return a_inverse @ first, second @ b_inverse.mT
 
 
 def _ridged_factors(owner: str, second_moment: Tensor) -> Tensor:

@@ -15,7 +15,12 @@ from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._checks import one_of, whole_number
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn._sizes import dense_parameters, max_rank, sketch_parameters
+from sketchlayers.nn._sizes import (
+    dense_parameters,
+    fitting_blocks,
+    max_rank,
+    sketch_parameters,
+)
 from sketchlayers.nn._sketch import scale_factor
 
 Sizes = tuple[int, int, tuple[int, int]]
@@ -30,6 +35,9 @@ class Sketch(Method):
         num_sketches: the ``l`` of the paper, how many sketches are summed.
         mixing: "spatial" (Definition 3, the paper's) or "channel" (Definition 2, fewer operations).
         scale: the factor c: "paper" is ``1/(2l)``, "normalized" ``1/sqrt(2l)``, or a number.
+        blocks: number of blocks of a layer's inputs and outputs with signs of their own; a layer
+            whose sizes it does not divide gets the next smaller number that does.
+        signs: "rademacher" (independent), or "hadamard" (rows of a randomised transform).
         base: None, or "random" to add a fixed random weight made from the seed.
         frame: None, or "signs" to multiply elementwise by fixed random signs made from the seed.
     """
@@ -39,17 +47,22 @@ class Sketch(Method):
     num_sketches: int = 1
     mixing: Literal["spatial", "channel"] = "spatial"
     scale: Literal["paper", "normalized"] | float = "paper"
+    blocks: int = 1
+    signs: Literal["rademacher", "hadamard"] = "rademacher"
     base: Literal["random"] | None = None
     frame: Literal["signs"] | None = None
 
     def __post_init__(self) -> None:
         num_sketches = whole_number("Sketch", "num_sketches", self.num_sketches)
         one_of("Sketch", "mixing", self.mixing, ("spatial", "channel"))
+        blocks = whole_number("Sketch", "blocks", self.blocks)
+        one_of("Sketch", "signs", self.signs, ("rademacher", "hadamard"))
         one_of("Sketch", "base", self.base, (None, "random"))
         one_of("Sketch", "frame", self.frame, (None, "signs"))
         factor = scale_factor("Sketch", self.scale, num_sketches)
         # Plain Python numbers, whatever number classes came in, so that a report can be saved.
         object.__setattr__(self, "num_sketches", num_sketches)
+        object.__setattr__(self, "blocks", blocks)
         if not isinstance(self.scale, str):
             object.__setattr__(self, "scale", factor)
 
@@ -95,7 +108,7 @@ class Sketch(Method):
     @torch.no_grad()
     def multiply_adds(self, layer: nn.Module, rank: Rank, input_shape: Sequence[int]) -> int:
         """See `Method.multiply_adds`: of the path that is planned on the CPU."""
-        arguments = {**self._arguments(rank), "seed": 0, "device": "meta"}
+        arguments = {**self._arguments(layer, rank), "seed": 0, "device": "meta"}
         sketched: SKConv2d | SKLinear
         if isinstance(layer, nn.Conv2d):
             sketched = SKConv2d(**Geometry.of(layer).arguments(), mixing=self.mixing, **arguments)
@@ -116,7 +129,7 @@ class Sketch(Method):
     ) -> nn.Module:
         """See `Method.build`."""
         arguments = {
-            **self._arguments(rank),
+            **self._arguments(layer, rank),
             "seed": seed,
             "init": init,
             "second_moment": second_moment,
@@ -130,12 +143,16 @@ class Sketch(Method):
             f"Sketch: the layer must be nn.Conv2d or nn.Linear (got {type(layer).__name__})"
         )
 
-    def _arguments(self, rank: Rank) -> dict[str, Any]:
+    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
         """Arguments that both layers have."""
+        inputs, outputs, _ = _sizes(layer)
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         return {
             "rank": one_number("Sketch", rank),
             "num_sketches": self.num_sketches,
             "scale": self.scale,
+            "blocks": fitting_blocks(inputs, outputs, blocks=self.blocks, groups=groups),
+            "signs": self.signs,
             "base": self.base,
             "frame": self.frame,
         }

@@ -60,6 +60,12 @@ def sketch_rate(
     )
 
 
+def fitting_blocks(in_channels: int, out_channels: int, *, blocks: int, groups: int = 1) -> int:
+    """The largest number up to ``blocks`` that divides inputs and outputs of a group."""
+    common = math.gcd(in_channels // groups, out_channels // groups)
+    return max(number for number in range(1, blocks + 1) if common % number == 0)
+
+
 def max_rank(in_channels: int, out_channels: int, *, groups: int = 1, num_sketches: int = 1) -> int:
     """Largest rank with ``num_sketches * rank <= min(d1, d2) / groups``; 0 if there is none."""
     return min(in_channels, out_channels) // groups // num_sketches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -21,11 +21,13 @@ from ._cache import WeightCache
 from ._checks import checked_rate, one_of, whole_number
 from ._factored import sensitivity_by_group
 from ._geometry import memory_format
+from ._hadamard import hadamard_signs
 from ._sizes import rank_for_rate, sketch_rate
 
 Scale = Literal["paper", "normalized"] | float
 Base = Literal["random"] | None
 Frame = Literal["signs"] | None
+Signs = Literal["rademacher", "hadamard"]
 Init = Literal["fit", "unbiased", "random"]
 
 Dense = TypeVar("Dense", nn.Conv2d, nn.Linear)
@@ -61,6 +63,9 @@ class Plan(NamedTuple):
 class SketchLayer(WeightCache):
     """A layer with ``W_hat = base + c * frame o (A S1 + S2 B)`` in place of its weight.
 
+    With more than one block every block of the inputs has its own ``A``, and every block of the
+    outputs its own ``B``.
+
     After a write into ``seed`` in place call `reset_signs`; see `SeededModule`. In eval mode
     without gradients the dense weight is kept where that is the faster way; see `WeightCache`.
 
@@ -69,8 +74,9 @@ class SketchLayer(WeightCache):
         s2: parameter, ``(d1, l * k, h, w)`` or ``(d1, l * k)``.
         bias: parameter ``(d1,)`` or ``None``.
         seed: persistent buffer, decides all signs.
-        u1: packed signs of ``A``, ``(groups, l * k, words)``, int32, not persistent.
-        u2: packed signs of ``B``, ``(groups, l * k * h * w, words)`` or ``(groups, l * k, words)``.
+        u1: packed signs of ``A``, ``(groups, blocks * l * k, words)``, int32, not persistent.
+        u2: packed signs of ``B``, ``(groups, blocks * l * k * h * w, words)`` or
+            ``(groups, blocks * l * k, words)``.
         base_signs: packed signs of the seeded base, or ``None``.
         frame_signs: packed signs of the frame, or ``None``.
         rank: ``k``.
@@ -106,6 +112,8 @@ class SketchLayer(WeightCache):
         rate: float | None,
         mixing: Mixing,
         scale: Scale,
+        blocks: int,
+        signs: Signs,
         base: Base,
         frame: Frame,
         seed: int | None,
@@ -115,8 +123,16 @@ class SketchLayer(WeightCache):
         owner = type(self).__name__
         num_sketches = whole_number(owner, "num_sketches", num_sketches)
         one_of(owner, "mixing", mixing, ("spatial", "channel"))
+        blocks = whole_number(owner, "blocks", blocks)
+        one_of(owner, "signs", signs, ("rademacher", "hadamard"))
         one_of(owner, "base", base, (None, "random"))
         one_of(owner, "frame", frame, (None, "signs"))
+        if in_channels // groups % blocks or out_channels // groups % blocks:
+            raise ValueError(
+                f"{owner}: blocks must divide the inputs and the outputs of a group "
+                f"(got blocks={blocks}, inputs={in_channels // groups}, "
+                f"outputs={out_channels // groups})"
+            )
         factor = scale_factor(owner, scale, num_sketches)
         height_width = (kernel[0], kernel[1]) if kernel else (1, 1)
         rank = _resolve_rank(
@@ -127,6 +143,8 @@ class SketchLayer(WeightCache):
         self.num_sketches = num_sketches
         self.mixing: Mixing = mixing
         self.scale = factor
+        self.blocks = blocks
+        self.signs: Signs = signs
         self.base: Base = base
         self.frame: Frame = frame
         self.rate = sketch_rate(
@@ -245,36 +263,43 @@ class SketchLayer(WeightCache):
 
         Returns:
             ``U1 (l, k, d1)`` and ``U2 (l, k * h * w, n)``, or ``U2 (l, k, d2)`` for channel mixing;
-            with more than one group both have a leading group axis and the sizes are a group's own.
+            with more than one block both have a leading axis for the blocks, and with more than one
+            group one for the groups before it, and the sizes are a group's own.
         """
         dtype = dtype or self.s1.dtype
         taps, columns = self._mixed
         u1 = ops.unpack_signs(self.u1, self._group_outputs, dtype=dtype) / math.sqrt(self.rank)
         u2 = ops.unpack_signs(self.u2, columns, dtype=dtype) / math.sqrt(self.rank * taps)
-        u1 = u1.unflatten(1, (self.num_sketches, self.rank))
-        u2 = u2.unflatten(1, (self.num_sketches, self.rank * taps))
+        stack = (self.blocks, self.num_sketches) if self.blocks > 1 else (self.num_sketches,)
+        u1 = u1.unflatten(1, (*stack, self.rank))
+        u2 = u2.unflatten(1, (*stack, self.rank * taps))
         return (u1, u2) if self._groups > 1 else (u1.squeeze(0), u2.squeeze(0))
 
     def _make_seeded(self) -> dict[str, Tensor]:
         outputs, patch = self._group_outputs, self._patch
-        stacked = self.num_sketches * self.rank
+        stacked = self.blocks * self.num_sketches * self.rank
         taps, columns = self._mixed
+        make = hadamard_signs if self.signs == "hadamard" else ops.sign_matrix
         tensors = {
-            "u1": self._signs(0, 2, stacked, outputs),
-            "u2": self._signs(1, 2, stacked * taps, columns),
+            "u1": self._by_group(make, 0, 2, stacked, outputs),
+            "u2": self._by_group(make, 1, 2, stacked * taps, columns),
         }
         if self.base is not None:
-            tensors["base_signs"] = self._signs(_BASE_MATRIX, 1, outputs, patch)
+            tensors["base_signs"] = self._by_group(ops.sign_matrix, _BASE_MATRIX, 1, outputs, patch)
         if self.frame is not None:
-            tensors["frame_signs"] = self._signs(_FRAME_MATRIX, 1, outputs, patch)
+            tensors["frame_signs"] = self._by_group(
+                ops.sign_matrix, _FRAME_MATRIX, 1, outputs, patch
+            )
         return tensors
 
-    def _signs(self, first_matrix: int, step: int, rows: int, columns: int) -> Tensor:
+    def _by_group(
+        self, make: Callable[..., Tensor], first_matrix: int, step: int, rows: int, columns: int
+    ) -> Tensor:
         """Packed signs ``(groups, rows, words)``; group g's are of ``first_matrix + step * g``."""
         device = self.s1.device
         return torch.stack(
             [
-                ops.sign_matrix(self._seed, first_matrix + step * g, rows, columns, device=device)
+                make(self._seed, first_matrix + step * g, rows, columns, device=device)
                 for g in range(self._groups)
             ]
         )
@@ -328,6 +353,7 @@ class SketchLayer(WeightCache):
             training=torch.is_grad_enabled() and trained,
             weight_ready=weight_ready,
             needs_folded=self._needs_folded,
+            blocks=self.blocks,
         )
 
     def _computed_type(self) -> str:
@@ -398,7 +424,9 @@ class SketchLayer(WeightCache):
         if base is not None:
             base *= math.sqrt(2 / self._patch)
         if init == "unbiased":
-            return unbiased_sketch(weight, u1, u2, scale=self.scale, base=base, frame=frame)
+            return unbiased_sketch(
+                weight, u1, u2, scale=self.scale, base=base, frame=frame, blocks=self.blocks
+            )
         return sketch_least_squares(
             weight,
             u1,
@@ -406,6 +434,7 @@ class SketchLayer(WeightCache):
             scale=self.scale,
             base=base,
             frame=frame,
+            blocks=self.blocks,
             second_moment=None if second_moment is None else second_moment.to(weight.device),
             sensitivity=sensitivity,
         )
@@ -446,6 +475,10 @@ class SketchLayer(WeightCache):
             parts.append(f"mixing={self.mixing}")
         if self.scale != 1 / (2 * self.num_sketches):
             parts.append(f"scale={self.scale:g}")
+        if self.blocks != 1:
+            parts.append(f"blocks={self.blocks}")
+        if self.signs != "rademacher":
+            parts.append(f"signs={self.signs}")
         if self.base is not None:
             parts.append(f"base={self.base}")
         if self.frame is not None:

@@ -22,7 +22,7 @@ from ._geometry import (
     output_size,
     pad,
 )
-from ._sketch import Base, Frame, Init, Plan, Scale, SketchLayer
+from ._sketch import Base, Frame, Init, Plan, Scale, Signs, SketchLayer
 
 
 class SKConv2d(SketchLayer):
@@ -60,6 +60,13 @@ class SKConv2d(SketchLayer):
             ``h w`` times fewer operations and has the larger variance.
         scale: the factor of the sum: ``"paper"`` is ``1/(2l)``; ``"normalized"`` is ``1/sqrt(2l)``,
             for which a step of SGD moves ``W_hat`` as far as it moves a dense weight; or a number.
+        blocks: equal parts of the inputs and of the outputs of each group that have signs of their
+            own: ``U1_i`` for each block of the inputs, ``U2_i`` for each block of the outputs.
+            Parameters, variances and the paper's bounds stay the same; the rank of ``W_hat`` is no
+            longer at most ``2 l k``, and the layer trains much better, for ``blocks`` times the
+            operations with signs. 1 is the paper's layer.
+        signs: ``"rademacher"``, independent random signs, or ``"hadamard"``, rows of a randomised
+            Hadamard transform, which are orthogonal (named in the paper as a possible gain).
         base: ``"random"`` adds a fixed random weight of Kaiming variance, made from the seed; the
             factors then start at zero.
         frame: ``"signs"`` multiplies the sum by fixed random signs, made from the seed.
@@ -98,6 +105,8 @@ class SKConv2d(SketchLayer):
         rate: float | None = None,
         mixing: Mixing = "spatial",
         scale: Scale = "paper",
+        blocks: int = 1,
+        signs: Signs = "rademacher",
         base: Base = None,
         frame: Frame = None,
         seed: int | None = None,
@@ -125,6 +134,8 @@ class SKConv2d(SketchLayer):
             rate=rate,
             mixing=mixing,
             scale=scale,
+            blocks=blocks,
+            signs=signs,
             base=base,
             frame=frame,
             seed=seed,
@@ -177,6 +188,8 @@ class SKConv2d(SketchLayer):
         rate: float | None = None,
         mixing: Mixing = "spatial",
         scale: Scale = "paper",
+        blocks: int = 1,
+        signs: Signs = "rademacher",
         base: Base = None,
         frame: Frame = None,
         seed: int | None = None,
@@ -197,6 +210,8 @@ class SKConv2d(SketchLayer):
             rate: see the class.
             mixing: see the class.
             scale: see the class.
+            blocks: see the class.
+            signs: see the class.
             base: see the class.
             frame: see the class.
             seed: see the class.
@@ -211,8 +226,8 @@ class SKConv2d(SketchLayer):
         Raises:
             RuntimeError: a second moment or a sensitivity of another shape.
             TypeError: not a convolution of this kind.
-            ValueError: NaN or infinite weights or moments, moments together with a frame or without
-                a fit, or arguments that the class refuses.
+            ValueError: NaN or infinite weights or moments, moments together with a frame, several
+                blocks or without a fit, or arguments that the class refuses.
         """
         refuse_other_layers(cls.__name__, conv, nn.Conv2d)
         arguments = Geometry.of(conv).arguments() | {
@@ -221,6 +236,8 @@ class SKConv2d(SketchLayer):
             "rate": rate,
             "mixing": mixing,
             "scale": scale,
+            "blocks": blocks,
+            "signs": signs,
             "base": base,
             "frame": frame,
             "seed": seed,

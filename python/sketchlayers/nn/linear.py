@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sketchlayers import ops
 
 from ._checks import refuse_other_layers, whole_number
-from ._sketch import Base, Frame, Init, Plan, Scale, SketchLayer
+from ._sketch import Base, Frame, Init, Plan, Scale, Signs, SketchLayer
 
 
 class SKLinear(SketchLayer):
@@ -38,6 +38,13 @@ class SKLinear(SketchLayer):
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
         scale: the factor of the sum: ``"paper"`` is ``1/(2l)``; ``"normalized"`` is ``1/sqrt(2l)``,
             for which a step of SGD moves ``W_hat`` as far as it moves a dense weight; or a number.
+        blocks: equal parts of the inputs and of the outputs of each group that have signs of their
+            own: ``U1_i`` for each block of the inputs, ``U2_i`` for each block of the outputs.
+            Parameters, variances and the paper's bounds stay the same; the rank of ``W_hat`` is no
+            longer at most ``2 l k``, and the layer trains much better, for ``blocks`` times the
+            operations with signs. 1 is the paper's layer.
+        signs: ``"rademacher"``, independent random signs, or ``"hadamard"``, rows of a randomised
+            Hadamard transform, which are orthogonal (named in the paper as a possible gain).
         base: ``"random"`` adds a fixed random weight of Kaiming variance, made from the seed; the
             factors then start at zero.
         frame: ``"signs"`` multiplies the sum by fixed random signs, made from the seed.
@@ -65,6 +72,8 @@ class SKLinear(SketchLayer):
         num_sketches: int = 1,
         rate: float | None = None,
         scale: Scale = "paper",
+        blocks: int = 1,
+        signs: Signs = "rademacher",
         base: Base = None,
         frame: Frame = None,
         seed: int | None = None,
@@ -83,6 +92,8 @@ class SKLinear(SketchLayer):
             rate=rate,
             mixing="spatial",  # both mixings are the same without kernel positions
             scale=scale,
+            blocks=blocks,
+            signs=signs,
             base=base,
             frame=frame,
             seed=seed,
@@ -120,6 +131,8 @@ class SKLinear(SketchLayer):
         num_sketches: int = 1,
         rate: float | None = None,
         scale: Scale = "paper",
+        blocks: int = 1,
+        signs: Signs = "rademacher",
         base: Base = None,
         frame: Frame = None,
         seed: int | None = None,
@@ -139,6 +152,8 @@ class SKLinear(SketchLayer):
             num_sketches: see the class.
             rate: see the class.
             scale: see the class.
+            blocks: see the class.
+            signs: see the class.
             base: see the class.
             frame: see the class.
             seed: see the class.
@@ -152,8 +167,8 @@ class SKLinear(SketchLayer):
         Raises:
             RuntimeError: a second moment or a sensitivity of another shape.
             TypeError: not a fully connected layer of this kind.
-            ValueError: NaN or infinite weights or moments, moments together with a frame or without
-                a fit, or arguments that the class refuses.
+            ValueError: NaN or infinite weights or moments, moments together with a frame, several
+                blocks or without a fit, or arguments that the class refuses.
         """
         refuse_other_layers(cls.__name__, linear, nn.Linear)
         arguments = {
@@ -163,6 +178,8 @@ class SKLinear(SketchLayer):
             "num_sketches": num_sketches,
             "rate": rate,
             "scale": scale,
+            "blocks": blocks,
+            "signs": signs,
             "base": base,
             "frame": frame,
             "seed": seed,
