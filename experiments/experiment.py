@@ -146,10 +146,13 @@ def set_covariances(network: nn.Module, moments: Calibration, seed: int) -> None
 @torch.no_grad()
 def scale_weights(network: nn.Module, factor: float) -> None:
     """Multiplies the weights of compressed layers, through what they train."""
-    for layer in network.modules():
-        for parameter in compressed_weights(layer) & set(layer.parameters(recurse=False)):
-            # The weight of separable filters is bilinear in what is trained.
-            parameter.mul_(math.sqrt(factor) if isinstance(layer, FactoredLayer) else factor)
+    for layer in network.children():
+        scale_weights(layer, factor)
+        # The weight of separable filters is bilinear in what is trained.
+        own = math.sqrt(factor) if isinstance(layer, FactoredLayer) else factor
+        if type(layer).__module__.startswith("sketchlayers."):
+            for parameter in compressed_weights(layer):
+                parameter.mul_(own)
 
 
 def _is_one_pixel(layer: nn.Module, name: str) -> bool:

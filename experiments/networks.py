@@ -121,8 +121,8 @@ def compressed_weights(network: nn.Module) -> set[nn.Parameter]:
         parameter
         for layer in network.modules()
         if type(layer).__module__.startswith("sketchlayers.")
-        for name, parameter in layer.named_parameters(recurse=False)
-        if name != "bias"
+        for name, parameter in layer.named_parameters()  # separable filters are layers in a layer
+        if name.rpartition(".")[2] != "bias"
     }
 
 

@@ -262,14 +262,14 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def show(
-    rows: Sequence[Mapping[str, Any]], markdown: bool, questions: Sequence[str] = tuple(QUESTIONS)
+    rows: Sequence[Mapping[str, Any]], markdown: bool, questions: Sequence[str] | None = None
 ) -> str:
     """A table for each question of which there are results; means over the seeds."""
     by_trial: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_trial.setdefault(row["trial"], []).append(row)
     tables = []
-    for question in questions:
+    for question in QUESTIONS if questions is None else questions:
         names = [trial.name for trial in QUESTIONS[question] if trial.name in by_trial]
         if names:
             lines = [_line(name, by_trial[name]) for name in names]

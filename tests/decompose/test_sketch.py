@@ -22,7 +22,9 @@ FLOAT = {"dtype": torch.float64}
 class Problem:
     """A weight and the signs of a sketch, with the operator as the map from factors to weights."""
 
-    def __init__(self, outputs, channels, kernel, groups, sketches, rank, mixing, scale=None):
+    def __init__(
+        self, outputs, channels, kernel, groups, sketches, rank, mixing, scale=None, blocks=1
+    ):
         self.patch = channels * math.prod(kernel)
         self.weight = torch.randn(outputs, channels, *kernel, **FLOAT)
         self.groups, self.stacked = groups, sketches * rank
@@ -34,13 +36,16 @@ class Problem:
         rows = self.stacked * taps
         self.packed = [
             torch.stack([ops.sign_matrix(5, 2 * g + i, *size) for g in range(groups)])
-            for i, size in enumerate([(self.stacked, outputs // groups), (rows, columns)])
+            for i, size in enumerate(
+                [(blocks * self.stacked, outputs // groups), (blocks * rows, columns)]
+            )
         ]
         self.arguments = {"mixing": mixing, "num_sketches": sketches, "scale": scale}
         self.scale = scale
         u1 = ops.unpack_signs(self.packed[0], outputs // groups, **FLOAT) / math.sqrt(rank)
         u2 = ops.unpack_signs(self.packed[1], columns, **FLOAT) / math.sqrt(rank * taps)
-        self.u = [u.unflatten(1, (sketches, -1)) for u in (u1, u2)]
+        stack = (sketches, -1) if blocks == 1 else (blocks, sketches, -1)
+        self.u = [u.unflatten(1, stack) for u in (u1, u2)]
         if groups == 1:
             self.u = [u[0] for u in self.u]
 
@@ -288,6 +293,51 @@ def test_unbiased_sketch_is_equation_1(mixing):
         problem.arguments["scale"] = scale
         difference = problem.sketched(s1, s2) - problem.weight
         assert error == pytest.approx((difference.norm() / problem.weight.norm()).item())
+
+
+@pytest.mark.parametrize(
+    "size", [(6, 4, (2, 2), 1, 1, 2), (8, 4, (2, 1), 2, 2, 1), (4, 6, (), 1, 1, 2)]
+)
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_blocks_are_fitted_to_the_numerical_optimum(size, mixing):
+    torch.manual_seed(0)
+    problem = Problem(*size, mixing, 0.37, blocks=2)
+    base = torch.randn_like(problem.weight)
+    factors = sketch_least_squares(problem.weight, *problem.u, scale=0.37, base=base, blocks=2)
+    assert (factors.s1.shape, factors.s2.shape) == problem.shapes
+    norm = problem.weight.norm().item()
+    problem.weight = problem.weight - base
+    expected, weight = problem.optimum()
+    assert problem.error(factors) == pytest.approx(expected, rel=1e-7)
+    torch.testing.assert_close(problem.sketched(*factors[:2]), weight, rtol=1e-6, atol=1e-6)
+    assert factors.relative_error == pytest.approx(expected / norm, rel=1e-6)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_the_unbiased_sketch_of_blocks_is_that_of_each(mixing):
+    """Its first term sketches blocks of inputs, its second blocks of outputs."""
+    torch.manual_seed(0)
+    problem = Problem(6, 4, (1, 3), 1, 1, 2, mixing, blocks=2)
+    s1, s2, error, _ = unbiased_sketch(problem.weight, *problem.u, blocks=2)
+    u1, u2 = problem.u
+    for block, (seen, made) in enumerate([(slice(0, 2), slice(0, 3)), (slice(2, 4), slice(3, 6))]):
+        part = problem.weight[:, seen].flatten(1)
+        torch.testing.assert_close(s1[:, seen].flatten(1), u1[block, 0] @ part)
+        rows = problem.weight[made]
+        if mixing == "spatial":
+            second = rows.flatten(1) @ u2[block, 0].T
+        else:
+            second = torch.einsum("ochw,kc->okhw", rows, u2[block, 0]).flatten(1)
+        torch.testing.assert_close(s2[made].flatten(1), second)
+    difference = problem.sketched(s1, s2) - problem.weight
+    assert error == pytest.approx((difference.norm() / problem.weight.norm()).item())
+
+
+@pytest.mark.parametrize("name", ["second_moment", "sensitivity"])
+def test_blocks_have_no_closed_form_in_another_norm(name):
+    problem = Problem(4, 6, (), 1, 1, 2, "spatial", blocks=2)
+    with pytest.raises(ValueError, match=f"{name} must be None with more than one block.*blocks=2"):
+        sketch_least_squares(problem.weight, *problem.u, blocks=2, **{name: torch.eye(6)})
 
 
 def test_zero_and_low_precision_weights():

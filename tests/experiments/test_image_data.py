@@ -286,6 +286,22 @@ def test_bad_sizes_are_refused() -> None:
         load("mnist")
 
 
+def test_images_that_are_held_out_are_training_images_outside_the_subset() -> None:
+    whole = load("digits")
+    data = load("digits", subset=500, held_out=200)
+    assert (len(data.train), len(data.test)) == (500, 200)
+    assert data.held_out and data.describe()["held_out"] and not whole.held_out
+    training = {image.numpy().tobytes() for image in whole.train.pixels}
+    used = {image.numpy().tobytes() for image in data.train.pixels}
+    held = {image.numpy().tobytes() for image in data.test.pixels}
+    assert used | held <= training and not used & held
+    assert data.test.labels.bincount().tolist() == [20] * 10
+    rest = load("digits", held_out=42)
+    assert (len(rest.train), len(rest.test)) == (1400, 42)
+    with pytest.raises(ValueError, match=r"together at most 1442 \(got subset=1400, held_out=43"):
+        load("digits", subset=1400, held_out=43)
+
+
 def test_subsets_are_stratified_and_deterministic() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2])
     assert stratified_indices(labels, 6).tolist() == [0, 1, 4, 5, 6, 7]

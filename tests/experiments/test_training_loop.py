@@ -72,6 +72,10 @@ def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
         ("weight_decay", -1.0, "at least 0"),
         ("schedule", "linear", "cosine or step"),
         ("amp", "int8", "off, bf16 or fp16"),
+        ("compressed_lr", 0.0, "positive"),
+        ("gain", "largest", "mean or none"),
+        ("test_every", 0, "at least 1"),
+        ("clip", 0.0, "positive"),
     ],
 )
 def test_bad_recipes(field: str, value: object, rule: str) -> None:
@@ -108,6 +112,45 @@ def test_one_step_is_sgd_with_weight_decay_on_weights_alone(few_digits: DataSet)
     trainer.fit()
     assert torch.allclose(linear.weight, weight, atol=1e-6)
     assert torch.allclose(linear.bias, bias, atol=1e-6)
+
+
+def test_compressed_weights_may_have_a_learning_rate_of_their_own(few_digits: DataSet) -> None:
+    network = build(SKETCHED, 10).network
+    recipe = Recipe(lr=0.1, compressed_lr=3.0, gain="none")
+    groups = Trainer(network, few_digits, recipe).optimizer.param_groups
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    assert set(rates) == set(network.parameters())
+    for name, parameter in network.named_parameters():
+        expected = 0.3 if name.endswith((".s1", ".s2")) else 0.1
+        assert rates[parameter] == pytest.approx(expected), name
+    scaled = Trainer(network, few_digits, Recipe(lr=0.1, compressed_lr=3.0)).optimizer.param_groups
+    assert max(group["lr"] for group in scaled) == pytest.approx(0.6)  # times 2 l, the mean gain
+
+
+def test_a_start_may_be_scaled(few_digits: DataSet) -> None:
+    """Weights of compressed layers alone, whatever they are made of."""
+    for method, options in (("sketch", {}), ("lowrank", {}), ("freshnet", {})):
+        spec = replace(NARROW, method=method, rate=0.3, options=options)
+        plain = build(spec, 10, few_digits).network
+        scaled = build(replace(spec, init_scale=0.5), 10, few_digits).network
+        torch.testing.assert_close(scaled.CONV_4.weight, 0.5 * plain.CONV_4.weight)
+        torch.testing.assert_close(scaled.CONV_1.weight, plain.CONV_1.weight)
+        torch.testing.assert_close(scaled.CONV_4.bias, plain.CONV_4.bias)
+    for wrong in ({"init_scale": 0.0}, {"init_scale": 2.0, "method": "dense", "rate": None}):
+        with pytest.raises(ValueError, match="init_scale: must be"):
+            replace(SKETCHED, **{"options": {}, **wrong})
+
+
+def test_tests_may_be_rare_and_never_change_the_training(few_digits: DataSet) -> None:
+    seen = {}
+    for every in (1, 2, 5):
+        network = build(NARROW, 10).network
+        outcome = Trainer(network, few_digits, Recipe(epochs=3, test_every=every)).fit()
+        seen[every] = outcome
+        tested = [epoch.epoch for epoch in outcome.history if epoch.test_accuracy is not None]
+        assert tested == {1: [1, 2, 3], 2: [2, 3], 5: [3]}[every]
+        assert outcome.history[-1].train_loss == seen[1].history[-1].train_loss
+        assert outcome.accuracy == seen[1].accuracy
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from sketchlayers import ops
 from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn._hadamard import hadamard_signs
 from sketchlayers.nn._sizes import (
     dense_parameters,
     max_rank,
@@ -32,6 +34,33 @@ def test_parameter_shapes_are_those_of_stacked_convolution_weights():
     u1, u2 = channel.sketch_matrices()
     assert u1.shape == (2, 2, 18)
     assert u2.shape == (2, 2, 12)
+
+
+def test_blocks_have_sketch_matrices_of_their_own():
+    layer = SKConv2d(12, 18, (3, 5), groups=3, rank=1, num_sketches=2, blocks=2)
+    assert layer.s1.shape == SKConv2d(12, 18, (3, 5), groups=3, rank=1, num_sketches=2).s1.shape
+    assert layer.rate == SKConv2d(12, 18, (3, 5), groups=3, rank=1, num_sketches=2).rate
+    u1, u2 = layer.sketch_matrices()
+    assert u1.shape == (3, 2, 2, 1, 6)
+    assert u2.shape == (3, 2, 2, 15, 4 * 15)
+    assert SKLinear(8, 6, rank=1, blocks=2).sketch_matrices()[0].shape == (2, 1, 1, 6)
+    plain = SKConv2d(12, 18, 3, rank=4, seed=3)
+    assert torch.equal(SKConv2d(12, 18, 3, rank=4, seed=3, blocks=2).u1[:, :4], plain.u1)
+
+
+@pytest.mark.parametrize("mixing", ["spatial", "channel"])
+@pytest.mark.parametrize("signs", ["rademacher", "hadamard"])
+def test_blocks_raise_the_rank_of_the_weight(mixing, signs):
+    torch.manual_seed(0)
+    ranks = [
+        torch.linalg.matrix_rank(
+            SKConv2d(
+                32, 32, 1, rank=2, mixing=mixing, blocks=blocks, signs=signs, dtype=torch.float64
+            ).weight.flatten(1)
+        ).item()
+        for blocks in (1, 4, 8)
+    ]
+    assert ranks == [4, 16, 32]
 
 
 @pytest.mark.parametrize("mixing", ["spatial", "channel"])
@@ -148,6 +177,10 @@ def test_repr():
     assert repr(SKLinear(768, 10, bias=False, rank=2)) == (
         "SKLinear(in_features=768, out_features=10, bias=False, rank=2, rate=0.203)"
     )
+    assert repr(SKConv2d(64, 64, 1, rank=2, blocks=4, signs="hadamard")) == (
+        "SKConv2d(64, 64, kernel_size=(1, 1), stride=(1, 1), rank=2, blocks=4, signs=hadamard, "
+        "rate=0.0769)"
+    )
 
 
 def test_path_can_be_frozen():
@@ -193,6 +226,32 @@ def test_plan_counts_the_dense_layers_multiply_adds():
         linear.plan((8, 9))
 
 
+@pytest.mark.parametrize("columns", [1, 5, 16, 48, 200])
+def test_hadamard_signs(columns):
+    """Rows of one transform are orthogonal over all its columns; entries are as often + as -."""
+    size = 1 << (columns - 1).bit_length()
+    whole = ops.unpack_signs(hadamard_signs(3, 1, size, size), size)
+    assert torch.equal(whole @ whole.T, size * torch.eye(size))
+    packed = hadamard_signs(3, 1, size + 3, columns)
+    assert packed.shape == (size + 3, 4 * math.ceil(columns / 128))
+    assert packed.dtype == torch.int32
+    assert torch.equal(packed, hadamard_signs(3, 1, size + 3, columns))
+    assert torch.equal(packed[:2], hadamard_signs(3, 1, 2, columns))
+    signs = ops.unpack_signs(packed, columns)
+    assert signs[:size].unique(dim=0).shape[0] == size or columns < size
+    assert hadamard_signs(3, 1, 4, columns, device="meta").shape == packed[:4].shape
+
+
+def test_hadamard_signs_have_the_moments_of_a_sketch():
+    """Over seeds E[U^T U] = I, which is all that the unbiased sketch needs."""
+    signs = torch.stack(
+        [ops.unpack_signs(hadamard_signs(seed, 0, 4, 24), 24) for seed in range(2000)]
+    )
+    products = torch.einsum("sri,srj->sij", signs, signs) / 4
+    assert (products.mean(0) - torch.eye(24)).abs().max() < 5 * 0.5 / math.sqrt(2000)
+    assert signs.mean((0, 1)).abs().max() < 5 / math.sqrt(8000)
+
+
 def conv(**arguments):
     return SKConv2d(**({"in_channels": 8, "out_channels": 12, "kernel_size": 3} | arguments))
 
@@ -228,6 +287,10 @@ def conv(**arguments):
         ({"rank": 1, "padding": "same", "stride": 2}, ValueError, r"stride must be 1 with padding"),
         ({"rank": 1, "padding_mode": "edge"}, ValueError, r"padding_mode must be one of 'zeros'"),
         ({"rank": 1, "mixing": "both"}, ValueError, r"mixing must be one of 'spatial', 'channel'"),
+        ({"rank": 1, "blocks": 0}, ValueError, r"blocks must be at least 1 \(got blocks=0\)"),
+        ({"rank": 1, "blocks": 2.0}, TypeError, r"blocks must be an int"),
+        ({"rank": 1, "blocks": 3}, ValueError, r"blocks must divide the inputs and .*got blocks=3"),
+        ({"rank": 1, "signs": "gauss"}, ValueError, r"signs must be one of 'rademacher', 'hadama"),
         ({"rank": 1, "base": "zeros"}, ValueError, r"base must be one of None, 'random' \(got"),
         ({"rank": 1, "frame": "random"}, ValueError, r"frame must be one of None, 'signs' \(got"),
         ({"rank": 1, "scale": "unit"}, ValueError, r"scale must be one of 'paper', 'normalized'"),

@@ -18,6 +18,8 @@ from sketchlayers.nn import SKConv2d, SKLinear
         {"scale": 0.07, "mixing": "channel"},
         {"groups": 2, "frame": "signs"},
         {"frame": "signs", "scale": "normalized", "mixing": "channel"},
+        {"blocks": 2},
+        {"blocks": 2, "signs": "hadamard", "mixing": "channel", "num_sketches": 2},
     ],
 )
 def test_initial_variance_is_kaimings(arguments):

@@ -53,6 +53,17 @@ def test_groups_divide_the_inputs_of_every_output():
     assert grouped.factored_multiply_adds == 64 * 256 * 6 * (2 * 1200 + 192) * 26
 
 
+def test_blocks_multiply_the_products_with_signs_alone():
+    pixels, rank, taps = 64 * 256, 6, 25
+    numbers, signs = rank * (96 * taps + taps * 192), rank * (96 + 192)
+    assert plan(mixing="channel", blocks=4).factored_multiply_adds == pixels * (numbers + 4 * signs)
+    spatial = rank * (96 * taps + 192 * taps) + 4 * rank * (taps * 96 * taps + 192)
+    assert plan(blocks=4).factored_multiply_adds == pixels * spatial
+    assert plan(blocks=4).folded_multiply_adds == plan().folded_multiply_adds
+    with pytest.raises(ValueError, match="blocks must be at least 1"):
+        plan(blocks=0)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_a_wide_layer_is_factored_and_a_spatial_one_with_many_pixels_folded(training):
     one = {"kernel": (1, 1), "input_pixels": 1, "output_pixels": 1}
