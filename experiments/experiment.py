@@ -42,6 +42,7 @@ class NetworkSpec:
         init_scale: factor on the compressed weights at a random start.
         start: checkpoint of a dense run whose network is compressed; None starts at random.
         seed: of the weights and the signs.
+        sign_seed: of the signs, where they shall have another.
 
     Raises:
         ValueError: if the values do not go together.
@@ -58,6 +59,7 @@ class NetworkSpec:
     init_scale: float = 1.0
     start: str | None = None
     seed: int = 0
+    sign_seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
@@ -124,7 +126,7 @@ def build(spec: NetworkSpec, num_classes: int, data: DataSet | None = None) -> B
         rate=spec.rate,
         init=spec.init,
         inplace=True,
-        seed=spec.seed,
+        seed=spec.seed if spec.sign_seed is None else spec.sign_seed,
         **spec.options,
     )
     if moments is not None:

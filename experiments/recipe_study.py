@@ -50,7 +50,7 @@ class Trial:
     Attributes:
         contender: name in `contenders.CONTENDERS`.
         changes: fields of `Recipe` or `NetworkSpec` with other values; ``options`` are added to
-            the contender's.
+            the contender's, and ``factor`` is that of the compression.
     """
 
     contender: str
@@ -114,6 +114,15 @@ QUESTIONS: dict[str, list[Trial]] = {
         for mixing in ("channel", "spatial")
         for blocks in (1, 2, 4, 8, 16)
         for signs in ("rademacher", "hadamard")
+    ],
+    "stability": [
+        _options(
+            "sketch-paper",
+            num_sketches=sketches,
+            changes={"lr": 0.1, "factor": factor, "sign_seed": sign_seed},
+        )
+        for sketches, factor in ((1, 10.0), (2, 10.0), (2, 5.0), (4, 2.5))
+        for sign_seed in range(4)
     ],
     "mixing, base, frame": [
         *(
@@ -198,11 +207,13 @@ def described(trial: Trial, args: argparse.Namespace, seed: int) -> tuple[Networ
     recipe = Recipe(
         epochs=args.epochs, lr=contender.lr, amp=args.amp, test_every=args.epochs, seed=seed
     )
+    changes = dict(trial.changes)
+    figure = replace(FIGURE, factor=changes.pop("factor", FIGURE.factor))
+    own_options = changes.pop("options", {})
     if contender.method != "dense":
-        rates = FIGURE.rates(dense_network(spec, 10), _LAST_POINT)
-        options = {**contender.options, **trial.changes.get("options", {})}
+        rates = figure.rates(dense_network(spec, 10), _LAST_POINT)
+        options = {**contender.options, **own_options}
         spec = replace(spec, method=contender.method, rate=rates, options=options)
-    changes = {key: value for key, value in trial.changes.items() if key != "options"}
     of_recipe = {one.name for one in fields(Recipe)}
     spec = replace(spec, **{key: value for key, value in changes.items() if key not in of_recipe})
     return spec, replace(recipe, **{k: value for k, value in changes.items() if k in of_recipe})
