@@ -26,9 +26,11 @@ def test_every_trial_can_be_built() -> None:
         assert (spec.seed, recipe.seed, recipe.test_every) == (3, 3, recipe.epochs)
         assert "lr" in trial.changes, trial.name
         if trial.contender != "dense":
-            key = (trial.contender, str(spec.options))
+            key = (trial.contender, str(spec.options), trial.changes.get("factor", 10.0))
             sizes.setdefault(key, build(spec, 10).rate)
-    assert all(rate == pytest.approx(0.135, abs=0.005) for rate in sizes.values())
+    for (*_, factor), rate in sizes.items():
+        expected = {10.0: 0.135, 5.0: 0.235, 2.5: 0.42}[factor]
+        assert rate == pytest.approx(expected, abs=0.01)
 
 
 def test_a_question_from_plan_to_table(
