@@ -14,6 +14,8 @@ LAYERS = {
                     mixing="channel", groups=2),
     "base and frame": Conv(batch=2, in_channels=64, out_channels=96, kernel=(3, 3), size=(8, 8),
                            rank=4, base=True, frame=True),
+    "blocks": Conv(batch=2, in_channels=64, out_channels=96, kernel=(3, 3), size=(8, 8), rank=4,
+                   mixing="channel", blocks=8),
     "linear": Linear(lead=(16,), in_channels=512, out_channels=384, rank=8, num_sketches=2),
 }  # fmt: skip
 CASES = [(name, path) for name, layer in LAYERS.items() for path in paths(layer)[:-1]]

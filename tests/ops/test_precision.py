@@ -29,6 +29,11 @@ LAYERS = {
         batch=4, in_channels=24, out_channels=32, kernel=(3, 3), size=(7, 8), rank=4, base=True,
         frame=True,
     ),
+    "blocks": Conv(batch=2, in_channels=64, out_channels=96, kernel=(3, 3), size=(8, 8), rank=4,
+                   padding=(1, 1), mixing="channel", blocks=8),
+    "spatial blocks": Conv(batch=2, in_channels=32, out_channels=48, kernel=(3, 3), size=(8, 8),
+                           rank=4, padding=(1, 1), blocks=4),
+    "linear blocks": Linear(lead=(32,), in_channels=256, out_channels=192, rank=10, blocks=8),
     "linear": Linear(lead=(32,), in_channels=256, out_channels=192, rank=10),
     "long linear": Linear(lead=(2,), in_channels=3000, out_channels=40, rank=16, num_sketches=2),
 }  # fmt: skip
@@ -41,13 +46,16 @@ def explicit_weight(layer: Layer, s1: Tensor, s2: Tensor) -> Tensor:
     for group in range(groups):
         first = s1[group * layer.stacked : (group + 1) * layer.stacked].flatten(1)
         second = s2[group * outputs : (group + 1) * outputs]
-        parts = per_sketch(signs, layer.sketch, group, layer.stacked, layer.kernel_size)
-        block = sum(
-            torch.from_numpy(u1).to(s1).T @ first[rows]
-            + second[:, rows].flatten(1) @ torch.from_numpy(u2).to(s2)
-            for rows, u1, u2 in parts
-        )
-        block = layer.sketch.factor * block
+        inputs, rows_of = [], []
+        for part in range(layer.blocks):
+            parts = per_sketch(signs, layer.sketch, group, layer.stacked, layer.kernel_size, part)
+            seen = first.chunk(layer.blocks, 1)[part]
+            made = second.chunk(layer.blocks, 0)[part]
+            inputs.append(sum(torch.from_numpy(u1).to(s1).T @ seen[rows] for rows, u1, _ in parts))
+            rows_of.append(
+                sum(made[:, rows].flatten(1) @ torch.from_numpy(u2).to(s2) for rows, _, u2 in parts)
+            )
+        block = layer.sketch.factor * (torch.cat(inputs, 1) + torch.cat(rows_of))
         if signs.frame is not None:
             block = block * torch.from_numpy(signs.frame[group]).to(s1)
         blocks.append(block)
