@@ -40,20 +40,23 @@ class Draws:
     The seeds are the groups of one convolution, so every operator runs once.
     """
 
-    def __init__(self, weight, image, sketches, rank, mixing="spatial", **geometry):
+    def __init__(self, weight, image, sketches, rank, mixing="spatial", blocks=1, **geometry):
         outputs, channels = weight.shape[:2]
         taps, columns = weight[0, 0].numel(), weight[0].numel()
         if mixing == "channel":
             taps, columns = 1, channels
-        sizes = [(sketches * rank, outputs), (sketches * rank * taps, columns)]
+        rows = blocks * sketches * rank
+        sizes = [(rows, outputs), (rows * taps, columns)]
         packed = [
             torch.stack([ops.sign_matrix(seed, matrix, *size) for seed in range(SEEDS)])
             for matrix, size in enumerate(sizes)
         ]
         u1 = ops.unpack_signs(packed[0], outputs, **FLOAT) / math.sqrt(rank)
         u2 = ops.unpack_signs(packed[1], columns, **FLOAT) / math.sqrt(rank * taps)
-        self.u1, self.u2 = (u.unflatten(1, (sketches, -1)) for u in (u1, u2))
-        s1, s2, *_ = unbiased_sketch(weight.repeat(SEEDS, 1, 1, 1), self.u1, self.u2)
+        stack = (sketches, -1) if blocks == 1 else (blocks, sketches, -1)
+        self.u1, self.u2 = (u.unflatten(1, stack) for u in (u1, u2))
+        repeated = weight.repeat(SEEDS, 1, 1, 1)
+        s1, s2, *_ = unbiased_sketch(repeated, self.u1, self.u2, blocks=blocks)
         sketch = {"mixing": mixing, "num_sketches": sketches}
         self.weights = ops.sk_weight(s1, s2, *packed, **sketch).unflatten(0, (SEEDS, outputs))
         images = image.repeat(1, SEEDS, 1, 1)
@@ -124,6 +127,33 @@ def test_theorem_3_1(sketched_convolution):
     assert_mean(errors, exact, relative=0.25)
     assert errors.mean() < bound
     assert exact < bound
+
+
+@pytest.mark.parametrize(("mixing", "sketches", "rank"), [("spatial", 1, 2), ("channel", 2, 1)])
+def test_blocks_are_unbiased_with_the_variances_of_their_parts(mixing, sketches, rank):
+    """Errors of blocks are independent: those of the inputs' add up to ``(d1 - 1)/k sum |Y_i|^2``.
+
+    ``Y_i`` is what block i of the inputs gives; Theorem 3.1 holds with the sum of their squares in
+    place of ``|Y|^2``. For the weight itself nothing changes.
+    """
+    torch.manual_seed(0)
+    weight = torch.randn(6, 4, 3, 2, **FLOAT)
+    image = torch.randn(1, 4, 6, 7, **FLOAT)
+    draws = Draws(weight, image, sketches, rank, mixing, blocks=2, **GEOMETRY)
+    assert_mean(draws.weights, weight)
+    assert_mean(draws.outputs, draws.expected)
+    unfolded = torch.nn.functional.unfold(image, (3, 2), **GEOMETRY)[0]
+    parts = [
+        w.flatten(1) @ x for w, x in zip(weight.chunk(2, 1), unfolded.chunk(2, 0), strict=True)
+    ]
+    torch.testing.assert_close(sum(parts), draws.expected[0].flatten(1))
+    first = sum(5 / rank * part.square().sum() for part in parts)
+    second = sum(second_term(mixing, rank, rows, unfolded) for rows in weight.chunk(2, 0))
+    assert_mean(draws.output_errors(), (first + second) / (4 * sketches), relative=0.25)
+    plain = Draws(weight, image, sketches, rank, mixing, **GEOMETRY)
+    errors = [(one.weights - weight).square().flatten(1).sum(1) for one in (plain, draws)]
+    spread = math.hypot(*(one.std() for one in errors)) / math.sqrt(SEEDS)
+    assert abs(errors[0].mean() - errors[1].mean()) < 5 * spread
 
 
 @pytest.mark.parametrize(("sketches", "rank"), [(1, 5), (3, 1)])

@@ -61,9 +61,9 @@ class SKConv2d(SketchLayer):
         scale: the factor of the sum: ``"paper"`` is ``1/(2l)``; ``"normalized"`` is ``1/sqrt(2l)``,
             for which a step of SGD moves ``W_hat`` as far as it moves a dense weight; or a number.
         blocks: equal parts of the inputs and of the outputs of each group that have signs of their
-            own: ``U1_i`` for each block of the inputs, ``U2_i`` for each block of the outputs.
-            Parameters, variances and the paper's bounds stay the same; the rank of ``W_hat`` is no
-            longer at most ``2 l k``, and the layer trains much better, for ``blocks`` times the
+            own: ``U1_i`` for each block of the inputs, ``U2_i`` for each block of the outputs. It
+            has the same parameters and the same variance, but the rank of ``W_hat`` may be
+            ``blocks`` times ``2 l k``, and it trains much better, for ``blocks`` times the
             operations with signs. 1 is the paper's layer.
         signs: ``"rademacher"``, independent random signs, or ``"hadamard"``, rows of a randomised
             Hadamard transform, which are orthogonal (named in the paper as a possible gain).
