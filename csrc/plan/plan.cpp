@@ -24,7 +24,7 @@ double vector_waste(const PlanProblem& problem, double batch, double pixels) {
   constexpr double kLanes = 16;
   double positions = pixels;
   if (problem.is_linear) {
-    if (batch <= 4) return 1;
+    if (batch <= 4 && problem.blocks == 1) return 1;  // has a kernel without vectors of pixels
     positions = pixels = batch;
   } else if (problem.input_pixels != problem.output_pixels) {
     const double width = std::sqrt(pixels);

@@ -34,12 +34,13 @@ def test_channel_mixing_needs_two_products() -> None:
     assert work.bytes == 4 * (2 * 256 * (96 + 192) + factors) + signs
 
 
+@pytest.mark.parametrize("blocks", [1, 8])
 @pytest.mark.parametrize("mixing", ["spatial", "channel"])
-def test_operations_are_those_of_the_planner(mixing: str) -> None:
-    layer = SKConv2d(96, 192, 5, padding=2, rate=0.1, mixing=mixing).eval()
+def test_operations_are_those_of_the_planner(mixing: str, blocks: int) -> None:
+    layer = SKConv2d(96, 192, 5, padding=2, rate=0.1, mixing=mixing, blocks=blocks).eval()
     with torch.no_grad():
         plan = layer.plan((2, 96, 16, 16))
-    work = sketch_work(CONV, 2, layer.rank, layer.mixing, "forward", 4)
+    work = sketch_work(CONV, 2, layer.rank, layer.mixing, "forward", 4, blocks)
     least = min(plan.factored_multiply_adds, plan.dense_multiply_adds)
     assert work.flops == pytest.approx(2 * least)
 

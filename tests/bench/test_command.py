@@ -66,6 +66,13 @@ def test_a_layer_has_a_row_for_each_mixing_and_format(mode: bench.Mode) -> None:
         assert (r.gemms is None) == (r.method == "spatial")
 
 
+def test_layers_with_blocks() -> None:
+    settings = bench.Settings(**{**vars(SETTINGS), "blocks": 3, "formats": ("nchw",)})
+    (row,) = bench.run_case(SMALL[1], 2, "training", ("channel",), settings)
+    assert row.gemms is None  # not the products of these layers
+    assert bench.build_sketch(SMALL[1], 0.25, "channel", "auto", 3).blocks == 2  # of 16 channels
+
+
 @pytest.mark.parametrize("case", SMALL[1:], ids=lambda case: case.name)
 def test_without_taps_both_mixings_are_one_row(case: Case) -> None:
     settings = bench.Settings(**{**vars(SETTINGS), "formats": ("nchw",)})

@@ -29,7 +29,7 @@ def test_the_plain_fully_connected_layer_is_the_layer() -> None:
 
 @pytest.mark.parametrize("options", [{"groups": 2}, {"base": "random"}, {"frame": "signs"}])
 def test_layers_without_a_plain_form_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="the plain form has neither"):
+    with pytest.raises(ValueError, match="the plain form has no"):
         peers.plain(SKConv2d(4, 4, 3, rank=1, **options))
 
 

@@ -119,7 +119,13 @@ def _shortest(
 
 
 def sketch_work(
-    case: Case, batch: int, stacked: int, mixing: ops.Mixing, mode: Mode, element: int
+    case: Case,
+    batch: int,
+    stacked: int,
+    mixing: ops.Mixing,
+    mode: Mode,
+    element: int,
+    blocks: int = 1,
 ) -> Work:
     """The least work of the sketched layer, on the cheaper of its two paths.
 
@@ -134,11 +140,12 @@ def sketch_work(
         mixing: What ``U2`` mixes.
         mode: ``"training"`` is forward and all gradients.
         element: Bytes of a number.
+        blocks: Each with signs of its own.
     """
-    factored = _factored_multiply_adds(case, batch, stacked, mixing, mode)
+    factored = _factored_multiply_adds(case, batch, stacked, mixing, mode, blocks)
     folded = _folded_multiply_adds(case, batch, stacked, mode)
     factors = stacked * case.taps * (case.in_channels + case.out_channels)
-    signs = stacked * (case.out_channels + _sign_columns(case, mixing)) / 8
+    signs = blocks * stacked * (case.out_channels + _sign_columns(case, mixing)) / 8
     return Work(2 * min(factored, folded), _bytes(case, batch, factors, mode, element) + signs)
 
 
@@ -158,7 +165,7 @@ def _sign_columns(case: Case, mixing: ops.Mixing) -> int:
 
 
 def _factored_multiply_adds(
-    case: Case, batch: int, stacked: int, mixing: ops.Mixing, mode: Mode
+    case: Case, batch: int, stacked: int, mixing: ops.Mixing, mode: Mode, blocks: int
 ) -> float:
     """Both halves; the gradient of the input costs as much again, the factors' one product each.
 
@@ -168,11 +175,11 @@ def _factored_multiply_adds(
     d1, d2, taps = case.out_channels, case.in_channels, case.taps
     first = stacked * taps * d2 * outputs
     second = stacked * taps * d1 * outputs
-    mixed_outputs = stacked * d1 * outputs
+    mixed_outputs = blocks * stacked * d1 * outputs
     if mixing == "channel":
-        mixed_inputs = stacked * d2 * min(inputs, taps * outputs)
+        mixed_inputs = blocks * stacked * d2 * min(inputs, taps * outputs)
     else:
-        mixed_inputs = stacked * taps * taps * d2 * outputs
+        mixed_inputs = blocks * stacked * taps * taps * d2 * outputs
     forward = first + second + mixed_outputs + mixed_inputs
     return forward if mode == "forward" else 2 * forward + first + second
 

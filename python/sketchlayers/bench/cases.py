@@ -10,6 +10,7 @@ from torch import nn
 
 from sketchlayers import ops
 from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn._sizes import fitting_blocks
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,13 @@ def build_dense(case: Case) -> nn.Module:
 
 
 def build_sketch(
-    case: Case, rate: float, mixing: ops.Mixing, path: ops.Path
+    case: Case, rate: float, mixing: ops.Mixing, path: ops.Path, blocks: int = 1
 ) -> SKConv2d | SKLinear:
-    """The sketched layer of the same shape."""
+    """The sketched layer of the same shape, with as many blocks as its sizes allow."""
     layer: SKConv2d | SKLinear
+    blocks = fitting_blocks(case.in_channels, case.out_channels, blocks=blocks)
     if case.size == 0:
-        layer = SKLinear(case.in_channels, case.out_channels, rate=rate)
+        layer = SKLinear(case.in_channels, case.out_channels, rate=rate, blocks=blocks)
     else:
         layer = SKConv2d(
             case.in_channels,
@@ -165,6 +167,7 @@ def build_sketch(
             padding=case.padding,
             rate=rate,
             mixing=mixing,
+            blocks=blocks,
         )
     layer.path = path
     return layer

@@ -20,7 +20,7 @@ from .figures import Goal
 from .table import Format, Row, Settings
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-_FIXED_BY_FIGURES = ("batch", "rate", "mixing", "path")
+_FIXED_BY_FIGURES = ("batch", "rate", "blocks", "mixing", "path")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, nargs="+", help="images in a batch (64); several too")
     parser.add_argument("--rate", type=float, help="rate of every layer (0.1)")
+    parser.add_argument("--blocks", type=int, help="blocks of every layer, as far as they fit (1)")
     parser.add_argument("--mixing", choices=["spatial", "channel"], help="only this mixing")
     parser.add_argument(
         "--mode", choices=["forward", "training"], help="only this: default is both in turn"
@@ -181,6 +182,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"--batch: must be at least 1 (got {batch})")
     if args.rate is not None and not 0 < args.rate <= 1:
         raise ValueError(f"--rate: must be in (0, 1] (got {args.rate})")
+    if args.blocks is not None and args.blocks < 1:
+        raise ValueError(f"--blocks: must be at least 1 (got {args.blocks})")
     if args.graphs and not args.device.startswith("cuda"):
         raise ValueError(f"--graphs: needs a GPU (got --device {args.device})")
     if args.figures:
@@ -240,13 +243,15 @@ def _settings(args: argparse.Namespace, device: torch.device) -> Settings:
         peers=found,
         graphs=args.graphs,
         memory=not args.no_memory,
+        blocks=args.blocks or 1,
     )
 
 
 def _head(settings: Settings, hardware: str) -> str:
     dtype = str(settings.dtype).removeprefix("torch.")
+    blocks = f", {settings.blocks} blocks" if settings.blocks > 1 else ""
     return (
-        f"{dtype}, rate {settings.rate:g}, {hardware}, PyTorch {torch.__version__}\n"
+        f"{dtype}, rate {settings.rate:g}{blocks}, {hardware}, PyTorch {torch.__version__}\n"
         f"peaks: {settings.peaks}\n"
         "speed: times the faster of PyTorch's layers in both memory formats, median of paired "
         "runs\nGEMMs: the same for the two matrix products alone; bound: part of the least "

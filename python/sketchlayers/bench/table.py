@@ -90,6 +90,7 @@ class Settings:
     peers: tuple[Peer, ...] = ()
     graphs: bool = False
     memory: bool = True
+    blocks: int = 1
     say: Callable[[str], None] = print
 
 
@@ -184,8 +185,10 @@ class _Measured:
             return layer.plan(tuple(contender.data.shape)).path
 
     def _gemms(self, contender: Contender) -> float | None:
-        """Neither spatial mixing nor a peer reduces to these products."""
+        """Neither spatial mixing nor blocks nor a peer reduce to these products."""
         if contender.mixing is None or (contender.mixing == "spatial" and self.case.taps > 1):
+            return None
+        if self.settings.blocks > 1:
             return None
         return speeds(self.dense_times, self.product_times).median
 
@@ -193,8 +196,15 @@ class _Measured:
         if contender.mixing is None:
             return None
         element = self.settings.dtype.itemsize
+        assert isinstance(contender.layer, (SKConv2d, SKLinear))
         work = sketch_work(
-            self.case, self.batch, self.stacked, contender.mixing, self.mode, element
+            self.case,
+            self.batch,
+            self.stacked,
+            contender.mixing,
+            self.mode,
+            element,
+            contender.layer.blocks,
         )
         return work.seconds(self.settings.peaks) / seconds
 
@@ -224,7 +234,7 @@ def _build(
     stacked = 1
     for mixing in mixings if case.taps > 1 else mixings[:1]:
         for fmt in settings.formats if case.size else settings.formats[:1]:
-            layer = build_sketch(case, settings.rate, mixing, settings.path)
+            layer = build_sketch(case, settings.rate, mixing, settings.path, settings.blocks)
             stacked = layer.num_sketches * layer.rank
             method = mixing if case.taps > 1 else "any"
             sketches.append(

@@ -33,6 +33,9 @@ MODES = ("forward", "training")
 TOLERANCE = 1.15
 """How much longer than the best path the chosen one may take."""
 
+BLOCKS = (1, 1, 4, 8)
+"""Of the layers that are drawn."""
+
 _MOST_MULTIPLY_ADDS = 1.5e9
 _LEAST_MULTIPLY_ADDS = 1e6
 _MOST_ELEMENTS = 2e7
@@ -50,6 +53,7 @@ class Shape:
     size: int
     stride: int
     rate: float
+    blocks: int = 1
 
     @property
     def padding(self) -> int:
@@ -81,7 +85,7 @@ class Shape:
     def sketch(self) -> SKConv2d | SKLinear:
         """The sketched layer."""
         if self.kind == "linear":
-            return SKLinear(self.in_channels, self.out_channels, rate=self.rate)
+            return SKLinear(self.in_channels, self.out_channels, rate=self.rate, blocks=self.blocks)
         return SKConv2d(
             self.in_channels,
             self.out_channels,
@@ -90,6 +94,7 @@ class Shape:
             padding=self.padding,
             rate=self.rate,
             mixing="channel" if self.kind == "channel" else "spatial",
+            blocks=self.blocks,
         )
 
     def dense(self) -> nn.Module:
@@ -124,6 +129,7 @@ def draw(generator: random.Random, kind: Kind) -> Shape:
             size=1 if linear else between(4, 56),
             stride=2 if not linear and generator.random() < 0.15 else 1,
             rate=math.exp(generator.uniform(math.log(0.02), math.log(0.3))),
+            blocks=generator.choice(BLOCKS),
         )
         if (
             _LEAST_MULTIPLY_ADDS <= shape.multiply_adds <= _MOST_MULTIPLY_ADDS
@@ -145,6 +151,7 @@ class Sample:
     size: int
     stride: int
     rate: float
+    blocks: int
     rank: int
     dense_forward: float
     form_forward: float
@@ -175,6 +182,7 @@ class Sample:
             dtype=dtype,
             training=training,
             weight_ready=not training,
+            blocks=shape.blocks,
         )
 
     def seconds(self, *, training: bool) -> dict[str, float]:
@@ -328,7 +336,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 def _parse(row: dict[str, str]) -> Sample:
     types = {"kind": str, "rate": float}
-    whole = {"batch", "in_channels", "out_channels", "kernel", "size", "stride", "rank"}
+    whole = {"batch", "in_channels", "out_channels", "kernel", "size", "stride", "rank", "blocks"}
     values = {
         field.name: (int if field.name in whole else types.get(field.name, float))(row[field.name])
         for field in fields(Sample)
