@@ -78,6 +78,7 @@ void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tens
                           ? Precision::kHalf
                           : precision(input.scalar_type());
   problem.training = trains(s1, s2);
+  problem.channels_last = common_memory_format(input, s1) == at::MemoryFormat::ChannelsLast;
 }
 
 bool under_transform(at::TensorList operands) {

@@ -29,11 +29,13 @@ size_t find(const std::array<const char*, N>& names, const std::string& name,
                               line + "'");
 }
 
+// The first of two, for images whose channels lie apart; the second is for channels_last.
 size_t flat_index(size_t processor, size_t precision, size_t kind, size_t work, size_t mode) {
-  return (((processor * kPrecisions.size() + precision) * kKinds.size() + kind) * kWorks.size() +
-          work) *
-             kModes.size() +
-         mode;
+  return 2 *
+         ((((processor * kPrecisions.size() + precision) * kKinds.size() + kind) * kWorks.size() +
+           work) *
+              kModes.size() +
+          mode);
 }
 
 }  // namespace
@@ -46,7 +48,8 @@ CostModel::CostModel() {
 size_t CostModel::index(const CostKey& key) {
   return flat_index(static_cast<size_t>(key.processor), static_cast<size_t>(key.precision),
                     static_cast<size_t>(key.kind), static_cast<size_t>(key.work),
-                    key.training ? 1 : 0);
+                    key.training ? 1 : 0) +
+         (key.channels_last ? 1 : 0);
 }
 
 void CostModel::read(std::istream& text) {
@@ -59,20 +62,27 @@ void CostModel::read(std::istream& text) {
     if (!(words >> processor)) continue;
     Cost cost;
     std::string rest;
-    words >> precision >> kind >> work >> mode;
+    words >> precision >> kind >> work >> mode >> std::ws;
+    const bool one_format = words.peek() == 'c';
+    if (one_format) {
+      words >> rest;
+      if (rest != "channels_last") words.setstate(std::ios::failbit);
+    }
     words >> cost.call >> cost.multiply_add >> cost.element >> cost.weight;
     const bool complete = !words.fail() && !(words >> rest);
     const auto valid = [](double seconds) { return std::isfinite(seconds) && seconds >= 0; };
     if (!complete || !valid(cost.call) || !valid(cost.multiply_add) || !valid(cost.element) ||
         !valid(cost.weight)) {
       throw std::invalid_argument(
-          "planner constants: a line must be five words and four numbers of seconds that are at "
-          "least 0 (got '" +
+          "planner constants: a line must be five words, possibly channels_last, and four numbers "
+          "of seconds that are at least 0 (got '" +
           line + "')");
     }
-    costs[flat_index(find(kProcessors, processor, line), find(kPrecisions, precision, line),
-                     find(kKinds, kind, line), find(kWorks, work, line),
-                     find(kModes, mode, line))] = cost;
+    const size_t index =
+        flat_index(find(kProcessors, processor, line), find(kPrecisions, precision, line),
+                   find(kKinds, kind, line), find(kWorks, work, line), find(kModes, mode, line));
+    if (!one_format) costs[index] = cost;
+    costs[index + 1] = cost;
   }
   costs_ = costs;
 }

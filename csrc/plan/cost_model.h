@@ -19,6 +19,7 @@ struct CostKey {
   Kind kind;
   Work work;
   bool training;
+  bool channels_last;  // how the images lie in memory
 };
 
 struct Amount {
@@ -49,13 +50,14 @@ class CostModel {
 
   // Replaces the constants of the lines that are there; others stay. A line is
   //   cpu float32 channel factored training CALL MULTIPLY_ADD ELEMENT WEIGHT
-  // with seconds, or empty, or a comment after #. Raises std::invalid_argument and changes nothing
-  // if a line is not.
+  // with seconds, or empty, or a comment after #. It counts for both memory formats, or with the
+  // word channels_last before the numbers for that one. Raises std::invalid_argument and changes
+  // nothing if a line is not.
   void read(std::istream& text);
 
  private:
   static size_t index(const CostKey& key);
-  std::array<Cost, 2 * 3 * 4 * 3 * 2> costs_;
+  std::array<Cost, 2 * 3 * 4 * 3 * 2 * 2> costs_;
 };
 
 // The planner's; replaced as a whole by load_cost_model, so calls on other threads see one or the

@@ -89,7 +89,8 @@ Plan plan(const PlanProblem& problem) {
   Amount computed = amounts.factored;
   if (problem.processor == Processor::kCpu) computed.multiply_adds *= amounts.waste;
   const auto seconds = [&](Work work, const Amount& amount) {
-    const CostKey key{problem.processor, problem.precision, kind(problem), work, problem.training};
+    const CostKey key{problem.processor, problem.precision,    kind(problem), work,
+                      problem.training,  problem.channels_last};
     return cost_model().cost(key).seconds(amount);
   };
   Plan plan;

@@ -28,8 +28,9 @@ struct PlanProblem {
   Processor processor = Processor::kCpu;
   Precision precision = Precision::kFloat32;
   bool training = false;
-  bool weight_ready = false;  // an earlier call has left the dense weight
-  bool needs_folded = false;  // a base or a frame
+  bool channels_last = false;  // the images' memory format
+  bool weight_ready = false;   // an earlier call has left the dense weight
+  bool needs_folded = false;   // a base or a frame
 };
 
 // Multiply-adds of one whole forward call, and estimated seconds of it (with its backward in

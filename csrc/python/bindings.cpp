@@ -34,7 +34,7 @@ sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64
                         std::optional<int64_t> input_pixels, std::optional<int64_t> output_pixels,
                         int64_t sketch_rank, const std::string& mixing, bool is_linear,
                         const std::string& device, const std::string& dtype, bool training,
-                        bool weight_ready, bool needs_folded, int64_t blocks) {
+                        bool weight_ready, bool needs_folded, int64_t blocks, bool channels_last) {
   if (in_channels < 1 || out_channels < 1 || groups < 1 || kernel.first < 1 || kernel.second < 1 ||
       sketch_rank < 1 || blocks < 1) {
     throw py::value_error(
@@ -56,6 +56,7 @@ sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64
   problem.processor = parse_device(device);
   problem.precision = parse_precision(dtype);
   problem.training = training;
+  problem.channels_last = channels_last;
   problem.weight_ready = weight_ready;
   problem.needs_folded = needs_folded;
   return sketchlayers::plan(problem);
@@ -110,7 +111,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("output_pixels") = 1, py::arg("sketch_rank"), py::arg("mixing") = "spatial",
         py::arg("is_linear") = false, py::arg("device") = "cpu", py::arg("dtype") = "float32",
         py::arg("training") = false, py::arg("weight_ready") = false,
-        py::arg("needs_folded") = false, py::arg("blocks") = 1,
+        py::arg("needs_folded") = false, py::arg("blocks") = 1, py::arg("channels_last") = false,
         "The planner's choice for one call; None stands for a size that is not known yet.");
   m.def("load_plan_costs", &sketchlayers::load_cost_model, py::arg("text"),
         "Replaces the planner's constants by those in the text.");

@@ -40,7 +40,7 @@ def test_the_fit_finds_the_constants_and_none_below_zero():
 
 @pytest.fixture
 def samples():
-    return list(tune.sample(20, 7, torch.device("cpu"), torch.float32, 1e-3))
+    return list(tune.sample(72, 7, torch.device("cpu"), torch.float32, 1e-3))
 
 
 def test_samples_become_constants_that_the_planner_reads(samples, tmp_path):
@@ -50,14 +50,15 @@ def test_samples_become_constants_that_the_planner_reads(samples, tmp_path):
     assert [own.shape.multiply_adds for own in again] == [s.shape.multiply_adds for s in samples]
     assert again[0].dense_forward == pytest.approx(samples[0].dense_forward, rel=1e-3)
     text = tune.constants(samples, "cpu", "float32")
-    assert len(text.splitlines()) == len(tune.KINDS) * len(tune.WORKS) * len(tune.MODES)
+    kinds_and_formats = 2 * (len(tune.KINDS) - 1) + 1  # linear layers have one
+    assert len(text.splitlines()) == kinds_and_formats * len(tune.WORKS) * len(tune.MODES)
     try:
         _C.load_plan_costs(text)
         assert 0 < tune.good_choices(tune.choices(samples, "cpu", "float32", False)) <= 1
     finally:
         _C.reset_plan_costs()
     assert "layers" in tune.judgement(samples, "cpu", "float32")
-    with pytest.raises(ValueError, match="at least 5 layers of a kind"):
+    with pytest.raises(ValueError, match="at least 5 layers of a kind and memory format"):
         tune.constants(samples[:4], "cpu", "float32")
 
 

@@ -134,7 +134,7 @@ def test_the_planner_decides_once_for_each_shape(formed, monkeypatch):
     monkeypatch.setattr(
         _sketch.SketchLayer,
         "_planned",
-        lambda layer, shape, **ready: asked.append(shape) or original(layer, shape, **ready),
+        lambda layer, *call, **ready: asked.append(call) or original(layer, *call, **ready),
     )
     spatial = SKConv2d(32, 32, 3, padding=1, rate=0.9).eval()
     fully = SKLinear(2048, 2048, rate=0.1).eval()

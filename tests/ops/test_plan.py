@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from sketchlayers._extension import _C
 from sketchlayers.bench import tune
+from sketchlayers.nn import SKConv2d
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
@@ -97,9 +99,33 @@ def test_measured_constants_change_the_choice(own_costs):
     assert plan(mixing="channel").path == "factored"
 
 
+def test_constants_may_be_those_of_one_memory_format(own_costs):
+    own_costs("cpu float32 channel factored forward channels_last 100 0 0 0")
+    assert plan(mixing="channel").path == "factored"
+    changed = plan(mixing="channel", channels_last=True)
+    assert (changed.path, changed.factored_seconds) == ("folded", 100)
+    own_costs("cpu float32 channel factored forward 50 0 0 0")  # of both again
+    for channels_last in (False, True):
+        assert plan(mixing="channel", channels_last=channels_last).factored_seconds == 50
+
+
+def test_a_layer_is_planned_for_the_memory_format_that_it_meets(own_costs):
+    own_costs("cpu float32 channel factored training channels_last 100 0 0 0")
+    layer = SKConv2d(64, 64, 3, padding=1, rate=0.1, mixing="channel")
+    shape = (64, 64, 16, 16)
+    assert layer.plan(shape).path == "factored"
+    assert layer.plan(shape, channels_last=True).path == "folded"
+    for layout in (torch.contiguous_format, torch.channels_last):
+        output = layer(torch.randn(shape).contiguous(memory_format=layout))
+        folded = "Convolution" in str(output.grad_fn)
+        assert folded == (layout is torch.channels_last)
+    assert layer.to(memory_format=torch.channels_last).plan(shape).path == "folded"
+
+
 @pytest.mark.parametrize(
     "line",
     [
+        "cpu float32 channel factored forward channels 1 2 3 4",
         "cpu float32 channel factored forward 1 2 3",
         "cpu float32 channel factored forward 1 2 3 4 5",
         "cpu float32 channel factored forward 1 2 3 -4",

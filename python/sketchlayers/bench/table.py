@@ -182,7 +182,8 @@ class _Measured:
         if not isinstance(layer, (SKConv2d, SKLinear)):
             return "-"
         with torch.set_grad_enabled(self.mode == "training"):
-            return layer.plan(tuple(contender.data.shape)).path
+            shape = tuple(contender.data.shape)
+            return layer.plan(shape, channels_last=contender.format == "nhwc").path
 
     def _gemms(self, contender: Contender) -> float | None:
         """Neither spatial mixing nor blocks nor a peer reduce to these products."""

@@ -54,6 +54,7 @@ class Shape:
     stride: int
     rate: float
     blocks: int = 1
+    channels_last: bool = False
 
     @property
     def padding(self) -> int:
@@ -79,8 +80,15 @@ class Shape:
 
     def input(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Random numbers."""
+        if self.kind == "linear":
+            return torch.randn(self.batch, self.in_channels, device=device).to(dtype)
         shape = (self.batch, self.in_channels, self.size, self.size)
-        return torch.randn(shape[:2] if self.kind == "linear" else shape, device=device).to(dtype)
+        return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=self.format)
+
+    @property
+    def format(self) -> torch.memory_format:
+        """Of images and filters."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def sketch(self) -> SKConv2d | SKLinear:
         """The sketched layer."""
@@ -130,6 +138,7 @@ def draw(generator: random.Random, kind: Kind) -> Shape:
             stride=2 if not linear and generator.random() < 0.15 else 1,
             rate=math.exp(generator.uniform(math.log(0.02), math.log(0.3))),
             blocks=generator.choice(BLOCKS),
+            channels_last=not linear and generator.random() < 0.5,
         )
         if (
             _LEAST_MULTIPLY_ADDS <= shape.multiply_adds <= _MOST_MULTIPLY_ADDS
@@ -152,6 +161,7 @@ class Sample:
     stride: int
     rate: float
     blocks: int
+    channels_last: bool
     rank: int
     dense_forward: float
     form_forward: float
@@ -183,6 +193,7 @@ class Sample:
             training=training,
             weight_ready=not training,
             blocks=shape.blocks,
+            channels_last=shape.channels_last,
         )
 
     def seconds(self, *, training: bool) -> dict[str, float]:
@@ -197,13 +208,17 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, seconds: flo
     """Times all parts of one shape in turn."""
     data = shape.input(device, dtype)
     times: dict[str, Any] = {}
-    sketch, dense = shape.sketch().to(device, dtype), shape.dense().to(device, dtype)
+    sketch, dense = (
+        layer.to(device, dtype).to(memory_format=shape.format)
+        for layer in (shape.sketch(), shape.dense())
+    )
+    assert isinstance(sketch, (SKConv2d, SKLinear))
     sketch.path = "factored"
 
     for mode in MODES:
         training = mode == "training"
         prepare = training_step if training else inference
-        own = data.clone().requires_grad_(training)
+        own = data.clone(memory_format=torch.preserve_format).requires_grad_(training)
         steps = [prepare(dense, own), _forming(sketch, training), prepare(sketch, own)]
         measured = paired_times(steps, seconds / 2, device, least=5)
         for work, taken in zip(WORKS, measured, strict=True):
@@ -279,14 +294,20 @@ def constants(samples: Sequence[Sample], device: str, dtype: str) -> str:
     """The planner's constants as the text that it reads."""
     precision = {"float32": "float32", "float64": "float64"}.get(dtype, "half")
     lines = []
-    for kind, work, mode in itertools.product(KINDS, WORKS, MODES):
-        own = [sample for sample in samples if sample.kind == kind]
+    for kind, work, mode, channels_last in itertools.product(KINDS, WORKS, MODES, (False, True)):
+        if kind == "linear" and channels_last:
+            continue
+        own = [s for s in samples if s.kind == kind and s.channels_last == channels_last]
         if len(own) < 5:
-            raise ValueError(f"tuning: needs at least 5 layers of a kind (got {len(own)} {kind})")
+            raise ValueError(
+                f"tuning: needs at least 5 layers of a kind and memory format (got {len(own)} "
+                f"{kind}{', channels_last' if channels_last else ''})"
+            )
         times = [getattr(sample, f"{work}_{mode}") for sample in own]
         numbers = fit([amounts(sample, work, device) for sample in own], times)
-        words = " ".join(f"{number:.4g}" for number in numbers)
-        lines.append(f"{device} {precision} {kind} {work} {mode} {words}")
+        words = [f"{number:.4g}" for number in numbers]
+        layout = ["channels_last"] if channels_last else []
+        lines.append(" ".join([device, precision, kind, work, mode, *layout, *words]))
     return "\n".join(lines) + "\n"
 
 
@@ -335,18 +356,20 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def _parse(row: dict[str, str]) -> Sample:
-    types = {"kind": str, "rate": float}
-    whole = {"batch", "in_channels", "out_channels", "kernel", "size", "stride", "rank", "blocks"}
-    values = {
-        field.name: (int if field.name in whole else types.get(field.name, float))(row[field.name])
-        for field in fields(Sample)
+    types: dict[str, Callable[[str], Any]] = {
+        "kind": str,
+        "channels_last": lambda text: text == "True",
     }
-    return Sample(**values)
+    whole = ("batch", "in_channels", "out_channels", "kernel", "size", "stride", "rank", "blocks")
+    types.update(dict.fromkeys(whole, int))
+    return Sample(
+        **{field.name: types.get(field.name, float)(row[field.name]) for field in fields(Sample)}
+    )
 
 
 # ------------------------------------------------------------------------------------ the commands
 
-LAYERS_TO_TUNE = 160
+LAYERS_TO_TUNE = 280
 LAYERS_TO_VERIFY = 200
 _SECONDS = 0.1  # for each layer and mode
 _TUNING_SEED = 1

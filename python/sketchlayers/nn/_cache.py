@@ -78,7 +78,7 @@ class WeightCache(SeededModule):
         """What else the weight depends on."""
         return ()
 
-    def _prefers_kept_weight(self, input_shape: torch.Size) -> bool:
+    def _prefers_kept_weight(self, input: Tensor) -> bool:
         """Whether a call is to use the dense weight, were it there already.
 
         Raises:
@@ -162,7 +162,7 @@ class WeightCache(SeededModule):
             if torch.is_grad_enabled():  # in eval mode too, training is not to hold the weight
                 self._kept = None
             return None
-        if decision is None and not self._decide(shape):
+        if decision is None and not self._decide(input):
             return None
         lowered = _autocast_type(input) if torch._C._is_any_autocast_enabled() else None
         kept = self._kept
@@ -181,15 +181,15 @@ class WeightCache(SeededModule):
             self._hold_for_stream(kept)
         return weight
 
-    def _decide(self, shape: torch.Size) -> bool:
+    def _decide(self, input: Tensor) -> bool:
         try:
-            decision = self._prefers_kept_weight(shape)
+            decision = self._prefers_kept_weight(input)
         except RuntimeError:
             return False  # the operator says what is wrong with it
         decisions = self._decisions
         if decisions is None or len(decisions) >= _MOST_SHAPES:
             self._decisions = decisions = {}
-        decisions[shape] = decision
+        decisions[input.shape] = decision
         return decision
 
     def _weight_key(self, lowered: torch.dtype | None) -> tuple[object, ...] | None:

@@ -304,8 +304,8 @@ class SketchLayer(WeightCache):
             ]
         )
 
-    def plan(self, input_shape: Sequence[int]) -> Plan:
-        """Which path would run for an input of this shape, and why."""
+    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> Plan:
+        """Which path would run for an input of this shape and memory format, and why."""
         raise NotImplementedError
 
     def multiply_adds(self, input_shape: Sequence[int]) -> int:
@@ -320,10 +320,10 @@ class SketchLayer(WeightCache):
         """
         raise NotImplementedError
 
-    def _plan(self, input_shape: Sequence[int]) -> Plan:
+    def _plan(self, input_shape: Sequence[int], channels_last: bool) -> Plan:
         """Plan of a forward call as things stand: gradients count if they would be recorded."""
         keeps = self._path != "factored" and self._would_keep_weight()
-        planned = self._planned(input_shape, weight_ready=keeps)
+        planned = self._planned(input_shape, channels_last, weight_ready=keeps)
         path, reason = planned.path, planned.reason
         if keeps and path == "folded":
             reason = f"{_KEPT_REASON}: {reason}"
@@ -333,7 +333,7 @@ class SketchLayer(WeightCache):
         chosen = factored if path == "factored" else folded
         return Plan(path, reason, chosen, factored, folded, planned.dense_multiply_adds)
 
-    def _planned(self, input_shape: Sequence[int], weight_ready: bool) -> Any:
+    def _planned(self, input_shape: Sequence[int], channels_last: bool, weight_ready: bool) -> Any:
         """The planner's answer, for a dense weight that is there or has to be formed."""
         batch, input_pixels, output_pixels = self._sizes(input_shape)
         trained = self.s1.requires_grad or self.s2.requires_grad
@@ -354,6 +354,7 @@ class SketchLayer(WeightCache):
             weight_ready=weight_ready,
             needs_folded=self._needs_folded,
             blocks=self.blocks,
+            channels_last=channels_last or _is_channels_last(self.s1),
         )
 
     def _computed_type(self) -> str:
@@ -366,11 +367,11 @@ class SketchLayer(WeightCache):
             dtype = torch.get_autocast_dtype(device)
         return str(dtype).removeprefix("torch.")
 
-    def _prefers_kept_weight(self, input_shape: torch.Size) -> bool:
+    def _prefers_kept_weight(self, input: Tensor) -> bool:
         if self._path == "auto" and not self._needs_folded:
-            planned = self._planned(input_shape, weight_ready=True)
+            planned = self._planned(input.shape, _is_channels_last(input), weight_ready=True)
             return bool(planned.path == "folded")
-        self._sizes(input_shape)  # raises for a shape that does not fit
+        self._sizes(input.shape)  # raises for a shape that does not fit
         return self._path != "factored"
 
     @classmethod
@@ -484,6 +485,15 @@ class SketchLayer(WeightCache):
         if self.frame is not None:
             parts.append(f"frame={self.frame}")
         return ", ".join([*parts, f"rate={self.rate:.3g}"])
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Whether the channels are innermost, and not only so because other axes have one entry."""
+    return (
+        tensor.dim() == 4
+        and not tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def scale_factor(owner: str, scale: Scale, num_sketches: int) -> float:

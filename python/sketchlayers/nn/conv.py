@@ -248,13 +248,17 @@ class SKConv2d(SketchLayer):
         """The plain convolution with this layer's weight, of the same device, type and format."""
         return self._fold_into(nn.Conv2d, Geometry.of(self).arguments())
 
-    def plan(self, input_shape: Sequence[int]) -> Plan:
+    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> Plan:
         """Which path would run for an input ``(N, d2, H, W)`` or ``(d2, H, W)``, and why.
+
+        Args:
+            input_shape: of the input.
+            channels_last: whether it lies in memory with the channels innermost.
 
         Raises:
             RuntimeError: the shape does not fit the layer.
         """
-        return self._plan(input_shape)
+        return self._plan(input_shape, channels_last)
 
     def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int, int]:
         batch, size = batch_and_size(type(self).__name__, self, input_shape)

@@ -191,13 +191,17 @@ class SKLinear(SketchLayer):
         arguments = {"in_features": self.in_features, "out_features": self.out_features}
         return self._fold_into(nn.Linear, arguments)
 
-    def plan(self, input_shape: Sequence[int]) -> Plan:
+    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> Plan:
         """Which path would run for an input ``(*, d2)``, and why.
+
+        Args:
+            input_shape: of the input.
+            channels_last: makes no difference here.
 
         Raises:
             RuntimeError: the shape does not fit the layer.
         """
-        return self._plan(input_shape)
+        return self._plan(input_shape, channels_last=False)
 
     def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int, int]:
         if len(input_shape) < 1 or input_shape[-1] != self.in_features:
