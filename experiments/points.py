@@ -89,7 +89,12 @@ def is_done(folder: RunFolder, spec: NetworkSpec, recipe: Recipe, data: DataSet)
     try:
         summary = json.loads(folder.summary.read_text())
         described = {key: summary["data"].get(key) for key in data.describe()}
-        there = {"network": summary["network"], "recipe": summary["recipe"], "data": described}
+        # What a summary does not have yet was as it is by default.
+        there = {
+            "network": asdict(NetworkSpec()) | summary["network"],
+            "recipe": asdict(Recipe()) | summary["recipe"],
+            "data": described,
+        }
         status = summary["status"]
     except (ValueError, KeyError, AttributeError) as error:
         raise RunError(

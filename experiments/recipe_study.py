@@ -86,7 +86,7 @@ QUESTIONS: dict[str, list[Trial]] = {
     ],
     "learning rate of compressed layers alone": [
         _with(contender, lr=lr, compressed_lr=factor)
-        for contender in ("sketch", "sketch-paper", *_OTHERS)
+        for contender in ("sketch-blocks", "sketch-paper", *_OTHERS)
         for lr, factor in ((0.05, 2.0), (0.1, 0.5))
     ],
     "scale": [
@@ -96,23 +96,33 @@ QUESTIONS: dict[str, list[Trial]] = {
     ],
     "size at the start": [
         _with(contender, lr=0.1, init_scale=scale)
-        for contender in ("sketch", "sketch-paper", *_OTHERS)
+        for contender in ("sketch-blocks", "sketch-paper", *_OTHERS)
         for scale in (0.5, 2.0)
     ],
     "without batch norm": [
         _with(contender, lr=lr, batch_norm=False)
-        for contender in ("dense", "sketch", "sketch-paper", *_OTHERS)
+        for contender in ("dense", "sketch", "sketch-blocks", "sketch-paper", *_OTHERS)
         for lr in (0.01, 0.02, 0.05)
     ],
     "without batch norm, larger steps": [
         _with(contender, lr=0.05, batch_norm=False, **changes)
-        for contender in ("dense", "sketch", "sketch-paper", *_OTHERS)
-        for changes in ({"clip": 1.0}, {"warmup": 3.0}, {"clip": 1.0, "warmup": 3.0})
+        for contender in ("dense", "sketch-blocks", "sketch-paper")
+        for changes in ({"clip": 1.0}, {"warmup": 3.0})
+    ],
+    "over seeds": [
+        _with("dense", lr=0.1),
+        _with("sketch", lr=0.1),
+        _with("sketch-blocks", lr=0.1),
+        _with("sketch-paper", lr=0.1),
+        _with("freshnet", lr=0.1),
+        _with("hashednet", lr=0.1),
+        _with("lowrank1", lr=0.1),
+        _with("lowrank2", lr=0.2),
     ],
     "blocks and signs": [
         _options("sketch-paper", mixing=mixing, blocks=blocks, signs=signs, changes={"lr": 0.1})
-        for mixing in ("channel", "spatial")
-        for blocks in (1, 2, 4, 8, 16)
+        for mixing, numbers in (("channel", (1, 2, 4, 8, 16)), ("spatial", (1, 8)))
+        for blocks in numbers
         for signs in ("rademacher", "hadamard")
     ],
     "stability": [
