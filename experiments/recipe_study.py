@@ -82,7 +82,8 @@ def _options(contender: str, *, changes: Mapping[str, Any] | None = None, **opti
 
 QUESTIONS: dict[str, list[Trial]] = {
     "learning rate": [
-        _with(contender, lr=lr) for contender in ("dense", *_COMPRESSED) for lr in (0.05, 0.1, 0.2)
+        *(_with(name, lr=lr) for name in ("dense", *_COMPRESSED) for lr in (0.05, 0.1, 0.2)),
+        _with("lowrank2", lr=0.4),
     ],
     "learning rate of compressed layers alone": [
         _with(contender, lr=lr, compressed_lr=factor)
@@ -100,9 +101,15 @@ QUESTIONS: dict[str, list[Trial]] = {
         for scale in (0.5, 2.0)
     ],
     "without batch norm": [
-        _with(contender, lr=lr, batch_norm=False)
-        for contender in ("dense", "sketch", "sketch-blocks", "sketch-paper", *_OTHERS)
-        for lr in (0.01, 0.02, 0.05)
+        *(
+            _with(contender, lr=lr, batch_norm=False)
+            for contender in ("dense", "sketch", "sketch-blocks", "sketch-paper", *_OTHERS)
+            for lr in (0.01, 0.02, 0.05)
+        ),
+        *(
+            _with(contender, lr=0.003, batch_norm=False)
+            for contender in ("sketch-paper", "lowrank1", "lowrank2")
+        ),
     ],
     "without batch norm, larger steps": [
         _with(contender, lr=0.05, batch_norm=False, **changes)
