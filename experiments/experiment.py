@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -246,16 +247,32 @@ def run(
         workers=workers,
         tensorboard=tensorboard,
     )
-    if folder is not None and world.is_main:
-        folder.prepare(resume=resume)
-        folder.write_summary(summary)
-    world.wait()
-    started = time.time()
-    outcome = trainer.fit(resume=resume)
-    summary |= _results(outcome) | {"wall_seconds": time.time() - started}
-    if folder is not None and world.is_main:
-        folder.write_summary(summary)
+    with _only_here(folder, world, resume):
+        if folder is not None and world.is_main:
+            folder.write_summary(summary)
+        started = time.time()
+        outcome = trainer.fit(resume=resume)
+        summary |= _results(outcome) | {"wall_seconds": time.time() - started}
+        if folder is not None and world.is_main:
+            folder.write_summary(summary)
     return built, summary
+
+
+@contextmanager
+def _only_here(folder: RunFolder | None, world: World, resume: bool) -> Iterator[None]:
+    """The folder is there and this run's alone; all processes hear of it when it cannot be."""
+    with ExitStack() as stack:
+        trouble = None
+        if folder is not None and world.is_main:
+            try:
+                folder.prepare(resume=resume)
+                stack.enter_context(folder.taken())
+            except RunError as error:
+                trouble = error
+        trouble = world.shared(trouble)
+        if trouble is not None:
+            raise trouble
+        yield
 
 
 def _results(outcome: Outcome) -> dict[str, object]:

@@ -2,19 +2,21 @@
 
 A figure compares methods on one network whose layers are compressed one after the other. A point is
 one method, one number of compressed layers and one seed, and has a folder of its own, as `train.py`
-leaves it; what is there is not done again, and a run that was stopped goes on.
+leaves it; what is there is not done again, and a run that was stopped goes on. The same command
+given several times at once, for each GPU say, shares the points among the processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,11 +25,11 @@ from contenders import CONTENDERS, chosen
 from distributed import World, join
 from experiment import NetworkSpec, build
 from figure_results import collect, draw, table
-from image_data import DATA_SETS, DataError, DataSet, load
+from image_data import DATA_SETS, DataSet, load
 from networks import IMAGE_SIZES, NETWORKS, convolutions_and_linears, count_parameters
 from options import documented_parser
-from points import is_done, last_words, run_unless_done, stoppable
-from runs import RunError, RunFolder, resolved
+from points import exit_code, is_done, run_each, run_unless_done
+from runs import RunFolder, locked, resolved
 from sketchlayers import inspect
 from tables import Column, decimals, format_table, whole
 from training import Recipe, Trainer
@@ -109,21 +111,15 @@ class Point:
 def main(figure: Figure, doc: str | None, arguments: Sequence[str] | None = None) -> int:
     """A figure's command; 0 when all points are there, 2 when it could not start or go on."""
     args = parser(figure, doc).parse_args(arguments)
-    try:
+    args.out = args.out or Path("runs") / f"{figure.name}_{args.data}"
+
+    def script() -> None:
         if args.plot:
             draw(args.plot, args.png or args.plot[0].with_suffix(".png"))
-            return 0
-        with stoppable():
-            return _run_all(figure, args, arguments)
-    except (DataError, RunError, TypeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"stopped; the same command goes on from the last finished epoch in {args.out}",
-            file=sys.stderr,
-        )
-        return 130
+        else:
+            _run_all(figure, args, arguments)
+
+    return exit_code(script, args.out)
 
 
 def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
@@ -187,7 +183,7 @@ def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
     return root
 
 
-def _run_all(figure: Figure, args: argparse.Namespace, typed: Sequence[str] | None) -> int:
+def _run_all(figure: Figure, args: argparse.Namespace, typed: Sequence[str] | None) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision(args.precision)
@@ -203,18 +199,29 @@ def _run_all(figure: Figure, args: argparse.Namespace, typed: Sequence[str] | No
         )
         if args.plan:
             print(plan(figure, args, points, data, world))
-            return 0
-        out = args.out or Path("runs") / f"{figure.name}_{args.data}"
+            return
         command = resolved(args, typed, device=str(world.device), size=data.size)
-        for point in points:
-            _run_point(figure, args, point, data, world, out, command)
-            if world.is_main:
-                rows = collect(out)
-                draw([out / "results.csv"], out / f"{figure.name}.png")
+        runs = {
+            point.name: partial(_run_point, figure, args, point, data, world, command)
+            for point in points
+        }
+        run_each(runs, partial(_results, figure, args.out), world)
         if world.is_main:
-            print(table(rows))
-            print(f"\nresults in {out / 'results.csv'}, plot in {out / f'{figure.name}.png'}")
-    return 0
+            print(table(_results(figure, args.out)))
+            print(f"\nresults in {args.out / 'results.csv'}, plot in {_plot(figure, args.out)}")
+
+
+def _results(figure: Figure, out: Path) -> list[dict[str, Any]]:
+    """Writes ``results.csv`` and the plot of all points that are there."""
+    with locked(out / "lock", wait=True):
+        rows = collect(out)
+        if rows:
+            draw([out / "results.csv"], _plot(figure, out))
+    return rows
+
+
+def _plot(figure: Figure, out: Path) -> Path:
+    return out / f"{figure.name}.png"
 
 
 def points_of(figure: Figure, args: argparse.Namespace) -> list[Point]:
@@ -275,14 +282,13 @@ def _run_point(
     point: Point,
     data: DataSet,
     world: World,
-    out: Path,
     command: Mapping[str, object],
-) -> None:
+) -> dict[str, Any] | None:
     """Trains a point, from where it was stopped, unless its result is there."""
     spec, recipe = network_spec(figure, args, point), training_recipe(args, point)
     nominal = figure.nominal_rate(dense_network(spec, len(data.classes)), point.point)
-    summary = run_unless_done(
-        RunFolder(out / point.folder),
+    return run_unless_done(
+        RunFolder(args.out / point.folder),
         spec,
         recipe,
         data,
@@ -299,8 +305,6 @@ def _run_point(
             "nominal_rate": nominal,
         },
     )
-    if world.is_main and summary is not None:
-        print(last_words(point.name, summary), flush=True)
 
 
 def plan(
@@ -311,7 +315,6 @@ def plan(
     world: World,
 ) -> str:
     """Every point with its size, and the time it will take by a few steps of each."""
-    out = args.out or Path("runs") / f"{figure.name}_{args.data}"
     rows: list[dict[str, object]] = []
     total = 0.0
     sizes_of: dict[tuple[str, str | None], dict[str, object]] = {}
@@ -331,7 +334,7 @@ def plan(
             if point.method not in seconds_of:
                 seconds_of[point.method] = _seconds(built.network, data, recipe, world)
         sizes, seconds = sizes_of[key], seconds_of[point.method]
-        done = is_done(RunFolder(out / point.folder), spec, recipe, data)
+        done = is_done(RunFolder(args.out / point.folder), spec, recipe, data)
         total += 0 if done else seconds
         rows.append(
             {"method": point.method, "point": point.point or "-", "seed": point.seed}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from distributed import World
 from experiment import NetworkSpec, run
-from image_data import DataSet
-from runs import RunError, RunFolder
+from image_data import DataError, DataSet
+from runs import RunError, RunFolder, TakenError
 from training import Recipe
 
 ENDS = ("finished", "chance", "diverged")
@@ -21,6 +23,57 @@ ENDS = ("finished", "chance", "diverged")
 
 _SIGMAS = 3
 """Standard errors above chance that an accuracy needs for the network to have learned anything."""
+
+
+def exit_code(script: Callable[[], object], out: Path) -> int:
+    """Runs a script; 0 when all its runs are there, 2 when it could not start or go on.
+
+    Args:
+        script: trains into a folder.
+        out: the folder.
+    """
+    try:
+        with stoppable():
+            script()
+    except (DataError, RunError, TypeError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"stopped; the same command goes on from the last finished epoch in {out}",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def run_each(
+    runs: Mapping[str, Callable[[], Mapping[str, Any] | None]],
+    ended: Callable[[], object],
+    world: World,
+) -> None:
+    """Trains one after the other; several processes with the same runs share them.
+
+    Args:
+        runs: by name, what `run_unless_done` does for each.
+        ended: called in the main process when one has ended.
+        world: processes of this script.
+    """
+    elsewhere = []
+    for name, train in runs.items():
+        try:
+            summary = train()
+        except TakenError:
+            elsewhere.append(name)
+            continue
+        if world.is_main and summary is not None:
+            print(last_words(name, summary), flush=True)
+            ended()
+    if world.is_main and elsewhere:
+        print(
+            f"left to the processes that train them now: {', '.join(elsewhere)}; the same command "
+            "goes on with them should one be stopped"
+        )
 
 
 def run_unless_done(
@@ -54,6 +107,7 @@ def run_unless_done(
         The summary as the folder now holds it; None where it was there before.
 
     Raises:
+        TakenError: another process trains it at the moment.
         RunError: the folder has results of other arguments.
     """
     if world.shared(is_done(folder, spec, recipe, data)):

@@ -7,8 +7,7 @@
 Network-in-Network with CONV_2 to CONV_8 each compressed by a factor of 10, one thing changed at a
 time. A question is a list of trials; one that several questions share is run once. Settings are
 chosen by training images that are held out, so that the test images stay unseen. A stopped run goes
-on with the same command; several processes may work into one folder, each on questions or seeds of
-its own.
+on with the same command; given several times at once it shares the trials among the processes.
 """
 
 from __future__ import annotations
@@ -19,21 +18,22 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from contenders import CONTENDERS
-from distributed import join
+from distributed import World, join
 from experiment import NetworkSpec
 from figure2 import FIGURE
 from figures import dense_network
-from image_data import DATA_SETS, DataError, load
+from image_data import DATA_SETS, DataSet, load
 from options import documented_parser
 from plot import result_row
-from points import ENDS, last_words, run_unless_done, stoppable
-from runs import RunError, RunFolder, read_csv, resolved, write_csv
+from points import ENDS, exit_code, run_each, run_unless_done
+from runs import RunError, RunFolder, locked, read_csv, resolved, write_csv
 from tables import Column, decimals, format_table, markdown_table
 from training import Recipe
 
@@ -160,22 +160,14 @@ QUESTIONS: dict[str, list[Trial]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 when all trials are there, 2 when it could not start or go on."""
     args = parser().parse_args(arguments)
-    try:
+
+    def script() -> None:
         if args.show is not None:
             print(show(_rows(args.show), args.markdown))
-            return 0
-        with stoppable():
+        else:
             _run_all(args, arguments)
-        return 0
-    except (DataError, RunError, TypeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"stopped; the same command goes on from the last finished epoch in {args.out}",
-            file=sys.stderr,
-        )
-        return 130
+
+    return exit_code(script, args.out)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -248,24 +240,36 @@ def _run_all(args: argparse.Namespace, typed: Sequence[str] | None) -> None:
     with join(args.device) as world:
         data = load(args.data, args.root, subset=args.subset, held_out=args.held_out)
         command = resolved(args, typed, device=str(world.device), size=data.size)
-        for trial, seed in runs:
-            spec, recipe = described(trial, args, seed)
-            summary = run_unless_done(
-                RunFolder(args.out / trial.folder / f"seed_{seed}"),
-                spec,
-                recipe,
-                data,
-                world,
-                name=f"{trial.name} seed {seed}",
-                label=args.label,
-                command=command,
-                part_of={"study": "recipe", "trial": trial.name},
-            )
-            if world.is_main and summary is not None:
-                print(last_words(f"{trial.name} seed {seed}", summary), flush=True)
-                collect(args.out)
+        named = {
+            f"{trial.name} seed {seed}": partial(_run, trial, seed, args, data, world, command)
+            for trial, seed in runs
+        }
+        run_each(named, partial(collect, args.out), world)
         if world.is_main:
             print(show(collect(args.out), markdown=False, questions=args.questions))
+
+
+def _run(
+    trial: Trial,
+    seed: int,
+    args: argparse.Namespace,
+    data: DataSet,
+    world: World,
+    command: Mapping[str, object],
+) -> dict[str, Any] | None:
+    """Trains a trial, from where it was stopped, unless its result is there."""
+    spec, recipe = described(trial, args, seed)
+    return run_unless_done(
+        RunFolder(args.out / trial.folder / f"seed_{seed}"),
+        spec,
+        recipe,
+        data,
+        world,
+        name=f"{trial.name} seed {seed}",
+        label=args.label,
+        command=command,
+        part_of={"study": "recipe", "trial": trial.name},
+    )
 
 
 def collect(out: Path) -> list[dict[str, Any]]:
@@ -278,7 +282,8 @@ def collect(out: Path) -> list[dict[str, Any]]:
             rows.append({**trial, **result_row(summary)})
     rows.sort(key=lambda row: (row["trial"], row["seed"]))
     if rows:
-        write_csv(out / "results.csv", rows)
+        with locked(out / "lock", wait=True):
+            write_csv(out / "results.csv", rows)
     return rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import io
 import json
 import os
@@ -15,7 +16,8 @@ import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +31,10 @@ CHECKPOINT_FORMAT = 1
 
 class RunError(Exception):
     """A run folder cannot be used; the message says which file and what to do."""
+
+
+class TakenError(RunError):
+    """Another process trains in this folder at the moment."""
 
 
 class RunFolder:
@@ -56,6 +62,21 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"out: cannot make the folder {self.path} ({error})") from error
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder meanwhile.
+
+        Raises:
+            TakenError: one does already.
+        """
+        with locked(self.path / "lock", wait=False) as is_ours:
+            if not is_ours:
+                raise TakenError(
+                    f"out: no other process may train in {self.path} (one does); wait until it "
+                    "ends or choose another folder"
+                )
+            yield
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Makes a new checkpoint of tensors, numbers, strings, lists and dicts.
@@ -169,6 +190,23 @@ def write_atomically(
         before.unlink(missing_ok=True)
         os.link(path, before)
     os.replace(temporary, path)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds a lock file, which a process lets go of however it ends; yields whether it is held.
+
+    Args:
+        path: of the file, in a folder that is there.
+        wait: until no other process holds it.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -139,6 +139,22 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert errors[0] == errors[1]
 
 
+def test_processes_with_the_same_command_share_the_points(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = [*FAST, "--methods", "sketch", "--points", "CONV_8", "--out", str(out)]
+    dense = RunFolder(out / "dense" / "seed_0")
+    dense.prepare(resume=True)
+    with dense.taken():  # as by another process
+        assert figure2.main(command) == 0
+    assert "left to the processes that train them now: dense seed 0" in capsys.readouterr().out
+    assert [row["method"] for row in rows_of(out)] == ["sketch"]
+    assert figure2.main(command) == 0
+    assert "left to" not in capsys.readouterr().out
+    assert [row["method"] for row in rows_of(out)] == ["dense", "sketch"]
+
+
 def test_sigterm_stops_as_ctrl_c_does(tmp_path: Path) -> None:
     options = [*FAST, "--epochs", "500", "--methods", "sketch", "--points", "CONV_8"]
     process = subprocess.Popen(

@@ -186,6 +186,16 @@ def test_a_folder_with_a_run_is_not_overwritten(
     assert uninterrupted.checkpoint.read_bytes() == before
 
 
+def test_two_processes_do_not_train_in_one_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.taken():
+        assert train.main([*ARGUMENTS, "--out", str(folder.path)]) == 2
+    assert "no other process may train" in capsys.readouterr().err
+    assert not folder.summary.exists()
+
+
 def test_checkpoint_of_another_network_is_refused_before_anything_is_loaded(
     tmp_path: Path, uninterrupted: RunFolder
 ) -> None:
