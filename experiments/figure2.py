@@ -4,6 +4,7 @@
     python experiments/figure2.py --data cifar10 --root DIR --plan
     torchrun --nproc-per-node 8 experiments/figure2.py --data cifar10 --root DIR
     python experiments/figure2.py --plot runs/figure2_*/results.csv --png figure2.png
+    python experiments/figure2.py --show runs/figure2_*/results.csv
 
 CONV_2 to CONV_8 are compressed one after the other, each by a factor of 10: nominal rates .971
 .957 .528 .493 .459 .150 .115 of the weights. In the paper on CIFAR10, STL10, SVHN and ImageNet10

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from contenders import CONTENDERS
 from plot import result_row
 from plots import Line, Panel, plot_panels
 from points import ENDS
 from runs import RunError, read_csv, write_csv
-from tables import Column, decimals, format_table
+from tables import Column, decimals, format_table, markdown_table
 
 Row = dict[str, Any]
 
@@ -72,6 +73,87 @@ def table(rows: Sequence[Row]) -> str:
     return format_table(lines, columns)
 
 
+def show(files: Sequence[Path], *, markdown: bool) -> str:
+    """A comparison for each data set.
+
+    Raises:
+        RunError: a file is not there or has other columns.
+    """
+    tables = [
+        f"{title}\n\n{comparison(rows, markdown=markdown)}"
+        for title, rows in _by_data(files).items()
+    ]
+    return "\n\n".join(tables)
+
+
+def comparison(rows: Sequence[Row], *, markdown: bool = False) -> str:
+    """A line a point, a column a method: errors in percent, and what the sketch is away by.
+
+    Over several seeds, mean and standard deviation. A method that learned nothing with any seed is
+    shown as failed; the differences are those of means, of the sketch in the scripts' own recipe.
+    """
+    points: dict[float, dict[str, list[Row]]] = {}
+    for row in sorted(rows, key=lambda row: -float(row["nominal_rate"])):
+        points.setdefault(float(row["nominal_rate"]), {}).setdefault(row["method"], []).append(row)
+    dense = points.get(1.0, {}).get("dense", [])
+    lines: list[dict[str, object]] = []
+    for nominal, members in points.items():
+        others = [rows for method, rows in members.items() if not method.startswith("sketch")]
+        sketch = members.get("sketch", [])
+        lines.append(
+            {method: _mean_and_spread(rows) for method, rows in members.items()}
+            | {
+                "point": next(iter(members.values()))[0]["point"] or "-",
+                "nominal": nominal,
+                "to dense": _difference(sketch, [dense]),
+                "to others": _difference(sketch, others),
+            }
+        )
+    columns = [
+        Column("point", "compressed up to", left=True),
+        Column("nominal", "nominal rate", decimals(3)),
+        *(Column(name, name) for name in CONTENDERS if any(name in line for line in lines)),
+        Column("to dense", "sketch - dense", _signed),
+        Column("to others", "sketch - best other", _signed),
+    ]
+    return (markdown_table if markdown else format_table)(lines, columns)
+
+
+def _mean_and_spread(rows: Sequence[Row]) -> str:
+    errors = _errors(rows)
+    if not errors:
+        return "failed"
+    text = f"{statistics.mean(errors):.1f}"
+    if len(errors) > 1:
+        text += f" ± {statistics.stdev(errors):.1f}"
+    failed = len(rows) - len(errors)
+    return f"{text} ({failed} failed)" if failed else text
+
+
+def _difference(rows: Sequence[Row], others: Sequence[Sequence[Row]]) -> float | None:
+    """Between the mean error and the least mean of others; None if either learned nothing."""
+    own = _errors(rows)
+    means = [statistics.mean(errors) for errors in map(_errors, others) if errors]
+    return statistics.mean(own) - min(means) if own and means else None
+
+
+def _signed(value: object) -> str:
+    return f"{float(str(value)):+.1f}"
+
+
+def _by_data(files: Sequence[Path]) -> dict[str, list[Row]]:
+    """Rows of CSV files that `collect` wrote, by the name of their data set."""
+    found: dict[str, list[Row]] = {}
+    for file in files:
+        try:
+            for row in read_csv(file):
+                float(row["nominal_rate"])
+                found.setdefault(row["data"], []).append(dict(row))
+        except (OSError, KeyError, ValueError) as error:
+            raise RunError(f"{file} must be a results.csv of a figure (got {error})") from error
+    return found
+
+
 def draw(files: Sequence[Path], png: Path) -> None:
     """Draws error over nominal rate from CSV files, a panel for each data set.
 
@@ -80,19 +162,8 @@ def draw(files: Sequence[Path], png: Path) -> None:
     Raises:
         RunError: a file is not there or has other columns.
     """
-    panels: dict[str, list[dict[str, str]]] = {}
-    for file in files:
-        try:
-            rows = read_csv(file)
-            for row in rows:
-                panels.setdefault(row["data"], []).append(row)
-                float(row["nominal_rate"])
-        except (OSError, KeyError, ValueError) as error:
-            raise RunError(f"--plot: {file} must be a results.csv of a figure (got {error})") from (
-                error
-            )
     plot_panels(
-        [_panel(title, rows) for title, rows in panels.items()],
+        [_panel(title, rows) for title, rows in _by_data(files).items()],
         png,
         x="parameters kept",
         y="top-1 error (%)",

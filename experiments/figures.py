@@ -24,7 +24,7 @@ from torch import nn
 from contenders import CONTENDERS, chosen
 from distributed import World, join
 from experiment import NetworkSpec, build
-from figure_results import collect, draw, table
+from figure_results import collect, draw, show, table
 from image_data import DATA_SETS, DataSet, load
 from networks import IMAGE_SIZES, NETWORKS, convolutions_and_linears, count_parameters
 from options import documented_parser
@@ -116,6 +116,8 @@ def main(figure: Figure, doc: str | None, arguments: Sequence[str] | None = None
     def script() -> None:
         if args.plot:
             draw(args.plot, args.png or args.plot[0].with_suffix(".png"))
+        elif args.show:
+            print(show(args.show, markdown=args.markdown))
         else:
             _run_all(figure, args, arguments)
 
@@ -180,6 +182,10 @@ def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
         "--plot", nargs="+", type=Path, metavar="CSV", help="draw results that are there"
     )
     where.add_argument("--png", type=Path, help="file of --plot")
+    where.add_argument(
+        "--show", nargs="+", type=Path, metavar="CSV", help="compare the methods that are there"
+    )
+    where.add_argument("--markdown", action="store_true", help="for a page")
     return root
 
 

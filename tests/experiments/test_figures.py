@@ -23,7 +23,7 @@ import places2
 import points
 from contenders import CONTENDERS
 from experiment import build, run
-from figure_results import draw
+from figure_results import comparison, draw
 from runs import RunError, RunFolder
 from training import Recipe
 
@@ -115,6 +115,9 @@ def test_a_figure_from_plan_to_plot(
     shutil.copy(out / "results.csv", copied)
     assert figure2.main(["--plot", str(copied), "--png", str(tmp_path / "again.png")]) == 0
     assert (tmp_path / "again.png").exists()
+    capsys.readouterr()
+    assert figure2.main(["--show", str(copied), "--markdown"]) == 0
+    assert "| CONV_8 | 0." in capsys.readouterr().out
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +140,32 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert figure2.main([*options, str(tmp_path / "parts")]) == 0
     errors = [[row["error"] for row in rows_of(tmp_path / name)] for name in ("whole", "parts")]
     assert errors[0] == errors[1]
+
+
+def test_the_comparison_of_methods() -> None:
+    def row(method: str, point: str, rate: float, error: float, status: str = "finished") -> Any:
+        return {
+            "method": method,
+            "point": point,
+            "nominal_rate": rate,
+            "error": error,
+            "status": status,
+        }
+
+    rows = [
+        row("dense", "", 1.0, 20.0),
+        row("dense", "", 1.0, 22.0),
+        row("sketch", "CONV_8", 0.115, 24.0),
+        row("sketch-paper", "CONV_8", 0.115, 10.0),  # not one of the others
+        row("freshnet", "CONV_8", 0.115, 25.0),
+        row("freshnet", "CONV_8", 0.115, 90.0, "chance"),
+        row("lowrank1", "CONV_8", 0.115, 90.0, "diverged"),
+    ]
+    _, _, dense, point = comparison(rows).splitlines()
+    assert "21.0 ± 1.4" in dense
+    for part in ("25.0 (1 failed)", "failed", "+3.0", "-1.0"):
+        assert part in point
+    assert "10.0" in point
 
 
 def test_processes_with_the_same_command_share_the_points(
@@ -197,6 +226,7 @@ def test_networks_that_learn_nothing_are_failures(tmp_path: Path) -> None:
         (["--clip", "0"], "clip: must be positive"),
         (["--epochs", "0"], "epochs: must be at least 1"),
         (["--plot", "missing.csv"], "must be a results.csv of a figure"),
+        (["--show", "missing.csv"], "must be a results.csv of a figure"),
     ],
 )
 def test_bad_input(
