@@ -174,8 +174,10 @@ def draw(files: Sequence[Path], png: Path) -> None:
 def _panel(title: str, rows: Sequence[Row]) -> Panel:
     dense = _errors([row for row in rows if row["method"] == "dense"])
     lines = []
-    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "dense"):
+    for method in CONTENDERS:
         own = [row for row in rows if row["method"] == method]
+        if method == "dense" or not own:
+            continue
         by_rate: dict[float, list[float]] = {}
         for row in own:
             by_rate.setdefault(float(row["nominal_rate"]), []).extend(_errors([row]))

@@ -14,8 +14,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, distinguishable with any colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette, distinguishable with any colour vision, and a brown.
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#8C510A",
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ def plot_panels(panels: Sequence[Panel], path: Path, *, x: str, y: str, level: s
     figure, grid = plt.subplots(
         down,
         across,
-        figsize=(4.2 * across, 3.6 * down + 0.8),
+        figsize=(max(6.4, 4.2 * across), 3.6 * down + 0.8),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -166,7 +175,7 @@ def plot_panels(panels: Sequence[Panel], path: Path, *, x: str, y: str, level: s
         [handles[name] for name in order],
         order,
         loc="outside lower center",
-        ncols=across,
+        ncols=max(2, across),
         fontsize="small",
     )
     figure.savefig(path, dpi=150)
