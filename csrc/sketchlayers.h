@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/fresh_weight.h"
+#include "ops/hadamard_signs.h"
 #include "ops/hashed_weight.h"
 #include "ops/sign_matrix.h"
 #include "ops/sk_conv2d.h"
