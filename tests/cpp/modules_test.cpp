@@ -31,7 +31,7 @@ double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
 }
 
 TEST(Modules, HaveTheParametersOfThePythonLayers) {
-  const SKConv2d layer(conv().groups(2).num_sketches(2).rank(1).blocks(2).mixing("channel"));
+  SKConv2d layer(conv().groups(2).num_sketches(2).rank(1).blocks(2).mixing("channel"));
   const auto parameters = layer->named_parameters();
   EXPECT_EQ(parameters.keys(), (std::vector<std::string>{"s1", "s2", "bias"}));
   EXPECT_EQ(parameters["s1"].sizes(), (std::vector<int64_t>{4, 4, 3, 2}));
@@ -40,7 +40,7 @@ TEST(Modules, HaveTheParametersOfThePythonLayers) {
   EXPECT_EQ(layer->u1.sizes(), (std::vector<int64_t>{2, 4, 4}));
   EXPECT_EQ(layer->u2.sizes(), (std::vector<int64_t>{2, 4, 4}));
 
-  const SKLinear linear(SKLinearOptions(40, 24).rate(0.25).bias(false));
+  SKLinear linear(SKLinearOptions(40, 24).rate(0.25).bias(false));
   EXPECT_EQ(linear->named_parameters().keys(), (std::vector<std::string>{"s1", "s2"}));
   EXPECT_EQ(linear->rank(), 4);  // 240 / 64 = 3.75
   EXPECT_DOUBLE_EQ(linear->rate(), 256.0 / 960);
@@ -62,15 +62,14 @@ TEST(Modules, PathsAreTheConvolutionWithTheDenseWeight) {
 TEST(Modules, PadAsTheConvolutionDoes) {
   torch::manual_seed(0);
   const at::Tensor input = at::randn({2, 8, 6, 6});
-  const SKConv2d same(conv().padding(torch::kSame));
-  EXPECT_EQ(same->forward(input).sizes(), (std::vector<int64_t>{2, 12, 6, 6}));
+  SKConv2d same(conv().padding(torch::kSame));
+  EXPECT_EQ(same(input).sizes(), (std::vector<int64_t>{2, 12, 6, 6}));
   const at::Tensor padded = at::pad(input, {0, 1, 1, 1}, "constant");
-  EXPECT_LT(relative_error(same->forward(input), dense_conv2d(same, padded, {0, 0})), 1e-5);
+  EXPECT_LT(relative_error(same(input), dense_conv2d(same, padded, {0, 0})), 1e-5);
 
-  const SKConv2d reflected(conv().padding(1).padding_mode(torch::kReflect));
+  SKConv2d reflected(conv().padding(1).padding_mode(torch::kReflect));
   const at::Tensor mirror = at::pad(input, {1, 1, 1, 1}, "reflect");
-  EXPECT_LT(relative_error(reflected->forward(input), dense_conv2d(reflected, mirror, {0, 0})),
-            1e-5);
+  EXPECT_LT(relative_error(reflected(input), dense_conv2d(reflected, mirror, {0, 0})), 1e-5);
 }
 
 TEST(Modules, SeedAndSignsOutliveAChangeOfType) {
@@ -80,7 +79,7 @@ TEST(Modules, SeedAndSignsOutliveAChangeOfType) {
   layer->to(torch::kDouble);
   EXPECT_EQ(layer->seed.item<int64_t>(), (int64_t{1} << 60) + 1);
   EXPECT_TRUE(at::equal(layer->u1, u1));
-  EXPECT_EQ(layer->forward(input).scalar_type(), at::kDouble);
+  EXPECT_EQ(layer(input).scalar_type(), at::kDouble);
 }
 
 TEST(Modules, AnArchiveBringsItsSeed) {
@@ -96,20 +95,21 @@ TEST(Modules, AnArchiveBringsItsSeed) {
 }
 
 TEST(Modules, ACloneIsAnotherLayer) {
-  const SKConv2d layer(SKConv2dOptions(8, 12, 3).rank(2));  // with a seed that was drawn
+  SKConv2d layer(SKConv2dOptions(8, 12, 3).rank(2));  // with a seed that was drawn
   const auto copy = std::dynamic_pointer_cast<SKConv2dImpl>(layer->clone());
-  const at::Tensor input = at::randn({1, 8, 5, 5}), before = layer->forward(input);
+  const at::Tensor input = at::randn({1, 8, 5, 5}), before = layer(input);
   EXPECT_TRUE(at::equal(copy->forward(input), before));
   {
     const torch::NoGradGuard no_grad;
     copy->s1.zero_();
   }
-  EXPECT_TRUE(at::equal(layer->forward(input), before));
+  EXPECT_TRUE(at::equal(layer(input), before));
   EXPECT_FALSE(at::equal(copy->forward(input), before));
 }
 
 TEST(Modules, AStateDictBringsItsSeed) {
-  torch::nn::Sequential saved(SKConv2d(conv()), torch::nn::ReLU());
+  SKConv2d first(conv());
+  torch::nn::Sequential saved(first, torch::nn::ReLU());
   torch::nn::Sequential loaded(SKConv2d(conv().seed(8)), torch::nn::ReLU());
   const std::string path = path_of("modules_test_state.pt");
   save_state_dict(*saved, path);
@@ -121,7 +121,7 @@ TEST(Modules, AStateDictBringsItsSeed) {
 TEST(Modules, AnotherLayersStateDictLeavesTheLayerAlone) {
   const std::string path = path_of("modules_test_other.pt");
   save_state_dict(*SKConv2d(conv().rank(3)), path);
-  const SKConv2d layer(conv());
+  SKConv2d layer(conv());
   const at::Tensor s1 = layer->s1.clone();
   EXPECT_THROW(load_state_dict(*layer, path), c10::Error);
   EXPECT_THROW(load_state_dict(*SKConv2d(conv().rank(3).bias(false)), path), c10::Error);
@@ -142,7 +142,7 @@ TEST(Modules, AKeptWeightFollowsTheFactors) {
   EXPECT_TRUE(at::equal(layer(input), dense_conv2d(layer, input, {0, 0})));
 }
 
-TEST(Modules, FactorsAreFreedAndFormedInEveryMode) {
+TEST(Modules, GradientsAreRecordedAfterInference) {
   SKConv2d layer(conv().frame("signs"));
   const at::Tensor input = at::randn({1, 8, 5, 5});
   layer->eval();

@@ -115,7 +115,8 @@ int main(int argc, char** argv) {
   std::ifstream in(argv[1], std::ios::binary);
   const std::vector<char> bytes{std::istreambuf_iterator<char>(in), {}};
   Result results;
-  for (const c10::IValue& item : torch::jit::pickle_load(bytes).toListRef()) {
+  const c10::IValue jobs = torch::jit::pickle_load(bytes);
+  for (const c10::IValue& item : jobs.toListRef()) {
     const Job job = item.toGenericDict(), given = job.at("options").toGenericDict();
     at::manual_seed(static_cast<uint64_t>(job.at("manual_seed").toInt()));
     const bool is_conv = job.at("layer").toStringRef() == "SKConv2d";
