@@ -4,6 +4,7 @@
 #include <sketchlayers.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/pooling.h>
 #include <torch/optim/sgd.h>
@@ -28,7 +29,7 @@ torch::nn::Sequential network() {
 
 // Noise with a spot, and whether the spot is in the lower half.
 std::pair<at::Tensor, at::Tensor> spots(int64_t count) {
-  const at::Tensor images = at::randn({count, 1, 16, 16}) / 4;
+  at::Tensor images = at::randn({count, 1, 16, 16}) / 4;
   const at::Tensor lower = at::randint(2, {count}, at::kLong);
   const at::Tensor rows = at::randint(8, {count}, at::kLong) + 8 * lower;
   const at::Tensor columns = at::randint(16, {count}, at::kLong);
