@@ -5,6 +5,7 @@
 // Images are binary PPM files (`mogrify -format ppm *.jpg` makes them). No call names the library
 // of sketched layers: linked in, it brings the operators that the package calls.
 #include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <algorithm>
@@ -115,7 +116,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    const at::NoGradGuard no_grad;
+    const c10::InferenceMode inference;
     classify(argv[1], argv[2], batch);
     return 0;
   } catch (const c10::Error& error) {
