@@ -81,6 +81,7 @@ std::vector<std::string> lines(const std::string& text) {
 }
 
 void classify(const std::string& package, const fs::path& folder, int64_t batch) {
+  if (!fs::exists(package)) throw std::runtime_error("no package " + package);
   const std::vector<fs::path> paths = images_in(folder);
   torch::inductor::AOTIModelPackageLoader network(package);
   const auto metadata = network.get_metadata();

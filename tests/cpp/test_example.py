@@ -34,6 +34,7 @@ def compressed() -> nn.Module:
         nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, stride=2)
     )
     dense.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 3)])
+    dense[6].weight.detach().mul_(60)  # so that images belong to different classes
     small, _ = sketchlayers.compress(dense, method="sketch", rate=0.8)
     assert [type(small[i]) for i in (1, 2, 5)] == [SKConv2d, SKConv2d, SKLinear]
     small[1].path, small[2].path = "factored", "folded"
@@ -59,7 +60,8 @@ def probabilities(network: nn.Module, images: Tensor) -> Tensor:
 @pytest.mark.filterwarnings("ignore")  # of the compiler's
 def test_a_folder_of_images_is_classified(program: Callable[[str], Path], tmp_path: Path) -> None:
     network = compressed()
-    images = list(torch.randint(256, (5, 3, SIZE, SIZE), dtype=torch.uint8))
+    colours, noise = torch.randint(192, (5, 3, 1, 1)), torch.randint(64, (5, 3, SIZE, SIZE))
+    images = list((colours + noise).to(torch.uint8))
     wide = torch.randint(256, (3, SIZE + 9, 2 * SIZE + 18), dtype=torch.uint8)
     folder = tmp_path / "images"
     folder.mkdir()
@@ -73,6 +75,7 @@ def test_a_folder_of_images_is_classified(program: Callable[[str], Path], tmp_pa
     output = subprocess.run([*command, "4"], capture_output=True, text=True, check=True).stdout
     *lines, speed = output.splitlines()
     expected = probabilities(network, torch.stack([*images, middle]))
+    assert len(set(expected.argmax(1).tolist())) > 1
     for number, (line, row) in enumerate(zip(lines, expected, strict=True)):
         found = re.fullmatch(rf"{number}\.ppm: (.*) \((.*) %\)", line)
         assert found, line
