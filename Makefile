@@ -21,7 +21,7 @@ export PATH := $(if $(VENV),$(abspath $(VENV)/bin):)$(PATH)
 LIBRARY := python/sketchlayers/libsketchlayers.so
 SOURCES := setup.py pyproject.toml python/sketchlayers/_toolkit.py \
 	python/sketchlayers/_version.py $(shell find csrc -type f 2>/dev/null)
-CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help
 help: ## this list

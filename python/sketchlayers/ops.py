@@ -79,6 +79,38 @@ def sign_matrix(
     )
 
 
+def hadamard_signs(
+    seed: int, matrix: int, rows: int, columns: int, *, device: torch.device | str | None = None
+) -> Tensor:
+    """Rows of ``H D``: ``H`` of Walsh and Hadamard, ``D`` random signs on the diagonal.
+
+    ``H`` has the next power of two of rows, as the paper pads it; those taken are chosen at random
+    and differ, so that the rows are orthogonal where ``columns`` is a power of two. When there are
+    not enough, more come from another diagonal and another order. Over the seeds an entry is +1 and
+    -1 equally often and two entries of one row are uncorrelated. As with :func:`sign_matrix`, the
+    bits are the same on every platform and never change.
+
+    Args:
+        seed: 64-bit key.
+        matrix: Which of the matrices of this seed, in ``[0, 2^29)``.
+        rows: Number of rows.
+        columns: Number of signs in a row, at least 1.
+        device: Where to make them; PyTorch's default device if not given.
+
+    Returns:
+        int32 tensor ``(rows, 4 * ceil(columns / 128))``, packed as :func:`sign_matrix` packs them;
+        bits beyond ``columns`` are arbitrary.
+
+    Raises:
+        ValueError: A number is outside its range.
+    """
+    if device is None:
+        device = torch.get_default_device()
+    return torch.ops.sketchlayers.hadamard_signs(
+        seed, matrix, rows, columns, device=torch.device(device)
+    )
+
+
 def unpack_signs(
     packed: Tensor,
     columns: int,

@@ -6,14 +6,15 @@
 
 #include <string>
 
+#include "ops/hadamard_signs.h"
 #include "ops/sign_matrix.h"
 
 namespace sketchlayers {
 namespace {
 
-std::string signs_of_row(int64_t seed, int64_t matrix, int64_t row, int64_t columns) {
-  const at::Tensor packed = sign_matrix(seed, matrix, row + 1, columns);
-  const int32_t* words = packed[row].data_ptr<int32_t>();
+std::string last_row(const at::Tensor& packed, int64_t columns) {
+  const at::Tensor row = packed[-1];
+  const int32_t* words = row.data_ptr<int32_t>();
   std::string text;
   for (int64_t column = 0; column < columns; ++column) {
     text += sign_at<int>(words, column) > 0 ? '+' : '-';
@@ -21,10 +22,19 @@ std::string signs_of_row(int64_t seed, int64_t matrix, int64_t row, int64_t colu
   return text;
 }
 
+std::string signs_of_row(int64_t seed, int64_t matrix, int64_t row, int64_t columns) {
+  return last_row(sign_matrix(seed, matrix, row + 1, columns), columns);
+}
+
 TEST(Signs, FormatIsFixed) {
   EXPECT_EQ(signs_of_row(0, 0, 0, 24), "-+-++-----++---++---++--");
   EXPECT_EQ(signs_of_row(2018, 1, 3, 24), "+++--+-+++++-++--+++-+-+");
   EXPECT_EQ(signs_of_row((int64_t{1} << 40) + 7, 3, 2, 24), "--+-++-+-+++++-+--+--+--");
+}
+
+TEST(Signs, FormatOfHadamardSignsIsFixed) {
+  EXPECT_EQ(last_row(hadamard_signs(0, 0, 3, 24), 24), "+-++-+-+-+++++++-+++-+--");
+  EXPECT_EQ(last_row(hadamard_signs(2018, 1, 6, 24), 24), "--++-+++---++-++-+++++-+");
 }
 
 TEST(Signs, RowsArePaddedToBlocksOf128) {

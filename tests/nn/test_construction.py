@@ -8,7 +8,6 @@ from torch import nn
 
 from sketchlayers import ops
 from sketchlayers.nn import SKConv2d, SKLinear
-from sketchlayers.nn._hadamard import hadamard_signs
 from sketchlayers.nn._sizes import (
     dense_parameters,
     max_rank,
@@ -230,22 +229,22 @@ def test_plan_counts_the_dense_layers_multiply_adds():
 def test_hadamard_signs(columns):
     """Rows of one transform are orthogonal over all its columns; entries are as often + as -."""
     size = 1 << (columns - 1).bit_length()
-    whole = ops.unpack_signs(hadamard_signs(3, 1, size, size), size)
+    whole = ops.unpack_signs(ops.hadamard_signs(3, 1, size, size), size)
     assert torch.equal(whole @ whole.T, size * torch.eye(size))
-    packed = hadamard_signs(3, 1, size + 3, columns)
+    packed = ops.hadamard_signs(3, 1, size + 3, columns)
     assert packed.shape == (size + 3, 4 * math.ceil(columns / 128))
     assert packed.dtype == torch.int32
-    assert torch.equal(packed, hadamard_signs(3, 1, size + 3, columns))
-    assert torch.equal(packed[:2], hadamard_signs(3, 1, 2, columns))
+    assert torch.equal(packed, ops.hadamard_signs(3, 1, size + 3, columns))
+    assert torch.equal(packed[:2], ops.hadamard_signs(3, 1, 2, columns))
     signs = ops.unpack_signs(packed, columns)
     assert signs[:size].unique(dim=0).shape[0] == size or columns < size
-    assert hadamard_signs(3, 1, 4, columns, device="meta").shape == packed[:4].shape
+    assert ops.hadamard_signs(3, 1, 4, columns, device="meta").shape == packed[:4].shape
 
 
 def test_hadamard_signs_have_the_moments_of_a_sketch():
     """Over seeds E[U^T U] = I, which is all that the unbiased sketch needs."""
     signs = torch.stack(
-        [ops.unpack_signs(hadamard_signs(seed, 0, 4, 24), 24) for seed in range(2000)]
+        [ops.unpack_signs(ops.hadamard_signs(seed, 0, 4, 24), 24) for seed in range(2000)]
     )
     products = torch.einsum("sri,srj->sij", signs, signs) / 4
     assert (products.mean(0) - torch.eye(24)).abs().max() < 5 * 0.5 / math.sqrt(2000)

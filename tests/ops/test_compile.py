@@ -202,6 +202,7 @@ def opcheck(op, args, kwargs=None) -> None:
 def test_opcheck_of_the_signs():
     op = torch.ops.sketchlayers
     opcheck(op.sign_matrix.default, (3, 1, 4, 70), {"device": torch.device("cpu")})
+    opcheck(op.hadamard_signs.default, (3, 1, 4, 70), {"device": torch.device("cpu")})
     packed = ops.sign_matrix(3, 1, 4, 70)
     opcheck(op.unpack_signs.default, (packed, 70))
     opcheck(op.unpack_signs.default, (packed, 33), {"dtype": torch.bfloat16})
@@ -263,7 +264,7 @@ def test_opcheck_of_the_factored_leaves(name, mask):
 def test_every_operator_is_checked():
     """A new operator comes with an opcheck, here or in the file of its own tests."""
     checked = {
-        *("sign_matrix", "unpack_signs", "sk_weight", "sk_weight_backward"),
+        *("sign_matrix", "hadamard_signs", "unpack_signs", "sk_weight", "sk_weight_backward"),
         *("sk_linear", "sk_linear_factored", "sk_linear_factored_backward"),
         *("sk_conv2d", "sk_conv2d_factored", "sk_conv2d_factored_backward"),
         *("hashed_weight", "hashed_weight_backward", "hash_entries", "fresh_weight"),

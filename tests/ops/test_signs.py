@@ -31,6 +31,28 @@ def test_signs_of_the_format(seed, matrix, row, signs):
     assert torch.equal(unpacked.abs(), torch.ones_like(unpacked))
 
 
+@pytest.mark.parametrize(
+    ("seed", "matrix", "row", "signs"),
+    [
+        (0, 0, 2, "+-++-+-+-+++++++-+++-+--"),
+        (2018, 1, 5, "--++-+++---++-++-+++++-+"),
+        (2**40 + 7, 3, 30, "+---++-++++++-+-+---+-+-"),
+    ],
+)
+def test_hadamard_signs_of_the_format(seed, matrix, row, signs):
+    packed = ops.hadamard_signs(seed, matrix, row + 1, len(signs))
+    unpacked = ops.unpack_signs(packed, len(signs))
+    assert "".join("+-"[int(sign < 0)] for sign in unpacked[row]) == signs
+
+
+@pytest.mark.parametrize(
+    ("matrix", "rows", "columns"), [(-1, 1, 1), (2**29, 1, 1), (0, -1, 1), (0, 1, 0), (0, 1, 2**32)]
+)
+def test_hadamard_signs_refuse_numbers_out_of_range(matrix, rows, columns):
+    with pytest.raises(ValueError, match=r"hadamard_signs: \w+ must be in"):
+        ops.hadamard_signs(0, matrix, rows, columns)
+
+
 def test_first_words_are_those_of_the_generator():
     """Row 0 of matrix 0 uses counter (0, 0, 0, 1): the version is the fourth word."""
     packed = ops.sign_matrix(0, 0, 1, 128)

@@ -21,7 +21,6 @@ from ._cache import WeightCache
 from ._checks import checked_rate, one_of, whole_number
 from ._factored import sensitivity_by_group
 from ._geometry import memory_format
-from ._hadamard import hadamard_signs
 from ._sizes import rank_for_rate, sketch_rate
 
 Scale = Literal["paper", "normalized"] | float
@@ -279,7 +278,7 @@ class SketchLayer(WeightCache):
         outputs, patch = self._group_outputs, self._patch
         stacked = self.blocks * self.num_sketches * self.rank
         taps, columns = self._mixed
-        make = hadamard_signs if self.signs == "hadamard" else ops.sign_matrix
+        make = ops.hadamard_signs if self.signs == "hadamard" else ops.sign_matrix
         tensors = {
             "u1": self._by_group(make, 0, 2, stacked, outputs),
             "u2": self._by_group(make, 1, 2, stacked * taps, columns),

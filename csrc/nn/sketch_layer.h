@@ -1,0 +1,116 @@
+// What SKConv2d and SKLinear share: factors, signs, scale, initial values, the dense weight.
+#pragma once
+
+#include <torch/nn/cloneable.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "nn/weight_cache.h"
+#include "ops/sketch.h"
+
+namespace sketchlayers::nn {
+
+// A layer's sizes, checked.
+struct LayerSizes {
+  const char* owner;  // the layer's name, for messages
+  int64_t in_channels;
+  int64_t out_channels;
+  std::vector<int64_t> kernel;  // empty for a fully connected layer
+  int64_t groups;
+  bool bias;
+  std::string mixing;
+
+  int64_t group_inputs() const { return in_channels / groups; }
+  int64_t group_outputs() const { return out_channels / groups; }
+  int64_t positions() const;
+  int64_t patch() const { return group_inputs() * positions(); }  // n, the inputs of one output
+};
+
+// A layer with W_hat = base + c frame o (A S1 + S2 B) in place of its weight; see ops/sketch.h.
+//
+// Parameters s1, s2, bias and the buffer seed have the names and shapes of the Python layers, and
+// the same torch::manual_seed gives the same values. The signs are no buffers, because they follow
+// from the seed: they are made anew when an archive is loaded and follow the parameters' device.
+// After a write into `seed` in place call reset_signs().
+//
+// `Derived` has a static function checked_sizes(options) and a member prefers_dense(input).
+template <typename Derived, typename Options>
+class SketchLayerImpl : public torch::nn::Cloneable<Derived> {
+ public:
+  // Raises c10::ValueError for an option out of its range.
+  explicit SketchLayerImpl(Options options);
+
+  void reset() override;
+
+  // Draws new factors and bias from PyTorch's generator: the factors normal with the deviation that
+  // gives W_hat the Kaiming variance for any scale, or zero with a base; the bias as that of
+  // torch::nn::Conv2d. The seed stays.
+  void reset_parameters();
+
+  // Makes the signs anew from the buffer `seed`, and nothing else.
+  void reset_signs();
+
+  // W_hat in the shape of the dense weight, differentiable in s1 and s2.
+  at::Tensor dense_weight() const;
+
+  // Drops the dense weight that inference keeps. Needed after a write into the factors that leaves
+  // their version counters alone.
+  void clear_cache() { cache_.clear(); }
+
+  int64_t rank() const { return rank_; }   // k
+  double scale() const { return scale_; }  // c
+  double rate() const;                     // parameters over those of the dense layer
+
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<at::Device>& device = std::nullopt) const override;
+  void load(torch::serialize::InputArchive& archive) override;
+  void train(bool on = true) override;
+  void to(at::Device device, at::ScalarType dtype, bool non_blocking = false) override;
+  void to(at::ScalarType dtype, bool non_blocking = false) override;
+  void to(at::Device device, bool non_blocking = false) override;
+
+  Options options;
+
+  at::Tensor s1;           // (groups * l * k, d2 / groups, h, w) or (l * k, d2)
+  at::Tensor s2;           // (d1, l * k, h, w) or (d1, l * k)
+  at::Tensor bias;         // (d1), undefined without
+  at::Tensor seed;         // int64 scalar, decides all signs
+  at::Tensor u1;           // packed signs of A, (groups, blocks * l * k, words)
+  at::Tensor u2;           // packed signs of B
+  at::Tensor base_signs;   // packed signs of the base, undefined without
+  at::Tensor frame_signs;  // packed signs of the frame, undefined without
+
+ protected:
+  using Cloned = torch::nn::Cloneable<Derived>;
+
+  SketchArguments arguments() const;
+  bool needs_folded() const { return options.base() || options.frame(); }
+
+  // The dense weight, if an inference call on the CPU is to use it: kept from call to call while
+  // the factors stay as they are. Undefined where the operator is to run.
+  at::Tensor kept_weight(const at::Tensor& input);
+
+  // The end of pretty_print: what a dense layer does not have.
+  void print_sketch(std::ostream& stream) const;
+
+  LayerSizes sizes_;
+
+ private:
+  void restore_seeded();  // the buffer and all that follows from it, from options.seed()
+  void follow_parameters();
+
+  int64_t rank_ = 0;
+  double scale_ = 0;
+  WeightCache cache_;
+};
+
+// Checks on options, made before any work. Raise c10::ValueError: `owner: what must hold`.
+void check_at_least(const char* owner, const char* name, int64_t value, int64_t least);
+void check_pair(const char* owner, const char* name, at::IntArrayRef pair, int64_t least);
+void check_one_of(const char* owner, const char* name, const std::string& value,
+                  const std::vector<std::string>& choices);
+
+}  // namespace sketchlayers::nn
