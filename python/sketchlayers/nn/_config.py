@@ -16,7 +16,7 @@ from ._geometry import Geometry
 _NO_PART = frozenset({"covariance", "device", "dtype", "rate", "seed"})
 
 
-class Configured:
+class Configured(nn.Module):
     """A layer that tells its configuration and is made from one."""
 
     def config(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Configured:
             TypeError, ValueError: it is not the configuration of such a layer.
         """
         check_names(cls, config)
-        seed = {"seed": 0} if "seed" in _parameters(cls) else {}
+        seed = {"seed": 0} if _takes_seed(cls) else {}
         return cls(**config, **seed, device=device)
 
     def _options(self) -> dict[str, Any]:
@@ -81,6 +81,10 @@ def check_names(kind: type, config: Mapping[str, Any]) -> None:
             raise ValueError(f"{kind.__name__}: there is no {name!r} in a configuration")
     if not isinstance(bias := config.get("bias", True), bool):
         raise TypeError(f"{kind.__name__}: bias must be a bool (got bias={bias!r})")
+
+
+def _takes_seed(kind: type) -> bool:
+    return "seed" in _parameters(kind)
 
 
 def _without_defaults(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Fit(NamedTuple):
     relative_error: float
 
 
-class FactoredLayer(Configured, nn.Module):
+class FactoredLayer(Configured):
     """A layer that is computed by plain layers one after the other; the bias is the last one's.
 
     Attributes:

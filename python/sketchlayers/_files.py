@@ -1,0 +1,28 @@
+"""Writing files whole or not at all, and what to say of those that cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write to; what is there becomes ``path`` at the end, or vanishes after an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def shortened(error: BaseException) -> str:
+    """The message of an error as one line that is not too long."""
+    text = " ".join(str(error).split()).removeprefix("compress: ")
+    return text if len(text) <= 300 else f"{text[:300]}..."
