@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+
+from sketchlayers._meta import WithoutValues
 
 
 def torchvision_names() -> list[str]:
@@ -41,26 +40,6 @@ def build_torchvision(
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if transform_input:
         options["transform_input"] = True
-    with warnings.catch_warnings(), _WeightsOnMeta() if on_meta else contextlib.nullcontext():
+    with warnings.catch_warnings(), WithoutValues() if on_meta else contextlib.nullcontext():
         warnings.simplefilter("ignore")  # of how some models initialise themselves
         return models.get_model(name, weights=None, **options).eval()
-
-
-class _WeightsOnMeta(TorchFunctionMode):
-    """Modules are built with weights on the meta device.
-
-    ``torch.device("meta")`` would put all tensors there, also those that some models compute their
-    sizes with.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)

@@ -92,7 +92,8 @@ def checksum(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]])
         crc = zlib.crc32(f"{name}={metadata[name]}\n".encode(), crc)
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         crc = zlib.crc32(f"{name} {Entry.of(tensor)}\n".encode(), crc)
-        crc = zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()), crc)
+        values: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        crc = zlib.crc32(values, crc)
     return f"{crc:08x}"
 
 

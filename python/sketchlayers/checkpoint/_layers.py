@@ -9,6 +9,7 @@ from torch import nn
 
 from sketchlayers import methods
 from sketchlayers._files import shortened
+from sketchlayers._meta import WithoutValues
 from sketchlayers.nn._config import Configured, check_names, configuration, dense_arguments
 from sketchlayers.nn._geometry import Geometry
 
@@ -160,11 +161,12 @@ def _made(name: str, kind: type[nn.Module], config: dict[str, Any], old: nn.Modu
     What JSON says can be wrong in any way, so any error means that.
     """
     try:
-        if issubclass(kind, Configured):
-            layer: nn.Module = kind.from_config(config, device="meta")
-        else:
-            check_names(kind, config)
-            layer = kind(**config, device="meta")
+        with WithoutValues():
+            if issubclass(kind, Configured):
+                layer: nn.Module = kind.from_config(config, device="meta")
+            else:
+                check_names(kind, config)
+                layer = kind(**config, device="meta")
     except Exception as error:
         raise WrongFileError(
             f"the configuration of layer {name!r} is wrong "

@@ -62,7 +62,9 @@ class Match:
             used.add(source)
             value = value.to(devices[name])
             if name in self.channels_last:
-                value = value.contiguous(memory_format=torch.channels_last)
+                # Not `contiguous`, to which all strides of a 1x1 kernel are good enough.
+                inner = torch.empty_like(value, memory_format=torch.channels_last)
+                value = inner.copy_(value)
             if isinstance(own, nn.Parameter):
                 trained = own.requires_grad and (value.is_floating_point() or value.is_complex())
                 value = nn.Parameter(value, requires_grad=trained)

@@ -251,8 +251,8 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="a .safetensors file to write the smaller model to, for sketchlayers.load; of a "
-        "pickled MODEL with another ending, such as .pt: it holds the whole model, pickled too, and "
-        "needs --trust-pickle to be read again",
+        "pickled MODEL one with another ending: it holds the whole model, pickled too, and needs "
+        "--trust-pickle to be read again",
     )
     add("--plot", type=Path, metavar="FILE", help="a picture of every layer's size and error: .png")
     add("--force", action="store_true", help="overwrite files that exist")

@@ -297,12 +297,14 @@ class SketchLayer(WeightCache):
     ) -> Tensor:
         """Packed signs ``(groups, rows, words)``; group g's are of ``first_matrix + step * g``."""
         device = self.s1.device
-        return torch.stack(
-            [
-                make(self._seed, first_matrix + step * g, rows, columns, device=device)
-                for g in range(self._groups)
-            ]
+        first = make(self._seed, first_matrix, rows, columns, device=device)
+        if first.is_meta:  # where stacking would import the whole of `torch._dynamo`
+            return first.new_empty(self._groups, *first.shape)
+        others = (
+            make(self._seed, first_matrix + step * g, rows, columns, device=device)
+            for g in range(1, self._groups)
         )
+        return torch.stack([first, *others])
 
     def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> Plan:
         """Which path would run for an input of this shape and memory format, and why."""
