@@ -105,11 +105,12 @@ def _changed(draw: random.Random, value: Any) -> Any:
 def fingerprint(network: torch.nn.Module) -> tuple[object, ...]:
     """Which modules and tensors a network has, and the values of all of them."""
     tensors = [*network.named_parameters(), *network.named_buffers()]
-    crcs = tuple(
-        (name, id(x), zlib.crc32(memoryview(x.detach().reshape(-1).view(torch.uint8).numpy())))
-        for name, x in tensors
-    )
+    crcs = tuple((name, id(tensor), _crc(tensor.detach())) for name, tensor in tensors)
     return crcs, tuple((name, id(module)) for name, module in network.named_modules())
+
+
+def _crc(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_meta else zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 class Target:

@@ -84,8 +84,12 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         "its checksum is ",
     ),
     "another checksum": (
-        lambda parts: parts.whole().replace(b'crc32": "', b'crc32": "0')[:-1],
-        "no safetensors file, or damaged",
+        lambda parts: Parts(
+            parts.header
+            | {"__metadata__": parts.metadata | {"sketchlayers.crc32": "0badc0de"}},
+            parts.data,
+        ).whole(),
+        "and should be 0badc0de",
     ),
     "another rank, not signed": (
         lambda parts: parts.whole().replace(b'rank\\":1', b'rank\\":2'),
@@ -148,7 +152,9 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         "norm.bias must be of type torch.float32 (got torch.int32)",
     ),
     "a type of its own": (
-        lambda parts: with_tensor(parts, "norm.bias", dtype="U32"),
+        lambda parts: Parts(
+            parts.header | {"norm.bias": parts.header["norm.bias"] | {"dtype": "U32"}}, parts.data
+        ).whole(),
         "norm.bias must be of one of the types of the format (got U32)",
     ),
     "overlapping tensors": (
@@ -196,7 +202,7 @@ class NothingLarge(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kind": "DictionaryLinear", "rank": 1024, "num_columns": 1024}, "would need 4,3"),
+        ({"kind": "DictionaryLinear", "rank": 1024, "num_columns": 1024}, "would need 4,294,967,296 bytes"),
         ({"kind": "SKLinear", "rank": 1024, "blocks": 1024, "frame": "signs"}, "s1"),
         ({"kind": "HashedLinear", "buckets": 2**20}, "values"),
     ],
