@@ -12,8 +12,11 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """A path to write to; what is there becomes ``path`` at the end, or vanishes after an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode  # as the user wants files to be; some writers do not ask
     try:
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -2,9 +2,9 @@
 
     python tests/checkpoint/fuzz.py --files 100000
 
-A quarter of them have bytes changed, cut out, inserted or cut off anywhere. The others have
-another value somewhere in the JSON of the header or of what it holds, half of these under a checksum
-that is right, so that the reader has to find what is wrong by itself.
+A quarter of them have bytes changed, cut out, inserted or cut off anywhere. The others have another
+value somewhere in the JSON of the header or of what it holds, half of these under a checksum that
+is right, so that the reader has to find what is wrong by itself.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 import sketchlayers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from sketchlayers.checkpoint._container import VERSION
 from tests.checkpoint.networks import compressed
+
+from sketchlayers.checkpoint._container import VERSION
 
 DATA = Path(__file__).with_name("data")
 

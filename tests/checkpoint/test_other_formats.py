@@ -1,4 +1,4 @@
-"""Beside other ways of storing models: state dicts, distributed checkpoints, the Hugging Face Hub."""
+"""Beside state dicts, distributed checkpoints, and folders of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -100,5 +100,5 @@ def test_a_folder(tmp_path: Path) -> None:
     assert path == tmp_path / "model.safetensors"
     assert_same(sketchlayers.load(tmp_path, into=Tiny()), tiny())
     save_model(Tiny(), str(path))
-    with pytest.raises(ValueError, match="was not written by sketchlayers.save"):
+    with pytest.raises(ValueError, match=r"was not written by sketchlayers\.save"):
         sketchlayers.load(tmp_path, into=Tiny())
