@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,17 +61,9 @@ def compare(dense: nn.Module, state_dict: Path, compressed: Path, rounds: int) -
     times: dict[str, list[float]] = {"state dict": [], "dense": [], "compressed": []}
     for _ in range(rounds + 1):
         network = copy.deepcopy(dense)
-        times["state dict"].append(seconds(lambda: torch.load(state_dict, weights_only=True)))
-        times["dense"].append(
-            seconds(
-                lambda network=network: network.load_state_dict(
-                    torch.load(state_dict, weights_only=True)
-                )
-            )
-        )
-        times["compressed"].append(
-            seconds(lambda network=network: sketchlayers.load(compressed, into=network))
-        )
+        times["state dict"].append(seconds(partial(torch.load, state_dict, weights_only=True)))
+        times["dense"].append(seconds(partial(load_dense, network, state_dict)))
+        times["compressed"].append(seconds(partial(sketchlayers.load, compressed, network)))
     for contender, taken in times.items():
         del taken[0]  # warms up
         line = f"  {contender:<11} {1e3 * statistics.median(taken):7.1f} ms"
@@ -81,6 +74,11 @@ def compare(dense: nn.Module, state_dict: Path, compressed: Path, rounds: int) -
                 line += f"; {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) of {other}"
             line += f" (goal {GOAL})"
         print(line, flush=True)
+
+
+def load_dense(network: nn.Module, path: Path) -> None:
+    """The usual way."""
+    network.load_state_dict(torch.load(path, weights_only=True))
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -79,11 +79,11 @@ def test_one_call_from_photos_to_a_smaller_model(
     assert all(torch.equal(state[name], value) for name, value in expected.state_dict().items())
 
     # Again, as JSON and in PyTorch's format: the same model, and the file holds the report.
-    assert main([*arguments, "--out", "small.safetensors", "--json"]) == 0
+    assert main([*arguments, "--out", "again.safetensors", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert without(printed, "seconds") == without(report.to_dict(), "seconds")
-    assert read_description("small.safetensors").reports == (printed,)
-    stored = load_file("small.safetensors")
+    assert read_description("again.safetensors").reports == (printed,)
+    stored = load_file("again.safetensors")
     assert all(torch.equal(stored[name], value) for name, value in state.items())
 
 
