@@ -33,7 +33,8 @@ def build_torchvision(
         name: what torchvision calls it.
         num_classes: None for its own number.
         transform_input: whether GoogLeNet or Inception normalise inputs as their authors did.
-        on_meta: leave the weights on the meta device, without memory and values.
+        on_meta: leave the weights on the meta device, without memory and values; small buffers,
+            such as the statistics of batch norms, have theirs.
     """
     from torchvision import models
 

@@ -77,7 +77,10 @@ def open_model(
         architecture: dict[str, Any] = {"name": name, "num_classes": num_classes}
         if weights is not None and num_classes is None and name in TRANSFORMS_INPUT:
             architecture["transform_input"] = True
-        model = build_torchvision(**architecture, on_meta=on_meta and weights is None)
+        on_meta = on_meta and weights is None
+        model = build_torchvision(**architecture, on_meta=on_meta)
+        if on_meta:
+            model.to("meta")  # the statistics of batch norms, too
         if weights is not None:
             _load_weights(model, weights)
         return Loaded(model, architecture, trained=weights is not None)
