@@ -4,8 +4,8 @@ Layers: :class:`SKConv2d`, :class:`SKLinear`; of other papers :class:`TuckerConv
 :class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`, :class:`HashedConv2d`,
 :class:`HashedLinear`, :class:`FreshConv2d`, :class:`DictionaryConv2d`, :class:`DictionaryLinear`.
 Whole models: :func:`compress`, :func:`calibrate`,
-:func:`fold`, :func:`inspect`, :func:`optimize_for_inference`, :func:`clear_cache`. Operators:
-:mod:`sketchlayers.ops`.
+:func:`fold`, :func:`inspect`, :func:`optimize_for_inference`, :func:`clear_cache`. Files:
+:func:`save`, :func:`load`. Operators: :mod:`sketchlayers.ops`.
 
 Source: Kasiviswanathan, Narodytska, Jin: "Network Approximation using Tensor Sketching",
 IJCAI 2018.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sketchlayers._version import __version__
 
 if TYPE_CHECKING:
+    from sketchlayers.checkpoint import load, save
     from sketchlayers.compress import compress, fold, inspect
     from sketchlayers.compress.calibrate import Calibration, calibrate
     from sketchlayers.inference import clear_cache, optimize_for_inference
@@ -57,8 +58,10 @@ _PUBLIC = {
     "compress": "sketchlayers.compress",
     "fold": "sketchlayers.compress",
     "inspect": "sketchlayers.compress",
+    "load": "sketchlayers.checkpoint",
     "optimize_for_inference": "sketchlayers.inference",
     "param_groups": "sketchlayers.optim",
+    "save": "sketchlayers.checkpoint",
 }
 
 __all__ = [
@@ -80,8 +83,10 @@ __all__ = [
     "compress",
     "fold",
     "inspect",
+    "load",
     "optimize_for_inference",
     "param_groups",
+    "save",
 ]
 
 

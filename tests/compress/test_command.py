@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import sketchlayers
+from sketchlayers.checkpoint import _container, read_description
 from sketchlayers.cli import main
-from sketchlayers.compress import open_compressed
-from sketchlayers.compress._files import FORMAT
 
 from .command_line import assert_refused, files, without
 
@@ -46,7 +46,8 @@ def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_inspect_a_model_that_needs_values_to_be_made(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "regnet_x_400mf", "--json"]) == 0
+    sizes = ["--input-size", "3x64x64"]  # runs batch norms, which have buffers
+    assert main(["inspect", "regnet_x_400mf", "--json", *sizes]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"] == 5_495_976
 
 
@@ -56,7 +57,7 @@ def test_compress_writes_a_file_that_loads(
     source = models.get_model(NAME, weights=None, num_classes=10).eval()
     torch.save({"state_dict": source.state_dict()}, "weights.pt")
     arguments = ["compress", NAME, *SMALL, "--weights", "weights.pt", "--rate", "0.5"]
-    arguments += ["--out", "small.pt", "--seed", "7", "--input-size", "3x64x64"]
+    arguments += ["--out", "small.safetensors", "--seed", "7", "--input-size", "3x64x64"]
     assert main([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
     with pytest.warns(UserWarning, match="needs training"):
@@ -66,20 +67,20 @@ def test_compress_writes_a_file_that_loads(
     printed, same = json.loads(out), report.to_dict()
     assert printed["seconds"].keys() == same["seconds"].keys()
     assert without(printed, "seconds") == without(same, "seconds")
-    assert err.splitlines()[0].startswith("written: small.pt (")
+    assert err.splitlines()[0].startswith("written: small.safetensors (")
     opening = err.splitlines()[1].removeprefix("open it in Python: ")
     assert err.splitlines()[2].startswith("warning: compress: ") and "needs training" in err
-    contents = torch.load("small.pt", weights_only=True)
-    assert contents["report"] == printed
-    assert contents["architecture"] == {"name": NAME, "num_classes": 10}
-    loaded = contents["state_dict"]
+    description = read_description("small.safetensors")
+    assert description.reports == (printed,)
+    assert description.architecture == {"name": NAME, "num_classes": 10}
+    loaded = load_file("small.safetensors")
     assert loaded.keys() == expected.state_dict().keys()
     assert all(torch.equal(loaded[k], v) for k, v in expected.state_dict().items())
-    assert sorted(files(folder)) == ["small.pt", "weights.pt"]
-    assert os.stat("small.pt").st_mode == os.stat("weights.pt").st_mode
+    assert sorted(files(folder)) == ["small.safetensors", "weights.pt"]
+    assert os.stat("small.safetensors").st_mode == os.stat("weights.pt").st_mode
 
     # The file can be given in place of a model.
-    assert main(["inspect", "small.pt"]) == 0
+    assert main(["inspect", "small.safetensors"]) == 0
     assert "already compressed (SKConv2d)" in capsys.readouterr().out
     opened: dict[str, Any] = {}
     exec(opening, opened)  # the printed line is all that a reader needs
@@ -93,15 +94,17 @@ def test_a_compressed_file_can_be_compressed_again(
 ) -> None:
     tail = ["--init", "random", "--json"]
     first = ["compress", NAME, *SMALL, "--rate", "features.12.*=0.2", "--num-sketches", "2"]
-    assert main([*first, *tail, "--out", "once.pt"]) == 0
-    again = ["compress", "once.pt", "--rate", "classifier.1=0.5"]
-    assert main([*again, *tail, "--out", "twice.pt"]) == 0
-    model = open_compressed("twice.pt")
+    assert main([*first, *tail, "--out", "once.safetensors"]) == 0
+    again = ["compress", "once.safetensors", "--rate", "classifier.1=0.5"]
+    assert main([*again, *tail, "--out", "twice.safetensors"]) == 0
+    model = sketchlayers.load("twice.safetensors")
     assert model.features[12].squeeze.num_sketches == 2
     assert model.classifier[1].num_sketches == 1
-    state = torch.load("twice.pt", weights_only=True)["state_dict"]
+    state = load_file("twice.safetensors")
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    for name, value in open_compressed("once.pt").features.state_dict().items():
+    rates = [report["rate_asked"] for report in read_description("twice.safetensors").reports]
+    assert rates == [{"features.12.*": 0.2}, {"classifier.1": 0.5}]
+    for name, value in sketchlayers.load("once.safetensors").features.state_dict().items():
         assert torch.equal(state[f"features.{name}"], value)
 
 
@@ -109,73 +112,39 @@ def test_a_compressed_file_can_be_compressed_again(
 def test_files_hold_every_kind_of_rank(
     method: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compress("--method", method, "--out", "small.pt", "--json") == 0
+    assert compress("--method", method, "--out", "small.safetensors", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    contents = torch.load("small.pt", weights_only=True)
-    assert contents["report"] == printed and printed["method"] == method
+    assert read_description("small.safetensors").reports == (printed,)
+    assert printed["method"] == method
     ranks = [row["rank"] for row in printed["layers"] if row["method"]]
     assert all(isinstance(rank, list if method == "tucker2" else int) for rank in ranks)
-    model = open_compressed("small.pt")
+    model = sketchlayers.load("small.safetensors")
     assert sum(p.numel() for p in model.parameters()) == printed["parameters_after"]
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, contents["state_dict"][name])
-    assert main(["inspect", "small.pt", "--method", method]) == 0
+    stored = load_file("small.safetensors")
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+    assert main(["inspect", "small.safetensors", "--method", method]) == 0
     assert "already compressed" in capsys.readouterr().out
 
 
 def test_damaged_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compress("--out", "small.pt") == 0
+    assert compress("--out", "small.safetensors") == 0
     capsys.readouterr()
-    good = torch.load("small.pt", weights_only=True)
-    report = good["report"]
-    rows = report["layers"]
-    at = next(i for i, row in enumerate(rows) if row["method"])
-
-    def with_row(**changes: Any) -> dict[str, Any]:
-        return {"report": report | {"layers": [*rows[:at], rows[at] | changes]}}
-
-    cases = [
-        (without(good, "architecture"), "'architecture' is missing"),
-        (without(good, "state_dict"), "'state_dict' is missing"),
-        (without(good, "report"), "'report' is missing"),
-        (good | {"report": without(report, "layers")}, "'layers' is missing"),
-        (good | {"architecture": {"name": NAME}}, "'num_classes' is missing"),
-        (good | {"architecture": None}, "architecture must be a dict (got NoneType)"),
-        (good | {"architecture": {"name": "squid", "num_classes": 10}}, "squid"),
-        (good | {"architecture": {"name": NAME, "num_classes": 7}}, "size mismatch"),
-        (good | {"report": 3}, "report must be a dict (got int)"),
-        (good | {"earlier": 3}, "earlier must be a list (got int)"),
-        (good | {"report": report | {"method": "sketsch"}}, "method must be one of"),
-        (good | {"report": report | {"options": {"mixing": "time"}}}, "mixing must be one of"),
-        (good | with_row(name="features.99"), "99"),
-        (good | with_row(name="features.1"), "got ReLU"),
-        (good | with_row(rank=10**6), "rank"),
-        (good | {"state_dict": {}}, "Missing key"),
-        (good | {"state_dict": [1]}, "state_dict must be a dict (got list)"),
-    ]
-    for contents, message in cases:
-        torch.save(contents, "bad.pt")
-        with pytest.raises(ValueError, match=r"^bad\.pt is damaged: .") as caught:
-            open_compressed("bad.pt")
-        assert message in str(caught.value)
-        assert_refused(folder, capsys, ["inspect", "bad.pt"], "bad.pt is damaged: ")
-    again = ["compress", "bad.pt", "--rate", "0.9", "--out", "new.pt"]
-    assert_refused(folder, capsys, again, "bad.pt is damaged: ")
-
-
-def test_open_compressed_refuses_other_files(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such file: missing\.pt"):
-        open_compressed("missing.pt")
-    torch.save([1, 2], "list.pt")
-    with pytest.raises(ValueError, match=r"open_compressed: list\.pt must be .*got list"):
-        open_compressed("list.pt")
-    torch.save(nn.Linear(2, 2), "whole.pt")
-    with pytest.raises(ValueError, match=r"if you trust it, use torch\.load\("):
-        open_compressed(folder / "whole.pt")
+    good = Path("small.safetensors").read_bytes()
+    for bad, message in (
+        (good[:-1] + bytes([good[-1] ^ 1]), "its checksum is "),
+        (good.replace(b"squeezenet1_1", b"squeezenet1_0"), "the network must have a layer"),
+        (good[: len(good) // 2], "cannot read bad.safetensors: damaged ("),
+    ):
+        Path("bad.safetensors").write_bytes(bad)
+        assert_refused(folder, capsys, ["inspect", "bad.safetensors"], message)
+        again = ["compress", "bad.safetensors", "--rate", "0.9", "--out", "new.safetensors"]
+        assert_refused(folder, capsys, again, message)
+    sketchlayers.save(nn.Linear(4, 4), "own.safetensors")
+    assert_refused(folder, capsys, ["inspect", "own.safetensors"], "does not say how to make the")
 
 
 def test_compress_prints_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compress("--out", "small.pt", "--no-keep-first", "--layers", "features.*") == 0
+    assert compress("--out", "small.safetensors", "--no-keep-first", "--layers", "features.*") == 0
     out = capsys.readouterr().out
     assert "whole model" in out and "(asked: 0.5)" in out
     method = {words[0]: words[1] for line in out.splitlines() if len(words := line.split()) > 6}
@@ -184,7 +153,16 @@ def test_compress_prints_the_table(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_rates_of_patterns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["compress", NAME, *SMALL, "--init", "random", "--out", "small.pt", "--json"]
+    arguments = [
+        "compress",
+        NAME,
+        *SMALL,
+        "--init",
+        "random",
+        "--out",
+        "small.safetensors",
+        "--json",
+    ]
     assert main([*arguments, "--rate", "features.12.*=0.2", "--rate", "classifier.1=0.5"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["rate_asked"] == {"features.12.*": 0.2, "classifier.1": 0.5}
@@ -198,26 +176,26 @@ def test_rates_of_patterns(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_existing_files_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("small.pt").write_bytes(b"precious")
-    arguments = ["compress", NAME, "--rate", "0.5", "--out", "small.pt"]
-    assert_refused(folder, capsys, arguments, "small.pt exists; --force overwrites it")
-    assert compress("--out", "small.pt", "--force") == 0
-    assert torch.load("small.pt", weights_only=True)["format"] == FORMAT
+    Path("small.safetensors").write_bytes(b"precious")
+    arguments = ["compress", NAME, "--rate", "0.5", "--out", "small.safetensors"]
+    assert_refused(folder, capsys, arguments, "small.safetensors exists; --force overwrites it")
+    assert compress("--out", "small.safetensors", "--force") == 0
+    assert read_description("small.safetensors").version == 1
 
 
 def test_a_failed_write_leaves_the_old_file(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("small.pt").write_bytes(b"precious")
+    Path("small.safetensors").write_bytes(b"precious")
 
-    def broken_save(contents: Any, file: Any) -> None:
-        file.write(b"half a file")
+    def broken_save(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half a file")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch, "save", broken_save)
-    assert compress("--out", "small.pt", "--force") == 2
+    monkeypatch.setattr(_container, "save_file", broken_save)
+    assert compress("--out", "small.safetensors", "--force") == 2
     assert "no space left" in capsys.readouterr().err
-    assert files(folder) == {"small.pt": b"precious"}
+    assert files(folder) == {"small.safetensors": b"precious"}
 
 
 class Pickled(nn.Sequential):
@@ -228,6 +206,8 @@ def test_pickled_models_need_trust(folder: Path, capsys: pytest.CaptureFixture[s
     torch.save(Pickled(nn.Linear(32, 32), nn.Linear(32, 32)), "whole.pt")
     out = ["--rate", "0.8", "--out", "small.pt"]
     assert_refused(folder, capsys, ["compress", "whole.pt", *out], "say --trust-pickle")
+    other = ["compress", "whole.pt", "--trust-pickle", "--rate", "0.8", "--out", "it.safetensors"]
+    assert_refused(folder, capsys, other, "--out of a pickled MODEL must not be a .safetensors")
     trusted = ["whole.pt", "--trust-pickle", "--input-size", "32"]
     assert main(["inspect", *trusted]) == 0
     assert "1.02 k" in capsys.readouterr().out  # multiply-adds of 32 x 32
@@ -274,20 +254,24 @@ def test_wrong_models_and_files(folder: Path, capsys: pytest.CaptureFixture[str]
     ]
     for arguments, message in cases:
         assert_refused(folder, capsys, ["inspect", *arguments], message)
-        tail = ["--rate", "0.5", "--out", "small.pt", "--init", "random"]
+        tail = ["--rate", "0.5", "--out", "small.safetensors", "--init", "random"]
         assert_refused(folder, capsys, ["compress", *arguments, *tail], message)
 
 
 def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["compress", NAME, *SMALL, "--init", "random", "--out", "small.pt", "--rate"]
+    base = ["compress", NAME, *SMALL, "--init", "random", "--out", "small.safetensors", "--rate"]
     for arguments, message in [
         ([*base, "0.001"], "rate must be at least 0.0"),
         ([*base, "7"], "rate must be in (0, 1]"),
         ([*base, "0.5", "--rate", "0.6"], "--rate must be one number, or only pairs"),
         ([*base, "0.5", "--rate", "classifier.1=0.6"], "--rate must be one number, or only pairs"),
         ([*base, "0.5", "--layers", "classifer.*"], "a pattern must match a layer"),
-        ([*base[:-3], "--out", "nowhere/small.pt", "--rate", "0.5"], "in a folder that exists"),
+        (
+            [*base[:-3], "--out", "nowhere/small.safetensors", "--rate", "0.5"],
+            "in a folder that exists",
+        ),
         ([*base[:-3], "--out", ".", "--rate", "0.5"], "--out must be a file"),
+        ([*base[:-3], "--out", "it.pt", "--rate", "0.5"], "--out must be a .safetensors file"),
     ]:
         assert_refused(folder, capsys, arguments, message)
 
@@ -299,6 +283,6 @@ def test_arguments_that_do_not_parse(
     wrong: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["compress", NAME, "--rate", "0.5", "--out", "small.pt", *wrong])
+        main(["compress", NAME, "--rate", "0.5", "--out", "small.safetensors", *wrong])
     assert caught.value.code == 2
     assert wrong[0] in capsys.readouterr().err and files(folder) == {}

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import sketchlayers
+from sketchlayers.checkpoint import read_description
 from sketchlayers.cli import main
-from sketchlayers.compress import open_compressed
 from sketchlayers.compress._folder import ImageBatches, Preparation, find_images, spread
 
 from .command_line import assert_refused, files, without
@@ -78,12 +79,12 @@ def test_one_call_from_photos_to_a_smaller_model(
     assert all(torch.equal(state[name], value) for name, value in expected.state_dict().items())
 
     # Again, as JSON and in PyTorch's format: the same model, and the file holds the report.
-    assert main([*arguments, "--out", "small.pt", "--json"]) == 0
+    assert main([*arguments, "--out", "again.safetensors", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert without(printed, "seconds") == without(report.to_dict(), "seconds")
-    contents = torch.load("small.pt", weights_only=True)
-    assert contents["report"] == printed
-    assert all(torch.equal(contents["state_dict"][name], value) for name, value in state.items())
+    assert read_description("again.safetensors").reports == (printed,)
+    stored = load_file("again.safetensors")
+    assert all(torch.equal(stored[name], value) for name, value in state.items())
 
 
 def test_settings_of_calibration_are_passed_on(
@@ -92,7 +93,7 @@ def test_settings_of_calibration_are_passed_on(
     arguments = ["compress", "--model", *MODEL, *LAYERS[:2], "--flops-rate", "0.98", "--json"]
     arguments += ["--calibration", "photos", "--images", "12", "--seed", "1", "--method", "svd"]
     arguments += ["--no-sequential", "--sensitivity", "none", "--reestimate-batch-norm", "auto"]
-    arguments += ["--memory-budget", "0.5", "--refine", "2", "--out", "small.pt"]
+    arguments += ["--memory-budget", "0.5", "--refine", "2", "--out", "small.safetensors"]
     assert main(arguments) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["budget"] == "flops_rate" and printed["rate_asked"] == 0.98
@@ -109,7 +110,7 @@ def test_settings_of_calibration_are_passed_on(
     assert (printed["method"], printed["allocation"]) == ("auto", "uniform")
     ranks = {row["name"]: row["rank"] for row in printed["layers"] if row["method"]}
     squeeze, expand = (ranks[f"features.6.{name}"] for name in ("squeeze", "expand3x3"))
-    opened = open_compressed("auto.safetensors").features[6]
+    opened = sketchlayers.load("auto.safetensors").features[6]
     assert opened.squeeze.ranks == tuple(squeeze) and opened.expand3x3.ranks == tuple(expand)
 
 
@@ -140,12 +141,20 @@ def test_calibrate_once_and_compress_often(
     assert printed["images"] == 9 and not printed["sequential"]
     assert printed["output_change"] is None
 
-    again = ["compress", "resnet18", "--rate", "0.5", *use[:2], "--out", "new.pt"]
+    again = ["compress", "resnet18", "--rate", "0.5", *use[:2], "--out", "new.safetensors"]
     assert_refused(folder, capsys, again, "it must be of this very model (got another", told=1)
-    again = ["compress", *MODEL, *TUCKER, *use[:2], "--out", "new.pt"]
+    again = ["compress", *MODEL, *TUCKER, *use[:2], "--out", "new.safetensors"]
     why = "--refine needs images: --calibration DIR (got moments.safetensors)"
     assert_refused(folder, capsys, [*again, "--refine"], why)
-    other = ["compress", *MODEL, *TUCKER, "--calibration", "small.safetensors", "--out", "new.pt"]
+    other = [
+        "compress",
+        *MODEL,
+        *TUCKER,
+        "--calibration",
+        "small.safetensors",
+        "--out",
+        "new.safetensors",
+    ]
     assert_refused(folder, capsys, other, "must be a file of Calibration.save")
     named = ["inspect", "moments.safetensors"]
     assert_refused(folder, capsys, named, "holds no model: it is a file of sketchlayers.calibr")
@@ -153,7 +162,7 @@ def test_calibrate_once_and_compress_often(
 
 @pytest.mark.filterwarnings("ignore:compress")
 def test_finetuning_says_what_it_brings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["compress", *MODEL, "--rate", "0.7", "--seed", "1", "--out", "small.pt"]
+    arguments = ["compress", *MODEL, "--rate", "0.7", "--seed", "1", "--out", "small.safetensors"]
     arguments += ["--val", "held_out", "--batch-size", "6"]
     assert main([*arguments, "--json"]) == 0
     before = json.loads(capsys.readouterr().out)
@@ -174,12 +183,20 @@ def test_finetuning_says_what_it_brings(folder: Path, capsys: pytest.CaptureFixt
         "training",
         "accuracy on 6 held-out images, fine-tuned",
     ]
-    contents = torch.load("small.pt", weights_only=True)
-    assert contents["report"] == report
+    assert read_description("small.safetensors").reports == (report,)
     assert report["layers"] == before["layers"]  # the table is about the compression
 
     # The file can be trained on, or judged, without being compressed any further.
-    again = ["compress", "small.pt", "--rate", "1", "--input-size", "3x40x40", "--init", "random"]
+    again = [
+        "compress",
+        "small.safetensors",
+        "--rate",
+        "1",
+        "--input-size",
+        "3x40x40",
+        "--init",
+        "random",
+    ]
     assert main([*again, "--val", "held_out", "--out", "same.safetensors", "--json"]) == 0
     accuracy = json.loads(capsys.readouterr().out)["accuracy"]
     assert accuracy["original"] == accuracy["compressed"] == report["accuracy"]["fine-tuned"]
@@ -219,7 +236,7 @@ def test_wrong_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), "whole.pt")
-    flops = ["compress", NAME, "--flops-rate", "0.5", "--out", "small.pt"]
+    flops = ["compress", NAME, "--flops-rate", "0.5", "--out", "small.safetensors"]
     whole = ["compress", "whole.pt", "--trust-pickle", "--rate", "0.9", "--out"]
     images = ["--calibration", "photos", "--input-size"]
     for arguments, message in [
@@ -240,7 +257,7 @@ def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_random_weights_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["compress", NAME, *LAYERS, "--method", "svd", "--out", "small.pt"]
+    arguments = ["compress", NAME, *LAYERS, "--method", "svd", "--out", "small.safetensors"]
     arguments += ["--calibration", "photos", "--images", "4", "--input-size", "3x40x40"]
     assert main(arguments) == 0
     assert f"warning: {NAME} has random weights; --weights FILE" in capsys.readouterr().err

@@ -8,7 +8,6 @@ works whichever of the two the name stands for.
 import sys
 from types import ModuleType
 
-from sketchlayers.compress._files import open_compressed
 from sketchlayers.compress._seeds import layer_seed
 from sketchlayers.compress.convert import Compressed, compress, fold, inspect
 from sketchlayers.compress.refine import Refinement
@@ -25,7 +24,6 @@ __all__ = [
     "fold",
     "inspect",
     "layer_seed",
-    "open_compressed",
 ]
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sketchlayers._files import shortened
 from sketchlayers._progress import progress_bar
-from sketchlayers.compress._files import shortened
 from sketchlayers.compress._table import joined
 
 SUFFIXES = (

@@ -1,25 +1,27 @@
-"""Models as a command line names them: by torchvision's name, or by a file."""
+"""Models as a command line names them: by torchvision's name, or by a file.
+
+A file is one of `sketchlayers.save`, or a whole pickled model, of a user who trusts it. Weights for
+a named model may come from a safetensors file or from one of ``torch.save``.
+"""
 
 from __future__ import annotations
 
 import difflib
+import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
-from sketchlayers.compress._files import (
-    build_torchvision,
-    is_compressed,
-    read,
-    rebuild,
-    reports_of,
-    shortened,
-    torchvision_names,
-)
+from sketchlayers._files import shortened
+from sketchlayers._torchvision import build_torchvision, torchvision_names
+from sketchlayers.checkpoint import load, read_description
 
 TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 """Networks whose published weights want their inputs transformed, which they do themselves."""
@@ -75,7 +77,10 @@ def open_model(
         architecture: dict[str, Any] = {"name": name, "num_classes": num_classes}
         if weights is not None and num_classes is None and name in TRANSFORMS_INPUT:
             architecture["transform_input"] = True
-        model = build_torchvision(**architecture, on_meta=on_meta and weights is None)
+        on_meta = on_meta and weights is None
+        model = build_torchvision(**architecture, on_meta=on_meta)
+        if on_meta:
+            model.to("meta")  # the statistics of batch norms, too
         if weights is not None:
             _load_weights(model, weights)
         return Loaded(model, architecture, trained=weights is not None)
@@ -95,12 +100,12 @@ def open_model(
 
 
 def _open_file(path: Path, *, trust: bool) -> Loaded:
-    contents = _read(path, trust=trust)
+    if is_checkpoint(path):
+        description = read_description(path)
+        return Loaded(load(path), description.architecture, description.reports)
+    contents = read(path, trust=trust)
     if isinstance(contents, nn.Module):
         return Loaded(contents)
-    if is_compressed(contents):
-        model = rebuild(path, contents)
-        return Loaded(model, contents["architecture"], reports_of(contents))
     if isinstance(contents, Mapping):
         raise WrongInput(
             f"{path} holds weights and no model: give the model's name and --weights {path}"
@@ -109,9 +114,9 @@ def _open_file(path: Path, *, trust: bool) -> Loaded:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    contents = _read(path, trust=False)
-    if is_compressed(contents):
-        raise WrongInput(f"{path} holds a compressed model: give it as MODEL, without --weights")
+    if is_checkpoint(path):
+        raise WrongInput(f"{path} holds a model of its own: give it as MODEL, without --weights")
+    contents = read(path, trust=False)
     for key in ("state_dict", "model"):
         if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
             contents = contents[key]
@@ -130,5 +135,55 @@ def _with_usual_names(state: Mapping[str, Any]) -> dict[str, Any]:
     return {_OLD_DENSENET.sub(r"\1\2", names[name]): value for name, value in state.items()}
 
 
-def _read(path: Path, *, trust: bool) -> Any:
-    return read(path, trust=trust, how_to_trust="say --trust-pickle")
+def read(path: Path, *, trust: bool) -> Any:
+    """What ``torch.save`` wrote, on the CPU, or the tensors of a safetensors file of others.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or only with ``trust``, which reads pickled objects.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if _is_safetensors(path):
+        return _tensors(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if not trust and zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} holds pickled objects, which run code when they are read; "
+                "if you trust it, say --trust-pickle"
+            ) from error
+        raise ValueError(f"cannot read {path}: not a file of torch.save, or damaged") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(
+            f"cannot read {path}: {type(error).__name__}: {shortened(error)}"
+        ) from error
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is one of `sketchlayers.save`, damaged or not."""
+    return path.is_file() and _is_safetensors(path) and "sketchlayers.version" in _metadata(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a header, and the header in JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"cannot read {path}: damaged ({shortened(error)})") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    kind = _metadata(path).get("format", "")
+    if kind.startswith("sketchlayers."):
+        raise ValueError(f"{path} holds no model: it is a file of {kind}")
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -250,8 +250,9 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="where to write the smaller model: .safetensors, or as PyTorch does; of a pickled "
-        "MODEL it holds the whole model, pickled too, and needs --trust-pickle to be read again",
+        help="a .safetensors file to write the smaller model to, for sketchlayers.load; of a "
+        "pickled MODEL one with another ending: it holds the whole model, pickled too, and needs "
+        "--trust-pickle to be read again",
     )
     add("--plot", type=Path, metavar="FILE", help="a picture of every layer's size and error: .png")
     add("--force", action="store_true", help="overwrite files that exist")

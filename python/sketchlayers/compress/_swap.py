@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 
 from sketchlayers import methods
+from sketchlayers._meta import WithoutValues
 
 # What a hook was registered with (`with_kwargs`, `always_call`) is kept in dicts by the same ids.
 _HOOKS = (
@@ -128,7 +129,8 @@ def _carry_over(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> 
 @functools.cache
 def _standard_attributes(kind: type[nn.Module]) -> frozenset[str]:
     """Names in ``vars`` of any layer of this class, plain or compressed, as it comes new."""
-    plain = (nn.Conv2d(8, 8, 3, device="meta"), nn.Linear(8, 8, device="meta"))
+    with WithoutValues():
+        plain = (nn.Conv2d(8, 8, 3, device="meta"), nn.Linear(8, 8, device="meta"))
     all_methods = [methods.get(name) for name in methods.names()]
     built = (
         method.build(layer, method.ranks(layer)[0], init="random", seed=0)
@@ -136,7 +138,9 @@ def _standard_attributes(kind: type[nn.Module]) -> frozenset[str]:
         for layer in plain
         if method.refusal(layer) is None
     )
-    names = {name for layer in (*plain, *built) if isinstance(layer, kind) for name in vars(layer)}
+    with WithoutValues():
+        made = [*plain, *built]
+    names = {name for layer in made if isinstance(layer, kind) for name in vars(layer)}
     if issubclass(kind, nn.Conv2d | nn.Linear):
         names |= vars(plain[0]).keys() | vars(plain[1]).keys()
     return frozenset(names | {"_compiled_call_impl"})

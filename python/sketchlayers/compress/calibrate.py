@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from sketchlayers._files import shortened, written_whole
 from sketchlayers._progress import progress_bar
 from sketchlayers._version import __version__
 from sketchlayers.compress._choose import NOT_CHOSEN, FilterFunction, _suggestion, match
 from sketchlayers.compress._evaluation import evaluating, same_random_numbers
-from sketchlayers.compress._files import shortened
 from sketchlayers.compress._loader import (
     Forward,
     batches_in,
@@ -167,16 +167,8 @@ class Calibration(Mapping[str, LayerMoments]):
             "layers": json.dumps(layers),
             "missing": json.dumps(self.missing),
         }
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with written_whole(Path(path)) as temporary:
             save_file(tensors, temporary, metadata)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:

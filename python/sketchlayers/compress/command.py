@@ -1,8 +1,7 @@
 """``sketchlayers inspect``, ``calibrate`` and ``compress``: whole models from a shell.
 
-What ``compress`` writes of a torchvision model is described and opened by
-`sketchlayers.compress._files`. Of a pickled model it writes the whole compressed model, pickled:
-nothing else says how to rebuild it.
+``compress`` writes a torchvision model as `sketchlayers.save` does. Of a pickled model it writes
+the whole compressed model, pickled: nothing else says how to rebuild it.
 
 Reports go to the standard output, everything else to the standard error.
 """
@@ -22,14 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import methods
+from sketchlayers._files import written_whole
+from sketchlayers.checkpoint import save
 from sketchlayers.compress._arguments import Sensitivity
 from sketchlayers.compress._evaluation import evaluating
-from sketchlayers.compress._files import (
-    SAFETENSORS,
-    compressed_contents,
-    write,
-    write_atomically,
-)
 from sketchlayers.compress._finetune import FineTuning, accuracy, finetune, scores_of
 from sketchlayers.compress._folder import (
     ImageBatches,
@@ -62,6 +57,7 @@ __all__ = [
     "run_inspect",
 ]
 
+SAFETENSORS = ".safetensors"
 WRONG_INPUT = 2
 """Exit code when the arguments or the files are wrong."""
 
@@ -143,11 +139,7 @@ def _compress(args: argparse.Namespace) -> None:
     rates = _rates(args)
     method = _method(args, "sketch" if args.calibration is None else "auto")
     loaded = _open(args)
-    if loaded.architecture is None and args.out.suffix.lower() == SAFETENSORS:
-        raise WrongInput(
-            "--out of a pickled MODEL must not be a .safetensors file: only the pickled model says "
-            "how to rebuild it; choose another ending, such as .pt"
-        )
+    _check_ending(args.out, loaded)
     model = loaded.model.to(_device(args.device))
     labels = _Labels(args, loaded)
     calibration = _calibration(args, loaded)
@@ -184,21 +176,20 @@ def _write_results(
     drawn = None if args.plot is None else picture(report, args.plot)
     architecture = loaded.architecture
     if architecture is None:
-        contents: object = model
         kind = ", the whole model: pickled, as MODEL was; to read it say --trust-pickle"
         reopen = f"model = torch.load({str(args.out)!r}, weights_only=False)"
+        with written_whole(args.out) as temporary:
+            torch.save(model, temporary)
     else:
-        contents = compressed_contents(model, architecture, [*loaded.reports, report.to_dict()])
         kind = ""
-        reopen = (
-            "from sketchlayers.compress import open_compressed; "
-            f"model = open_compressed({str(args.out)!r})"
-        )
-    size = write(args.out, contents)
+        reopen = f"import sketchlayers; model = sketchlayers.load({str(args.out)!r})"
+        reports = [*loaded.reports, report.to_dict()]
+        save(model, args.out, architecture=architecture, reports=reports)
     if drawn is not None:
-        write_atomically(args.plot, lambda file: file.write(drawn))
+        with written_whole(args.plot) as temporary:
+            temporary.write_bytes(drawn)
     print(report.to_json() if args.json else report)
-    _tell(f"written: {args.out} ({quantity(size, 'B')}){kind}")
+    _tell(f"written: {args.out} ({quantity(args.out.stat().st_size, 'B')}){kind}")
     if drawn is not None:
         _tell(f"written: {args.plot}")
     _tell(f"open it in Python: {reopen}")
@@ -234,6 +225,17 @@ def _check_destination(option: str, path: Path, force: bool) -> None:
         raise WrongInput(f"{option} must be a file in a folder that exists (got {path})")
     if path.exists() and not force:
         raise WrongInput(f"{path} exists; --force overwrites it")
+
+
+def _check_ending(path: Path, loaded: Loaded) -> None:
+    is_safetensors = path.suffix.lower() == SAFETENSORS
+    if loaded.architecture is None and is_safetensors:
+        raise WrongInput(
+            f"--out of a pickled MODEL must not be a {SAFETENSORS} file: only the pickled model "
+            "says how to rebuild it; choose another ending, such as .pt"
+        )
+    if loaded.architecture is not None and not is_safetensors:
+        raise WrongInput(f"--out must be a {SAFETENSORS} file (got {path})")
 
 
 def _rates(args: argparse.Namespace) -> dict[str, Any]:

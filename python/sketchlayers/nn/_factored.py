@@ -14,6 +14,7 @@ from torch.nn.utils import skip_init
 from sketchlayers.decompose._checks import check_finite
 
 from ._checks import checked_rate, one_of, whole_number
+from ._config import Configured
 from ._geometry import (
     Geometry,
     batch_and_size,
@@ -42,7 +43,7 @@ class Fit(NamedTuple):
     relative_error: float
 
 
-class FactoredLayer(nn.Module):
+class FactoredLayer(Configured):
     """A layer that is computed by plain layers one after the other; the bias is the last one's.
 
     Attributes:
@@ -254,10 +255,7 @@ class FactoredConv2d(FactoredLayer):
 
     def extra_repr(self) -> str:
         """Arguments of the constructor that are not the default ones, and the rate."""
-        return ", ".join([*geometry_repr(self), *self._rank_repr(), f"rate={self.rate:.3g}"])
-
-    def _rank_repr(self) -> list[str]:
-        raise NotImplementedError
+        return ", ".join([*geometry_repr(self), *self._options_repr(), f"rate={self.rate:.3g}"])
 
 
 def convolution(

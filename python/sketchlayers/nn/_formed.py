@@ -183,10 +183,6 @@ class FormedLayer(WeightCache):
         """Multiply-adds of forming the weight once; looking values up is none."""
         return 0
 
-    def _forming_repr(self) -> list[str]:
-        """What of `extra_repr` a dense layer does not have."""
-        raise NotImplementedError
-
 
 class FormedConv2d(FormedLayer):
     """A convolution with a weight that is formed; has the attributes of ``nn.Conv2d``."""
@@ -244,7 +240,7 @@ class FormedConv2d(FormedLayer):
 
     def extra_repr(self) -> str:
         """Arguments of the constructor that are not the default ones, and the rate."""
-        return ", ".join([*geometry_repr(self), *self._forming_repr(), f"rate={self.rate:.3g}"])
+        return ", ".join([*geometry_repr(self), *self._options_repr(), f"rate={self.rate:.3g}"])
 
 
 class FormedLinear(FormedLayer):
@@ -301,7 +297,7 @@ class FormedLinear(FormedLayer):
             f"out_features={self.out_features}",
             f"bias={self.bias is not None}",
         ]
-        return ", ".join([*parts, *self._forming_repr(), f"rate={self.rate:.3g}"])
+        return ", ".join([*parts, *self._options_repr(), f"rate={self.rate:.3g}"])
 
 
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ class HashedLayer(FormedLayer):
     def buckets(self) -> int:
         """``K``."""
         return len(self.values)
+
+    def _options(self) -> dict[str, Any]:
+        return {"buckets": self.buckets}
 
     def _shared(self, values: Tensor) -> Tensor:
         """The weight for other values, in their type."""

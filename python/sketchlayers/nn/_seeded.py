@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ._config import Configured
 
 _SEED_LIMIT = 2**63
 
 
-class SeededModule(nn.Module):
+class SeededModule(Configured):
     """Keeps a seed, and tensors made from it that no checkpoint needs to hold.
 
     The seed is a persistent 0-dimensional int64 buffer, so it travels with the state dict. It is

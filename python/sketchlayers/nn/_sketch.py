@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -296,12 +296,14 @@ class SketchLayer(WeightCache):
     ) -> Tensor:
         """Packed signs ``(groups, rows, words)``; group g's are of ``first_matrix + step * g``."""
         device = self.s1.device
-        return torch.stack(
-            [
-                make(self._seed, first_matrix + step * g, rows, columns, device=device)
-                for g in range(self._groups)
-            ]
+        first = make(self._seed, first_matrix, rows, columns, device=device)
+        if first.is_meta:  # where stacking would import the whole of `torch._dynamo`
+            return first.new_empty(self._groups, *first.shape)
+        others = (
+            make(self._seed, first_matrix + step * g, rows, columns, device=device)
+            for g in range(1, self._groups)
         )
+        return torch.stack([first, *others])
 
     def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> Plan:
         """Which path would run for an input of this shape and memory format, and why."""
@@ -466,24 +468,31 @@ class SketchLayer(WeightCache):
                 dense.bias.requires_grad_(self.bias.requires_grad)
         return dense.train(self.training)
 
-    def _sketch_repr(self) -> str:
-        """The part of `extra_repr` that a dense layer does not have."""
-        parts = [f"rank={self.rank}"]
-        if self.num_sketches != 1:
-            parts.append(f"num_sketches={self.num_sketches}")
-        if self.mixing != "spatial":
-            parts.append(f"mixing={self.mixing}")
-        if self.scale != 1 / (2 * self.num_sketches):
-            parts.append(f"scale={self.scale:g}")
-        if self.blocks != 1:
-            parts.append(f"blocks={self.blocks}")
-        if self.signs != "rademacher":
-            parts.append(f"signs={self.signs}")
-        if self.base is not None:
-            parts.append(f"base={self.base}")
-        if self.frame is not None:
-            parts.append(f"frame={self.frame}")
-        return ", ".join([*parts, f"rate={self.rate:.3g}"])
+    def config(self) -> dict[str, Any]:
+        """As `Configured.config`, and ``path`` unless it is chosen anew for each call."""
+        return super().config() | ({} if self._path == "auto" else {"path": self._path})
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], *, device: torch.device | str | int | None = None
+    ) -> Self:
+        """As `Configured.from_config`."""
+        arguments = {name: value for name, value in config.items() if name != "path"}
+        layer = super().from_config(arguments, device=device)
+        layer.path = config.get("path", "auto")
+        return layer
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "rank": self.rank,
+            "num_sketches": self.num_sketches,
+            "mixing": self.mixing,
+            "scale": "paper" if self.scale == 1 / (2 * self.num_sketches) else self.scale,
+            "blocks": self.blocks,
+            "signs": self.signs,
+            "base": self.base,
+            "frame": self.frame,
+        }
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

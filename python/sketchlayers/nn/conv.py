@@ -266,4 +266,4 @@ class SKConv2d(SketchLayer):
 
     def extra_repr(self) -> str:
         """Arguments of the constructor that are not the default ones, and the rate."""
-        return ", ".join([*geometry_repr(self), self._sketch_repr()])
+        return ", ".join([*geometry_repr(self), *self._options_repr(), f"rate={self.rate:.3g}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import prod
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -181,8 +181,8 @@ class CPConv2d(FactoredConv2d):
         arguments = geometry.arguments() | {"rank": rank}
         return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
 
-    def _rank_repr(self) -> list[str]:
-        return [f"rank={self.rank}"]
+    def _options(self) -> dict[str, Any]:
+        return {"rank": self.rank}
 
 
 class CPParts(NamedTuple):

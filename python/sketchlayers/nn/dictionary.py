@@ -155,9 +155,8 @@ class DictionaryLayer(FormedLayer):
     def _make_seeded(self) -> dict[str, Tensor]:
         if self.kernel == "covariance":
             return {}
-        old = self.dictionary
-        if old.is_meta:
-            return {"dictionary": old}
+        if self.coefficients.is_meta:
+            return {"dictionary": self.dictionary}
         height, width = self._kernel_size
         place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
         place = place.reshape(height * width, 2)
@@ -225,13 +224,14 @@ class DictionaryLayer(FormedLayer):
         error = overall_error(groups, [fit.relative_error for fit in fits])
         return FormedFit(coefficients.flatten(0, 2), error)
 
-    def _forming_repr(self) -> list[str]:
-        parts = [f"rank={self.rank}"]
-        if self.num_columns != 1:
-            parts.append(f"num_columns={self.num_columns}")
-        if self.kernel != "spatial":
-            parts.append(f"kernel={self.kernel}")
-        return parts
+    def _options(self) -> dict[str, Any]:
+        return {
+            "rank": self.rank,
+            "num_columns": self.num_columns,
+            "kernel": self.kernel,
+            "length": self.length,
+            "ridge": self.ridge,
+        }
 
 
 class DictionaryLinear(DictionaryLayer, FormedLinear):

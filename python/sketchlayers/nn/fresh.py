@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -201,13 +201,8 @@ class FreshConv2d(HashedLayer, FormedConv2d):
         }
         return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
 
-    def _forming_repr(self) -> list[str]:
-        parts = [f"buckets={self.buckets}"]
-        if self.alpha != ALPHA:
-            parts.append(f"alpha={self.alpha:g}")
-        if self.beta != BETA:
-            parts.append(f"beta={self.beta:g}")
-        return parts
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"alpha": self.alpha, "beta": self.beta}
 
 
 MOST_TAPS = 256

@@ -116,9 +116,6 @@ class HashedLinear(HashedLayer, FormedLinear):
         }
         return cls._from_dense(linear, arguments, init, second_moment, sensitivity)
 
-    def _forming_repr(self) -> list[str]:
-        return [f"buckets={self.buckets}"]
-
 
 class HashedConv2d(HashedLayer, FormedConv2d):
     r"""Convolution whose entries share a few values, in place of ``nn.Conv2d``: see `HashedLinear`.
@@ -237,9 +234,6 @@ class HashedConv2d(HashedLayer, FormedConv2d):
             "seed": seed,
         }
         return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
-
-    def _forming_repr(self) -> list[str]:
-        return [f"buckets={self.buckets}"]
 
 
 def _buckets(

@@ -213,7 +213,9 @@ class SKLinear(SketchLayer):
 
     def extra_repr(self) -> str:
         """Arguments of the constructor, and the rate."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, {self._sketch_repr()}"
-        )
+        parts = [
+            f"in_features={self.in_features}",
+            f"out_features={self.out_features}",
+            f"bias={self.bias is not None}",
+        ]
+        return ", ".join([*parts, *self._options_repr(), f"rate={self.rate:.3g}"])

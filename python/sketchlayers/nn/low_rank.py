@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,9 @@ class LowRankLinear(FactoredLayer):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, rank={self.rank}, rate={self.rate:.3g}"
         )
+
+    def _options(self) -> dict[str, Any]:
+        return {"rank": self.rank}
 
 
 def low_rank_multiply_adds(

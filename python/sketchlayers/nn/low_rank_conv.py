@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -153,8 +153,8 @@ class LowRankConv2d(FactoredConv2d):
         arguments = geometry.arguments() | {"rank": rank}
         return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
 
-    def _rank_repr(self) -> list[str]:
-        return [f"rank={self.rank}"]
+    def _options(self) -> dict[str, Any]:
+        return {"rank": self.rank}
 
 
 def low_rank_parts(geometry: Geometry, rank: int) -> tuple[Geometry, Geometry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -173,8 +173,8 @@ class TuckerConv2d(FactoredConv2d):
         arguments = geometry.arguments() | {"ranks": ranks}
         return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
 
-    def _rank_repr(self) -> list[str]:
-        return [f"ranks={self.ranks}"]
+    def _options(self) -> dict[str, Any]:
+        return {"ranks": self.ranks}
 
 
 class TuckerParts(NamedTuple):

@@ -1,0 +1,31 @@
+"""Writing files whole or not at all, and what to say of those that cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write to; what is there becomes ``path`` at the end, or vanishes after an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode  # as the user wants files to be; some writers do not ask
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def shortened(error: BaseException) -> str:
+    """The message of an error as one line that is not too long."""
+    text = " ".join(str(error).split()).removeprefix("compress: ")
+    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -1,0 +1,199 @@
+"""The layers of a model as JSON describes them, and such layers made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from sketchlayers import methods
+from sketchlayers._files import shortened
+from sketchlayers._meta import WithoutValues
+from sketchlayers.nn._config import Configured, check_names, configuration, dense_arguments
+from sketchlayers.nn._geometry import Geometry
+
+from ._container import WrongFileError
+
+_PLAIN: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
+
+# What is made from the seed may need this many times the memory of the dense weight, in float32,
+# and these bytes: far more than any sensible layer, and a bound for a file of few bytes.
+_MOST_SEEDED = 64
+_SEEDED_BYTES = 2**20
+
+
+def kinds() -> dict[str, type[nn.Module]]:
+    """The classes of layers that files describe, by name."""
+    compressed = (kind for kind in methods.compressed_layers() if issubclass(kind, Configured))
+    return {kind.__name__: kind for kind in (*_PLAIN, *compressed)}
+
+
+def describe(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Every convolution and fully connected layer by its place: its kind and its configuration.
+
+    A layer at several places is described at the first one; the others say ``"same_as"`` which.
+    Layers of classes that only derive from those of PyTorch are left to the network's class.
+
+    Raises:
+        TypeError: a compressed layer of a class that files do not know.
+    """
+    known = kinds()
+    described: dict[str, dict[str, Any]] = {}
+    first: dict[nn.Module, str] = {}
+    for name, layer in _layers(model):
+        kind = type(layer)
+        if known.get(kind.__name__) is not kind:
+            if not isinstance(layer, (Configured, *methods.compressed_layers())):
+                continue
+            raise TypeError(
+                "save: a compressed layer must be of one of the classes "
+                f"{', '.join(sorted(known))} (got {kind.__name__} at {name or 'the top'!r}; "
+                "remove a parametrisation before)"
+            )
+        if layer in first:
+            described[name] = {"same_as": first[layer]}
+            continue
+        first[layer] = name
+        described[name] = {"kind": kind.__name__, **_config(layer)}
+    return described
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers at all their places; what a compressed layer is made of is not looked into."""
+    compressed: tuple[type[nn.Module], ...] = (Configured, *methods.compressed_layers())
+    layers = (*_PLAIN, *compressed)
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if inside and name.startswith(inside):
+            continue
+        if isinstance(module, compressed):
+            inside = (*inside, f"{name}." if name else "")
+        if isinstance(module, layers):
+            yield name, module
+
+
+def _config(layer: nn.Module) -> dict[str, Any]:
+    if isinstance(layer, Configured):
+        return layer.config()
+    return configuration(type(layer), dense_arguments(layer))
+
+
+def new_layers(model: nn.Module, described: Any) -> dict[str, nn.Module]:
+    """The layers that take the place of others to make a model what the description says.
+
+    Compressed layers are always new ones. A plain layer stays unless it is compressed in ``model``.
+    Nothing is changed, and the new layers are on the meta device, without memory.
+
+    Args:
+        model: the network as its class makes it, or compressed.
+        described: as from `describe`, but of any type and contents.
+
+    Raises:
+        WrongFileError: it is no description, or one of another network.
+    """
+    if not isinstance(described, dict):
+        raise WrongFileError("its layers must be a JSON object")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    known = kinds()
+    layers: tuple[type[nn.Module], ...] = (*_PLAIN, Configured)
+    new: dict[str, nn.Module] = {}
+    for name, entry in described.items():
+        if not isinstance(entry, dict):
+            raise WrongFileError(f"the description of layer {name!r} must be a JSON object")
+        old = modules.get(name)
+        if not isinstance(old, layers):
+            raise WrongFileError(
+                f"the network must have a convolution or a fully connected layer {name!r} "
+                f"(got {'nothing' if old is None else type(old).__name__} there)"
+            )
+        if "same_as" in entry:
+            _take_again(name, entry["same_as"], old, modules, new)
+            continue
+        kind = known.get(entry.get("kind", "")) if isinstance(entry.get("kind"), str) else None
+        if kind is None:
+            raise WrongFileError(
+                f"layer {name!r} must be of a kind that is known (got {entry.get('kind')!r})"
+            )
+        config = {key: value for key, value in entry.items() if key != "kind"}
+        _check_sizes(name, kind, config, old)
+        if issubclass(kind, Configured) or isinstance(old, Configured):
+            new[name] = _made(name, kind, config, old)
+    return new
+
+
+def _take_again(
+    name: str,
+    source: Any,
+    old: nn.Module,
+    modules: Mapping[str, nn.Module],
+    new: dict[str, nn.Module],
+) -> None:
+    if isinstance(source, str) and source in new:
+        new[name] = new[source]
+    elif not isinstance(source, str) or modules.get(source) is not old:
+        raise WrongFileError(f"the network must have the same layer at {source!r} and at {name!r}")
+
+
+def _check_sizes(
+    name: str, kind: type[nn.Module], config: Mapping[str, Any], old: nn.Module
+) -> None:
+    """Raises unless the dense layer of this configuration is that which the network has."""
+    own = dense_arguments(old)
+    plain = nn.Linear if "in_features" in own else nn.Conv2d
+    expected = configuration(plain, own)
+    found = {key: value for key, value in config.items() if key in own}
+    is_same_kind = issubclass(kind, plain) or issubclass(kind, Configured)
+    if found != expected or not is_same_kind:
+        raise WrongFileError(
+            f"the network must have a layer {name!r} with {_listed(found)} "
+            f"(got {type(old).__name__} with {_listed(expected)})"
+        )
+
+
+def _listed(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={str(value)[:40]}" for name, value in list(config.items())[:12])
+
+
+def _made(name: str, kind: type[nn.Module], config: dict[str, Any], old: nn.Module) -> nn.Module:
+    """A layer of this kind on the meta device, whose parameters are trained as the old one's are.
+
+    What JSON says can be wrong in any way, so any error means that.
+    """
+    try:
+        with WithoutValues():
+            if issubclass(kind, Configured):
+                layer: nn.Module = kind.from_config(config, device="meta")
+            else:
+                check_names(kind, config)
+                layer = kind(**config, device="meta")
+    except Exception as error:
+        raise WrongFileError(
+            f"the configuration of layer {name!r} is wrong "
+            f"({type(error).__name__}: {shortened(error)})"
+        ) from error
+    needed = _seeded_bytes(layer)
+    if needed > _MOST_SEEDED * 4 * _dense_entries(old) + _SEEDED_BYTES:
+        raise WrongFileError(f"layer {name!r} would need {needed:,} bytes besides its tensors")
+    _train_alike(layer, old)
+    return layer
+
+
+def _seeded_bytes(layer: nn.Module) -> int:
+    """Memory of the buffers that no file holds."""
+    buffers = (layer._buffers[name] for name in layer._non_persistent_buffers_set)
+    return sum(buffer.nbytes for buffer in buffers if buffer is not None)
+
+
+def _dense_entries(layer: Any) -> int:
+    if hasattr(layer, "in_features"):
+        return int(layer.in_features * layer.out_features)
+    return Geometry.of(layer).weights
+
+
+def _train_alike(new: nn.Module, old: nn.Module) -> None:
+    """Gives the new parameters the ``requires_grad`` of the old weight, and of the old bias."""
+    trained = any(weight.requires_grad for weight in old.parameters() if weight is not old.bias)
+    new.requires_grad_(trained)
+    if isinstance(new.bias, nn.Parameter) and isinstance(old.bias, nn.Parameter):
+        new.bias.requires_grad_(old.bias.requires_grad)

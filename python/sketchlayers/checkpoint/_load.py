@@ -1,0 +1,125 @@
+"""Reading a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ._container import Container, WrongFileError, opened
+from ._match import match
+from ._save import FILE_IN_FOLDER, build
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file says of the model in it.
+
+    Attributes:
+        version: of the format.
+        architecture: the torchvision network that the model was made from; None for another one.
+        layers: kind and configuration of every convolution and fully connected layer, by its place.
+        reports: how the model was compressed, oldest first.
+        shapes: of the stored tensors.
+    """
+
+    version: int
+    architecture: Mapping[str, Any] | None
+    layers: Mapping[str, Mapping[str, Any]]
+    reports: tuple[Mapping[str, Any], ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Module:
+    """The model in a file that `save` wrote.
+
+    The header of the file is compared with the network before anything is allocated, and the
+    checksum of all contents before anything is changed. No pickled code is run.
+
+    Args:
+        path: of the file, or of a folder with ``model.safetensors``.
+        into: the network as its class makes it, or already compressed; it may be on the meta
+            device. It is changed: compressed layers take the places of its own, with all that
+            `compress` lets them keep, and its tensors are replaced by those of the file, of the
+            file's types, on the devices where the network has its own (the CPU for meta). So make
+            optimisers afterwards. None: a torchvision network, if `save` was told its architecture,
+            on the CPU and in evaluation mode.
+
+    Returns:
+        The model: ``into`` itself, unless that is a single layer to be replaced.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: torchvision is needed and not installed.
+        TypeError: ``into`` is no module.
+        ValueError: the file is another one, damaged, or of a later version; or it does not fit the
+            network. The network is as it was.
+
+    Example:
+        >>> model = load("small.safetensors", into=Network())
+    """
+    if into is not None and not isinstance(into, nn.Module):
+        raise TypeError(f"load: into must be an nn.Module (got {type(into).__name__})")
+    path = _file(path)
+    try:
+        with opened(path) as container:
+            part = _model_part(container)
+            found = match(_network(part) if into is None else into, part, container.entries)
+            tensors = container.read()
+    except WrongFileError as error:
+        raise ValueError(f"load: {path} cannot be loaded: {error}") from error
+    model = found.take(tensors)
+    return model.eval() if into is None else model
+
+
+def read_description(path: str | os.PathLike[str]) -> Description:
+    """What the header of a file says; tensors are not read, and the checksum is not compared.
+
+    Args:
+        path: of the file, or of a folder with ``model.safetensors``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is another one, damaged, or of a later version.
+    """
+    path = _file(path)
+    try:
+        with opened(path) as container:
+            part = _model_part(container)
+            reports = container.parts.get("reports", [])
+            if not isinstance(reports, list) or not all(isinstance(one, dict) for one in reports):
+                raise WrongFileError("its reports must be a list of JSON objects")
+            return Description(
+                version=container.version,
+                architecture=part.get("architecture"),
+                layers=part["layers"],
+                reports=tuple(reports),
+                shapes={name: entry.shape for name, entry in container.entries.items()},
+            )
+    except WrongFileError as error:
+        raise ValueError(f"read_description: {path} cannot be read: {error}") from error
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    return path / FILE_IN_FOLDER if path.is_dir() else path
+
+
+def _model_part(container: Container) -> dict[str, Any]:
+    part = container.parts.get("model")
+    if not isinstance(part, dict) or not isinstance(part.get("layers"), dict):
+        raise WrongFileError("its description of the model must be a JSON object with layers")
+    return part
+
+
+def _network(part: Mapping[str, Any]) -> nn.Module:
+    if "architecture" not in part:
+        raise WrongFileError(
+            "it does not say how to make the network, so into= must be given (of torchvision's "
+            "networks, save(..., architecture=NAME) keeps it)"
+        )
+    return build(part["architecture"])

@@ -1,0 +1,221 @@
+"""Whether a file fits a network, and the network with what the file holds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sketchlayers.compress._swap import replace_layers
+from sketchlayers.nn._seeded import SeededModule
+
+from ._container import Entry, WrongFileError
+from ._layers import new_layers
+
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Match:
+    """A network and a file that fit each other.
+
+    Attributes:
+        model: the network, as it was.
+        new: layers to put in place of others.
+        state: tensors that the network then has in its state dict.
+        sources: the stored tensor of each of them.
+        channels_last: which of them lie in memory with the channels innermost.
+    """
+
+    model: nn.Module
+    new: Mapping[str, nn.Module]
+    state: Mapping[str, Tensor]
+    sources: Mapping[str, str]
+    channels_last: frozenset[str]
+
+    def take(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The network with the new layers and these tensors; it is as it was if that fails."""
+        replacements = {self.model.get_submodule(name): layer for name, layer in self.new.items()}
+        values = self._values(tensors)
+        with _as_it_was_on_failure(self.model):
+            result = replace_layers(
+                self.model, replacements, inplace=self.model not in replacements
+            )
+            result.load_state_dict(values, assign=True)
+        return result
+
+    def _values(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What to load: one tensor for those that are one in the network, each of its own else."""
+        devices = self._devices()
+        made: dict[int, Tensor] = {}
+        used: set[str] = set()
+        for name, own in self.state.items():
+            if id(own) in made:
+                continue
+            source = self.sources[name]
+            value = tensors[source].clone() if source in used else tensors[source]
+            used.add(source)
+            value = value.to(devices[name])
+            if name in self.channels_last:
+                # Not `contiguous`, to which all strides of a 1x1 kernel are good enough.
+                inner = torch.empty_like(value, memory_format=torch.channels_last)
+                value = inner.copy_(value)
+            if isinstance(own, nn.Parameter):
+                trained = own.requires_grad and (value.is_floating_point() or value.is_complex())
+                value = nn.Parameter(value, requires_grad=trained)
+            made[id(own)] = value
+        return {name: made[id(own)] for name, own in self.state.items()}
+
+    def _devices(self) -> dict[str, torch.device]:
+        """Where the network has its tensors, and where the layers were that new ones replace."""
+        devices = {name: own.device for name, own in self.state.items()}
+        for place, layer in self.new.items():
+            old = self.model.get_submodule(place)
+            device = next((t.device for t in (*old.parameters(), *old.buffers())), _CPU)
+            for name in layer.state_dict(prefix=_prefix(place)):
+                devices[name] = device
+        return {name: _CPU if at.type == "meta" else at for name, at in devices.items()}
+
+
+_CPU = torch.device("cpu")
+
+
+def match(model: nn.Module, part: Any, entries: Mapping[str, Entry]) -> Match:
+    """Compares a file's header with a network; nothing is changed, and nothing allocated.
+
+    Args:
+        model: the network as its class makes it, or compressed.
+        part: the file's description of the model.
+        entries: its tensors.
+
+    Raises:
+        WrongFileError: they do not fit each other, or the description is wrong.
+    """
+    new = new_layers(model, _object(part, "layers"))
+    _check_one_for_each(model, new)
+    state = _state(model, new)
+    aliases = _object(part, "aliases")
+    if not all(isinstance(source, str) and source in entries for source in aliases.values()):
+        raise WrongFileError("its aliases must name tensors of the file")
+    sources = {name: name for name in entries} | aliases
+    _check_names(state.keys(), sources.keys())
+    for name, own in state.items():
+        _check_entry(name, own, entries[sources[name]])
+    _check_ties(state, sources)
+    _check_kept_buffers(model, new)
+    channels_last = part.get("channels_last", [])
+    if not isinstance(channels_last, list) or not all(
+        isinstance(name, str) and name in state and state[name].dim() == 4 for name in channels_last
+    ):
+        raise WrongFileError("its channels_last must be a list of tensors of four dimensions")
+    return Match(model, new, state, sources, frozenset(channels_last))
+
+
+def _object(part: Any, key: str) -> dict[str, Any]:
+    value = part.get(key, {}) if isinstance(part, dict) else None
+    if not isinstance(value, dict):
+        raise WrongFileError(f"its {key} must be a JSON object")
+    return value
+
+
+def _prefix(place: str) -> str:
+    return f"{place}." if place else ""
+
+
+def _state(model: nn.Module, new: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The state dict that the network has with the new layers."""
+    replaced = tuple(map(_prefix, new))
+    state: dict[str, Any] = {
+        name: value
+        for name, value in model.state_dict(keep_vars=True).items()
+        if not (replaced and name.startswith(replaced))
+    }
+    for place, layer in new.items():
+        state |= layer.state_dict(prefix=_prefix(place), keep_vars=True)
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or is_lazy(value):
+            what = "a tensor with its sizes" if isinstance(value, Tensor) else "a tensor"
+            raise WrongFileError(f"{name} must be {what} in the network")
+    return state
+
+
+def _check_one_for_each(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
+    """A layer that the network has at several places is one layer in the file, too."""
+    replacements: dict[nn.Module, nn.Module] = {}
+    for place, layer in new.items():
+        if replacements.setdefault(model.get_submodule(place), layer) is not layer:
+            raise WrongFileError(f"{place!r} must be one of several places of a layer in the file")
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in replacements and name not in new:
+            raise WrongFileError(f"the file must have a layer {name!r}, as the network does")
+
+
+def _check_names(own: Any, stored: Any) -> None:
+    for what, names in (("lacks", own - stored), ("has besides", stored - own)):
+        if names:
+            listed = ", ".join(sorted(names)[:_MOST_NAMED])
+            more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+            raise WrongFileError(f"the file {what} tensors of the network: {listed}{more}")
+
+
+def _check_entry(name: str, own: Tensor, entry: Entry) -> None:
+    if tuple(own.shape) != entry.shape:
+        raise WrongFileError(
+            f"{name} must have the network's shape {tuple(own.shape)} (got {entry.shape})"
+        )
+    real = own.dtype.is_floating_point and entry.dtype.is_floating_point
+    if own.dtype != entry.dtype and not real:
+        raise WrongFileError(f"{name} must be of type {own.dtype} (got {entry.dtype})")
+
+
+def _check_ties(state: Mapping[str, Tensor], sources: Mapping[str, str]) -> None:
+    first: dict[int, str] = {}
+    for name, own in state.items():
+        other = first.setdefault(id(own), name)
+        if sources[other] != sources[name]:
+            raise WrongFileError(f"{other} and {name} must be one tensor, as in the network")
+
+
+def _check_kept_buffers(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
+    """No buffer that no file holds may be without values."""
+    replaced = tuple(map(_prefix, new))
+    for name, module in model.named_modules():
+        if isinstance(module, SeededModule) or (replaced and f"{name}.".startswith(replaced)):
+            continue
+        for key in module._non_persistent_buffers_set:
+            buffer = module._buffers.get(key)
+            if buffer is not None and buffer.is_meta:
+                raise WrongFileError(
+                    f"{_prefix(name)}{key}, a buffer that no file holds, must have values (the "
+                    "network was built on the meta device)"
+                )
+
+
+@contextlib.contextmanager
+def _as_it_was_on_failure(model: nn.Module) -> Iterator[None]:
+    """After an exception all modules have the attributes, tensors and children from before."""
+    before = [
+        (module, {key: (value, _copied(value)) for key, value in vars(module).items()})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, attributes in before:
+            vars(module).clear()
+            for key, (value, items) in attributes.items():
+                if items is not None:
+                    value.clear()
+                    value.update(items)
+                vars(module)[key] = value
+        raise
+
+
+def _copied(value: object) -> Any:
+    """The items of what a module registers things in; None for any other attribute."""
+    return value.copy() if isinstance(value, dict | set) else None

@@ -1,0 +1,154 @@
+"""Writing a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sketchlayers._torchvision import build_torchvision, torchvision_names
+from sketchlayers.compress.report import Report
+from sketchlayers.nn._geometry import memory_format
+
+from ._container import DTYPES, Entry, WrongFileError, has_nan, write
+from ._layers import describe
+from ._match import match
+
+FILE_IN_FOLDER = "model.safetensors"
+"""What the Hugging Face Hub calls the file in a model's folder."""
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    architecture: str | Mapping[str, Any] | None = None,
+    reports: Report | Iterable[Report | Mapping[str, Any]] = (),
+) -> Path:
+    """Writes a model, compressed or not, into one safetensors file: all of it, or nothing.
+
+    The file has every tensor of the state dict once, and the configuration of every convolution and
+    fully connected layer. Signs, hashes and kept dense weights are not stored: they follow from the
+    seeds. `load` puts it into a network of the same class, and other programs read its tensors as
+    those of any safetensors file. Of several processes, one should write.
+
+    Args:
+        model: any module; tensors on any device.
+        path: of the file; in a folder that exists it is called ``model.safetensors``, as the
+            Hugging Face Hub has it.
+        architecture: of a network of torchvision, so that the file is enough to make it again: its
+            name, or a dict with "name" and, where they are not the usual ones, "num_classes" and
+            "transform_input".
+        reports: how the model was compressed, kept in the file: what `compress` returned, or
+            several, oldest first. `read_description` gives them back.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        TypeError: the model is no module, something in its state dict is no plain tensor, or a
+            compressed layer is of a class that files do not know.
+        ValueError: a tensor has no values, holds NaN, or is of a type that files do not hold; or
+            the architecture is not that of the model.
+
+    Example:
+        >>> path = save(model, "small.safetensors")
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"save: model must be an nn.Module (got {type(model).__name__})")
+    path = Path(path)
+    path = path / FILE_IN_FOLDER if path.is_dir() else path
+    tensors, aliases = _stored(model)
+    part: dict[str, Any] = {"layers": describe(model)}
+    if aliases:
+        part["aliases"] = aliases
+    if inner := [name for name, x in tensors.items() if memory_format(x) == torch.channels_last]:
+        part["channels_last"] = inner
+    if architecture is not None:
+        part["architecture"] = _checked(architecture, part, tensors)
+    told = [reports] if isinstance(reports, Report) else reports
+    listed = [one.to_dict() if isinstance(one, Report) else dict(one) for one in told]
+    contiguous = {name: x.cpu().contiguous() for name, x in tensors.items()}
+    write(path, contiguous, {"model": part} | ({"reports": listed} if listed else {}))
+    return path
+
+
+def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor under its first name, and the other names with the first one of each."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) in first:
+            aliases[name] = first[id(value)]
+            continue
+        first[id(value)] = name
+        _check_tensor(name, value)
+        tensors[name] = value.detach()
+    return tensors, aliases
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
+        raise TypeError(
+            "save: the state dict must have plain tensors "
+            f"(got {type(value).__name__} for {name!r}); gather distributed ones before"
+        )
+    if is_lazy(value) or value.is_meta:
+        raise ValueError(f"save: tensors must have values (got none for {name!r})")
+    if value.dtype not in DTYPES.values():
+        raise ValueError(f"save: files hold no tensors of type {value.dtype} (got {name!r})")
+    if has_nan(value.detach()):
+        raise ValueError(f"save: tensors must hold no NaN (got some in {name!r})")
+
+
+def _checked(
+    architecture: str | Mapping[str, Any], part: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The architecture, of which it is certain that the file is enough to make the model again."""
+    named = {"name": architecture} if isinstance(architecture, str) else architecture
+    options = {key: value for key, value in named.items() if value is not None}
+    try:
+        network = build(options)
+        match(network, part, {name: Entry.of(x) for name, x in tensors.items()})
+    except WrongFileError as error:
+        raise ValueError(f"save: architecture must be that of the model ({error})") from error
+    return options
+
+
+def build(architecture: Any) -> nn.Module:
+    """The network of torchvision that an architecture names, with weights on the meta device.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        WrongFileError: there is no such network.
+    """
+    if not isinstance(architecture, dict) or not isinstance(architecture.get("name"), str):
+        raise WrongFileError("architecture must have the name of a torchvision network")
+    name = architecture["name"]
+    unknown = architecture.keys() - {"name", "num_classes", "transform_input"}
+    classes = architecture.get("num_classes")
+    transformed = architecture.get("transform_input", False)
+    wrong = classes is not None and (type(classes) is not int or not 1 <= classes < 2**31)
+    if unknown or wrong or type(transformed) is not bool:
+        raise WrongFileError(
+            "architecture must have no more than name, num_classes (an int above 0) and "
+            f"transform_input (a bool) (got {str(architecture)[:200]})"
+        )
+    names = torchvision_names()
+    if not names:
+        raise ImportError(f"torchvision is needed to make {name}, and is not installed")
+    if name not in names:
+        raise WrongFileError(f"there is no classification network {name[:80]!r} in torchvision")
+    try:
+        return build_torchvision(name, classes, transform_input=transformed, on_meta=True)
+    except Exception as error:  # options that this network does not take fail in many ways
+        raise WrongFileError(
+            f"torchvision does not make {name} with {str(architecture)[:200]} "
+            f"({type(error).__name__}: {str(error)[:200]})"
+        ) from error

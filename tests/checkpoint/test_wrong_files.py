@@ -1,0 +1,377 @@
+"""Files that are damaged, hostile or of something else: one clear sentence, and nothing changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sketchlayers
+from sketchlayers import SKConv2d, SKLinear
+from sketchlayers.checkpoint import read_description
+from sketchlayers.checkpoint._container import LARGEST_HEADER
+
+from .files import Parts
+from .fuzz import fingerprint
+from .networks import Tiny, tiny
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return sketchlayers.save(tiny(), tmp_path_factory.mktemp("good") / "it").read_bytes()
+
+
+def refused(path: Path, network: nn.Module | None, message: str) -> None:
+    """``load`` says why, in one line, and the network is as it was."""
+    before = None if network is None else fingerprint(network)
+    with pytest.raises(ValueError) as caught:
+        sketchlayers.load(path, into=network)
+    text = str(caught.value)
+    assert text.startswith(f"load: {path} cannot be loaded: ") and message in text
+    assert "\n" not in text and len(text) < 700
+    assert network is None or fingerprint(network) == before
+
+
+def with_layer(parts: Parts, **changes: Any) -> bytes:
+    """The first layer described in another way."""
+    layers = parts.model()["layers"]
+    layers["features"] |= changes
+    return parts.with_model(layers=layers).whole()
+
+
+def with_metadata(parts: Parts, key: str, value: str) -> bytes:
+    parts.metadata[f"sketchlayers.{key}"] = value
+    return parts.signed().whole()
+
+
+def with_tensor(parts: Parts, name: str, **changes: Any) -> bytes:
+    parts.header[name] |= changes
+    return parts.signed().whole()
+
+
+def with_nan(parts: Parts) -> bytes:
+    begin, end = parts.header["norm.weight"]["data_offsets"]
+    nan = b"\0\0\xc0\x7f" * ((end - begin) // 4)
+    return Parts(parts.header, parts.data[:begin] + nan + parts.data[end:]).signed().whole()
+
+
+Damage = Callable[[Parts], bytes]
+
+DAMAGED: dict[str, tuple[Damage, str]] = {
+    "empty": (lambda parts: b"", "cut off"),
+    "text": (lambda parts: b"no tensors here" * 9, "no safetensors file"),
+    "cut off in the header": (lambda parts: parts.whole()[:200], "cut off"),
+    "cut off in the data": (lambda parts: parts.whole()[:-8], "no safetensors file, or damaged"),
+    "longer": (lambda parts: parts.whole() + b"\0" * 8, "no safetensors file, or damaged"),
+    "a header of 2^60 bytes": (
+        lambda parts: (2**60).to_bytes(8, "little") + parts.whole()[8:],
+        "a header of 1,152,921,504,606,846,976 bytes in a file of",
+    ),
+    "a large header": (
+        lambda parts: (2 * LARGEST_HEADER).to_bytes(8, "little") + b" " * 2 * LARGEST_HEADER,
+        "its header must have at most 16,777,216 bytes (got 33,554,432)",
+    ),
+    "a flipped bit of data": (
+        lambda parts: parts.whole()[:-1] + bytes([parts.data[-1] ^ 1]),
+        "its checksum is ",
+    ),
+    "another checksum": (
+        lambda parts: Parts(
+            parts.header | {"__metadata__": parts.metadata | {"sketchlayers.crc32": "0badc0de"}},
+            parts.data,
+        ).whole(),
+        "and should be 0badc0de",
+    ),
+    "another rank, not signed": (
+        lambda parts: parts.whole().replace(b'rank\\":1', b'rank\\":2'),
+        "must have the network's shape",
+    ),
+    "NaN": (with_nan, "norm.weight holds NaN"),
+    "version 2": (
+        lambda parts: with_metadata(parts, "version", "2"),
+        "it is in version 2 of the format, written by sketchlayers ",
+    ),
+    "no version": (lambda parts: with_metadata(parts, "version", "one"), "version one of the"),
+    "no JSON": (lambda parts: with_metadata(parts, "model", "{"), "model in its header is no JSON"),
+    "deep JSON": (lambda parts: with_metadata(parts, "model", "[" * 10**5), "is no JSON"),
+    "NaN in JSON": (lambda parts: with_metadata(parts, "model", '{"a":NaN}'), "NaN is no JSON"),
+    "a list": (lambda parts: with_metadata(parts, "model", "[]"), "must be a JSON object with"),
+    "layers in a list": (
+        lambda parts: parts.with_model(layers=[1]).whole(),
+        "must be a JSON object with layers",
+    ),
+    "an unknown kind": (
+        lambda parts: with_layer(parts, kind="os.system"),
+        "layer 'features' must be of a kind that is known (got 'os.system')",
+    ),
+    "a kind that is no name": (lambda parts: with_layer(parts, kind=[1]), "(got [1])"),
+    "an unknown option": (lambda parts: with_layer(parts, device="cuda"), "no 'device' in a conf"),
+    "a rate": (lambda parts: with_layer(parts, rate=0.5), "there is no 'rate' in a configuration"),
+    "a huge rank": (lambda parts: with_layer(parts, rank=10**12), "num_sketches * rank must be at"),
+    "a wrong type": (lambda parts: with_layer(parts, rank="two"), "rank must be an int"),
+    "a wrong bias": (lambda parts: with_layer(parts, bias="yes"), "bias=yes"),
+    "a wrong path": (lambda parts: with_layer(parts, path="/etc"), "path must be one of"),
+    "other sizes": (
+        lambda parts: with_layer(parts, stride=[2, 2]),
+        "the network must have a layer 'features' with in_channels=2, out_channels=4, "
+        "kernel_size=[3, 3], stride=[2, 2] (got Conv2d with ",
+    ),
+    "huge sizes": (lambda parts: with_layer(parts, in_channels=2**60), f"in_channels={2**60}"),
+    "another family": (lambda parts: with_layer(parts, kind="SKLinear"), "there is no 'in_chann"),
+    "a layer that is not there": (
+        lambda parts: parts.with_model(layers={"body.0": {"kind": "Linear"}}).whole(),
+        "the network must have a convolution or a fully connected layer 'body.0' (got nothing",
+    ),
+    "a layer in place of another module": (
+        lambda parts: parts.with_model(layers={"norm": {"kind": "Linear"}}).whole(),
+        "(got BatchNorm2d there)",
+    ),
+    "a layer that is to be shared": (
+        lambda parts: parts.with_model(layers={"features": {"same_as": "classifier"}}).whole(),
+        "the network must have the same layer at 'classifier' and at 'features'",
+    ),
+    "layers left out": (
+        lambda parts: parts.with_model(layers={}).whole(),
+        "the file lacks tensors of the network: classifier.weight, features.weight",
+    ),
+    "a tensor left out": (
+        lambda parts: with_tensor(parts, "norm.bias", shape=[2, 2]),
+        "norm.bias must have the network's shape (4,) (got (2, 2))",
+    ),
+    "another type": (
+        lambda parts: with_tensor(parts, "norm.bias", dtype="I32"),
+        "norm.bias must be of type torch.float32 (got torch.int32)",
+    ),
+    "a type of its own": (
+        lambda parts: Parts(
+            parts.header | {"norm.bias": parts.header["norm.bias"] | {"dtype": "U32"}}, parts.data
+        ).whole(),
+        "norm.bias must be of one of the types of the format (got U32)",
+    ),
+    "overlapping tensors": (
+        lambda parts: Parts(
+            parts.header | {"norm.bias": parts.header["norm.bias"] | parts.header["norm.weight"]},
+            parts.data,
+        ).whole(),
+        "no safetensors file, or damaged",
+    ),
+    "an alias of nothing": (
+        lambda parts: parts.with_model(aliases={"a": "b"}).whole(),
+        "its aliases must name tensors of the file",
+    ),
+    "an alias besides": (
+        lambda parts: parts.with_model(aliases={"a": "norm.bias"}).whole(),
+        "the file has besides tensors of the network: a",
+    ),
+    "a format for a vector": (
+        lambda parts: parts.with_model(channels_last=["norm.bias"]).whole(),
+        "its channels_last must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_files(damage: str, good: bytes, tmp_path: Path) -> None:
+    make, message = DAMAGED[damage]
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(make(Parts.of(good)))
+    refused(path, Tiny().eval(), message)
+
+
+class NothingLarge(TorchDispatchMode):
+    """No tensor with memory has more than a few numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor) and not value.is_meta:
+                assert value.numel() <= 5_000, f"{func} made {tuple(value.shape)}"
+        return result
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"kind": "DictionaryLinear", "rank": 1024, "num_columns": 1024},
+            "would need 4,294,967,296 b",
+        ),
+        ({"kind": "SKLinear", "rank": 1024, "blocks": 1024, "frame": "signs"}, "s1"),
+        ({"kind": "HashedLinear", "buckets": 2**20}, "values"),
+    ],
+)
+def test_a_few_bytes_do_not_make_large_tensors(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """What the file does not hold is not allocated for it."""
+    layer = sketchlayers.SKLinear(1024, 1024, rank=1)
+    path = sketchlayers.save(layer, tmp_path / "layer.safetensors")
+    parts = Parts.of(path.read_bytes())
+    sizes = {"in_features": 1024, "out_features": 1024}
+    path.write_bytes(parts.with_model(layers={"": config | sizes}).whole())
+    with torch.device("meta"):
+        dense = nn.Linear(1024, 1024)
+    with NothingLarge():
+        refused(path, dense, message)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("resnet18", "architecture must have the name"),
+        ({"name": 3}, "architecture must have the name"),
+        ({"name": "squid"}, "there is no classification network 'squid' in torchvision"),
+        ({"name": "fasterrcnn_resnet50_fpn"}, "there is no classification network"),
+        ({"name": "alexnet", "num_classes": True}, "num_classes (an int above 0)"),
+        ({"name": "alexnet", "num_classes": 2**40}, "num_classes (an int above 0)"),
+        ({"name": "alexnet", "weights": "DEFAULT"}, "no more than name, num_classes"),
+        ({"name": "alexnet", "transform_input": True}, "torchvision does not make alexnet with"),
+        ({"name": "regnet_x_8gf", "num_classes": 2**31 - 1}, "the network must have a conv"),
+    ],
+)
+def test_wrong_architectures(architecture: Any, message: str, good: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(Parts.of(good).with_model(architecture=architecture).whole())
+    with NothingLarge():
+        refused(path, None, message)
+
+
+def test_files_of_others(good: bytes, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*missing\.safetensors"):
+        sketchlayers.load(tmp_path / "missing.safetensors", into=Tiny())
+    path = tmp_path / "other.safetensors"
+    save_file(Tiny().state_dict(), path)
+    refused(path, Tiny(), "it was not written by sketchlayers.save; for a file that holds tensors")
+    save_file({"a": torch.ones(1)}, path, {"format": "sketchlayers.calibration"})
+    refused(path, Tiny(), "(it is a file of sketchlayers.calibration)")
+    torch.save(Tiny().state_dict(), path)
+    refused(path, Tiny(), "it is no safetensors file, or cut off")
+    path.write_bytes(good)
+    refused(path, None, "it does not say how to make the network, so into= must be given")
+    with pytest.raises(TypeError, match=r"load: into must be an nn\.Module \(got type\)"):
+        sketchlayers.load(path, into=Tiny)  # type: ignore[arg-type]
+    path.write_bytes(with_metadata(Parts.of(good), "reports", "[1]"))
+    with pytest.raises(ValueError, match=r"read_description: .* a list of JSON objects"):
+        read_description(path)
+
+
+def test_other_networks(good: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "good.safetensors"
+    path.write_bytes(good)
+
+    def without_bias() -> nn.Module:
+        network = Tiny()
+        network.classifier = nn.Linear(4, 4, bias=False)
+        return network
+
+    def one_more() -> nn.Module:
+        network = Tiny()
+        network.more = nn.Linear(2, 2)
+        return network
+
+    def tied() -> nn.Module:
+        network = Tiny()
+        network.norm.weight = network.norm.bias
+        return network
+
+    def shared() -> nn.Module:
+        network = Tiny()
+        network.again = network.features
+        return network
+
+    def on_meta_with_a_buffer() -> nn.Module:
+        with torch.device("meta"):
+            network = Tiny()
+            network.register_buffer("scratch", torch.zeros(3), persistent=False)
+        return network
+
+    def lazy() -> nn.Module:
+        network = Tiny()
+        network.classifier = nn.LazyLinear(4)
+        return network
+
+    for make, message in (
+        (without_bias, "the network must have a layer 'classifier' with in_features=4"),
+        (one_more, "the file lacks tensors of the network: more.bias, more.weight"),
+        (tied, "norm.weight and norm.bias must be one tensor, as in the network"),
+        (shared, "the file must have a layer 'again', as the network does"),
+        (lazy, "(got LazyLinear with in_features=0"),
+        (nn.Identity, "the network must have a convolution or a fully connected layer 'features'"),
+    ):
+        network = make()
+        if make is lazy:
+            with pytest.raises(ValueError, match="LazyLinear"):
+                sketchlayers.load(path, into=network)
+        else:
+            refused(path, network, message)
+    with pytest.raises(ValueError, match="scratch, a buffer that no file holds, must have values"):
+        sketchlayers.load(path, into=on_meta_with_a_buffer())
+
+
+def test_a_network_that_refuses_its_state_is_as_it_was(good: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "good.safetensors"
+    path.write_bytes(good)
+    network = Tiny().eval()
+
+    def refuse(module: nn.Module, incompatible: Any) -> None:
+        raise RuntimeError("never")
+
+    network.classifier.register_forward_hook(lambda *_: None)
+    network.register_load_state_dict_post_hook(refuse)
+    before, attributes = fingerprint(network), dict(vars(network.classifier))
+    with pytest.raises(RuntimeError, match="never"):
+        sketchlayers.load(path, into=network)
+    assert fingerprint(network) == before
+    assert vars(network.classifier) == attributes
+    assert type(network.features) is nn.Conv2d
+
+
+def test_models_that_files_do_not_hold(tmp_path: Path) -> None:
+    class Own(SKLinear):
+        pass
+
+    class WithExtraState(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"epoch": 3}
+
+    def filled(value: float, dtype: torch.dtype = torch.float32) -> nn.Module:
+        layer = nn.Linear(2, 2)
+        nn.init.constant_(layer.bias, value)
+        return layer.to(dtype)
+
+    complex_buffer = nn.Module()
+    complex_buffer.register_buffer("wave", torch.ones(2, dtype=torch.complex128))
+    weight_normed = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
+    for model, kind, message in (
+        (nn.Linear, TypeError, "model must be an nn.Module"),
+        (Own(4, 4, rank=1), TypeError, "must be of one of the classes .*got Own at 'the top'"),
+        (WithExtraState(2, 2), TypeError, "plain tensors .*got dict for '_extra_state'"),
+        (nn.Linear(2, 2, device="meta"), ValueError, "must have values .*got none for 'weight'"),
+        (nn.LazyLinear(3), TypeError, "plain tensors"),
+        (filled(torch.nan), ValueError, "must hold no NaN .*got some in 'bias'"),
+        (filled(torch.nan, torch.float16), ValueError, "must hold no NaN"),
+        (complex_buffer, ValueError, "hold no tensors of type torch.complex128"),
+    ):
+        with pytest.raises(kind, match=message):
+            sketchlayers.save(model, tmp_path / "it.safetensors")  # type: ignore[arg-type]
+    for model in (filled(torch.inf), filled(-torch.inf, torch.float16), weight_normed):
+        sketchlayers.save(model, tmp_path / "it.safetensors")
+    layer = nn.Sequential(SKConv2d(2, 4, 3, rank=1))
+    for architecture in ("alexnet", {"name": "squid"}, {"title": "alexnet"}):
+        with pytest.raises(ValueError, match="save: architecture must be that of the model"):
+            sketchlayers.save(layer, tmp_path / "wrong.safetensors", architecture=architecture)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        sketchlayers.save(layer, tmp_path / "wrong.safetensors", reports=[{"rate": torch.nan}])
+    assert [path.name for path in tmp_path.iterdir()] == ["it.safetensors"]
+    with pytest.raises(Exception, match="No such file"):
+        sketchlayers.save(layer, tmp_path / "nowhere" / "it.safetensors")
+    assert json.dumps(read_description(tmp_path / "it.safetensors").layers) == "{}"
