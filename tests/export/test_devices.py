@@ -37,7 +37,9 @@ def test_signs_are_the_same_bits(columns, dtype):
     signs = ops.unpack_signs(packed, columns - start, **arguments)
     assert torch.equal(elsewhere("unpack_signs", packed, columns - start, **arguments), signs)
     stacked = packed.expand(2, *packed.shape)
-    assert torch.equal(elsewhere("unpack_signs", stacked, columns), ops.unpack_signs(stacked, columns))
+    assert torch.equal(
+        elsewhere("unpack_signs", stacked, columns), ops.unpack_signs(stacked, columns)
+    )
 
 
 @pytest.mark.parametrize("tables", [{}, {"first": [0, 5], "buckets": [5, 12]}])
