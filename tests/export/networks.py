@@ -45,6 +45,8 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
 }
 OWN_OPERATORS = ["spatial", "channel", "blocks", "frame", "hashednet", "freshnet"]
 """Those whose layers call operators of this package; the others are of PyTorch's layers alone."""
+KINDS = [*OWN_OPERATORS, "dictionary", "tucker2"]
+"""One of each kind of layer, for what takes seconds."""
 
 
 def images(count: int = 4, size: int = 8) -> Tensor:

@@ -7,7 +7,7 @@ from torch.export import Dim, export
 
 from sketchlayers.nn import SKConv2d, SKLinear
 
-from .networks import METHODS, compressed, images
+from .networks import KINDS, compressed, images
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KINDS)
 def test_compiles_into_one_graph_for_every_batch(name):
     network = compressed(name)
     counter = CompileCounterWithBackend("aot_eager")
@@ -30,7 +30,7 @@ def test_compiles_into_one_graph_for_every_batch(name):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", ["channel", "frame", "hashednet", "tucker2"])
+@pytest.mark.parametrize("name", ["channel", "frame", "hashednet"])
 def test_a_compiled_training_step_equals_the_eager_one(name):
     network = compressed(name).train()
     value = images(6)
@@ -46,7 +46,7 @@ def test_a_compiled_training_step_equals_the_eager_one(name):
 DYNAMIC = {0: Dim("batch", max=1024), 2: Dim("height", min=4, max=512), 3: Dim("width", min=4)}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KINDS)
 def test_exports_with_any_batch_and_image_size(name, tmp_path):
     network = compressed(name)
     file = tmp_path / "network.pt2"
