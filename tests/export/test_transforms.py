@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
-from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn import HashedLinear, SKConv2d, SKLinear
 
 from .networks import METHODS, OWN_OPERATORS, compressed, images
 
@@ -100,3 +100,17 @@ def test_a_frozen_factored_path_is_refused(kind):
     parameters, run = function(network)
     with pytest.raises(NotImplementedError, match=r"torch\.func .* need the folded path"):
         grad(lambda parameters: run(parameters, images()).sum())(parameters)
+
+
+def test_batched_gradients_of_hashed_values():
+    layer = HashedLinear(6, 8, rate=0.5)
+    output = layer(torch.randn(4, 6))
+    directions = torch.randn(3, 4, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (together,) = torch.autograd.grad(
+            output, layer.values, directions, is_grads_batched=True, retain_graph=True
+        )
+    for index, direction in enumerate(directions):
+        (own,) = torch.autograd.grad(output, layer.values, direction, retain_graph=True)
+        torch.testing.assert_close(together[index], own)
