@@ -39,5 +39,10 @@ TORCH_LIBRARY_IMPL(sketchlayers, CompositeImplicitAutograd, m) {
   m.impl("fresh_weight", TORCH_FN(fresh_weight_composite));
 }
 
+// vmap: the parts have batching rules, the whole has none.
+TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
+  m.impl("fresh_weight", TORCH_FN(fresh_weight_composite));
+}
+
 }  // namespace
 }  // namespace sketchlayers

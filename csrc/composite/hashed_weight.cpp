@@ -1,9 +1,12 @@
+// Hashed weights from ATen's operations on the entries' places: for transforms, and for devices
+// without kernels of their own, whose places are found on the CPU.
 #include "composite/hashed_weight.h"
 
 #include <ATen/ops/index_put.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include "ops/hashed_weight.h"
 
@@ -37,4 +40,41 @@ at::Tensor hashed_weight_backward_composed(const at::Tensor& grad, const at::Ten
                        with_signs(grad, entries), /*accumulate=*/true);
 }
 
+namespace {
+
+at::Tensor hashed_weight_kernel(const at::Tensor& values, const at::Tensor& seed, c10::SymInt rows,
+                                c10::SymInt columns, at::IntArrayRef first,
+                                at::IntArrayRef buckets) {
+  const HashTables tables = check_hashed_weight(values, seed, rows, columns, first, buckets);
+  return hashed_weight_composition(values, seed, std::move(rows), std::move(columns), tables);
+}
+
+at::Tensor hashed_weight_backward_kernel(const at::Tensor& grad, const at::Tensor& seed,
+                                         int64_t num_values, at::IntArrayRef first,
+                                         at::IntArrayRef buckets) {
+  const HashTables tables = check_hashed_weight_backward(grad, seed, num_values, first, buckets);
+  return hashed_weight_backward_composed(grad, seed, num_values, tables);
+}
+
+at::Tensor hash_entries_composed(const at::Tensor& seed, c10::SymInt rows, c10::SymInt columns,
+                                 int64_t num_values, at::IntArrayRef first,
+                                 at::IntArrayRef buckets) {
+  const HashTables tables = check_hash_entries(seed, rows, columns, num_values, first, buckets);
+  return hash_entries(seed.cpu(), std::move(rows), std::move(columns), num_values, tables)
+      .to(seed.device());
+}
+
+TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
+  m.impl("hashed_weight", TORCH_FN(hashed_weight_kernel));
+  m.impl("hashed_weight_backward", TORCH_FN(hashed_weight_backward_kernel));
+  m.impl("hash_entries", TORCH_FN(hash_entries_composed));
+}
+
+// vmap: the parts have batching rules, the whole has none.
+TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
+  m.impl("hashed_weight", TORCH_FN(hashed_weight_kernel));
+  m.impl("hashed_weight_backward", TORCH_FN(hashed_weight_backward_kernel));
+}
+
+}  // namespace
 }  // namespace sketchlayers

@@ -272,9 +272,22 @@ std::tuple<at::Tensor, at::Tensor> sk_weight_backward_kernel(
   return sk_weight_composed_backward(grad, u1, u2, arguments, sketch);
 }
 
+at::Tensor sk_weight_batched(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
+                             const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
+                             std::optional<double> scale, const std::optional<at::Tensor>& base,
+                             const std::optional<at::Tensor>& frame) {
+  return sk_weight_composition(s1, s2, u1, u2,
+                               {std::string(mixing), num_sketches, scale, base, frame});
+}
+
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
   m.impl("sk_weight", TORCH_FN(sk_weight_kernel));
   m.impl("sk_weight_backward", TORCH_FN(sk_weight_backward_kernel));
+}
+
+// vmap over factors.
+TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
+  m.impl("sk_weight", TORCH_FN(sk_weight_batched));
 }
 
 }  // namespace

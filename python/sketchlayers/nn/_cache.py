@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,18 @@ class WeightCache(SeededModule):
         if mode:
             self._kept = None
         return super().train(mode)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by ``torch.jit.script`` before anything else.
+
+        Raises:
+            NotImplementedError: always; what TorchScript compiles must be plain layers.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__}: torch.jit.script needs plain layers, so the model must be "
+            "folded first, with sketchlayers.fold(model); torch.jit.trace and torch.export take it "
+            "as it is"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())

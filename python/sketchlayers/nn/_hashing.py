@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sketchlayers import ops
 from sketchlayers.decompose import hashed_least_squares
 
+from . import _onnx
 from ._factored import Group
 from ._formed import FormedFit, FormedLayer
 
@@ -40,6 +42,17 @@ class HashedLayer(FormedLayer):
     def _shared(self, values: Tensor) -> Tensor:
         """The weight for other values, in their type."""
         raise NotImplementedError
+
+    def _hashed(
+        self, values: Tensor, *, first: Sequence[int] = (), buckets: Sequence[int] = ()
+    ) -> Tensor:
+        """The values by hash, with signs, as the matrix ``(d1, n)``."""
+        rows, columns = self._weight_shape[0], self._patch
+        if _onnx.exporting():
+            return _onnx.hashed_weight(
+                values, self._seed, rows, columns, first=first, buckets=buckets
+            )
+        return ops.hashed_weight(values, self.seed, rows, columns, first=first, buckets=buckets)
 
     def dense_weight(self) -> Tensor:
         """The weight in the shape of the dense layer's, differentiable in ``values``."""

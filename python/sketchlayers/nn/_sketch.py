@@ -17,6 +17,7 @@ from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased
 from sketchlayers.decompose._checks import check_finite
 from sketchlayers.ops import Mixing, Path
 
+from . import _onnx
 from ._cache import WeightCache
 from ._checks import checked_rate, one_of, whole_number
 from ._factored import sensitivity_by_group
@@ -239,6 +240,8 @@ class SketchLayer(WeightCache):
 
     def dense_weight(self) -> Tensor:
         """``W_hat`` in the shape of the dense weight, differentiable in ``s1`` and ``s2``."""
+        if _onnx.exporting():
+            return _onnx.sketched_weight(self)
         return ops.sk_weight(
             self.s1,
             self.s2,
@@ -275,21 +278,21 @@ class SketchLayer(WeightCache):
         return (u1, u2) if self._groups > 1 else (u1.squeeze(0), u2.squeeze(0))
 
     def _make_seeded(self) -> dict[str, Tensor]:
+        present = {"u1": True, "u2": True, "base_signs": self.base, "frame_signs": self.frame}
+        return {name: self._packed(name) for name, there in present.items() if there}
+
+    def _packed(self, name: str) -> Tensor:
+        """The packed signs of this name, made anew from the seed."""
+        make = ops.hadamard_signs if self.signs == "hadamard" else ops.sign_matrix
         outputs, patch = self._group_outputs, self._patch
         stacked = self.blocks * self.num_sketches * self.rank
         taps, columns = self._mixed
-        make = ops.hadamard_signs if self.signs == "hadamard" else ops.sign_matrix
-        tensors = {
-            "u1": self._by_group(make, 0, 2, stacked, outputs),
-            "u2": self._by_group(make, 1, 2, stacked * taps, columns),
-        }
-        if self.base is not None:
-            tensors["base_signs"] = self._by_group(ops.sign_matrix, _BASE_MATRIX, 1, outputs, patch)
-        if self.frame is not None:
-            tensors["frame_signs"] = self._by_group(
-                ops.sign_matrix, _FRAME_MATRIX, 1, outputs, patch
-            )
-        return tensors
+        if name == "u1":
+            return self._by_group(make, 0, 2, stacked, outputs)
+        if name == "u2":
+            return self._by_group(make, 1, 2, stacked * taps, columns)
+        first = _BASE_MATRIX if name == "base_signs" else _FRAME_MATRIX
+        return self._by_group(ops.sign_matrix, first, 1, outputs, patch)
 
     def _by_group(
         self, make: Callable[..., Tensor], first_matrix: int, step: int, rows: int, columns: int

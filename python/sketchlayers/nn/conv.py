@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sketchlayers import ops
 from sketchlayers.ops import Mixing
 
+from . import _onnx
 from ._checks import refuse_other_layers
 from ._geometry import (
     Geometry,
@@ -155,6 +156,10 @@ class SKConv2d(SketchLayer):
         """Convolve ``(N, d2, H, W)`` or ``(d2, H, W)`` with ``W_hat``."""
         weight = self._kept_weight(input)
         input, padding = pad(self, input)
+        if weight is None and _onnx.exporting():
+            if _onnx.takes_factors(self):
+                return _onnx.sketched_conv2d(self, input, padding)
+            weight = self.dense_weight()
         if weight is not None:
             return F.conv2d(
                 input, weight, self.bias, self.stride, padding, self.dilation, self.groups

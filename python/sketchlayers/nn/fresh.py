@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sketchlayers import ops
 
+from . import _onnx
 from ._checks import number_above, refuse_other_layers
 from ._formed import FormedConv2d, Init, number_or_rate
 from ._geometry import Geometry, PaddingMode
@@ -143,6 +144,9 @@ class FreshConv2d(HashedLayer, FormedConv2d):
         basis = self.basis
         if values.dtype != self.values.dtype:
             basis = basis.to(torch.promote_types(values.dtype, torch.float32))
+        if _onnx.exporting():
+            hashed = self._hashed(values.to(basis.dtype), first=first, buckets=buckets)
+            return (hashed.reshape(-1, len(first)) @ basis).reshape(shape).to(values.dtype)
         return ops.fresh_weight(
             values, self.seed, basis, shape[0], self._patch, first=first, buckets=buckets
         ).view(shape)

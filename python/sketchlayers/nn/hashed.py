@@ -9,8 +9,6 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from sketchlayers import ops
-
 from ._checks import refuse_other_layers
 from ._formed import FormedConv2d, FormedLinear, Init, number_or_rate
 from ._geometry import Geometry, PaddingMode
@@ -68,7 +66,7 @@ class HashedLinear(HashedLayer, FormedLinear):
         self._build((count,), bias, device, dtype)
 
     def _shared(self, values: Tensor) -> Tensor:
-        return ops.hashed_weight(values, self.seed, self.out_features, self.in_features)
+        return self._hashed(values)
 
     @classmethod
     def from_linear(
@@ -187,8 +185,7 @@ class HashedConv2d(HashedLayer, FormedConv2d):
         self._build((count,), bias, device, dtype)
 
     def _shared(self, values: Tensor) -> Tensor:
-        shape = self._weight_shape
-        return ops.hashed_weight(values, self.seed, shape[0], self._patch).view(shape)
+        return self._hashed(values).view(self._weight_shape)
 
     @classmethod
     def from_conv(

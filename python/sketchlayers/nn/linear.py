@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sketchlayers import ops
 
+from . import _onnx
 from ._checks import refuse_other_layers, whole_number
 from ._sketch import Base, Frame, Init, Plan, Scale, Signs, SketchLayer
 
@@ -106,6 +107,10 @@ class SKLinear(SketchLayer):
     def forward(self, input: Tensor) -> Tensor:
         """``(*, d2)`` to ``(*, d1)``."""
         weight = self._kept_weight(input)
+        if weight is None and _onnx.exporting():
+            if _onnx.takes_factors(self):
+                return _onnx.sketched_linear(self, input)
+            weight = self.dense_weight()
         if weight is not None:
             return F.linear(input, weight, self.bias)
         return ops.sk_linear(
