@@ -65,8 +65,10 @@ class Calibration(Mapping[str, LayerMoments]):
             has no moments.
 
     Example:
-        >>> calibration = sketchlayers.calibrate(model, loader)
-        >>> calibration["layer1.0.conv1"].second_moment
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> calibration = sketchlayers.calibrate(model, [torch.randn(16, 3, 8, 8)])
+        >>> calibration["0"].second_moment.shape
+        torch.Size([1, 27, 27])
         >>> calibration.save("moments.safetensors")
     """
 
