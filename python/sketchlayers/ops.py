@@ -155,6 +155,8 @@ def hashed_weight(
 ) -> Tensor:
     """The weight whose entries are values, found by hash, with random signs (HashedNets).
 
+    It is::
+
         W[i, j] = xi(i, j) values[first[t] + h(i, j)],    t = j mod len(first),
 
     with ``h`` below ``buckets[t]``. Hash and sign are a pure function of ``(seed, i, j)`` on every
