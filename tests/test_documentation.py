@@ -40,8 +40,10 @@ def methods_stay_as_they_are() -> Iterator[None]:
     _method._methods.update(before)
 
 
-def run_sessions(test: doctest.DocTest) -> None:
-    """Runs what a person types at ``>>>`` and compares what comes out."""
+def run_sessions(text: str, names: dict[str, Any], name: str, line: int = 0) -> None:
+    """Runs what a person types at ``>>>`` and compares what comes out; new names are added."""
+    test = doctest.DocTestParser().get_doctest(text, {}, name, name, line)
+    test.globs = names
     runner = doctest.DocTestRunner(optionflags=OPTIONS, verbose=False)
     report: list[str] = []
     runner.run(test, out=report.append, clear_globs=False)
@@ -62,8 +64,7 @@ def test_examples_of_a_page_run(
     for example in EXAMPLES.finditer(text):
         line = text.count("\n", 0, example.start(1))
         if example[1].startswith(">>>"):
-            parser = doctest.DocTestParser()
-            run_sessions(parser.get_doctest(example[1], names, page.name, str(page), line))
+            run_sessions(example[1], names, page.name, line)
         else:
             source = "\n" * line + example[1]  # so that a traceback has the page's line
             exec(compile(source, str(page), "exec", dont_inherit=True), names)
@@ -86,7 +87,7 @@ def test_examples_of_a_docstring_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"torch": torch, "nn": nn, "sketchlayers": sketchlayers, value.__name__: value}
-    run_sessions(doctest.DocTestParser().get_doctest(value.__doc__, names, value.__name__, None, 0))
+    run_sessions(value.__doc__, names, value.__name__)
 
 
 def test_example_with_plots_runs(monkeypatch: pytest.MonkeyPatch) -> None:
