@@ -37,6 +37,8 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"sketchlayers {release}"
 html_show_sphinx = False
 html_math_renderer = "mathml"
