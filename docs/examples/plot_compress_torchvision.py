@@ -14,6 +14,8 @@ network starts from random weights, and the digits come with scikit-learn.
 # 1,797 digits of 8x8 pixels, enlarged to 32x32. Every fifth one is for testing, and some of the
 # others, without their labels, for calibration.
 
+import warnings
+
 import matplotlib.pyplot as plt
 import sklearn.datasets
 import torch
@@ -116,6 +118,7 @@ plt.show()
 # not in sequence, which is less exact, and quick. Beside it the same without any data: least
 # squares on the weights alone.
 
+warnings.simplefilter("ignore")  # which say that the weights alone are not enough
 calibration = sketchlayers.calibrate(model, batches)
 results = {"with the moments of images": [], "the weights alone": []}
 for rate in RATES:
@@ -141,7 +144,8 @@ plt.show()
 # same outputs, for whatever takes nothing else.
 
 plain = sketchlayers.fold(small)
-difference = (plain(test_images[:8]) - small(test_images[:8])).abs().max()
+with torch.no_grad():
+    difference = (plain(test_images[:8]) - small(test_images[:8])).abs().max()
 print(
     f"{report.parameters_before:,} parameters became {report.parameters_after:,}, "
     f"{report.bytes_before / 2**20:.1f} MiB became {report.bytes_after / 2**20:.1f} MiB"
