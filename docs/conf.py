@@ -93,7 +93,15 @@ def leave_out(
     return True if documentation.startswith("Alias for field number") else None
 
 
+def readable_signature(
+    app: Sphinx, kind: str, name: str, value: Any, options: Any, signature: str | None, returns: Any
+) -> tuple[str, Any] | None:
+    """A dataclass's defaults that are made anew have no text that Sphinx could parse."""
+    return signature and (signature.replace("<factory>", "..."), returns)
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", readable_signature)
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
     app.connect("autodoc-skip-member", leave_out)

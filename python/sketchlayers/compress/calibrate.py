@@ -94,7 +94,7 @@ class Calibration(Mapping[str, LayerMoments]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Advice: which layers have seen few patches, and how many would do.
+        """Which layers have seen few patches, and how many would do.
 
         A second moment needs about five patches for each input; with fewer
         than inputs it is singular.
