@@ -31,11 +31,11 @@ help: ## this list
 
 # PyTorch comes first and is then held: an extra package must never replace it.
 define REQUIREMENTS
-import tomllib, torch
+import sys, tomllib, torch
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)
 print("torch==" + torch.__version__.split("+")[0], *project["tool"]["sketchlayers"]["dependencies"], sep="\n")
-for extra in ("dev", "experiments"):
+for extra in sys.argv[1:]:
     print(*project["project"]["optional-dependencies"][extra], sep="\n")
 endef
 export REQUIREMENTS
@@ -58,7 +58,7 @@ ifneq ($(VENV),)
 	$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); exit 1; } # or the next attempt would take half of one for a whole
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -c "$$REQUIREMENTS" > $(STAMPS)/requirements.txt
+	$(PY) -c "$$REQUIREMENTS" dev experiments > $(STAMPS)/requirements.txt
 	$(PY) -m pip install --quiet -r $(STAMPS)/requirements.txt
 endif
 	@touch $@
@@ -90,12 +90,24 @@ toolkit: $(STAMPS)/environment ## get nvcc from the package index, if PyTorch ne
 
 # -------------------------------------------------------------------------------- main commands
 
-.PHONY: demo test gpu
+.PHONY: demo test docs gpu
 demo: $(STAMPS)/installed ## train, sketch and compress a small network on real images
 	$(PY) experiments/demo.py $(if $(DATA),--data $(DATA))
 
 test: lint cpp-test $(STAMPS)/installed ## all checks and tests
 	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST)
+
+$(STAMPS)/documentation: $(STAMPS)/environment
+ifneq ($(VENV),)
+	$(PY) -c "$$REQUIREMENTS" docs > $(STAMPS)/requirements-docs.txt
+	$(PY) -m pip install --quiet -r $(STAMPS)/requirements-docs.txt
+endif
+	@touch $@
+
+docs: $(STAMPS)/installed $(STAMPS)/documentation ## the documentation site, in build/docs
+	rm -rf docs/api/generated # or pages of names that are gone would stay
+	$(PY) -m sphinx -b html --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "Open build/docs/index.html"
 
 GPU_RUNS := runs/gpu
 SANITIZER = compute-sanitizer --error-exitcode 1 --kernel-regex kns=sketchlayers
@@ -156,4 +168,5 @@ dist: $(STAMPS)/environment ## a wheel for this PyTorch, and the sources, in dis
 
 clean: ## delete what was built; the environment stays
 	rm -rf build dist python/sketchlayers/*.so python/*.egg-info $(STAMPS)/installed
+	rm -rf docs/api/generated docs/gallery
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

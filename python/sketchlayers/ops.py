@@ -19,18 +19,18 @@ sizes and come in order.
 Sizes: ``g`` groups, ``lk = l * k``, ``d1`` output and ``d2`` input channels, kernel ``(h, w)``,
 ``n = d2/g * h * w``, ``words(c) = 4 * ceil(c / 128)``.
 
-==============  =============================  ==================
+==============  =============================  =========================
 argument        convolution                    fully connected
-==============  =============================  ==================
+==============  =============================  =========================
 ``s1``          ``(g*lk, d2/g, h, w)``         ``(lk, d2)``
 ``s2``          ``(d1, lk, h, w)``             ``(d1, lk)``
-``u1``          ``(g, b*lk, words(d1/g))``     ``g = 1``
+``u1``          ``(g, b*lk, words(d1/g))``     ``(1, b*lk, words(d1))``
 ``u2``          ``(g, b*lk*h*w, words(n))``,   ``(1, b*lk, words(d2))``
                 or ``(g, b*lk, words(d2/g))``
                 for channel mixing
-``base``,       ``(g, d1/g, words(n))``        ``(1, d1, words(d2))``
-``frame``
-==============  =============================  ==================
+``base``        ``(g, d1/g, words(n))``        ``(1, d1, words(d2))``
+``frame``       ``(g, d1/g, words(n))``        ``(1, d1, words(d2))``
+==============  =============================  =========================
 
 All take float32, float64, bfloat16 and float16, on the CPU and on CUDA devices; half types
 accumulate in float32. Wrong shapes, devices, types and sizes raise ``RuntimeError``, ``TypeError``
@@ -186,6 +186,8 @@ def hashed_weight(
     buckets: Sequence[int] = (),
 ) -> Tensor:
     """The weight whose entries are values, found by hash, with random signs (HashedNets).
+
+    It is::
 
         W[i, j] = xi(i, j) values[first[t] + h(i, j)],    t = j mod len(first),
 

@@ -51,7 +51,11 @@ def param_groups(
         ValueError: a negative ``lr`` or ``weight_decay``, or an unknown ``gain``.
 
     Example:
-        >>> optimizer = torch.optim.SGD(param_groups(model, 0.1, 5e-4), momentum=0.9)
+        >>> model = nn.Sequential(sketchlayers.SKConv2d(3, 16, 3, rank=2), nn.BatchNorm2d(16))
+        >>> groups = param_groups(model, lr=0.1, weight_decay=5e-4)
+        >>> [(group["name"], group["lr"]) for group in groups]
+        [('sketch', 0.2), ('no_decay', 0.1)]
+        >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"param_groups: model must be an nn.Module (got {type(model).__name__})")

@@ -65,8 +65,10 @@ class Calibration(Mapping[str, LayerMoments]):
             has no moments.
 
     Example:
-        >>> calibration = sketchlayers.calibrate(model, loader)
-        >>> calibration["layer1.0.conv1"].second_moment
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> calibration = sketchlayers.calibrate(model, [torch.randn(16, 3, 8, 8)])
+        >>> calibration["0"].second_moment.shape
+        torch.Size([1, 27, 27])
         >>> calibration.save("moments.safetensors")
     """
 
@@ -92,7 +94,7 @@ class Calibration(Mapping[str, LayerMoments]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Advice: which layers have seen few patches, and how many would do.
+        """Which layers have seen few patches, and how many would do.
 
         A second moment needs about five patches for each input; with fewer
         than inputs it is singular.

@@ -79,7 +79,7 @@ def compress(
     """Replaces layers of a model by smaller ones.
 
     With images of the kind that the model is for, labels not needed, a trained network gets small
-    without being trained again:
+    without being trained again::
 
         compress(model, rate=0.5, calibration=loader)
 

@@ -192,7 +192,7 @@ class Report(_Exported):
 
     @property
     def error_of(self) -> str | None:
-        """What the layers' errors are errors of: "output" or "weight"; None if nothing was fitted.
+        """What the errors are errors of, "output" or "weight"; None if nothing was fitted.
 
         A layer without moments is fitted in the norm of its weight all the same; a note says so.
         """

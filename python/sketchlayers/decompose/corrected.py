@@ -18,7 +18,7 @@ def corrected_weight(
 
     Once the layers before it are compressed, a layer gets ``x~`` in place of ``x``. With the
     moments ``C = E[y x~^T]`` of its original output ``y = W x`` and ``S = E[x~ x~^T]``,
-    ``E|y - W' x~|^2 + lambda |W - W'|^2`` is least for
+    ``E|y - W' x~|^2 + lambda |W - W'|^2`` is least for::
 
         W' = (C + lambda W) (S + lambda I)^-1 = W + (C - W S) (S + lambda I)^-1.
 

@@ -69,7 +69,7 @@ def sketch_least_squares(
 
     With ``A = [U1_1^T ... U1_l^T]``, ``B = [U2_1; ...; U2_l]``, ``P = A A^+`` the projection on the
     range of ``A`` and ``G = Sigma B^T (B Sigma B^T)^-1``, the minimum of
-    ``|(W - A X - Y B) Sigma^(1/2)|_F`` is reached by
+    ``|(W - A X - Y B) Sigma^(1/2)|_F`` is reached by::
 
         X = A^+ W (I - G B / 2),    Y = (I - P / 2) W G,    S1 = X / c,    S2 = Y / c.
 

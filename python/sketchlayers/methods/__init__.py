@@ -16,6 +16,7 @@ from sketchlayers.methods._method import (
     register,
 )
 from sketchlayers.methods._rank import Candidate, Rank
+from sketchlayers.methods.auto import Auto
 from sketchlayers.methods.cp import CP
 from sketchlayers.methods.dictionary import Dictionary
 from sketchlayers.methods.freshnet import FreshNet
@@ -32,6 +33,7 @@ for _module in iter_modules(__path__):
 __all__ = [
     "CP",
     "SVD",
+    "Auto",
     "Candidate",
     "Dictionary",
     "FreshNet",

@@ -27,9 +27,9 @@ class Method(ABC):
     name: ClassVar[str]
     """What ``compress(model, method=name)`` calls it; set by `register`."""
     layers: ClassVar[tuple[type[nn.Module], ...]]
-    """The classes of the replacements. Each has ``fold()``, the plain layer;
-    ``multiply_adds(input_shape)`` of one call; and ``fit_error``, the relative error of the weight
-    in the norm of the fit, None without one."""
+    """The classes of the replacements. Each has ``weight`` and ``bias``, those of the plain layer
+    that computes the same; ``fold()``, that layer; ``multiply_adds(input_shape)`` of one call; and
+    ``fit_error``, the relative error of the weight in the norm of the fit, None without one."""
 
     @abstractmethod
     def refusal(self, layer: nn.Module) -> str | None:

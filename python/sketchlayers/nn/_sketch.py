@@ -212,7 +212,7 @@ class SketchLayer(WeightCache):
 
     @property
     def path(self) -> Path:
-        """Computation path: ``"auto"`` plans each call, ``"factored"``, ``"folded"`` freeze it."""
+        """Computation path; ``"auto"`` plans each call, ``"factored"``, ``"folded"`` freeze it."""
         return self._path
 
     @path.setter

@@ -29,7 +29,7 @@ from ._sketch import Base, Frame, Init, Plan, Scale, Signs, SketchLayer
 class SKConv2d(SketchLayer):
     r"""Sketched convolution, in place of ``nn.Conv2d``.
 
-    The weight of a group, as the matrix ``(d1 / groups, n)``, ``n = d2 / groups * h * w``, is
+    The weight of a group, as the matrix ``(d1 / groups, n)``, ``n = d2 / groups * h * w``, is::
 
         W_hat = 1/(2l) * sum_{i=1..l} ( U1_i^T S1_i + S2_i U2_i )          (equation 1)
 

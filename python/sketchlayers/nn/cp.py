@@ -20,6 +20,8 @@ from ._geometry import Geometry, PaddingMode
 class CPConv2d(FactoredConv2d):
     r"""Convolution whose weight is a CP decomposition, in place of ``nn.Conv2d``.
 
+    The weight is::
+
         W[t, s, i, j] = sum_r A[t, r] B[s, r] C[i, r] D[j, r]
 
     computed by up to four plain convolutions: ``input`` (1x1, S to R channels), ``rows`` (depthwise

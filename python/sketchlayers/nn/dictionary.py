@@ -237,6 +237,8 @@ class DictionaryLayer(FormedLayer):
 class DictionaryLinear(DictionaryLayer, FormedLinear):
     """Fully connected layer whose weight is predicted, in place of ``nn.Linear``.
 
+    The weight is::
+
         W = V U,    U = (K_aa + ridge I)^-1 K_a          (Denil et al., NIPS 2013, equation 2)
 
     with trained ``V (d1, m)``, the weights of ``m`` inputs drawn without replacement, and a fixed

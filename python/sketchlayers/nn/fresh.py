@@ -24,6 +24,8 @@ ALPHA, BETA = 0.25, 2.5
 class FreshConv2d(HashedLayer, FormedConv2d):
     r"""Convolution whose filters have hashed cosine coefficients, in place of ``nn.Conv2d``.
 
+    The filters are::
+
         V = C_h^T F C_w,    F[o, c, j1, j2] = xi(o, c, j1, j2) values_j[h(o, c, j1, j2)],
 
     with orthonormal cosine transforms ``C``, and for every frequency ``j = j1 + j2`` a table of

@@ -18,6 +18,8 @@ from ._hashing import HashedLayer
 class HashedLinear(HashedLayer, FormedLinear):
     """Fully connected layer whose entries share a few values, in place of ``nn.Linear``.
 
+    The weight is::
+
         W[i, j] = xi(i, j) values[h(i, j)]          (Chen et al., ICML 2015, equations 3 and 7)
 
     with a hash ``h`` into ``K`` buckets and random signs ``xi``, both functions of ``seed`` that

@@ -20,6 +20,8 @@ from ._sketch import Base, Frame, Init, Plan, Scale, Signs, SketchLayer
 class SKLinear(SketchLayer):
     """Sketched fully connected layer, in place of ``nn.Linear``.
 
+    The weight is::
+
         W_hat = 1/(2l) * sum_{i=1..l} ( U1_i^T S1_i + S2_i U2_i )          (equation 1)
 
     with trained ``S1_i (k, d2)`` and ``S2_i (d1, k)`` and random signs ``U1_i (k, d1)`` and

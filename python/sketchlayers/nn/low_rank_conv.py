@@ -19,6 +19,8 @@ from ._geometry import Geometry, PaddingMode
 class LowRankConv2d(FactoredConv2d):
     r"""Convolution as a vertical and a horizontal one, in place of ``nn.Conv2d``.
 
+    The weight is::
+
         W[t, s, i, j] = sum_r V[r, s, i] H[t, r, j]          (Tai et al., ICLR 2016, equation 2)
 
     computed by two plain convolutions: ``vertical`` (h x 1, S to R channels) and ``horizontal``

@@ -21,6 +21,8 @@ Ranks = tuple[int | None, int | None]
 class TuckerConv2d(FactoredConv2d):
     r"""Convolution whose weight is a Tucker-2 decomposition, in place of ``nn.Conv2d``.
 
+    The weight is::
+
         W[t, s, p] = sum_ab U_T[t, a] G[a, b, p] U_S[s, b],        p over the h w kernel positions
 
     computed by up to three plain convolutions: ``input`` (1x1, S to RS channels), ``core`` (h x w,

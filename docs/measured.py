@@ -1,0 +1,400 @@
+"""Writes the measured tables of the pages anew, from experiments/results/*.csv.
+
+Usage: python docs/measured.py
+
+A page has a table between ``<!-- measured: NAME -->`` and ``<!-- measured: end -->``; the function
+of this name below makes it. So no number on a page is typed, and the tests see to it that the pages
+are what this script makes of the results.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER.parent / "experiments" / "results"
+BLOCK = re.compile(r"(<!-- measured: (?!end)(\w+) -->\n).*?(<!-- measured: end -->)", re.DOTALL)
+
+Row = dict[str, str]
+
+RATES = ("0.7", "0.5", "0.4", "0.3")
+
+
+def results(name: str) -> list[Row]:
+    """The rows of a file of results."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def chosen(rows: Iterable[Row], **values: str) -> list[Row]:
+    """Those that have these values."""
+    return [row for row in rows if all(row[key] == value for key, value in values.items())]
+
+
+def one(rows: Iterable[Row], **values: str) -> Row:
+    """The only one that has these values."""
+    (row,) = chosen(rows, **values)
+    return row
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# ---------------------------------------------------------------------------- without training
+
+ZERO_SHOT = results("zero_shot_cpu_amd_epyc")
+
+
+def zero_shot_row(
+    network: str, method: str, rate: str, variant: str = "sensitivity", data: str = "same"
+) -> Row:
+    """A run on test images; ``data`` is what it was calibrated on."""
+    if variant == "frobenius":
+        data = "none"
+    return one(
+        ZERO_SHOT,
+        network=network,
+        split="test",
+        method=method,
+        rate=rate,
+        variant=variant,
+        calibration_data=data,
+    )
+
+
+def accuracy(*run: str) -> str:
+    """Of `zero_shot_row`, in percent."""
+    return f"{float(zero_shot_row(*run)['accuracy']):.1f}"
+
+
+def dense_accuracy(network: str) -> str:
+    """In percent."""
+    return f"{float(one(ZERO_SHOT, network=network, method='dense')['accuracy']):.1f}"
+
+
+def zero_shot() -> str:
+    """Points gained or lost by rate, method and network."""
+    columns = [
+        ("auto", "sensitivity", "`auto`"),
+        ("tucker2", "refined", "`tucker2`, `refine=True`"),
+        ("tucker2", "sensitivity", "`tucker2`"),
+        ("svd", "sensitivity", "`svd`"),
+        ("tucker2", "frobenius", "`tucker2`, no images"),
+    ]
+
+    def cell(network: str, method: str, variant: str, rate: str) -> str:
+        try:
+            row = zero_shot_row(network, method, rate, variant)
+        except ValueError:
+            return ""
+        return f"{float(row['difference']):+.1f} ± {float(row['standard_error']):.1f}"
+
+    return table(
+        ["network (dense)", "parameters kept", *(heading for *_, heading in columns)],
+        (
+            [
+                f"{title} ({dense_accuracy(network)} %)",
+                f"{float(rate):.2f}",
+                *(cell(network, method, variant, rate) for method, variant, _ in columns),
+            ]
+            for network, title in (("resnet20", "ResNet-20"), ("resnet32", "ResNet-32"))
+            for rate in RATES
+        ),
+    )
+
+
+def seconds(row: Row, key: str = "seconds") -> str:
+    """With the unit."""
+    return f"{float(row[key]):.0f} s"
+
+
+def cost() -> str:
+    """Seconds and memory of `compress`."""
+    stages = ("calibration", "sensitivity", "ranks", "fit")
+    return table(
+        ["network, method", "images", *stages, "all", "peak memory"],
+        (
+            [
+                f"{row['network'].replace('resnet', 'ResNet-')}, `{row['method']}`",
+                f"{int(row['images']):,} of {row['size']}x{row['size']}",
+                *(seconds(row, f"seconds_{stage}") for stage in stages),
+                seconds(row),
+                f"{float(row['gib_peak']):.1f} GiB",
+            ]
+            for row in results("compress_cost_cpu_amd_epyc")
+        ),
+    )
+
+
+# ---------------------------------------------------------------------------- trained from scratch
+
+STUDY = results("recipe_study_cpu_amd_epyc")
+TRIALS = {
+    "dense": "dense lr=0.1",
+    "freshnet": "freshnet lr=0.1",
+    "hashednet": "hashednet lr=0.1",
+    "frame": "sketch lr=0.1",
+    "blocks": "sketch-blocks lr=0.1",
+    "paper": "sketch-paper lr=0.1",
+    "dictionary": "lowrank1 lr=0.1",
+    "lowrank": "lowrank2 lr=0.2",
+}
+"""Those of the study that were run with several seeds."""
+
+
+def studied(name: str) -> str:
+    """Mean accuracy and standard deviation over the seeds, in percent."""
+    values = [float(row["test_accuracy"]) for row in chosen(STUDY, trial=TRIALS[name])]
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def step_times(*names: str) -> str:
+    """Of a training step of Network-in-Network's convolutions, over the dense layer's."""
+    rows = [
+        float(row["time"])
+        for row in results("method_speed_cpu_amd_epyc")
+        if row["method"] in names and row["layer"].startswith("CONV")
+    ]
+    return f"{min(rows):.1f} to {max(rows):.1f}"
+
+
+def scratch() -> str:
+    """Accuracy and time of training by method."""
+    rows = [
+        ("the dense network", "dense", ()),
+        ('`FreshConv2d` ("freshnet")', "freshnet", ("freshnet",)),
+        ('`HashedConv2d` ("hashednet")', "hashednet", ("hashednet",)),
+        ('`SKConv2d(frame="signs")`', "frame", ("sketch",)),
+        ('`SKConv2d(blocks=8, mixing="channel")`', "blocks", ("sketch-blocks",)),
+        ("`SKConv2d()`, as in the paper", "paper", ("sketch-paper",)),
+        ('`DictionaryConv2d` ("dictionary")', "dictionary", ("lowrank1",)),
+        ('`LowRankConv2d` ("lowrank")', "lowrank", ("lowrank2",)),
+    ]
+    return table(
+        ["layers", "accuracy %, three seeds", "time of a training step over dense"],
+        (
+            [title, studied(name), step_times(*methods) if methods else "1"]
+            for title, name, methods in rows
+        ),
+    )
+
+
+# --------------------------------------------------------------------------------------- speed
+
+LAYERS = (
+    "5x5 96->192 @16",
+    "3x3 192->192 @8",
+    "3x3 96->208 @14",
+    "3x3 512->512 @7",
+    "1x1 192->192 @16",
+    "1x1 192->160 @32",
+)
+
+
+def speed(name: str, **values: str) -> float:
+    """Times as fast as the faster of PyTorch's, of the only row that has these values."""
+    return float(one(results(name), **values)["speed"])
+
+
+def layer_speed() -> str:
+    """One block and eight, both mixings."""
+
+    def cell(file: str, layer: str, mixing: str) -> str:
+        method = "any" if layer.startswith("1x1") else mixing
+        forward = [
+            speed(file, layer=layer, method=method, mode="forward", batch=batch)
+            for batch in ("64", "1")
+        ]
+        training = speed(file, layer=layer, method=method, mode="training", batch="64")
+        return f"{forward[0]:.1f}x, {forward[1]:.1f}x; {training:.1f}x"
+
+    return table(
+        ["layer", "channel mixing: batch 64, 1; training 64", "eight blocks", "spatial mixing"],
+        (
+            [
+                layer.replace("->", " to "),
+                cell("figures_cpu_amd_epyc", layer, "channel"),
+                cell("blocks_cpu_amd_epyc", layer, "channel"),
+                "the same layer"
+                if layer.startswith("1x1")
+                else cell("figures_cpu_amd_epyc", layer, "spatial"),
+            ]
+            for layer in LAYERS
+        ),
+    )
+
+
+def networks() -> str:
+    """Whole networks in channels_last."""
+    titles = {
+        "ninn": "Network-in-Network, rate 0.15",
+        "googlenet_bn": "GoogLeNet with batch norm, rate 0.2",
+    }
+    rows = chosen(results("networks_cpu_amd_epyc"), format="nhwc")
+    return table(
+        ["network", "mixing", "call", "batch", "dense", "times as fast"],
+        (
+            [
+                titles[row["layer"]],
+                row["method"],
+                {"forward": "inference", "training": "training step"}[row["mode"]],
+                row["batch"],
+                f"{float(row['dense_ms']):.0f} ms",
+                f"{float(row['speed']):.2f}",
+            ]
+            for row in rows
+        ),
+    )
+
+
+def peers() -> str:
+    """Other packages' layers of as many parameters."""
+    names = {
+        "channel": "`SKConv2d`, channel mixing",
+        "spatial": "`SKConv2d`, spatial mixing",
+        "tensorly Tucker": "tensorly-torch, Tucker",
+        "tensorly CP": "tensorly-torch, CP",
+        "compiled channel": "channel mixing in plain PyTorch, `torch.compile`",
+    }
+    file, layers = "peers_cpu_amd_epyc", ("3x3 192->192 @8", "3x3 96->208 @14")
+    return table(
+        [
+            "layer of as many parameters",
+            *(f"{x.replace('->', ' to ')}: inference; training" for x in layers),
+        ],
+        (
+            [
+                title,
+                *(
+                    "; ".join(
+                        f"{speed(file, layer=layer, method=method, mode=mode):.1f}x"
+                        for mode in ("forward", "training")
+                    )
+                    for layer in layers
+                ),
+            ]
+            for method, title in names.items()
+        ),
+    )
+
+
+# -------------------------------------------------------------------------------------- decision
+
+
+def decision() -> str:
+    """What to take for which purpose, and why."""
+    twenty, costs = "resnet20", results("compress_cost_cpu_amd_epyc")
+    large = one(costs, network="resnet50")
+    quick, thorough = one(costs, network=twenty, method="tucker2"), one(costs, method="auto")
+    layer = {"layer": "3x3 192->192 @8", "mode": "training", "batch": "64", "method": "channel"}
+    plain, eight = (speed(f"{name}_cpu_amd_epyc", **layer) for name in ("figures", "blocks"))
+    frame = float(
+        one(results("method_speed_cpu_amd_epyc"), method="sketch", layer="CONV_7")["time"]
+    )
+    channel = float(one(STUDY, trial="sketch-paper-channel lr=0.1")["test_accuracy"])
+    lite = "efficientnet_lite0"
+    return table(
+        ["you have, and want", "take", "measured"],
+        [
+            [
+                "a trained network and images of its kind; smaller, without training",
+                "`compress(model, rate=0.5, calibration=images)`: `method` is `auto`",
+                f"ResNet-20: {accuracy(twenty, 'auto', '0.5')} % at 0.5 and "
+                f"{accuracy(twenty, 'auto', '0.3')} % at 0.3 of the parameters, dense "
+                f"{dense_accuracy(twenty)} %",
+            ],
+            [
+                "the same, but `auto` takes too long: a large network",
+                '`method="tucker2"`',
+                f"ResNet-20: {seconds(quick)} in place of {seconds(thorough)}; ResNet-50: "
+                f"{float(large['seconds']) / 60:.0f} minutes; "
+                f"{accuracy(twenty, 'tucker2', '0.5')} % at 0.5",
+            ],
+            [
+                "the same, and minutes to spend afterwards",
+                '`method="tucker2", refine=True`',
+                f"ResNet-20 at 0.3: {accuracy(twenty, 'tucker2', '0.3')} % become "
+                f"{accuracy(twenty, 'tucker2', '0.3', 'refined')} %; `auto` gains nothing: "
+                f"{accuracy(twenty, 'auto', '0.3')} and "
+                f"{accuracy(twenty, 'auto', '0.3', 'refined')} %",
+            ],
+            [
+                "a network of 1x1 and depthwise convolutions",
+                '`method="svd"`, 0.8 or milder; look at `output_change`',
+                f"EfficientNet-Lite0: outputs change by "
+                f"{float(zero_shot_row(lite, 'svd', '0.9')['output_change']):.2f} at 0.9, "
+                f"{float(zero_shot_row(lite, 'svd', '0.8')['output_change']):.2f} at 0.8, "
+                f"{float(zero_shot_row(lite, 'svd', '0.6')['output_change']):.2f} at 0.6",
+            ],
+            [
+                "a trained network, but only images of another kind",
+                "the same: calibrate on them",
+                f"Tucker-2 of ResNet-20 calibrated on photographs (Imagenette): "
+                f"{accuracy(twenty, 'tucker2', '0.5', 'sensitivity', 'Imagenette-96')} % at 0.5 "
+                f"(with its own images {accuracy(twenty, 'tucker2', '0.5')} %), "
+                f"{accuracy(twenty, 'tucker2', '0.3', 'sensitivity', 'Imagenette-96')} % at 0.3 "
+                f"({accuracy(twenty, 'tucker2', '0.3')} %)",
+            ],
+            [
+                "a trained network and no image at all",
+                '`method="cp", init="fit"`, half of the parameters or more; train it if you can',
+                f"ResNet-20 at 0.5: CP {accuracy(twenty, 'cp', '0.5', 'frobenius')} %, Tucker-2 "
+                f"{accuracy(twenty, 'tucker2', '0.5', 'frobenius')} %; at 0.3 CP "
+                f"{accuracy(twenty, 'cp', '0.3', 'frobenius')} %",
+            ],
+            [
+                "to train from scratch; a small file, the best accuracy",
+                '`SKConv2d(..., frame="signs")`, or hashing (`freshnet`, `hashednet`)',
+                f"{studied('frame')}, {studied('freshnet')} and {studied('hashednet')} % (dense "
+                f"{studied('dense')} %) in the study below; a step takes as long as dense "
+                f"({frame:.2f} times, 3x3 192 to 192)",
+            ],
+            [
+                "to train from scratch; small and fast",
+                '`SKConv2d(..., mixing="channel", blocks=8)`',
+                f"{studied('blocks')} %; a training step of a 3x3 layer {eight:.1f} times as fast "
+                "as dense",
+            ],
+            [
+                "speed above all",
+                '`SKConv2d(..., mixing="channel")`',
+                f"{plain:.1f} times as fast; {channel:.1f} % (one seed)",
+            ],
+            [
+                "the paper's layer",
+                "`SKConv2d(...)`",
+                f"{studied('paper')} %",
+            ],
+        ],
+    )
+
+
+TABLES = {
+    function.__name__: function
+    for function in (decision, zero_shot, scratch, cost, layer_speed, networks, peers)
+}
+
+
+def rewritten(page: str) -> str:
+    """The page with its tables made anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", page)
+
+
+def main() -> None:
+    """Writes every page that has a table."""
+    for path in sorted(FOLDER.glob("*.md")):
+        page = path.read_text()
+        if page != (new := rewritten(page)):
+            path.write_text(new)
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
