@@ -60,7 +60,10 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Modu
             network. The network is as it was.
 
     Example:
-        >>> model = load("small.safetensors", into=Network())
+        >>> dense = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU())
+        >>> small, report = sketchlayers.compress(dense, "sketch", rate=0.5, init="random", keep_first=False)
+        >>> path = sketchlayers.save(small, "small.safetensors")
+        >>> model = sketchlayers.load(path, into=dense)
     """
     if into is not None and not isinstance(into, nn.Module):
         raise TypeError(f"load: into must be an nn.Module (got {type(into).__name__})")

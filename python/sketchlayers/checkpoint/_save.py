@@ -57,7 +57,8 @@ def save(
             the architecture is not that of the model.
 
     Example:
-        >>> path = save(model, "small.safetensors")
+        >>> model = nn.Sequential(sketchlayers.SKConv2d(8, 16, 3, rate=0.2), nn.ReLU())
+        >>> path = sketchlayers.save(model, "small.safetensors")
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"save: model must be an nn.Module (got {type(model).__name__})")
