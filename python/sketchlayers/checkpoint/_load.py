@@ -61,7 +61,8 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Modu
 
     Example:
         >>> dense = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU())
-        >>> small, report = sketchlayers.compress(dense, "sketch", rate=0.5, init="random", keep_first=False)
+        >>> options = {"rate": 0.5, "keep_first": False, "init": "random"}
+        >>> small, report = sketchlayers.compress(dense, "sketch", **options)
         >>> path = sketchlayers.save(small, "small.safetensors")
         >>> model = sketchlayers.load(path, into=dense)
     """
