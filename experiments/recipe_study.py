@@ -113,7 +113,7 @@ QUESTIONS: dict[str, list[Trial]] = {
     ],
     "without batch norm, larger steps": [
         _with(contender, lr=0.05, batch_norm=False, **changes)
-        for contender in ("dense", "sketch-blocks", "sketch-paper")
+        for contender in ("dense", "sketch-blocks", "sketch-paper", *_OTHERS)
         for changes in ({"clip": 1.0}, {"warmup": 3.0})
     ],
     "over seeds": [
