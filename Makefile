@@ -160,11 +160,19 @@ cpp-test: $(STAMPS)/googletest ## the C++ library alone, with CMake, and its tes
 
 # ------------------------------------------------------------------------------------------ rest
 
-.PHONY: dist clean
-dist: $(STAMPS)/environment ## a wheel for this PyTorch, and the sources, in dist/
-	rm -rf build/lib.* build/bdist.* # or files that are gone would be packed
-	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
-	$(PY) -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+.PHONY: dist dist-test clean
+dist: $(STAMPS)/environment ## the sources, and built from them a wheel for this PyTorch, in dist/
+	rm -rf dist
+	$(PY) -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > /dev/null
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist dist/*.tar.gz
+
+DIST_TEST := build/dist-test
+
+dist-test: dist ## that wheel at work in an environment with nothing but what it asks for
+	rm -rf $(DIST_TEST)
+	$(PY) -m venv $(DIST_TEST)
+	$(DIST_TEST)/bin/pip install --quiet dist/*.whl
+	cd $(DIST_TEST) && bin/sketchlayers doctor && bin/python -W error $(CURDIR)/tests/build/installed.py
 
 clean: ## delete what was built; the environment stays
 	rm -rf build dist python/sketchlayers/*.so python/*.egg-info $(STAMPS)/installed

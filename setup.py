@@ -98,7 +98,7 @@ def extensions(torch, cpp_extension, choice) -> list[Extension]:
         "include_dirs": include_dirs,
         "library_dirs": [cpp_extension.TORCH_LIB_PATH],
         "define_macros": macros,
-        "depends": [str(path) for path in (ROOT / "csrc").rglob("*.*h")],
+        "depends": sources("**/*.h", "**/*.cuh"),
         "language": "c++",
     }
     return [

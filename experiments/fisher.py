@@ -65,11 +65,11 @@ class Comparison(Experiment):
                         name = f"{kind}: {'both' if use is True else use}"
                         yield Run(method, SEQUENTIAL.but(name, sensitivity=use), rate)
 
-    def _compressed(self, run: Run) -> Any:
+    def compressed(self, run: Run) -> Any:
         kind = run.variant.name.partition(":")[0]
         measure = partial(output_sensitivity, directions=KINDS.get(kind, random_signs))
         with mock.patch.object(_job, "output_sensitivity", measure):
-            return super()._compressed(run)
+            return super().compressed(run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

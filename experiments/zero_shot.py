@@ -123,7 +123,7 @@ class Experiment:
         if run is not DENSE_RUN:
             begin = time.perf_counter()
             try:
-                network, report = self._compressed(run)
+                network, report = self.compressed(run)
             except ValueError as error:
                 return row | {"note": str(error)}
             row["seconds"] = time.perf_counter() - begin
@@ -139,7 +139,7 @@ class Experiment:
         row["correct"] = bits_to_text(correct)
         return row
 
-    def _compressed(self, run: Run) -> Any:
+    def compressed(self, run: Run) -> Any:
         with warnings.catch_warnings():
             # That a network's outputs change much is in its row, as a number.
             warnings.simplefilter("ignore", UserWarning)

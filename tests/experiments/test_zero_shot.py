@@ -16,6 +16,7 @@ from torchvision import models
 from torchvision.datasets import imagenet
 
 import compress_cost
+import int8
 import pretrained
 import variants
 import zero_shot
@@ -88,6 +89,22 @@ def test_steps_become_rows_tables_and_a_plot_and_are_not_run_again(
     assert main([*command, "--variants", *steps]) == 0
     assert main([f"--csv={tmp_path / 'results.csv'}", "--show", "--markdown"]) == 0
     assert "| same 40 | svd | 0.50 |" in capsys.readouterr().out
+
+
+def test_int8_of_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchao")
+    assert int8.main(on_digits(tmp_path, "--rates=0.5", "--methods=svd")) == 0
+    rows = read(tmp_path / "results.csv")
+    assert [row["form"] for row in rows] == ["dense", "factored", "folded"]
+    dense, factored, folded = rows
+    assert int(factored["bytes"]) < 0.7 * int(dense["bytes"])
+    assert folded["bytes"] == dense["bytes"]
+    for row in rows:
+        assert int(row["int8_bytes"]) < 0.45 * int(row["bytes"])
+        gained = float(row["int8_accuracy"]) - float(row["accuracy"])
+        assert float(row["difference"]) == pytest.approx(gained, abs=1e-3)
+    printed = capsys.readouterr().out
+    assert f"svd 0.5 folded: {float(folded['int8_accuracy']):.1f} %" in printed
 
 
 def test_accuracy_is_that_of_the_network_on_the_images(tmp_path: Path) -> None:
