@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 import sys
 import traceback
 import warnings
@@ -358,7 +359,11 @@ def check_sketches_fitted_to_the_images_of_all(rank: int, out: Path) -> None:
 
 
 def check_a_failure_in_the_middle_is_one_in_all(rank: int, out: Path) -> None:
+    torch.manual_seed(rank)
     dense = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3))
+    with raises(ValueError, "all processes must have the same network"):
+        sketchlayers.compress(dense, "svd", rate=0.6, calibration=[part(IMAGES, rank)])
+    sketchlayers.broadcast_model(dense)
     broken = mock.patch.object(Job, "_fit", side_effect=MemoryError("out of memory"))
     kind, text = MemoryError, "out of memory"
     if rank == 0:
@@ -366,6 +371,20 @@ def check_a_failure_in_the_middle_is_one_in_all(rank: int, out: Path) -> None:
         kind, text = RuntimeError, "compress: compressing must succeed in all processes (it failed"
     with broken, raises(kind, text):
         sketchlayers.compress(dense, "svd", rate=0.6, calibration=[part(IMAGES, rank)])
+
+
+# --------------------------------------------------------------------------------- documentation
+
+
+def check_the_page_runs(rank: int, out: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "distributed.md"
+    examples = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    with (
+        contextlib.chdir(out),
+        mock.patch.object(dist, "init_process_group"),
+        mock.patch.object(dist, "destroy_process_group"),
+    ):
+        exec("\n".join(examples), {"__name__": "__main__"})
 
 
 CHECKS = {name: value for name, value in list(globals().items()) if name.startswith("check_")}

@@ -58,7 +58,7 @@ class Match:
         """The network with this process's part of the tensors, in the types that it has."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-        values = {name: tensors[source] for name, source in self.sources.items()}
+        values: dict[str, Any] = {name: tensors[key] for name, key in self.sources.items()}
         set_model_state_dict(self.model, values, options=StateDictOptions(full_state_dict=True))
         return self.model
 

@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sketchlayers import methods
 from sketchlayers._processes import Processes
@@ -202,6 +203,11 @@ def compress(
             alike = dataclasses.replace(settings, refinement=None)  # that may hold a function
             if not processes.agree(repr((chosen_method, rates, alike))):
                 raise ValueError("compress: all processes must be called with the same arguments")
+            if processes.count > 1 and not processes.agree(_fingerprint(model)):
+                raise ValueError(
+                    "compress: all processes must have the same network (got other values of its "
+                    "tensors); call sketchlayers.broadcast_model(model) before"
+                )
         if example_inputs is None and images is not None:
             example_inputs = images.example
         found = survey(model, chosen_method, init=init, example_inputs=example_inputs)
@@ -252,6 +258,17 @@ def compress(
         )
     _warn_of_large_errors(report, with_data=calibration is not None)
     return Compressed(job.result(inplace=inplace), report)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Names of all tensors and sums of their bytes, which are exact in every order and place."""
+    tensors = {key: x for key, x in model.state_dict().items() if isinstance(x, Tensor)}
+    return repr(
+        [
+            (name, int(x.detach().contiguous().flatten().view(torch.uint8).sum()))
+            for name, x in tensors.items()
+        ]
+    )
 
 
 @outside_of_modes
