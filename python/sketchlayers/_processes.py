@@ -15,10 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class OthersFailedError(RuntimeError):
-    """Other processes have failed, and this one cannot go on without them."""
-
-
 class Processes:
     """The processes of the default process group, or this one alone.
 
@@ -76,7 +72,7 @@ class Processes:
             work: what the body does, for the error of the processes in which it did not fail.
 
         Raises:
-            OthersFailedError: it failed in other processes, but not in this one.
+            RuntimeError: it failed in other processes, but not in this one.
         """
         outer, self._work = self._work, work
         try:
@@ -99,12 +95,12 @@ class Processes:
         """The value of every process, in the order of their ranks.
 
         Raises:
-            OthersFailedError: some have failed.
+            RuntimeError: some have failed.
         """
         values, failed = self._exchange(value)
         if failed:
             ranks = ", ".join(map(str, failed))
-            error = OthersFailedError(
+            error = RuntimeError(
                 f"{self._owner}: {self._work} must succeed in all processes (it failed in those of "
                 f"rank {ranks}; their own errors tell why)"
             )
