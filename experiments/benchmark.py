@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from distributed import alone
 from networks import NETWORKS, count_parameters
 from runs import versions, write_csv
 from sketchlayers import compress, optimize_for_inference
@@ -438,6 +439,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 for arguments that cannot be used."""
+    alone()
     args = parse(arguments)
     try:
         for batch in args.batch or ():

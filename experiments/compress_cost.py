@@ -26,6 +26,7 @@ from torch import nn
 
 import pretrained
 import variants
+from distributed import alone
 from image_data import DATA_SETS, DataError, read_split
 from options import documented_parser
 from pictures import Pictures
@@ -121,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments or data."""
+    alone()
     args = parser().parse_args(arguments)
     try:
         row = run(args)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import pretrained
+from distributed import alone
 from image_data import DATA_SETS, DataError, read_split
 from options import documented_parser
 from pictures import Pictures
@@ -156,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments or data."""
+    alone()
     args = parser().parse_args(arguments)
     try:
         if args.threads is not None:

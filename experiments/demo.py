@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distributed import World, join
+from distributed import World, alone, join
 from experiment import NetworkSpec, build
 from image_data import DataError, DataSet, load
 from networks import count_parameters
@@ -97,6 +97,7 @@ class Candidate:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 when it could not start."""
+    alone()
     parser = documented_parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder with CIFAR-10 (default: digits)")
     parser.add_argument("--rate", type=float, default=0.15, help="parameters after / before")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+"""This process's number among those that ``torchrun`` started, and how many they are."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,49 @@ def join(device: str | None = None) -> Iterator[World]:
     if device is not None and device.startswith("cuda") and not has_gpu:
         raise ValueError(f"device: PyTorch must see a GPU (got device={device!r} and none)")
     use_gpu = has_gpu if device is None else device.startswith("cuda")
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if SIZE == 1:
         yield World(torch.device(device or ("cuda" if use_gpu else "cpu")))
         return
-    local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_gpu else torch.device("cpu")
+    local = own_device("cuda" if use_gpu else "cpu")
     if use_gpu:
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if use_gpu else "gloo")
+    # A job that `torchrun` starts again may get the store of the attempt before, which has the
+    # addresses of processes that are gone; so every attempt has keys of its own.
+    store, rank, size = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt_{attempt}", store)
+    dist.init_process_group("nccl" if use_gpu else "gloo", store=store, rank=rank, world_size=size)
     try:
-        yield World(local, dist.get_rank(), size)
+        yield World(local, RANK, SIZE)
     finally:
         dist.destroy_process_group()
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this process: of several GPUs the one that goes with its number."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is None and SIZE > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+def share(work: Sequence[T]) -> Sequence[T]:
+    """What this process does of pieces of work that need no other process."""
+    return work[RANK::SIZE]
+
+
+def alone() -> None:
+    """Ends a script that cannot share its work, unless this is the only process.
+
+    Raises:
+        SystemExit: there are others.
+    """
+    if SIZE > 1:
+        if RANK == 0:
+            script = Path(sys.argv[0]).name
+            print(
+                f"error: {script} runs in one process, start it by python instead of torchrun "
+                f"(got {SIZE} processes)",
+                file=sys.stderr,
+            )
+        raise SystemExit(2)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from distributed import alone
 from runs import versions, write_csv
 from sketchlayers import compress, optimize_for_inference
 from sketchlayers.bench.command import check_measurement_arguments
@@ -217,6 +218,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 for arguments that cannot be used."""
+    alone()
     args = parse(arguments)
     missing = [
         package

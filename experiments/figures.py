@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from contenders import CONTENDERS, chosen
-from distributed import World, join
+from distributed import World, alone, join
 from experiment import NetworkSpec, build
 from figure_results import collect, draw, show, table
 from image_data import DATA_SETS, DataSet, load
@@ -114,6 +114,8 @@ def main(figure: Figure, doc: str | None, arguments: Sequence[str] | None = None
     args.out = args.out or Path("runs") / f"{figure.name}_{args.data}"
 
     def script() -> None:
+        if args.plot or args.show:
+            alone()
         if args.plot:
             draw(args.plot, args.png or args.plot[0].with_suffix(".png"))
         elif args.show:
@@ -204,7 +206,9 @@ def _run_all(figure: Figure, args: argparse.Namespace, typed: Sequence[str] | No
             stream=args.stream or None,
         )
         if args.plan:
-            print(plan(figure, args, points, data, world))
+            planned = plan(figure, args, points, data, world)
+            if world.is_main:
+                print(planned)
             return
         command = resolved(args, typed, device=str(world.device), size=data.size)
         runs = {

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import zero_shot
+from distributed import RANK
 from image_data import DataError
 from pretrained import WeightsError
 from runs import read_csv
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, WeightsError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if RANK > 0:
+        return 0
     rows: list[Row] = list(read_csv(args.csv))
     print("\n\n".join(tables(rows, markdown=args.markdown)))
     return 0

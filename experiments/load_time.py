@@ -27,6 +27,7 @@ from torch import nn
 from torchvision import models
 
 import sketchlayers
+from distributed import alone
 from sketchlayers.bench.timing import quartiles
 
 GOAL = 1.2
@@ -35,6 +36,7 @@ GOAL = 1.2
 
 def main() -> None:
     """Measures and prints."""
+    alone()
     parser = argparse.ArgumentParser(description="Times loading a compressed network.")
     parser.add_argument("--network", default="resnet50", help="torchvision's name (resnet50)")
     parser.add_argument("--method", nargs="+", default=["tucker2", "sketch"], help="of compress")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from contenders import CONTENDERS, chosen
+from distributed import alone
 from networks import convolutions_and_linears, ninn_fc
 from options import documented_parser
 from runs import hardware, versions, write_csv
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments."""
+    alone()
     args = parser().parse_args(arguments)
     if args.threads is not None:
         torch.set_num_threads(args.threads)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distributed import alone
 from plots import Curve, plot_curves
 from runs import RunError, read_csv, write_csv
 
@@ -26,6 +27,7 @@ _NAMES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 when there is nothing to draw."""
+    alone()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of run folders")
     parser.add_argument("--title", help="default: network and data set of the first run")

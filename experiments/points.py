@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -181,7 +182,14 @@ def last_words(name: str, summary: Mapping[str, Any]) -> str:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM, which batch systems send, stops a run as Ctrl-C does."""
+    """SIGTERM, which batch systems send, stops a run as Ctrl-C does.
+
+    Under ``torchrun`` it ends the process at once: no handler would run while one process waits for
+    another, and nothing that is on disk can be harmed.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        yield
+        return
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt

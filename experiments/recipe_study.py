@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from contenders import CONTENDERS
-from distributed import World, join
+from distributed import World, alone, join
 from experiment import NetworkSpec
 from figure2 import FIGURE
 from figures import dense_network
@@ -162,6 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
 
     def script() -> None:
+        if args.plan or args.show is not None:
+            alone()
         if args.show is not None:
             print(show(_rows(args.show), args.markdown))
         else:

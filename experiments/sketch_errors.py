@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from distributed import alone
 from options import documented_parser
 from runs import write_csv
 from sketchlayers import SKConv2d
@@ -110,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments."""
+    alone()
     args = parser().parse_args(arguments)
     if args.seeds < 2:
         print(f"error: --seeds: must be at least 2 (got {args.seeds})", file=sys.stderr)

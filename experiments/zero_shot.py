@@ -3,6 +3,7 @@ r"""Compresses trained networks without training them: method x norm x allocatio
     python experiments/zero_shot.py --network resnet20 --weights FILE --data cifar10 --root DIR \
         --csv zero_shot.csv --png zero_shot.png
     python experiments/zero_shot.py --csv zero_shot.csv --show          # the tables once more
+    torchrun --nproc-per-node 8 experiments/zero_shot.py ...            # processes share the runs
 
 Every run is a row of the CSV file. What is there already is not run again, so a command that was
 stopped goes on where it was, and other networks and data can be added to the same file.
@@ -30,13 +31,14 @@ from torch import Tensor, nn
 
 import pretrained
 import variants
+from distributed import RANK, own_device, share
 from image_data import DATA_SETS, DataError, ImageFiles, Images, read_split
 from networks import count_parameters
 from options import documented_parser
 from paired import bits_to_text, paired_difference
 from pictures import Pictures, predictions
 from pretrained import WeightsError
-from runs import hardware, read_csv, versions, write_csv
+from runs import hardware, locked, read_csv, versions, write_csv
 from sketchlayers import compress, methods
 from variants import Variant
 from zero_shot_results import CIRCUMSTANCES, COLUMNS, KEY, RESULTS, Row, plot, stage_seconds, tables
@@ -76,7 +78,7 @@ class Experiment:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.variants = variants.chosen(args.variants, args.variant or ())
-        self.device = torch.device(args.device)
+        self.device = own_device(args.device)
         self.trained = pretrained.load(args.network, args.weights)
         if args.fold_batch_norms:
             self.trained = pretrained.with_batch_norms_folded(self.trained)
@@ -235,13 +237,18 @@ def outputs_of_classes(
 
 
 def run_missing(experiment: Experiment, path: Path) -> None:
-    """Makes the rows that a CSV file lacks, one after the other; each is there once it is made."""
+    """Makes the rows that a CSV file lacks, one after the other; each is there once it is made.
+
+    Several processes share them.
+    """
     done = {_identity(row) for row in _finished(path)}
-    missing = [run for run in experiment.runs() if _identity(experiment.key(run)) not in done]
+    own = share(list(experiment.runs()))
+    missing = [run for run in own if _identity(experiment.key(run)) not in done]
     for number, run in enumerate(missing, 1):
         row = experiment.measure(run)
         # Read anew: another process may have added rows of its own.
-        write_csv(path, [*_finished(path), row])
+        with locked(path.with_name(f"{path.name}.lock"), wait=True):
+            write_csv(path, [*_finished(path), row])
         accuracy = row["note"] if row["accuracy"] is None else f"{row['accuracy']:.2f} %"
         seconds = "" if row["seconds"] is None else f", {row['seconds']:.1f} s"
         print(
@@ -366,6 +373,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, WeightsError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if RANK > 0:
+        return 0
     rows = read_csv(args.csv)
     print("\n\n".join(tables(rows, markdown=args.markdown)))
     if args.png is not None:

@@ -26,6 +26,7 @@ PAGES = [
     page
     for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
     if EXAMPLES.search(page.read_text())
+    and page.name != "distributed.md"  # runs in two processes: `tests/processes`
 ]
 PUBLIC = ("sketchlayers", "sketchlayers.methods", "sketchlayers.decompose", "sketchlayers.ops")
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -5,7 +5,8 @@ Layers: :class:`SKConv2d`, :class:`SKLinear`; of other papers :class:`TuckerConv
 :class:`HashedLinear`, :class:`FreshConv2d`, :class:`DictionaryConv2d`, :class:`DictionaryLinear`.
 Whole models: :func:`compress`, :func:`calibrate`,
 :func:`fold`, :func:`inspect`, :func:`optimize_for_inference`, :func:`clear_cache`. Files:
-:func:`save`, :func:`load`. Operators: :mod:`sketchlayers.ops`.
+:func:`save`, :func:`load`. Several processes: :func:`broadcast_model`. Operators:
+:mod:`sketchlayers.ops`.
 
 Source: Kasiviswanathan, Narodytska, Jin: "Network Approximation using Tensor Sketching",
 IJCAI 2018.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sketchlayers.checkpoint import load, save
     from sketchlayers.compress import compress, fold, inspect
     from sketchlayers.compress.calibrate import Calibration, calibrate
+    from sketchlayers.distributed import broadcast_model
     from sketchlayers.inference import clear_cache, optimize_for_inference
     from sketchlayers.nn import (
         CPConv2d,
@@ -53,6 +55,7 @@ _PUBLIC = {
     "SKConv2d": "sketchlayers.nn",
     "SKLinear": "sketchlayers.nn",
     "TuckerConv2d": "sketchlayers.nn",
+    "broadcast_model": "sketchlayers.distributed",
     "calibrate": "sketchlayers.compress.calibrate",
     "clear_cache": "sketchlayers.inference",
     "compress": "sketchlayers.compress",
@@ -78,6 +81,7 @@ __all__ = [
     "SKLinear",
     "TuckerConv2d",
     "__version__",
+    "broadcast_model",
     "calibrate",
     "clear_cache",
     "compress",

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sketchlayers import methods
+from sketchlayers._processes import Processes
 from sketchlayers.compress import _costs
 from sketchlayers.compress._calls import call_with
 from sketchlayers.compress._costs import Budget, Costs, Unit
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress.survey import Layer, survey
 
 METHOD = methods.Tucker2()
@@ -29,7 +29,7 @@ def costs(unit: Unit, model: nn.Module | None = None) -> tuple[Costs, dict[str, 
     x = torch.zeros(1, 3, 8, 8)
     found = survey(model, METHOD, example_inputs=x)
     layers = {layer.name: layer for layer in found.layers}
-    return Costs(unit, found, model, call_with(x), Processes(join=False)), layers
+    return Costs(unit, found, model, call_with(x), Processes("compress", join=False)), layers
 
 
 def test_parameters_and_multiply_adds() -> None:
@@ -55,7 +55,7 @@ def test_seconds_of_other_ranks_are_interpolated(monkeypatch: pytest.MonkeyPatch
     layer = survey(model, methods.SVD(), example_inputs=torch.zeros(1, 256)).layers[0]
     monkeypatch.setattr(nn.Module, "__call__", lambda self, x: self)
     monkeypatch.setattr(_costs, "_seconds", parameters_of)
-    times = _costs._Times(layer, Processes(join=False))
+    times = _costs._Times(layer, Processes("compress", join=False))
     assert times.dense == pytest.approx(1e-6 * 25_600)
     svd = methods.SVD()
     for rank in (1, 20, 33, 50, 71):
@@ -79,7 +79,7 @@ def test_seconds_are_measured() -> None:
 def test_inputs_must_be_known(unit: Unit) -> None:
     model = network()
     with pytest.raises(ValueError, match="neither example_inputs nor calibration images"):
-        Costs(unit, survey(model, METHOD), model, None, Processes(join=False))
+        Costs(unit, survey(model, METHOD), model, None, Processes("compress", join=False))
 
 
 def test_budgets_name_their_argument() -> None:

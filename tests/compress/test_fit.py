@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
+from sketchlayers._processes import Processes
 from sketchlayers.compress._fit import Choice, Norm, fit_alone, fit_one_after_the_other
 from sketchlayers.compress._loader import call_model
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample
 from sketchlayers.compress.calibrate import calibrate
 from sketchlayers.methods import SVD, Tucker2
 
-ALONE = Processes(join=False)
+ALONE = Processes("compress", join=False)
 
 
 class Net(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
+from sketchlayers._processes import Processes
 from sketchlayers.compress import Refinement
 from sketchlayers.compress._loader import call_model
 from sketchlayers.compress._network import (
@@ -18,11 +19,10 @@ from sketchlayers.compress._network import (
     measured_batch_norms,
     put_buffers,
 )
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample
 from sketchlayers.compress.refine import mirrored_and_shifted, refine
 
-ALONE = Processes(join=False)
+ALONE = Processes("compress", join=False)
 
 
 def network() -> nn.Sequential:

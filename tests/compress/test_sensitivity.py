@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sketchlayers._processes import Processes
 from sketchlayers.compress import _sensitivity
 from sketchlayers.compress._damage import Damage, DamageMeter, Point, images_to_measure_on
 from sketchlayers.compress._loader import call_model
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample
 from sketchlayers.compress._sensitivity import (
     _graph_bytes,
@@ -19,7 +19,7 @@ from sketchlayers.compress._sensitivity import (
     output_sensitivity,
 )
 
-ALONE = Processes(join=False)
+ALONE = Processes("compress", join=False)
 
 
 class Net(nn.Module):

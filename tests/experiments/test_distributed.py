@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,24 +10,29 @@ from pathlib import Path
 import pytest
 import torch
 
+import distributed
+import plot
 import train
 from distributed import World, join
 from image_data import DataSet
+from points import stoppable
 from runs import RunFolder
 from training import Recipe, Trainer
 
-from . import ddp_worker
+from . import ddp_worker, killed_worker
 
 EXPERIMENTS = Path(train.__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def torchrun(*command: str) -> None:
+def torchrun(*command: str) -> str:
+    """Runs a command in two processes; what it printed to stderr."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXPERIMENTS)}
     done = subprocess.run(
         [*TORCHRUN, *command], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
@@ -40,14 +47,24 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     assert last["test_loss"] == pytest.approx(one.history[-1].test_loss, rel=1e-3)
 
 
-def test_train_command_runs_under_torchrun(tmp_path: Path) -> None:
-    options = ["--width", "0.1", "--size", "8", "--subset", "64", "--test-subset", "30"]
-    sketch = ["--method", "sketch", "--rate", "0.5", "--epochs", "1", "--device", "cpu"]
-    out = tmp_path / "run"
-    torchrun(str(EXPERIMENTS / "train.py"), *options, *sketch, "--out", str(out))
-    folder = RunFolder(out)
-    assert '"processes": 2' in folder.summary.read_text()
-    assert len(RunFolder.read_checkpoint(folder.checkpoint)["history"]) == 1
+OPTIONS = ["--width", "0.1", "--size", "8", "--subset", "128", "--test-subset", "30"]
+OPTIONS += ["--method", "sketch", "--rate", "0.5", "--epochs", "3", "--device", "cpu"]
+
+
+def test_a_job_goes_on_when_a_process_was_killed(tmp_path: Path) -> None:
+    """And ends with the weights of one that was never stopped."""
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    torchrun(train.__file__, *OPTIONS, "--out", str(whole.path))
+    assert '"processes": 2' in whole.summary.read_text()
+    restarted = torchrun(
+        "--max-restarts", "1", killed_worker.__file__, *OPTIONS, "--resume", "--out",
+        str(stopped.path),
+    )  # fmt: skip
+    assert "Signal 9 (SIGKILL)" in restarted or "exitcode: -9" in restarted
+    ends = [RunFolder.read_checkpoint(folder.checkpoint) for folder in (whole, stopped)]
+    assert [row["epoch"] for row in ends[1]["history"]] == [1, 2, 3]
+    for key, value in ends[0]["network"].items():
+        assert torch.equal(ends[1]["network"][key], value), key
 
 
 def test_a_figure_runs_under_torchrun(tmp_path: Path) -> None:
@@ -68,6 +85,47 @@ def test_a_figure_runs_under_torchrun(tmp_path: Path) -> None:
 def test_a_batch_must_be_shared_evenly(few_digits: DataSet) -> None:
     with pytest.raises(ValueError, match=r"batch_size: must be a multiple of the 2 processes"):
         Trainer(torch.nn.Flatten(), few_digits, Recipe(batch_size=3), world=World(size=2))
+
+
+def test_every_script_shares_its_work_or_runs_alone() -> None:
+    for path in EXPERIMENTS.glob("*.py"):
+        source = path.read_text()
+        if '__name__ == "__main__"' in source:
+            shares = r"with join\(|figures\.main\(|run_missing\(|^    alone\(\)$"
+            assert re.search(shares, source, re.MULTILINE), path.name
+
+
+def test_a_script_for_one_process_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distributed, "SIZE", 2)
+    monkeypatch.setattr(sys, "argv", ["experiments/plot.py"])
+    for rank, text in enumerate(
+        ("error: plot.py runs in one process, start it by python instead of torchrun (got 2 ", "")
+    ):
+        monkeypatch.setattr(distributed, "RANK", rank)
+        with pytest.raises(SystemExit) as raised:
+            plot.main([])
+        assert raised.value.code == 2
+        assert capsys.readouterr().err.startswith(text)
+
+
+def test_processes_share_runs_that_need_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "SIZE", 2)
+    halves = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "RANK", rank)
+        halves.append(distributed.share([1, 2, 3]))
+    assert halves == [[1, 3], [2]]
+
+
+def test_torchrun_stops_its_processes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stoppable():
+        assert signal.getsignal(signal.SIGTERM) != before
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with stoppable():
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -139,17 +139,17 @@ def test_memory_without_a_load_has_the_constructors_signs():
         assert all(map(torch.equal, signs(layer), signs(built)))
 
 
-def test_reset_makes_everything_anew():
+def test_memory_of_the_same_device_keeps_seed_and_signs(monkeypatch):
     layer = SKConv2d(**CONV, seed=11)
     kept = [tensor.clone() for tensor in signs(layer)]
-    layer.to_empty(device="cpu")  # memory of the same device: nothing says that it is garbage
-    with torch.no_grad():
-        for tensor in [*layer.parameters(), *layer.buffers()]:
-            tensor.zero_()
-    torch.manual_seed(0)
-    layer.reset_parameters()
+    monkeypatch.setattr(torch, "empty_like", lambda x, **_: torch.full_like(x, 3))  # garbage
+    layer.to_empty(device="cpu")
+    monkeypatch.undo()
+    assert torch.equal(layer.s1, torch.full_like(layer.s1, 3))
     assert int(layer.seed) == 11
     assert all(map(torch.equal, signs(layer), kept))
+    torch.manual_seed(0)
+    layer.reset_parameters()
     torch.manual_seed(0)
     assert torch.equal(layer.s1, SKConv2d(**CONV, seed=11).s1)
 
@@ -168,6 +168,24 @@ def test_reset_signs_follows_a_write_into_the_seed(kind):
     assert torch.equal(layer.s1, factors[0]) and torch.equal(layer.s2, factors[1])
     layer.reset_parameters()
     assert int(layer.seed) == 2**62 + 5
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        SKConv2d.train,
+        SKConv2d.eval,
+        SKConv2d.double,
+        SKConv2d.reset_parameters,
+        lambda layer: layer.load_state_dict({"s1": layer.s1}, strict=False),
+    ],
+)
+def test_a_write_into_the_seed_takes_effect(then):
+    layer, other = SKConv2d(**CONV, seed=7), SKConv2d(**CONV, seed=8)
+    layer.seed.copy_(other.seed)
+    then(layer)
+    assert layer._seed == int(layer.seed) == 8
+    assert all(map(torch.equal, signs(layer), signs(other)))
 
 
 def test_reset_signs_without_a_seed_to_read():

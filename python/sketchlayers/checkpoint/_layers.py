@@ -10,6 +10,7 @@ from torch import nn
 from sketchlayers import methods
 from sketchlayers._files import shortened
 from sketchlayers._meta import WithoutValues
+from sketchlayers._sharded import own_class
 from sketchlayers.nn._config import Configured, check_names, configuration, dense_arguments
 from sketchlayers.nn._geometry import Geometry
 
@@ -42,7 +43,7 @@ def describe(model: nn.Module) -> dict[str, dict[str, Any]]:
     described: dict[str, dict[str, Any]] = {}
     first: dict[nn.Module, str] = {}
     for name, layer in _layers(model):
-        kind = type(layer)
+        kind = own_class(layer)
         if known.get(kind.__name__) is not kind:
             if not isinstance(layer, (Configured, *methods.compressed_layers())):
                 continue
@@ -76,14 +77,14 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _config(layer: nn.Module) -> dict[str, Any]:
     if isinstance(layer, Configured):
         return layer.config()
-    return configuration(type(layer), dense_arguments(layer))
+    return configuration(own_class(layer), dense_arguments(layer))
 
 
 def new_layers(model: nn.Module, described: Any) -> dict[str, nn.Module]:
     """The layers that take the place of others to make a model what the description says.
 
-    Compressed layers are always new ones. A plain layer stays unless it is compressed in ``model``.
-    Nothing is changed, and the new layers are on the meta device, without memory.
+    A compressed layer stays if it has the configuration, and a plain one unless it is compressed in
+    ``model``. Nothing is changed, and the new layers are on the meta device, without memory.
 
     Args:
         model: the network as its class makes it, or compressed.
@@ -117,6 +118,8 @@ def new_layers(model: nn.Module, described: Any) -> dict[str, nn.Module]:
             )
         config = {key: value for key, value in entry.items() if key != "kind"}
         _check_sizes(name, kind, config, old)
+        if own_class(old) is kind and _config(old) == config:
+            continue
         if issubclass(kind, Configured) or isinstance(old, Configured):
             new[name] = _made(name, kind, config, old)
     return new

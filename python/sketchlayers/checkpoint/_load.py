@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ._container import Container, WrongFileError, opened
+from sketchlayers._sharded import has_shards
+
+from ._container import Container, Entry, WrongFileError, opened
 from ._match import match
 from ._save import FILE_IN_FOLDER, build
 
@@ -34,7 +37,12 @@ class Description:
     shapes: Mapping[str, tuple[int, ...]]
 
 
-def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    into: nn.Module | None = None,
+    *,
+    device: torch.device | str | int | None = None,
+) -> nn.Module:
     """The model in a file that `save` wrote.
 
     The header of the file is compared with the network before anything is allocated, and the
@@ -47,7 +55,12 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Modu
             `compress` lets them keep, and its tensors are replaced by those of the file, of the
             file's types, on the devices where the network has its own (the CPU for meta). So make
             optimisers afterwards. None: a torchvision network, if `save` was told its architecture,
-            on the CPU and in evaluation mode.
+            on the CPU and in evaluation mode. What ``fully_shard`` has shared out takes this
+            process's part of every tensor, in the types of the network, whose compressed layers
+            must be those of the file; all processes read the file.
+        device: where all of the network shall be; None: see above. On ``"meta"`` the network has
+            the layers of the file and no values: the header alone is read. Such a network can be
+            sharded, be given memory by ``to_empty``, and take the file then.
 
     Returns:
         The model: ``into`` itself, unless that is a single layer to be replaced.
@@ -68,15 +81,22 @@ def load(path: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Modu
     """
     if into is not None and not isinstance(into, nn.Module):
         raise TypeError(f"load: into must be an nn.Module (got {type(into).__name__})")
+    place = None if device is None else torch.device(device)
+    if place is not None and into is not None and has_shards(into):
+        raise ValueError(f"load: device must be None for a sharded network (got device={device!r})")
+    on_meta = place is not None and place.type == "meta"
     path = _file(path)
     try:
         with opened(path) as container:
             part = _model_part(container)
-            found = match(_network(part) if into is None else into, part, container.entries)
-            tensors = container.read()
+            network = _network(part) if into is None else into
+            found = match(network, part, container.entries, has_values=not on_meta)
+            tensors = _without_values(container.entries) if on_meta else container.read()
     except WrongFileError as error:
         raise ValueError(f"load: {path} cannot be loaded: {error}") from error
     model = found.take(tensors)
+    if place is not None and not on_meta:
+        model = model.to(place)
     return model.eval() if into is None else model
 
 
@@ -118,6 +138,13 @@ def _model_part(container: Container) -> dict[str, Any]:
     if not isinstance(part, dict) or not isinstance(part.get("layers"), dict):
         raise WrongFileError("its description of the model must be a JSON object with layers")
     return part
+
+
+def _without_values(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+    return {
+        name: torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+        for name, entry in entries.items()
+    }
 
 
 def _network(part: Mapping[str, Any]) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sketchlayers._sharded import has_shards
 from sketchlayers.compress._swap import replace_layers
 from sketchlayers.nn._seeded import SeededModule
 
@@ -30,6 +31,7 @@ class Match:
         state: tensors that the network then has in its state dict.
         sources: the stored tensor of each of them.
         channels_last: which of them lie in memory with the channels innermost.
+        has_values: False for a network that is to be on the meta device.
     """
 
     model: nn.Module
@@ -37,9 +39,12 @@ class Match:
     state: Mapping[str, Tensor]
     sources: Mapping[str, str]
     channels_last: frozenset[str]
+    has_values: bool = True
 
     def take(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network with the new layers and these tensors; it is as it was if that fails."""
+        if has_shards(self.model):
+            return self._take_shards(tensors)
         replacements = {self.model.get_submodule(name): layer for name, layer in self.new.items()}
         values = self._values(tensors)
         with _as_it_was_on_failure(self.model):
@@ -48,6 +53,14 @@ class Match:
             )
             result.load_state_dict(values, assign=True)
         return result
+
+    def _take_shards(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The network with this process's part of the tensors, in the types that it has."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        values: dict[str, Any] = {name: tensors[key] for name, key in self.sources.items()}
+        set_model_state_dict(self.model, values, options=StateDictOptions(full_state_dict=True))
+        return self.model
 
     def _values(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What to load: one tensor for those that are one in the network, each of its own else."""
@@ -79,24 +92,35 @@ class Match:
             device = next((t.device for t in (*old.parameters(), *old.buffers())), _CPU)
             for name in layer.state_dict(prefix=_prefix(place)):
                 devices[name] = device
+        if not self.has_values:
+            return dict.fromkeys(devices, _META)
         return {name: _CPU if at.type == "meta" else at for name, at in devices.items()}
 
 
-_CPU = torch.device("cpu")
+_CPU, _META = torch.device("cpu"), torch.device("meta")
 
 
-def match(model: nn.Module, part: Any, entries: Mapping[str, Entry]) -> Match:
+def match(
+    model: nn.Module, part: Any, entries: Mapping[str, Entry], *, has_values: bool = True
+) -> Match:
     """Compares a file's header with a network; nothing is changed, and nothing allocated.
 
     Args:
         model: the network as its class makes it, or compressed.
         part: the file's description of the model.
         entries: its tensors.
+        has_values: False if the network is to be on the meta device.
 
     Raises:
         WrongFileError: they do not fit each other, or the description is wrong.
     """
     new = new_layers(model, _object(part, "layers"))
+    if new and has_shards(model):
+        raise WrongFileError(
+            f"the network must have the file's layers before fully_shard (got others for "
+            f"{', '.join(map(repr, list(new)[:_MOST_NAMED]))}; make it by "
+            "load(path, into=network, device='meta'))"
+        )
     _check_one_for_each(model, new)
     state = _state(model, new)
     aliases = _object(part, "aliases")
@@ -107,13 +131,14 @@ def match(model: nn.Module, part: Any, entries: Mapping[str, Entry]) -> Match:
     for name, own in state.items():
         _check_entry(name, own, entries[sources[name]])
     _check_ties(state, sources)
-    _check_kept_buffers(model, new)
+    if has_values:
+        _check_kept_buffers(model, new)
     channels_last = part.get("channels_last", [])
     if not isinstance(channels_last, list) or not all(
         isinstance(name, str) and name in state and state[name].dim() == 4 for name in channels_last
     ):
         raise WrongFileError("its channels_last must be a list of tensors of four dimensions")
-    return Match(model, new, state, sources, frozenset(channels_last))
+    return Match(model, new, state, sources, frozenset(channels_last), has_values)
 
 
 def _object(part: Any, key: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sketchlayers._processes import Processes
+from sketchlayers._sharded import has_shards, whole
 from sketchlayers._torchvision import build_torchvision, torchvision_names
 from sketchlayers.compress.report import Report
 from sketchlayers.nn._geometry import memory_format
@@ -35,7 +37,8 @@ def save(
     The file has every tensor of the state dict once, and the configuration of every convolution and
     fully connected layer. Signs, hashes and kept dense weights are not stored: they follow from the
     seeds. `load` puts it into a network of the same class, and other programs read its tensors as
-    those of any safetensors file. Of several processes, one should write.
+    those of any safetensors file. Of several processes, one should write. For a network that
+    ``fully_shard`` has shared out call it in all of them: the first one writes the whole.
 
     Args:
         model: any module; tensors on any device.
@@ -51,6 +54,7 @@ def save(
         The path of the file.
 
     Raises:
+        RuntimeError: of a sharded network, another process has failed.
         TypeError: the model is no module, something in its state dict is no plain tensor, or a
             compressed layer is of a class that files do not know.
         ValueError: a tensor has no values, holds NaN, or is of a type that files do not hold; or
@@ -64,6 +68,20 @@ def save(
         raise TypeError(f"save: model must be an nn.Module (got {type(model).__name__})")
     path = Path(path)
     path = path / FILE_IN_FOLDER if path.is_dir() else path
+    processes = Processes("save", join=has_shards(model))
+    with processes.together("writing"):
+        tensors, parts = _contents(model, architecture, reports)
+        if processes.rank == 0:
+            write(path, tensors, parts)
+    return path
+
+
+def _contents(
+    model: nn.Module,
+    architecture: str | Mapping[str, Any] | None,
+    reports: Report | Iterable[Report | Mapping[str, Any]],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, and its JSON objects."""
     tensors, aliases = _stored(model)
     part: dict[str, Any] = {"layers": describe(model)}
     if aliases:
@@ -75,8 +93,7 @@ def save(
     told = [reports] if isinstance(reports, Report) else reports
     listed = [one.to_dict() if isinstance(one, Report) else dict(one) for one in told]
     contiguous = {name: x.cpu().contiguous() for name, x in tensors.items()}
-    write(path, contiguous, {"model": part} | ({"reports": listed} if listed else {}))
-    return path
+    return contiguous, {"model": part} | ({"reports": listed} if listed else {})
 
 
 def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -89,6 +106,7 @@ def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             aliases[name] = first[id(value)]
             continue
         first[id(value)] = name
+        value = whole(value)
         _check_tensor(name, value)
         tensors[name] = value.detach()
     return tensors, aliases
@@ -98,7 +116,7 @@ def _check_tensor(name: str, value: Any) -> None:
     if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
         raise TypeError(
             "save: the state dict must have plain tensors "
-            f"(got {type(value).__name__} for {name!r}); gather distributed ones before"
+            f"(got {type(value).__name__} for {name!r})"
         )
     if is_lazy(value) or value.is_meta:
         raise ValueError(f"save: tensors must have values (got none for {name!r})")

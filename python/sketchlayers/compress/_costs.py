@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from sketchlayers._processes import Processes
 from sketchlayers.compress._network import evaluation_copy
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress.survey import Layer, Survey
 from sketchlayers.methods import Method, Rank
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sketchlayers._processes import Processes
 from sketchlayers.compress._network import check_finite, evaluation_copy
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample, outputs_of, squared_distance
 
 SQUARED_ERRORS = (0.01, 0.04, 0.15, 0.4)

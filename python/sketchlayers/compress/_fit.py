@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from sketchlayers._processes import Processes
 from sketchlayers.compress._lockstep import Lockstep, OrderError
 from sketchlayers.compress._moments import LayerMoments, MomentSums, NonFiniteError, exactly
 from sketchlayers.compress._patches import PatchGeometry
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample
 from sketchlayers.decompose import corrected_weight
 from sketchlayers.methods import Method, Rank

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sketchlayers._processes import Processes
 from sketchlayers._progress import progress_bar
 from sketchlayers.compress import _ranks
 from sketchlayers.compress._arguments import Rates, Settings
@@ -35,7 +36,6 @@ from sketchlayers.compress._network import (
     measured_batch_norms,
     put_buffers,
 )
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._ranks import Ranks
 from sketchlayers.compress._sample import Sample, outputs_of
 from sketchlayers.compress._seeds import layer_seed
@@ -76,6 +76,7 @@ class Job:
         settings: Settings,
         reasons: dict[str, str],
         images: Images | None,
+        processes: Processes,
         *,
         memory_budget: int,
         progress: bool | None,
@@ -97,7 +98,7 @@ class Job:
         self._settings = settings
         self._images = images
         self._memory_budget = memory_budget
-        self._processes = Processes(join=images is not None)
+        self._processes = processes
         self._progress = progress if self._processes.rank == 0 else False
 
     def run(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sketchlayers._processes import Processes
 from sketchlayers.compress._evaluation import evaluating
 from sketchlayers.compress._loader import count_images
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample, outputs_of, squared_distance
 from sketchlayers.compress._swap import copy_model
 

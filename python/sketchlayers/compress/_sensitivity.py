@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sketchlayers._processes import Processes
 from sketchlayers.compress._network import evaluation_copy
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample, outputs_of
 
 PROJECTIONS = 3

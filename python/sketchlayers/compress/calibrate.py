@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from sketchlayers._files import shortened, written_whole
+from sketchlayers._processes import Processes
 from sketchlayers._progress import progress_bar
 from sketchlayers._version import __version__
 from sketchlayers.compress._choose import NOT_CHOSEN, FilterFunction, _suggestion, match
@@ -37,7 +38,6 @@ from sketchlayers.compress._loader import (
 )
 from sketchlayers.compress._moments import LayerMoments, MomentSums, NonFiniteError
 from sketchlayers.compress._patches import Padding, PatchGeometry
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._products import working_bytes
 from sketchlayers.compress._reasons import _unusual_layer
 from sketchlayers.compress._table import Footnotes, Table, quantity
@@ -303,50 +303,52 @@ def calibrate(
         TypeError: an argument or a batch has the wrong type.
         RuntimeError: another process has failed.
     """
-    processes = Processes(join=distributed)
-    with processes.together("the preparation"):
-        plan = _prepare(model, loader, layers, filter_fn, memory_budget, max_images, into)
-    if not processes.agree(repr((plan.passes, plan.geometries))):
-        raise ValueError(
-            "calibrate: all processes must calibrate the same layers with the same memory_budget"
+    processes = Processes("calibrate", join=distributed)
+    with processes.together("the calibration"):
+        with processes.together("the preparation"):
+            plan = _prepare(model, loader, layers, filter_fn, memory_budget, max_images, into)
+        if not processes.agree(repr((plan.passes, plan.geometries))):
+            raise ValueError(
+                "calibrate: all processes must calibrate the same layers with the same "
+                "memory_budget"
+            )
+        moments: dict[str, LayerMoments] = {}
+        total = batches_in(loader) if max_images is None else max_images
+        with progress_bar(
+            "calibrating",
+            None if total is None else total * len(plan.passes),
+            unit="batch" if max_images is None else "image",
+            show=progress if processes.rank == 0 else False,
+        ) as advance:
+            run = _Run(model, loader, forward or call_model, max_images, advance)
+            for names in plan.passes:
+                sums = {name: MomentSums(plan.geometries[name]) for name in names}
+                with processes.together("the pass over the images"):
+                    run.once(sums)
+                images = int(processes.sum(torch.tensor(run.images)))
+                if images == 0:
+                    raise ValueError(
+                        "calibrate: the loader must yield batches (got none; a generator that has "
+                        "been run through before is empty)"
+                    )
+                for name in names:
+                    result = _take(name, sums.pop(name), processes)
+                    if into is not None and name in into:
+                        result = _pooled(into[name], result)
+                    if result is not None:
+                        moments[name] = result if len(plan.passes) == 1 else _on_disk(result)
+        missing = {name: plan.missing.get(name, NEVER_CALLED) for name in plan.order}
+        missing = {name: reason for name, reason in missing.items() if name not in moments}
+        if not moments:
+            raise ValueError(
+                "calibrate: the model must call a layer that is calibrated "
+                f"(got none of {', '.join(map(repr, plan.geometries))})"
+            )
+        return Calibration(
+            {name: moments[name] for name in plan.order if name in moments},
+            images=images + (into.images if into is not None else 0),
+            missing=missing,
         )
-    moments: dict[str, LayerMoments] = {}
-    total = batches_in(loader) if max_images is None else max_images
-    with progress_bar(
-        "calibrating",
-        None if total is None else total * len(plan.passes),
-        unit="batch" if max_images is None else "image",
-        show=progress if processes.rank == 0 else False,
-    ) as advance:
-        run = _Run(model, loader, forward or call_model, max_images, advance)
-        for names in plan.passes:
-            sums = {name: MomentSums(plan.geometries[name]) for name in names}
-            with processes.together("the pass over the images"):
-                run.once(sums)
-            images = int(processes.sum(torch.tensor(run.images)))
-            if images == 0:
-                raise ValueError(
-                    "calibrate: the loader must yield batches (got none; a generator that has been "
-                    "run through before is empty)"
-                )
-            for name in names:
-                result = _take(name, sums.pop(name), processes)
-                if into is not None and name in into:
-                    result = _pooled(into[name], result)
-                if result is not None:
-                    moments[name] = result if len(plan.passes) == 1 else _on_disk(result)
-    missing = {name: plan.missing.get(name, NEVER_CALLED) for name in plan.order}
-    missing = {name: reason for name, reason in missing.items() if name not in moments}
-    if not moments:
-        raise ValueError(
-            "calibrate: the model must call a layer that is calibrated "
-            f"(got none of {', '.join(map(repr, plan.geometries))})"
-        )
-    return Calibration(
-        {name: moments[name] for name in plan.order if name in moments},
-        images=images + (into.images if into is not None else 0),
-        missing=missing,
-    )
 
 
 @dataclass(frozen=True)

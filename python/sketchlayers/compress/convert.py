@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sketchlayers import methods
+from sketchlayers._processes import Processes
 from sketchlayers.compress._arguments import Allocation, Sensitivity, checked_rates
 from sketchlayers.compress._arguments import settings as checked_settings
 from sketchlayers.compress._calls import ExampleInputs
@@ -20,7 +22,6 @@ from sketchlayers.compress._evaluation import outside_of_modes
 from sketchlayers.compress._fit import Fitted
 from sketchlayers.compress._job import Job
 from sketchlayers.compress._loader import Forward
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._ranks import Chosen
 from sketchlayers.compress._swap import replace_layers
 from sketchlayers.compress.calibrate import MEMORY_BUDGET, Calibration
@@ -192,64 +193,82 @@ def compress(
     )
     if moments is not None:
         moments.check(model)
-    images = None
-    if calibration is not None and moments is None:
-        processes = Processes(join=True)
-        with processes.together("reading the images"):
-            images = Images(model, calibration, forward, memory_budget, progress)
-        settings = dataclasses.replace(settings, seed=processes.first(settings.seed))
-        alike = dataclasses.replace(settings, refinement=None)  # that may hold a function
-        if not processes.agree(repr((chosen_method, rates, alike))):
-            raise ValueError("compress: all processes must be called with the same arguments")
-    if example_inputs is None and images is not None:
-        example_inputs = images.example
-    found = survey(model, chosen_method, init=init, example_inputs=example_inputs)
-    reasons = left_out(
-        found,
-        rates=None if isinstance(rates, Budget) else rates,
-        layers=layers,
-        filter_fn=filter_fn,
-        keep_first=keep_first,
-    )
-    job = Job(
-        model,
-        found,
-        chosen_method,
-        settings,
-        reasons,
-        images,
-        memory_budget=memory_budget,
-        progress=progress,
-    )
-    job.run(rates, moments, example_inputs)
-    report = Report(
-        method=chosen_method.name,
-        options=chosen_method.options(),
-        init=init,
-        seed=settings.seed,
-        rate_asked=rates.rate if isinstance(rates, Budget) else rates,
-        layers=tuple(
-            _layer_report(
-                layer,
-                job.ranks.chosen.get(layer.name, Chosen()),
-                job.fitted.get(layer.name),
-                job.reasons,
-            )
-            for layer in found.layers
-        ),
-        other_parameters=found.other_parameters,
-        other_bytes=found.other_bytes,
-        notes=tuple(job.notes),
-        budget=rates.argument if isinstance(rates, Budget) else "rate",
-        budget_rate=job.ranks.rate,
-        allocation=settings.allocation if isinstance(rates, Budget) else None,
-        images=job.images,
-        sequential=job.sequential,
-        output_change=job.change,
-        seconds=job.seconds,
-    )
+    processes = Processes("compress", join=calibration is not None and moments is None)
+    with processes.together("compressing"):
+        images = None
+        if calibration is not None and moments is None:
+            with processes.together("reading the images"):
+                images = Images(model, calibration, forward, memory_budget, progress)
+            settings = dataclasses.replace(settings, seed=processes.first(settings.seed))
+            alike = dataclasses.replace(settings, refinement=None)  # that may hold a function
+            if not processes.agree(repr((chosen_method, rates, alike))):
+                raise ValueError("compress: all processes must be called with the same arguments")
+            if processes.count > 1 and not processes.agree(_fingerprint(model)):
+                raise ValueError(
+                    "compress: all processes must have the same network (got other values of its "
+                    "tensors); call sketchlayers.broadcast_model(model) before"
+                )
+        if example_inputs is None and images is not None:
+            example_inputs = images.example
+        found = survey(model, chosen_method, init=init, example_inputs=example_inputs)
+        reasons = left_out(
+            found,
+            rates=None if isinstance(rates, Budget) else rates,
+            layers=layers,
+            filter_fn=filter_fn,
+            keep_first=keep_first,
+        )
+        job = Job(
+            model,
+            found,
+            chosen_method,
+            settings,
+            reasons,
+            images,
+            processes,
+            memory_budget=memory_budget,
+            progress=progress,
+        )
+        job.run(rates, moments, example_inputs)
+        report = Report(
+            method=chosen_method.name,
+            options=chosen_method.options(),
+            init=init,
+            seed=settings.seed,
+            rate_asked=rates.rate if isinstance(rates, Budget) else rates,
+            layers=tuple(
+                _layer_report(
+                    layer,
+                    job.ranks.chosen.get(layer.name, Chosen()),
+                    job.fitted.get(layer.name),
+                    job.reasons,
+                )
+                for layer in found.layers
+            ),
+            other_parameters=found.other_parameters,
+            other_bytes=found.other_bytes,
+            notes=tuple(job.notes),
+            budget=rates.argument if isinstance(rates, Budget) else "rate",
+            budget_rate=job.ranks.rate,
+            allocation=settings.allocation if isinstance(rates, Budget) else None,
+            images=job.images,
+            sequential=job.sequential,
+            output_change=job.change,
+            seconds=job.seconds,
+        )
     _warn_of_large_errors(report, with_data=calibration is not None)
     return Compressed(job.result(inplace=inplace), report)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Names of all tensors and sums of their bytes, which are exact in every order and place."""
+    tensors = {key: x for key, x in model.state_dict().items() if isinstance(x, Tensor)}
+    return repr(
+        [
+            (name, int(x.detach().contiguous().flatten().view(torch.uint8).sum()))
+            for name, x in tensors.items()
+        ]
+    )
 
 
 @outside_of_modes

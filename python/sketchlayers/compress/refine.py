@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from sketchlayers._processes import Processes
 from sketchlayers._progress import progress_bar
 from sketchlayers.compress._network import Judge
-from sketchlayers.compress._processes import Processes
 from sketchlayers.compress._sample import Sample, outputs_of, select, squared_distance
 
 Augmentation = Callable[[Any], Any]

@@ -44,8 +44,9 @@ class WeightCache(SeededModule):
     - while compiling, exporting or tracing, under ``torch.func`` or forward-mode derivatives, and
       under a mode such as ``FakeTensorMode`` (that of the default device aside);
     - for factors that are no plain parameters of the layer (a parametrisation, pruning, a replica
-      of ``DataParallel``), that were made in inference mode (they have no version counter), or that
-      lie in shared memory (another process may write there).
+      of ``DataParallel``), that ``fully_shard`` gathers anew for every call, that were made in
+      inference mode (they have no version counter), or that lie in shared memory (another process
+      may write there).
 
     A CUDA graph under capture takes a weight that is there and forms none; the layer holds it until
     `clear_cache`, and replaying the graph uses it even after the factors have changed.
@@ -130,6 +131,10 @@ class WeightCache(SeededModule):
     def _keeps_weight(self) -> bool:
         """Whether a call at this moment may keep the dense weight."""
         if torch.compiler.is_compiling() or self.training:
+            return False
+        # `fully_shard` hooks every module of which it has a parameter, and gathers new values into
+        # the same memory, past the version counter.
+        if self._load_state_dict_pre_hooks:
             return False
         records = torch.is_grad_enabled()
         for name in self._trained:

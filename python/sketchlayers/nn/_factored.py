@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from sketchlayers._sharded import check_whole
 from sketchlayers.decompose._checks import check_finite
 
 from ._checks import checked_rate, one_of, whole_number
@@ -187,6 +188,7 @@ class FactoredLayer(Configured):
     ) -> Any:
         """The dense layer with this layer's weight; ``arguments`` are those of its constructor."""
         factors = [part.get_parameter("weight") for part in self.parts()]
+        check_whole(type(self).__name__, factors[0])
         bias = self.bias
         dense = skip_init(
             dense_class,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from sketchlayers._sharded import check_whole
 from sketchlayers.decompose._checks import check_finite
 
 from ._cache import WeightCache
@@ -94,6 +95,7 @@ class FormedLayer(WeightCache):
     @property
     def weight(self) -> Tensor:
         """The dense weight, as `dense_weight` gives it. Read-only; train the parameters."""
+        check_whole(type(self).__name__, self._parameter)
         return self.dense_weight()
 
     def _initial_deviation(self) -> float:
@@ -106,7 +108,7 @@ class FormedLayer(WeightCache):
         The parameter is normal, with the deviation that gives the weight the Kaiming variance
         ``2 / n``. The bias is drawn as ``nn.Conv2d`` draws it.
         """
-        self._restore_seeded()
+        self.reset_signs()
         self.fit_error = None
         if self._parameter.is_meta:
             return
@@ -164,6 +166,7 @@ class FormedLayer(WeightCache):
     def _fold_into(self, arguments: Mapping[str, Any]) -> Any:
         """The dense layer with this layer's weight; ``arguments`` are those of its constructor."""
         parameter, bias = self._parameter, self.bias
+        check_whole(type(self).__name__, parameter)
         dense = skip_init(
             self._dense_class,
             **arguments,

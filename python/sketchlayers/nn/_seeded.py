@@ -17,17 +17,15 @@ _SEED_LIMIT = 2**63
 class SeededModule(Configured):
     """Keeps a seed, and tensors made from it that no checkpoint needs to hold.
 
-    The seed is a persistent 0-dimensional int64 buffer, so it travels with the state dict. It is
-    mirrored as a Python int, because reading the buffer would wait for the device. The tensors made
-    from it are non-persistent buffers; a subclass makes them in `_make_seeded`, which runs in
-    `reset_parameters`, whenever a state dict is loaded, and when a module built on the meta device
-    gets its memory.
+    The seed is a persistent 0-dimensional int64 buffer, so it travels with the state dict. The
+    tensors made from it are non-persistent buffers; a subclass makes them in `_make_seeded`, which
+    runs in `reset_parameters`, whenever a state dict is loaded, and when a module built on the meta
+    device gets its memory. ``to_empty`` leaves the seed, and what follows from it, as they are.
 
-    A write into the buffer ``seed`` in place, such as ``layer.seed.fill_(5)`` or a broadcast from a
-    rank with another seed, goes past the mirror, and nothing tells it from the garbage that
-    ``to_empty`` leaves. So call `reset_signs` after it, on every rank: until then the signs are as
-    they were, and `reset_parameters` would write the old seed back. ``load_state_dict`` needs no
-    such call.
+    The buffer is mirrored as a Python int, which a module on the meta device has alone, and which
+    is there where a trace has no values. A write into the buffer in place, such as a broadcast from
+    another rank or ``layer.seed.fill_(5)``, takes effect at the next ``train()``, ``eval()`` or
+    `reset_parameters`, or at once by `reset_signs`.
     """
 
     seed: Tensor
@@ -45,15 +43,33 @@ class SeededModule(Configured):
     def reset_signs(self) -> None:
         """Make all that follows from the seed anew from the buffer ``seed``, and nothing else.
 
-        Needed after the buffer was written in place. Waits for the device. On the meta device,
-        where the buffer has no value, the seed stays.
+        Waits for the device. On the meta device, where the buffer has no value, the seed stays.
 
         Raises:
             ValueError: the buffer holds a negative number.
         """
-        if not self.seed.is_meta:
-            self._seed = _checked_seed(type(self).__name__, int(self.seed))
+        self._seed = self._read_seed()
         self._restore_seeded()
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; a seed that was written in place takes effect.
+
+        Raises:
+            ValueError: the buffer ``seed`` holds a negative number.
+        """
+        self._follow_seed()
+        return super().train(mode)
+
+    def _follow_seed(self) -> None:
+        """What was written into the buffer in place takes effect."""
+        if self._read_seed() != self._seed:
+            self.reset_signs()
+
+    def _read_seed(self) -> int:
+        """What the buffer holds; the mirror where it has no value, on meta and in a trace."""
+        if type(self.seed) is not Tensor or self.seed.is_meta:
+            return self._seed
+        return _checked_seed(type(self).__name__, int(self.seed))
 
     @torch.no_grad()
     def _restore_seeded(self) -> None:
@@ -69,17 +85,18 @@ class SeededModule(Configured):
         self.seed = torch.tensor(self._seed, dtype=torch.int64, device=self.seed.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `to_empty` leaves garbage behind, and `type(dtype)` converts integers too.
         names = ["seed", *self._non_persistent_buffers_set]
+        self._follow_seed()
         before = {name: self._buffers[name] for name in names}
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = self._buffers[name]
-            if old is None or new is None:
+            if old is None or new is None or new is old or new.is_meta:
                 continue
-            if (old.is_meta and not new.is_meta) or old.dtype != new.dtype:
+            if old.is_meta or old.dtype != new.dtype:  # `type(dtype)` converts integers too
                 self._restore_seeded()
                 break
+            new.copy_(old)  # `to_empty` leaves garbage behind
         return self
 
     def _load_from_state_dict(
@@ -93,6 +110,7 @@ class SeededModule(Configured):
         error_msgs: list[str],
     ) -> None:
         errors = len(error_msgs)
+        self._seed = self._read_seed()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -13,6 +13,7 @@ from torch.nn.utils import skip_init
 
 from sketchlayers import ops
 from sketchlayers._extension import _C
+from sketchlayers._sharded import check_whole
 from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased_sketch
 from sketchlayers.decompose._checks import check_finite
 from sketchlayers.ops import Mixing, Path
@@ -66,8 +67,8 @@ class SketchLayer(WeightCache):
     With more than one block every block of the inputs has its own ``A``, and every block of the
     outputs its own ``B``.
 
-    After a write into ``seed`` in place call `reset_signs`; see `SeededModule`. In eval mode
-    without gradients the dense weight is kept where that is the faster way; see `WeightCache`.
+    For writes into ``seed`` in place see `SeededModule`. In eval mode without gradients the dense
+    weight is kept where that is the faster way; see `WeightCache`.
 
     Attributes:
         s1: parameter, ``(groups * l * k, d2 / groups, h, w)`` or ``(l * k, d2)``.
@@ -182,7 +183,7 @@ class SketchLayer(WeightCache):
         seeded base, which has that variance itself, they are zero. The bias is drawn as
         ``nn.Conv2d`` draws it.
         """
-        self._restore_seeded()
+        self.reset_signs()
         self.fit_error = None
         if self.s1.is_meta:
             return
@@ -239,7 +240,12 @@ class SketchLayer(WeightCache):
         return self.dense_weight()
 
     def dense_weight(self) -> Tensor:
-        """``W_hat`` in the shape of the dense weight, differentiable in ``s1`` and ``s2``."""
+        """``W_hat`` in the shape of the dense weight, differentiable in ``s1`` and ``s2``.
+
+        Raises:
+            RuntimeError: the factors are sharded.
+        """
+        check_whole(type(self).__name__, self.s1)
         if _onnx.exporting():
             return _onnx.sketched_weight(self)
         return ops.sk_weight(
