@@ -135,7 +135,9 @@ class Job:
         If anything fails the original one is as it was.
         """
         if not inplace:
-            return self._small or replace_layers(self._model, self._swaps, inplace=False)
+            if self._small is not None:
+                return self._small
+            return replace_layers(self._model, self._swaps, inplace=False)
         before = put_buffers(self._model, self._batch_norms)
         try:
             return replace_layers(self._model, self._swaps, inplace=True)
