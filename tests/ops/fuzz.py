@@ -422,7 +422,10 @@ def _other(draw: random.Random, value: Any) -> Any:
     if draw.random() < 0.03:
         return draw.choice((None, 1, -1, 0.5, "spatial", [1, 2], torch.ones(1), True))
     if isinstance(value, Tensor):
-        return _other_tensor(draw, value) if value.layout == torch.strided else value
+        if value.layout == torch.strided:
+            with contextlib.suppress(RuntimeError):  # PyTorch makes no such tensor
+                return _other_tensor(draw, value)
+        return value
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
