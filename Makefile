@@ -158,6 +158,42 @@ cpp-test: $(STAMPS)/googletest ## the C++ library alone, with CMake, and its tes
 	cmake --build $(CPP_BUILD)
 	ctest --test-dir $(CPP_BUILD) --output-on-failure
 
+# -------------------------------------------------------------------- sanitizers, oldest PyTorch
+
+# The sanitizers' libraries come with gcc. PyTorch's own leaks, and its refusals of absurd sizes,
+# are not looked at. Python loads the library that CMake has built in place of its own.
+SANITIZE := build/sanitize
+SANITIZE_CMAKE = -G Ninja -DPython_EXECUTABLE=$$(command -v $(PY)) -DSKETCHLAYERS_TESTS=ON
+ADDRESS_ENV = PYTHONPATH=$(abspath $(SANITIZE)/python) OMP_NUM_THREADS=2 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:max_allocation_size_mb=1024:allocator_may_return_null=1 \
+	UBSAN_OPTIONS=print_stacktrace=1
+FUZZ_SECONDS ?= 120
+
+.PHONY: sanitize sanitize-address sanitize-thread oldest
+sanitize: sanitize-address sanitize-thread ## C++ tests, kernel tests and fuzzing under sanitizers
+
+sanitize-address: $(STAMPS)/installed $(STAMPS)/googletest
+	cmake -S . -B $(SANITIZE)/address $(SANITIZE_CMAKE) "-DSKETCHLAYERS_SANITIZE=address;undefined"
+	ASAN_OPTIONS=detect_leaks=0 cmake --build $(SANITIZE)/address
+	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(SANITIZE)/address --output-on-failure -E "^(install|examples)$$"
+	rm -rf $(SANITIZE)/python && mkdir -p $(SANITIZE)/python && cp -r python/sketchlayers $(SANITIZE)/python
+	cp $(SANITIZE)/address/libsketchlayers.so $(SANITIZE)/python/sketchlayers
+	$(ADDRESS_ENV) $(PY) tests/ops/fuzz.py --seconds $(FUZZ_SECONDS)
+	$(ADDRESS_ENV) $(PY) -m pytest tests/ops/test_cpu_kernels.py
+
+# Threads of OpenMP, whose runtime the sanitizer does not know, are left out: one for each caller.
+sanitize-thread: $(STAMPS)/environment $(STAMPS)/googletest
+	cmake -S . -B $(SANITIZE)/thread $(SANITIZE_CMAKE) -DSKETCHLAYERS_SANITIZE=thread
+	cmake --build $(SANITIZE)/thread --target threads_test
+	OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(SANITIZE)/thread/tests/cpp/threads_test
+
+# The bound that _version.py states, in an environment of its own.
+OLDEST := torch==2.11.0 torchvision==0.26.0
+oldest: ## builds with the oldest PyTorch and runs the tests of layers and operators
+	$(MAKE) VENV=.venv-oldest TORCH="$(OLDEST)" build
+	.venv-oldest/bin/python -m pytest tests/ops tests/nn tests/checkpoint --ignore tests/ops/test_fuzz.py $(PYTEST)
+
 # ------------------------------------------------------------------------------------------ rest
 
 .PHONY: dist dist-test clean

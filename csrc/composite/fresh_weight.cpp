@@ -5,6 +5,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include "ops/checks.h"
+
 namespace sketchlayers {
 namespace {
 
@@ -12,6 +14,7 @@ void check_basis(const at::Tensor& values, const at::Tensor& basis, const HashTa
   TORCH_CHECK_TYPE(basis.scalar_type() == at::kFloat || basis.scalar_type() == at::kDouble,
                    "fresh_weight: basis must be float32 or float64 (got ", basis.scalar_type(),
                    ")");
+  check_strided("fresh_weight", "basis", basis);
   const int64_t taps = tables.taps();
   TORCH_CHECK(basis.dim() == 2 && basis.sym_size(0) == taps && basis.sym_size(1) == taps,
               "fresh_weight: basis must have a row and a column for each of the ", taps,

@@ -115,6 +115,7 @@ at::Tensor hashed_weight_cpu(const at::Tensor& values, const at::Tensor& seed, i
   const at::Tensor source = values.contiguous();
   const at::Tensor weight =
       cpu::empty_result({rows, columns}, values.options(), at::MemoryFormat::Contiguous);
+  if (weight.numel() == 0) return weight;  // though it may have 2^32 rows
   const Entries entries(seed, columns, tables);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, values.scalar_type(), "hashed_weight", [&] {
@@ -148,6 +149,7 @@ at::Tensor hashed_weight_backward_cpu(const at::Tensor& grad, const at::Tensor& 
   const int64_t rows = matrix.size(0), columns = matrix.size(1);
   const Entries entries(seed, columns, tables);
   const at::Tensor result = at::empty({num_values}, grad.options());
+  if (matrix.numel() == 0) return result.zero_();
   const int64_t parts = parts_of(rows, columns, num_values);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, grad.scalar_type(), "hashed_weight_backward", [&] {
@@ -180,6 +182,7 @@ at::Tensor hash_entries_cpu(const at::Tensor& seed, int64_t rows, int64_t column
                             int64_t num_values, at::IntArrayRef first, at::IntArrayRef buckets) {
   const HashTables tables = check_hash_entries(seed, rows, columns, num_values, first, buckets);
   const at::Tensor result = at::empty({rows, columns}, seed.options());
+  if (result.numel() == 0) return result;
   int64_t* out = result.mutable_data_ptr<int64_t>();
   const Entries entries(seed, columns, tables);
   at::parallel_for(0, rows, rows_of_grain(columns), [&](int64_t begin, int64_t end) {

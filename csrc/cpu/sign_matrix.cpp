@@ -29,6 +29,7 @@ at::Tensor sign_matrix_cpu(int64_t seed, int64_t matrix, int64_t rows, int64_t c
   check_sign_matrix(seed, matrix, rows, columns);
   const int64_t words = sign_words(columns);
   at::Tensor packed = at::empty({rows, words}, at::TensorOptions().dtype(at::kInt));
+  if (packed.numel() == 0) return packed;  // though it may have 2^32 rows
   int32_t* data = packed.mutable_data_ptr<int32_t>();
   const int64_t blocks = words / kWordsPerBlock;
   const int64_t grain = std::max<int64_t>(1, 2048 / std::max<int64_t>(1, blocks));

@@ -57,7 +57,11 @@ struct Side {
   int64_t image_pixels() const { return image_rows() * image_columns(); }
   // Small images are packed several at a time: a tap's product over one alone would be short. Not
   // more than that takes: images summed one by one cancel better over a batch.
-  int64_t group() const { return std::max<int64_t>(1, kGroupPixels / image_pixels()); }
+  // Nor where features are so many, far beyond a padded image, that 32-bit offsets are too short.
+  int64_t group() const {
+    if (feature_floats() > kWaveFloats) return 1;
+    return std::max<int64_t>(1, kGroupPixels / image_pixels());
+  }
   // Features lie row by row, as the sampling that makes them has them.
   int64_t feature_floats() const {
     return whole_steps(sampling.target.rows * sampling.target.columns);

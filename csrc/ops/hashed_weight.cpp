@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "hashes.h"
+#include "ops/checks.h"
 
 namespace sketchlayers {
 
@@ -40,6 +41,7 @@ namespace {
 void check_seed(const char* op, const at::Tensor& seed) {
   TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, op, ": seed must be int64 (got ",
                    seed.scalar_type(), ")");
+  check_strided(op, "seed", seed);
   TORCH_CHECK(seed.sym_numel() == 1, op, ": seed must be one number (got shape ", seed.sym_sizes(),
               ")");
 }
@@ -81,6 +83,7 @@ void check_matrix(const char* op, const char* name, const at::Tensor& tensor, in
                   const at::Tensor& seed) {
   TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), op, ": ", name,
                    " must be floating point (got ", tensor.scalar_type(), ")");
+  check_strided(op, name, tensor);
   TORCH_CHECK(tensor.dim() == dimensions, op, ": ", name, " must have ", dimensions,
               " dimension(s) (got shape ", tensor.sym_sizes(), ")");
   TORCH_CHECK(tensor.device() == seed.device(), op, ": ", name,

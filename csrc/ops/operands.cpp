@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "ops/checks.h"
+
 namespace sketchlayers {
 namespace {
 
@@ -49,6 +51,7 @@ void check_operand(const char* op, const char* name, const at::Tensor& tensor,
               s1.device(), ")");
   TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), op, ": ", name,
                    " must be floating point (got ", tensor.scalar_type(), ")");
+  check_strided(op, name, tensor);
   TORCH_CHECK_TYPE(same_type_or_unified(tensor, s1), op, ": ", name,
                    " must have the type of the parameters (got ", tensor.scalar_type(), " and ",
                    s1.scalar_type(), ")");

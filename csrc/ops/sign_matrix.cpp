@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "ops/checks.h"
 #include "signs.h"
 
 namespace sketchlayers {
@@ -46,6 +47,7 @@ void check_unpack_signs(const at::Tensor& packed, const c10::SymInt& columns,
                         const c10::SymInt& start, at::ScalarType dtype) {
   TORCH_CHECK_TYPE(packed.scalar_type() == at::kInt,
                    "unpack_signs: packed signs must be int32 (got ", packed.scalar_type(), ")");
+  check_strided("unpack_signs", "packed signs", packed);
   TORCH_CHECK_TYPE(at::isFloatingType(dtype), "unpack_signs: dtype must be floating point (got ",
                    dtype, ")");
   TORCH_CHECK(packed.dim() >= 1,
@@ -53,7 +55,10 @@ void check_unpack_signs(const at::Tensor& packed, const c10::SymInt& columns,
   TORCH_CHECK_VALUE(columns >= 0 && start >= 0,
                     "unpack_signs: columns and start must not be negative (got columns=", columns,
                     ", start=", start, ")");
-  const auto available = packed.sym_size(-1) * kSignsPerWord;
+  const auto words = packed.sym_size(-1);
+  TORCH_CHECK_VALUE(words <= std::numeric_limits<int64_t>::max() / kSignsPerWord,
+                    "unpack_signs: a packed row must have fewer than 2^58 words (got ", words, ")");
+  const auto available = words * kSignsPerWord;
   // Compared without start + columns, which could overflow.
   TORCH_CHECK_VALUE(start <= available && columns <= available - start,
                     "unpack_signs: columns [start, start + columns) must lie in the packed row (got"

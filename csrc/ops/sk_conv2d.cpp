@@ -82,6 +82,9 @@ c10::SymInt output_size(const char* op, const c10::SymInt& size, int64_t kernel,
   TORCH_CHECK_VALUE(stride < kLargest && padding < kLargest && dilation < kLargest / kernel, op,
                     ": stride, padding and dilation must be below 2^40 (got stride=", stride,
                     ", padding=", padding, ", dilation=", dilation, ")");
+  const auto known = size.maybe_as_int();  // a guard on a symbolic one would say nothing
+  TORCH_CHECK_VALUE(!known || *known < kLargest, op, ": height and width must be below 2^40 (got ",
+                    size, ")");
   const int64_t extent = dilation * (kernel - 1) + 1;
   const c10::SymInt padded = size + 2 * padding;
   TORCH_CHECK(padded >= extent, op, ": the kernel must fit into the padded input (got kernel ",

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/checks.h"
 #include "signs.h"
 
 namespace sketchlayers {
@@ -27,6 +28,7 @@ void check_floating(const char* op, const char* name, const at::Tensor& tensor) 
   TORCH_CHECK_TYPE(
       type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
       ": ", name, " must be float32, float64, bfloat16 or float16 (got ", type, ")");
+  check_strided(op, name, tensor);
 }
 
 // Packed signs of shape (groups, rows, words(columns)) on the device of the parameters.
@@ -34,6 +36,7 @@ void check_signs(const char* op, const char* name, const at::Tensor& signs, int6
                  int64_t rows, int64_t columns, const at::Tensor& like) {
   TORCH_CHECK_TYPE(signs.scalar_type() == at::kInt, op, ": ", name,
                    " must be packed signs of type int32 (got ", signs.scalar_type(), ")");
+  check_strided(op, name, signs);
   TORCH_CHECK(signs.device() == like.device(), op, ": ", name,
               " must be on the device of the parameters (got ", signs.device(), " and ",
               like.device(), ")");
@@ -147,6 +150,7 @@ Sketch check_sketch(const char* op, const at::Tensor& s1, const at::Tensor& s2,
   TORCH_CHECK_TYPE(s1.scalar_type() == s2.scalar_type(), op,
                    ": s1 and s2 must have the same type (got ", s1.scalar_type(), " and ",
                    s2.scalar_type(), ")");
+  check_strided(op, "s2", s2);
   TORCH_CHECK(s1.device() == s2.device(), op, ": s1 and s2 must be on the same device (got ",
               s1.device(), " and ", s2.device(), ")");
   const int64_t dims = s1.dim();

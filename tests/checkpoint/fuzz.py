@@ -9,12 +9,10 @@ is right, so that the reader has to find what is wrong by itself.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
 import tempfile
-import time
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -25,6 +23,7 @@ import torch
 import sketchlayers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests import fuzzing
 from tests.checkpoint.files import Parts
 from tests.checkpoint.networks import Tiny, tiny
 
@@ -124,7 +123,7 @@ class Target:
         self._network = Tiny().eval()
         self._before = fingerprint(self._network)
 
-    def attempt(self, path: Path) -> None:
+    def attempt(self, path: Path) -> str:
         """Loads a file; anything but a ``ValueError`` with a message or a sound network raises."""
         try:
             model = sketchlayers.load(path, into=self._network)
@@ -133,36 +132,29 @@ class Target:
             assert reason and reason != str(error), error
             assert fingerprint(self._network) == self._before, "the network has changed"
             self.outcomes["refused"] += 1
-            return
+            return "refused"
         assert not any(x.isnan().any() for x in model.state_dict().values())
         model.classifier(model.norm(model.features(torch.ones(1, 2, 3, 3))).flatten(1))
         self.outcomes["loaded"] += 1
         self._renew()
+        return "loaded"
 
 
-def main() -> None:
-    """Runs as many files as asked for."""
-    parser = argparse.ArgumentParser(description="Loads corrupted checkpoints.")
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    begin, target = time.perf_counter(), Target()
-    with tempfile.TemporaryDirectory() as folder:
-        path = sketchlayers.save(tiny(), Path(folder, "good.safetensors"))
-        good, bad = path.read_bytes(), Path(folder, "bad.safetensors")
-        for number in range(args.files):
-            bad.write_bytes(corrupted(random.Random(f"{args.seed} {number}"), good))
-            try:
-                target.attempt(bad)
-            except BaseException:
-                print(f"file {number} of seed {args.seed}", file=sys.stderr)
-                raise
-            if (number + 1) % 10_000 == 0:
-                print(f"{number + 1:,} files, {time.perf_counter() - begin:.0f} s", flush=True)
-    counts = ", ".join(f"{count:,} {what}" for what, count in sorted(target.outcomes.items()))
-    print(f"{args.files:,} corrupted files: {counts}; {time.perf_counter() - begin:.0f} seconds")
+class Files:
+    """The target: files in a folder of their own."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        self._folder = tempfile.TemporaryDirectory()
+        self._bad = Path(self._folder.name, "bad.safetensors")
+        self._good = sketchlayers.save(tiny(), self._bad).read_bytes()
+        self._target = Target()
+
+    def attempt(self, draw: random.Random) -> str:
+        """Writes one file and tries to load it."""
+        self._bad.write_bytes(corrupted(draw, self._good))
+        return self._target.attempt(self._bad)
 
 
 if __name__ == "__main__":
-    main()
+    fuzzing.main("Loads corrupted checkpoints.", "files", 100_000, Files)

@@ -131,12 +131,20 @@ class Job:
             self._small = self._finished(self._images)
 
     def result(self, *, inplace: bool) -> nn.Module:
-        """The smaller model: the original one, changed, if ``inplace``."""
-        if self._small is not None and not inplace:
-            return self._small
-        model = replace_layers(self._model, self._swaps, inplace=inplace)
-        put_buffers(model, self._batch_norms)
-        return model
+        """The smaller model: the original one, changed, if ``inplace``.
+
+        If anything fails the original one is as it was.
+        """
+        if not inplace:
+            if self._small is not None:
+                return self._small
+            return replace_layers(self._model, self._swaps, inplace=False)
+        before = put_buffers(self._model, self._batch_norms)
+        try:
+            return replace_layers(self._model, self._swaps, inplace=True)
+        except BaseException:
+            put_buffers(self._model, before)
+            raise
 
     def _layers(self) -> list[Layer]:
         """The layers that may be replaced."""

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 
@@ -36,6 +37,7 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
 
     Raises:
         TypeError: something in the model cannot be copied.
+        MemoryError, RuntimeError: there is not enough memory for the copy.
     """
     memo = {} if memo is None else memo
     for module in model.modules():
@@ -45,10 +47,19 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
+        if _is_out_of_memory(error):
+            raise
         raise TypeError(
             "compress: the model must allow copy.deepcopy, or be changed with inplace=True and "
             f"without calibration (got {type(error).__name__}: {error})"
         ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out: Python's, a GPU's, or PyTorch's on the CPU, which says so."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
 
 
 def replace_layers(
@@ -97,10 +108,21 @@ def _replace_inplace(model: nn.Module, replacements: Mapping[nn.Module, nn.Modul
         for child, old in parent._modules.items()
         if old is not None and old in replacements
     ]
-    for old, new in replacements.items():
-        _carry_over(old, new, None)
-    for parent, child, old in places:
-        parent._modules[child] = replacements[old]
+    # New layers share these with the old ones, and add hooks of their own.
+    hooks = [getattr(old, kind) for old in replacements for kind in _HOOKS]
+    before = [registered.copy() for registered in hooks]
+    try:
+        for old, new in replacements.items():
+            _carry_over(old, new, None)
+        for parent, child, old in places:
+            parent._modules[child] = replacements[old]
+    except BaseException:
+        for parent, child, old in places:
+            parent._modules[child] = old
+        for registered, kept in zip(hooks, before, strict=True):
+            registered.clear()
+            registered.update(kept)
+        raise
 
 
 def _carry_over(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> None:
