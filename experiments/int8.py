@@ -20,6 +20,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 import zero_shot
+from distributed import alone
 from image_data import DataError
 from paired import paired_difference
 from pictures import Pictures, predictions
@@ -126,6 +127,7 @@ def measure(experiment: Experiment) -> Iterator[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments or data."""
     args = zero_shot.parser(__doc__).parse_args(arguments)
+    alone()
     rows: list[Row] = []
     try:
         if find_spec("torchao") is None:

@@ -512,7 +512,7 @@ class Operators:
             with _mode(call.mode):
                 return self._judge(draw, call)
         except BaseException as error:
-            if isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY):
+            if isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_FAULT):
                 return "refused"
             error.add_note(f"the call was: {call}")
             raise

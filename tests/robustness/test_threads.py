@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import sketchlayers
 from sketchlayers import HashedConv2d, SKConv2d, SKLinear, ops
@@ -124,6 +125,32 @@ def test_conversions_of_one_model():
 
     actual = comparable(at_once(convert, WORKERS))
     assert_same_bits(actual, comparable([convert(i) for i in range(WORKERS)]))
+
+
+def test_conversions_at_once_leave_the_compiler_on():
+    """PyTorch's switch is one for all threads, and the first to come may be the first to leave."""
+    compiled = CompileCounterWithBackend("eager")
+    run = torch.compile(nn.Linear(3, 3), backend=compiled)
+    model = nn.Sequential(nn.Conv2d(4, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3))
+    entered, may_leave = [Event(), Event()], [Event(), Event()]
+
+    def convert(i: int) -> None:
+        def wait(layer: nn.Module, name: str) -> bool:
+            entered[i].set()
+            return may_leave[i].wait(60)
+
+        sketchlayers.compress(model, rate=0.5, init="random", filter_fn=wait)
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = []
+        for i in range(2):
+            jobs.append(pool.submit(convert, i))
+            assert entered[i].wait(60)
+        for i in range(2):
+            may_leave[i].set()
+            jobs[i].result()
+    run(torch.randn(2, 3))
+    assert compiled.frame_count == 1
 
 
 def test_signs_and_hashes():

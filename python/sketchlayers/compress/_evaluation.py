@@ -6,6 +6,7 @@ import contextlib
 import functools
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,7 +32,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    with torch.inference_mode(False), torch.no_grad(), _eagerly():
+    with torch.inference_mode(False), torch.no_grad(), _eagerly:
         try:
             model.eval()
             yield
@@ -79,16 +80,40 @@ def outside_of_modes(function: Callable[Arguments, Result]) -> Callable[Argument
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with torch.inference_mode(False), _eagerly():
+        with torch.inference_mode(False), _eagerly:
             return function(*args, **kwargs)
 
     return call
 
 
-def _eagerly() -> contextlib.AbstractContextManager[object]:
-    if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and loading it is slow
-        return torch.compiler.set_stance("force_eager")
-    return contextlib.nullcontext()
+class _Eagerly:
+    """While anybody is in it, what was compiled runs eagerly.
+
+    PyTorch's setting is one for all threads. The first to enter sets it and the last to leave puts
+    it back, whatever their order: each undoing its own would leave that of another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._stance: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            # Before torch._dynamo is loaded nothing has been compiled, and loading it is slow.
+            if not self._inside and "torch._dynamo" in sys.modules:
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                stance, self._stance = self._stance, contextlib.nullcontext()
+                stance.__exit__(None, None, None)
+
+
+_eagerly = _Eagerly()
 
 
 def _version(tensor: Tensor) -> int | None:
