@@ -17,32 +17,20 @@ MATRICES = [0, 1, reference.BASE_MATRIX, reference.FRAME_MATRIX + 7, 2**32 - 1]
 
 
 @pytest.mark.parametrize(
-    ("seed", "matrix", "row", "signs"),
+    ("matrix_of", "seed", "matrix", "row", "signs"),
     [
-        (0, 0, 0, "-+-++-----++---++---++--"),
-        (2018, 1, 3, "+++--+-+++++-++--+++-+-+"),
-        (2**40 + 7, 3, 2, "--+-++-+-+++++-+--+--+--"),
+        (ops.sign_matrix, 0, 0, 0, "-+-++-----++---++---++--"),
+        (ops.sign_matrix, 2018, 1, 3, "+++--+-+++++-++--+++-+-+"),
+        (ops.sign_matrix, 2**40 + 7, 3, 2, "--+-++-+-+++++-+--+--+--"),
+        (ops.hadamard_signs, 0, 0, 2, "+-++-+-+-+++++++-+++-+--"),
+        (ops.hadamard_signs, 2018, 1, 5, "--++-+++---++-++-+++++-+"),
+        (ops.hadamard_signs, 2**40 + 7, 3, 30, "+---++-++++++-+-+---+-+-"),
     ],
 )
-def test_signs_of_the_format(seed, matrix, row, signs):
-    packed = ops.sign_matrix(seed, matrix, row + 1, len(signs))
-    unpacked = ops.unpack_signs(packed, len(signs))
+def test_signs_of_the_format(matrix_of, seed, matrix, row, signs):
+    unpacked = ops.unpack_signs(matrix_of(seed, matrix, row + 1, len(signs)), len(signs))
     assert "".join("+-"[int(sign < 0)] for sign in unpacked[row]) == signs
     assert torch.equal(unpacked.abs(), torch.ones_like(unpacked))
-
-
-@pytest.mark.parametrize(
-    ("seed", "matrix", "row", "signs"),
-    [
-        (0, 0, 2, "+-++-+-+-+++++++-+++-+--"),
-        (2018, 1, 5, "--++-+++---++-++-+++++-+"),
-        (2**40 + 7, 3, 30, "+---++-++++++-+-+---+-+-"),
-    ],
-)
-def test_hadamard_signs_of_the_format(seed, matrix, row, signs):
-    packed = ops.hadamard_signs(seed, matrix, row + 1, len(signs))
-    unpacked = ops.unpack_signs(packed, len(signs))
-    assert "".join("+-"[int(sign < 0)] for sign in unpacked[row]) == signs
 
 
 @pytest.mark.parametrize(
