@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from sketchlayers import inspect
 from tables import Column, decimals, format_table, whole
 from training import Recipe, Trainer
 
-_WARM_STEPS, _TIMED_STEPS = 2, 3
+_WARM_STEPS, _TIMED_STEPS, _TIMED_TESTS = 1, 2, 64
 
 Rates = float | Mapping[str, float]
 
@@ -341,11 +342,15 @@ def plan(
                 "parameters": count_parameters(built.network),
                 "stored": inspect(built.network).bytes,
             }
-            if point.method not in seconds_of:
-                seconds_of[point.method] = _seconds(built.network, data, recipe, world)
-        sizes, seconds = sizes_of[key], seconds_of[point.method]
+        sizes = sizes_of[key]
         done = is_done(RunFolder(args.out / point.folder), spec, recipe, data)
-        total += 0 if done else seconds
+        if not done and point.method not in seconds_of:
+            if world.is_main:
+                print(f"timing a few steps of {point.method}", file=sys.stderr, flush=True)
+            network = build(spec, len(data.classes)).network
+            seconds_of[point.method] = _seconds(network, data, recipe, world)
+        seconds = 0.0 if done else seconds_of[point.method]
+        total += seconds
         rows.append(
             {"method": point.method, "point": point.point or "-", "seed": point.seed}
             | sizes
@@ -372,7 +377,7 @@ def _seconds(network: nn.Module, data: DataSet, recipe: Recipe, world: World) ->
     """What training will take, by a few steps and one batch of tests."""
     steps = _WARM_STEPS + _TIMED_STEPS
     few = data.train.take(torch.arange(min(steps * recipe.batch_size, len(data.train))))
-    test = data.test.take(torch.arange(min(256, len(data.test))))
+    test = data.test.take(torch.arange(min(_TIMED_TESTS, len(data.test))))
     short = replace(recipe, epochs=1)
     trainer = Trainer(network, replace(data, train=few, test=test), short, world=world)
     times = trainer.step_seconds()

@@ -91,7 +91,9 @@ def test_a_figure_from_plan_to_plot(
     options = [*FAST, "--methods", "sketch", "lowrank1", "--points", "CONV_3", "CONV_8"]
     options += ["--seeds", "0", "1", "--out", str(out)]
     assert figure2.main([*options, "--plan"]) == 0
-    assert "10 points, 10 to train" in capsys.readouterr().out
+    planned = capsys.readouterr()
+    assert "10 points, 10 to train" in planned.out
+    assert planned.err.count("timing a few steps") == 3
     assert not out.exists()
 
     assert figure2.main(options) == 0
@@ -110,7 +112,9 @@ def test_a_figure_from_plan_to_plot(
     monkeypatch.setattr(points, "run", None)
     assert figure2.main(options) == 0
     assert figure2.main([*options, "--plan"]) == 0
-    assert "10 points, 0 to train" in capsys.readouterr().out
+    planned = capsys.readouterr()
+    assert "10 points, 0 to train" in planned.out
+    assert not planned.err
     copied = tmp_path / "copied.csv"
     shutil.copy(out / "results.csv", copied)
     assert figure2.main(["--plot", str(copied), "--png", str(tmp_path / "again.png")]) == 0
