@@ -44,7 +44,7 @@ from sketchlayers.bench.timing import (
 )
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.ops import Mixing
-from tables import Column, decimals, format_table
+from tables import Column, decimals, format_table, speed_columns
 
 LEAST_ROUNDS = 5
 """A step takes seconds, so that few rounds must do."""
@@ -56,11 +56,7 @@ COLUMNS = (
     Column("mode", "mode", left=True),
     Column("batch", "batch"),
     Column("rate", "rate", decimals(3)),
-    Column("dense_ms", "dense ms", decimals(1)),
-    Column("ms", "ms", decimals(1)),
-    Column("speed", "speed", decimals(2)),
-    Column("speed_low", "low", decimals(2)),
-    Column("speed_high", "high", decimals(2)),
+    *speed_columns(1),
     Column("memory", "memory", decimals(2)),
     Column("goal", "goal", decimals(2)),
     Column("reached", "reached"),

@@ -31,7 +31,7 @@ from sketchlayers import compress, optimize_for_inference
 from sketchlayers.bench.command import check_measurement_arguments
 from sketchlayers.bench.table import machine
 from sketchlayers.bench.timing import WIDE, Step, paired_times, quartiles, speeds
-from tables import Column, decimals, format_table
+from tables import Column, decimals, format_table, speed_columns
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": models.resnet18,
@@ -58,11 +58,7 @@ COLUMNS = (
     Column("threads", "threads"),
     Column("multiply_adds", "multiply-adds", decimals(3)),
     Column("parameters", "parameters", decimals(3)),
-    Column("dense_ms", "dense ms", decimals(2)),
-    Column("ms", "ms", decimals(2)),
-    Column("speed", "speed", decimals(2)),
-    Column("speed_low", "low", decimals(2)),
-    Column("speed_high", "high", decimals(2)),
+    *speed_columns(2),
     Column("reached", "reached"),
 )
 

@@ -54,6 +54,21 @@ def decimals(digits: int) -> Callable[[object], str]:
     return lambda value: f"{float(str(value)):.{digits}f}"
 
 
+def speed_columns(digits: int) -> tuple[Column, ...]:
+    """Times of the dense side and of a contender, and their ratio with its quartiles.
+
+    Args:
+        digits: of the milliseconds.
+    """
+    return (
+        Column("dense_ms", "dense ms", decimals(digits)),
+        Column("ms", "ms", decimals(digits)),
+        Column("speed", "speed", decimals(2)),
+        Column("speed_low", "low", decimals(2)),
+        Column("speed_high", "high", decimals(2)),
+    )
+
+
 def _cell(row: Mapping[str, object], column: Column) -> str:
     value = row.get(column.key)
     return "-" if value is None else column.write(value)

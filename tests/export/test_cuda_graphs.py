@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+from sketchlayers.bench.timing import captured
+
 from .networks import METHODS, compressed, images
 
 pytestmark = pytest.mark.gpu
@@ -19,32 +21,22 @@ def full_float32():
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def warm_up(step):
-    """Three calls on a stream of their own, as capturing asks for."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_inference(name):
     network = compressed(name).cuda()
     static = images(4).cuda()
 
+    outputs = {}
+
     @torch.no_grad()
     def step():
-        return network(static)
+        outputs["captured"] = network(static)
 
-    warm_up(step)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = step()
+    replay = captured(step)
     static.copy_(images(4))
-    graph.replay()
-    torch.testing.assert_close(output, step(), rtol=1e-4, atol=1e-5)
+    replay()
+    with torch.no_grad():
+        torch.testing.assert_close(outputs["captured"], network(static), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -66,17 +58,13 @@ def test_a_training_step(name):
 
     static = batches[0].clone()
     state = copy.deepcopy(network.state_dict())
-    step = trainer(network, static)
-    warm_up(step)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    replay = captured(trainer(network, static))
     network.load_state_dict(state)
     own = trainer(eager, eager_static := batches[0].clone())
     for batch in batches:
         static.copy_(batch)
         eager_static.copy_(batch)
-        graph.replay()
+        replay()
         own()
     for actual, expected in zip(network.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)

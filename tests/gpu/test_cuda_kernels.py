@@ -15,6 +15,7 @@ from ops.problems import GRADIENTS, Conv, Layer, Linear, Operands, lay_out, rela
 from ops.test_precision import dense_errors
 
 from sketchlayers import ops
+from sketchlayers.bench.timing import captured
 
 pytestmark = pytest.mark.gpu
 
@@ -356,18 +357,15 @@ def test_a_captured_step_in_bfloat16_replays_with_new_values(name):
         output = layer.forward(leaves, "factored", signs)
         return [output, *torch.autograd.grad(output, list(leaves), grad)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    kept = {}
+
+    def step() -> None:
+        kept["captured"] = run()
+
+    replay = captured(step)
     with torch.no_grad():
         for leaf in leaves:
             leaf.mul_(-0.5)
-    graph.replay()
-    for actual, expected in zip(captured, run(), strict=True):
+    replay()
+    for actual, expected in zip(kept["captured"], run(), strict=True):
         assert torch.equal(actual, expected)

@@ -18,6 +18,7 @@ from ops.problems import (
 from ops.test_precision import dense_errors
 
 from sketchlayers import ops
+from sketchlayers.bench.timing import captured
 
 pytestmark = pytest.mark.gpu
 
@@ -201,20 +202,17 @@ def test_a_captured_step_replays_with_new_values(name, path):
         output = layer.forward(leaves, path, signs)
         return [output, *torch.autograd.grad(output, list(leaves), grad)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    results = {}
+
+    def step() -> None:
+        results["captured"] = run()
+
+    replay = captured(step)
     with torch.no_grad():
         for leaf in leaves:
             leaf.mul_(-0.5)
-    graph.replay()
-    for actual, expected in zip(captured, run(), strict=True):
+    replay()
+    for actual, expected in zip(results["captured"], run(), strict=True):
         assert relative_error(actual, expected) < 1e-5
 
 
