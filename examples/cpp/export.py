@@ -1,6 +1,7 @@
 """Compresses a torchvision network and packages it for `classify`, the program beside this file.
 
     python export.py resnet18 --weights FILE --images FOLDER --rate 0.5 --out resnet18.pt2
+    python export.py resnet18.safetensors --out resnet18.pt2   # of sketchlayers.save
 
 The package is machine code for this kind of machine (AOTInductor); whatever the network is made of,
 the program only hands it images and gets probabilities. `package` does it for a network of yours.
@@ -68,32 +69,46 @@ def calibration(folder: Path, size: int) -> Iterator[Tensor]:
         yield normalize(torch.stack(images) / 255, list(MEAN), list(DEVIATION))
 
 
-def main() -> None:
-    """The command line."""
+def compressed(arguments: argparse.Namespace) -> nn.Module:
+    """A network that was compressed and saved before, or one of torchvision's, compressed now."""
+    if arguments.network.endswith(".safetensors"):
+        return sketchlayers.load(arguments.network)
     import torchvision
 
+    options = {"num_classes": len(arguments.classes)} if arguments.classes else {}
+    network = torchvision.models.get_model(arguments.network, **options)
+    if arguments.weights:
+        network.load_state_dict(torch.load(arguments.weights, weights_only=True))
+    images = list(calibration(arguments.images, arguments.size)) if arguments.images else None
+    small, report = sketchlayers.compress(network.eval(), rate=arguments.rate, calibration=images)
+    print(report)
+    return small
+
+
+def lines(path: str) -> list[str]:
+    """Of a text file."""
+    return Path(path).read_text().splitlines()
+
+
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("network", help="a name of torchvision's")
+    parser.add_argument("network", help="a name of torchvision's, or a saved file that has one")
     parser.add_argument("--weights", type=Path, help="its state dict")
-    parser.add_argument("--classes", type=Path, help="their names, a line each; else numbers")
+    parser.add_argument("--classes", type=lines, help="their names, a line each; else numbers")
     parser.add_argument("--images", type=Path, help="folder of some that the network is for")
     parser.add_argument("--rate", type=float, default=0.5, help="parameters left over those before")
     parser.add_argument("--size", type=int, default=224, help="of the images")
     parser.add_argument("--out", type=Path, required=True, help="file to write, *.pt2")
     arguments = parser.parse_args()
 
-    names = arguments.classes.read_text().splitlines() if arguments.classes else None
-    network = torchvision.models.get_model(
-        arguments.network, num_classes=len(names) if names else 1000
-    ).eval()
-    if arguments.weights:
-        network.load_state_dict(torch.load(arguments.weights, weights_only=True))
-    images = list(calibration(arguments.images, arguments.size)) if arguments.images else None
-    small, report = sketchlayers.compress(network, rate=arguments.rate, calibration=images)
-    print(report)
+    network = compressed(arguments).eval()
     example = torch.randn(1, 3, arguments.size, arguments.size)
-    fast, _ = sketchlayers.optimize_for_inference(small, example)
-    classes = names or [str(number) for number in range(1000)]
+    fast, _ = sketchlayers.optimize_for_inference(network, example)
+    outputs = fast(example).shape[1]
+    classes = arguments.classes or [str(number) for number in range(outputs)]
+    if len(classes) != outputs:
+        parser.error(f"--classes: must have {outputs} lines (got {len(classes)})")
     package(fast, classes, arguments.size, arguments.out)
 
 

@@ -7,9 +7,11 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -41,13 +43,17 @@ def compressed() -> nn.Module:
     return small.eval()
 
 
-def export(network: nn.Module, out: Path) -> None:
+def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("export", EXAMPLE / "export.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def export(network: nn.Module, out: Path) -> None:
     with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):
-        module.package(network, CLASSES, SIZE, out)
+        script().package(network, CLASSES, SIZE, out)
 
 
 def probabilities(network: nn.Module, images: Tensor) -> Tensor:
@@ -87,3 +93,31 @@ def test_a_folder_of_images_is_classified(program: Callable[[str], Path], tmp_pa
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 1
     assert re.search(r"classify: .*5\.ppm ends before its last pixel", failed.stderr)
+
+
+def test_a_saved_network_is_packaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = torchvision.models.squeezenet1_1(num_classes=3).eval()
+    network, _ = sketchlayers.compress(dense, "hashednet", rate=0.5, init="random", seed=0)
+    saved, names = tmp_path / "small.safetensors", tmp_path / "names.txt"
+    architecture = {"name": "squeezenet1_1", "num_classes": 3}
+    sketchlayers.save(network, saved, architecture=architecture)
+    names.write_text("\n".join(CLASSES))
+    packaged: list[tuple[nn.Module, list[str], int, Path]] = []
+    module = script()
+    monkeypatch.setattr(module, "package", lambda *arguments: packaged.append(arguments))
+    command = ["export.py", str(saved), "--size", "64", "--out", str(tmp_path / "small.pt2")]
+    images = torch.randn(2, 3, 64, 64)
+
+    monkeypatch.setattr("sys.argv", [*command, "--classes", str(names)])
+    module.main()
+    [(found, classes, size, out)] = packaged
+    assert (classes, size, out) == (CLASSES, 64, tmp_path / "small.pt2")
+    with torch.no_grad():
+        torch.testing.assert_close(found(images), network(images), rtol=1e-4, atol=1e-5)
+
+    names.write_text("one\ntwo")
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "--classes: must have 3 lines (got 2)" in capsys.readouterr().err
