@@ -29,14 +29,18 @@ help: ## this list
 
 # ----------------------------------------------------------------------- environment and build
 
-# PyTorch comes first and is then held: an extra package must never replace it.
+# PyTorch comes first and is then held: an extra package must never replace it. BOUNDS=lowest takes
+# the oldest of all others that pyproject.toml allows.
 define REQUIREMENTS
-import sys, tomllib, torch
+import os, sys, tomllib, torch
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)
-print("torch==" + torch.__version__.split("+")[0], *project["tool"]["sketchlayers"]["dependencies"], sep="\n")
+needed = list(project["tool"]["sketchlayers"]["dependencies"])
 for extra in sys.argv[1:]:
-    print(*project["project"]["optional-dependencies"][extra], sep="\n")
+    needed += project["project"]["optional-dependencies"][extra]
+if os.environ.get("BOUNDS") == "lowest":
+    needed = [one.replace(">=", "==") + ".*" if ">=" in one else one for one in needed]
+print("torch==" + torch.__version__.split("+")[0], *needed, sep="\n")
 endef
 export REQUIREMENTS
 
@@ -188,10 +192,10 @@ sanitize-thread: $(STAMPS)/environment $(STAMPS)/googletest
 	cmake --build $(SANITIZE)/thread --target threads_test
 	OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(SANITIZE)/thread/tests/cpp/threads_test
 
-# The bound that _version.py states, in an environment of its own.
+# The bounds that _version.py and pyproject.toml state, in an environment of its own.
 OLDEST := torch==2.11.0 torchvision==0.26.0
-oldest: ## builds with the oldest PyTorch and runs the tests of layers and operators
-	$(MAKE) VENV=.venv-oldest TORCH="$(OLDEST)" build
+oldest: ## builds with the oldest PyTorch and packages and runs the tests of layers and operators
+	BOUNDS=lowest $(MAKE) VENV=.venv-oldest TORCH="$(OLDEST)" build
 	.venv-oldest/bin/python -m pytest tests/ops tests/nn tests/checkpoint --ignore tests/ops/test_fuzz.py $(PYTEST)
 
 # ------------------------------------------------------------------------------------------ rest
