@@ -13,4 +13,13 @@ inline void check_strided(const char* op, const char* name, const at::Tensor& te
               ")");
 }
 
+// Raises unless elements are of a type that kernels compute with, and lie as they must.
+inline void check_floating(const char* op, const char* name, const at::Tensor& tensor) {
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(
+      type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
+      ": ", name, " must be float32, float64, bfloat16 or float16 (got ", type, ")");
+  check_strided(op, name, tensor);
+}
+
 }  // namespace sketchlayers

@@ -81,9 +81,7 @@ HashTables checked_tables(const char* op, int64_t num_values, const c10::SymInt&
 
 void check_matrix(const char* op, const char* name, const at::Tensor& tensor, int64_t dimensions,
                   const at::Tensor& seed) {
-  TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), op, ": ", name,
-                   " must be floating point (got ", tensor.scalar_type(), ")");
-  check_strided(op, name, tensor);
+  check_floating(op, name, tensor);
   TORCH_CHECK(tensor.dim() == dimensions, op, ": ", name, " must have ", dimensions,
               " dimension(s) (got shape ", tensor.sym_sizes(), ")");
   TORCH_CHECK(tensor.device() == seed.device(), op, ": ", name,

@@ -49,9 +49,7 @@ void check_operand(const char* op, const char* name, const at::Tensor& tensor,
   TORCH_CHECK(tensor.device() == s1.device(), op, ": ", name,
               " must be on the device of the parameters (got ", tensor.device(), " and ",
               s1.device(), ")");
-  TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), op, ": ", name,
-                   " must be floating point (got ", tensor.scalar_type(), ")");
-  check_strided(op, name, tensor);
+  check_floating(op, name, tensor);
   TORCH_CHECK_TYPE(same_type_or_unified(tensor, s1), op, ": ", name,
                    " must have the type of the parameters (got ", tensor.scalar_type(), " and ",
                    s1.scalar_type(), ")");

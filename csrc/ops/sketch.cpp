@@ -23,14 +23,6 @@ int64_t size(const at::Tensor& tensor, int64_t dim) {
   return tensor.sym_size(dim).guard_int(__FILE__, __LINE__);
 }
 
-void check_floating(const char* op, const char* name, const at::Tensor& tensor) {
-  const auto type = tensor.scalar_type();
-  TORCH_CHECK_TYPE(
-      type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
-      ": ", name, " must be float32, float64, bfloat16 or float16 (got ", type, ")");
-  check_strided(op, name, tensor);
-}
-
 // Packed signs of shape (groups, rows, words(columns)) on the device of the parameters.
 void check_signs(const char* op, const char* name, const at::Tensor& signs, int64_t groups,
                  int64_t rows, int64_t columns, const at::Tensor& like) {

@@ -189,7 +189,8 @@ def test_fresh_weight_is_hashed_filters_times_a_basis(dtype: torch.dtype, device
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"values": torch.ones(3, dtype=torch.int64)}, TypeError, "values must be floating point"),
+        ({"values": torch.ones(3, dtype=torch.int64)}, TypeError, "values must be float32"),
+        ({"values": torch.ones(3).to(torch.float8_e4m3fn)}, TypeError, "values must be float32"),
         ({"values": torch.ones(3, 1)}, RuntimeError, r"values must have 1 dimension\(s\)"),
         ({"values": torch.ones(0)}, ValueError, "values must be at least 1"),
         ({"seed": torch.tensor(1.0)}, TypeError, "seed must be int64"),
