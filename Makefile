@@ -98,8 +98,10 @@ toolkit: $(STAMPS)/environment ## get nvcc from the package index, if PyTorch ne
 demo: $(STAMPS)/installed ## train, sketch and compress a small network on real images
 	$(PY) experiments/demo.py $(if $(DATA),--data $(DATA))
 
+IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: lint cpp-test $(STAMPS)/installed ## all checks and tests
-	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST)
+	$(PY) -m pytest $(IN_PARALLEL) $(PYTEST)
 
 $(STAMPS)/documentation: $(STAMPS)/environment
 ifneq ($(VENV),)
@@ -196,7 +198,8 @@ sanitize-thread: $(STAMPS)/environment $(STAMPS)/googletest
 OLDEST := torch==2.11.0 torchvision==0.26.0
 oldest: ## builds with the oldest PyTorch and packages and runs the tests of layers and operators
 	BOUNDS=lowest $(MAKE) VENV=.venv-oldest TORCH="$(OLDEST)" build
-	.venv-oldest/bin/python -m pytest tests/ops tests/nn tests/checkpoint --ignore tests/ops/test_fuzz.py $(PYTEST)
+	.venv-oldest/bin/python -m pytest $(IN_PARALLEL) tests/ops tests/nn tests/checkpoint \
+		--ignore tests/ops/test_fuzz.py $(PYTEST)
 
 # ------------------------------------------------------------------------------------------ rest
 
