@@ -52,6 +52,7 @@ class Figure:
         rate: of the whole network, where all are compressed together.
         methods: names of contenders by default.
         epochs: by default.
+        lr: by default, of all methods alike; None is that of each contender.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Figure:
     rate: float | None = None
     methods: tuple[str, ...] = ("all",)
     epochs: int = 60
+    lr: float | None = None
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -162,7 +164,12 @@ def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
     recipe.add_argument("--dropout", type=float, help="probability (default: the network's own)")
     recipe.add_argument("--epochs", type=int, default=figure.epochs)
     recipe.add_argument("--batch-size", type=int, default=defaults.batch_size)
-    recipe.add_argument("--lr", type=float, help="of all methods (default: what suits each)")
+    recipe.add_argument(
+        "--lr",
+        type=float,
+        default=figure.lr,
+        help=f"of all methods (default: {figure.lr or 'what suits each'})",
+    )
     recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
     recipe.add_argument("--warmup", type=float, default=defaults.warmup, help="epochs")
     recipe.add_argument("--clip", type=float, help="largest norm of all gradients together")

@@ -84,6 +84,17 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_learning_rates_are_the_figures_the_contenders_or_what_is_asked_for() -> None:
+    point = figures.Point("sketch", None, 0)
+
+    def lr(figure: figures.Figure, *options: str) -> float:
+        return figures.training_recipe(figures.parser(figure, "").parse_args(options), point).lr
+
+    assert lr(figure2.FIGURE) == CONTENDERS["sketch"].lr == 0.1
+    assert lr(figure3.FIGURE) == 0.05
+    assert lr(figure3.FIGURE, "--lr", "0.2") == 0.2
+
+
 def test_a_figure_from_plan_to_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +209,7 @@ def test_sigterm_stops_as_ctrl_c_does(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     log = tmp_path / "out" / "dense" / "seed_0" / "log.csv"
-    for _ in range(600):
+    for _ in range(1800):
         if log.exists() or process.poll() is not None:
             break
         time.sleep(0.1)
