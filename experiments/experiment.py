@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from distributed import World
-from image_data import DataSet
+from image_data import DataSet, stratified_indices
 from networks import NETWORKS, compressed_weights, count_parameters
 from pictures import Pictures
 from runs import RunError, RunFolder, hardware, versions
@@ -25,6 +24,9 @@ from sketchlayers.nn.dictionary import DictionaryLayer
 from training import Outcome, Recipe, Trainer, check_fits
 
 _COVARIANCE_IMAGES = 1024
+
+_SIGMAS = 3
+"""Standard errors above chance that an accuracy needs for the network to have learned anything."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def build(spec: NetworkSpec, num_classes: int, data: DataSet | None = None) -> B
         return Built(network, dense_parameters)
     moments = None
     if data is not None and spec.method == "dictionary" and spec.init == "random":
-        moments = calibrate(network, _first_images(data), filter_fn=_is_one_pixel)
+        moments = calibrate(network, _images_of_all_classes(data), filter_fn=_is_one_pixel)
     compressed, report = compress(
         network,
         spec.method,
@@ -162,9 +164,10 @@ def _is_one_pixel(layer: nn.Module, name: str) -> bool:
     return isinstance(layer, nn.Linear) or getattr(layer, "kernel_size", None) == (1, 1)
 
 
-def _first_images(data: DataSet) -> Pictures:
-    """Training images, as many as show how a layer's inputs vary."""
-    source = data.train.take(torch.arange(min(_COVARIANCE_IMAGES, len(data.train))))
+def _images_of_all_classes(data: DataSet) -> Pictures:
+    """Training images, as many as show how a layer's inputs vary; folders are sorted by class."""
+    count = min(_COVARIANCE_IMAGES, len(data.train))
+    source = data.train.take(stratified_indices(data.train.labels, count))
     return Pictures(
         source, size=data.size, resize=data.size, normalisation=data.normalisation, batch_size=64
     )
@@ -194,6 +197,7 @@ def run(
     label: str | None = None,
     resume: bool = False,
     command: Mapping[str, object] | None = None,
+    part_of: Mapping[str, object] | None = None,
     workers: int = 0,
     tensorboard: bool = False,
 ) -> tuple[Built, dict[str, object]]:
@@ -209,6 +213,8 @@ def run(
         label: what figures call the data set; None means its name.
         resume: go on from the folder's checkpoint if there is one.
         command: resolved arguments of the command, for the summary.
+        part_of: what the run is within a figure or a study, for the summary; it has failed there,
+            with the status "chance", if the network has learned nothing.
         workers: processes that decode streamed images.
         tensorboard: write TensorBoard events too.
 
@@ -247,19 +253,22 @@ def run(
         workers=workers,
         tensorboard=tensorboard,
     )
-    with _only_here(folder, world, resume):
+    if part_of is not None:
+        summary["part_of"] = dict(part_of)
+    with only_here(folder, world, resume):
         if folder is not None and world.is_main:
             folder.write_summary(summary)
-        started = time.time()
         outcome = trainer.fit(resume=resume)
-        summary |= _results(outcome) | {"wall_seconds": time.time() - started}
+        summary |= _results(outcome)
+        if part_of is not None and outcome.status == "finished" and not _learned(outcome, data):
+            summary["status"] = "chance"
         if folder is not None and world.is_main:
             folder.write_summary(summary)
     return built, summary
 
 
 @contextmanager
-def _only_here(folder: RunFolder | None, world: World, resume: bool) -> Iterator[None]:
+def only_here(folder: RunFolder | None, world: World, resume: bool) -> Iterator[None]:
     """The folder is there and this run's alone; all processes hear of it when it cannot be."""
     with ExitStack() as stack:
         trouble = None
@@ -278,6 +287,14 @@ def _only_here(folder: RunFolder | None, world: World, resume: bool) -> Iterator
 def _results(outcome: Outcome) -> dict[str, object]:
     last = asdict(outcome.history[-1]) if outcome.history else {}
     return {"status": outcome.status, "seconds": outcome.seconds, "last_epoch": last}
+
+
+def _learned(outcome: Outcome, data: DataSet) -> bool:
+    """Whether it does better than one answer to all could, by more than chance."""
+    labels = data.test.labels
+    share = float(labels.bincount().max()) / len(labels)
+    error = math.sqrt(share * (1 - share) / len(labels))
+    return outcome.accuracy > 100 * (share + _SIGMAS * error)
 
 
 def _network_options(spec: NetworkSpec) -> dict[str, object]:

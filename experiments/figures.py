@@ -12,7 +12,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -33,7 +33,7 @@ from points import exit_code, is_done, run_each, run_unless_done
 from runs import RunFolder, locked, resolved
 from sketchlayers import inspect
 from tables import Column, decimals, format_table, whole
-from training import Recipe, Trainer
+from training import PRECISIONS, Recipe, Trainer
 
 _WARM_STEPS, _TIMED_STEPS, _TIMED_TESTS = 1, 2, 64
 
@@ -178,8 +178,8 @@ def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
     )
     recipe.add_argument("--amp", choices=["off", "bf16", "fp16"], default=defaults.amp)
     recipe.add_argument(
-        "--precision", choices=["highest", "high", "medium"], default="highest",
-        help="of float32 products on GPUs",
+        "--precision", choices=PRECISIONS, default=defaults.precision,
+        help="of float32 on GPUs; high and medium take TF32",
     )  # fmt: skip
     recipe.add_argument("--compile", action="store_true", help="use torch.compile")
 
@@ -202,7 +202,6 @@ def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
 def _run_all(figure: Figure, args: argparse.Namespace, typed: Sequence[str] | None) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    torch.set_float32_matmul_precision(args.precision)
     points = points_of(figure, args)
     with join(args.device) as world:
         data = load(
@@ -213,6 +212,8 @@ def _run_all(figure: Figure, args: argparse.Namespace, typed: Sequence[str] | No
             test_subset=args.test_subset,
             stream=args.stream or None,
         )
+        for point in points_there(figure, args.out):
+            is_done(*_described(figure, args, point), data)
         if args.plan:
             planned = plan(figure, args, points, data, world)
             if world.is_main:
@@ -266,6 +267,26 @@ def points_of(figure: Figure, args: argparse.Namespace) -> list[Point]:
     return dense + others
 
 
+def points_there(figure: Figure, out: Path) -> Iterator[Point]:
+    """The points that have a summary below a folder, whichever command trained them."""
+    for method in CONTENDERS:
+        for name in (None, *figure.points):
+            folders = (out / Point(method, name, 0).folder).parent
+            for summary in sorted(folders.glob("seed_*/summary.json")):
+                yield Point(method, name, int(summary.parent.name.removeprefix("seed_")))
+
+
+def _described(
+    figure: Figure, args: argparse.Namespace, point: Point
+) -> tuple[RunFolder, NetworkSpec, Recipe]:
+    """Where a point is, its network and how it is trained."""
+    return (
+        RunFolder(args.out / point.folder),
+        network_spec(figure, args, point),
+        training_recipe(args, point),
+    )
+
+
 def network_spec(figure: Figure, args: argparse.Namespace, point: Point) -> NetworkSpec:
     """The network of a point."""
     spec = NetworkSpec(network=figure.network, dropout=args.dropout, seed=point.seed)
@@ -288,6 +309,7 @@ def training_recipe(args: argparse.Namespace, point: Point) -> Recipe:
         warmup=args.warmup,
         clip=args.clip,
         amp=args.amp,
+        precision=args.precision,
         compile=args.compile,
         test_every=args.test_every,
         seed=point.seed,
@@ -303,10 +325,10 @@ def _run_point(
     command: Mapping[str, object],
 ) -> dict[str, Any] | None:
     """Trains a point, from where it was stopped, unless its result is there."""
-    spec, recipe = network_spec(figure, args, point), training_recipe(args, point)
+    folder, spec, recipe = _described(figure, args, point)
     nominal = figure.nominal_rate(dense_network(spec, len(data.classes)), point.point)
     return run_unless_done(
-        RunFolder(args.out / point.folder),
+        folder,
         spec,
         recipe,
         data,
@@ -336,9 +358,9 @@ def plan(
     rows: list[dict[str, object]] = []
     total = 0.0
     sizes_of: dict[tuple[str, str | None], dict[str, object]] = {}
-    seconds_of: dict[str, float] = {}  # of a method, at the point that is compressed most
+    times_of: dict[str, Times] = {}  # of a method, at the point that is compressed most
     for point in points:
-        spec, recipe = network_spec(figure, args, point), training_recipe(args, point)
+        folder, spec, recipe = _described(figure, args, point)
         key = (point.method, point.point)
         if key not in sizes_of:
             built = build(spec, len(data.classes))
@@ -350,13 +372,13 @@ def plan(
                 "stored": inspect(built.network).bytes,
             }
         sizes = sizes_of[key]
-        done = is_done(RunFolder(args.out / point.folder), spec, recipe, data)
-        if not done and point.method not in seconds_of:
+        done = is_done(folder, spec, recipe, data)
+        if not done and point.method not in times_of:
             if world.is_main:
                 print(f"timing a few steps of {point.method}", file=sys.stderr, flush=True)
             network = build(spec, len(data.classes)).network
-            seconds_of[point.method] = _seconds(network, data, recipe, world)
-        seconds = 0.0 if done else seconds_of[point.method]
+            times_of[point.method] = _times(network, data, recipe, world, args.workers)
+        seconds = 0.0 if done else times_of[point.method].left(recipe, folder.epochs_done())
         total += seconds
         rows.append(
             {"method": point.method, "point": point.point or "-", "seed": point.seed}
@@ -380,19 +402,35 @@ def plan(
     )
 
 
-def _seconds(network: nn.Module, data: DataSet, recipe: Recipe, world: World) -> float:
-    """What training will take, by a few steps and one batch of tests."""
-    steps = _WARM_STEPS + _TIMED_STEPS
-    few = data.train.take(torch.arange(min(steps * recipe.batch_size, len(data.train))))
+@dataclass(frozen=True)
+class Times:
+    """Seconds of an epoch of training, and of going through the test images."""
+
+    epoch: float
+    test: float
+
+    def left(self, recipe: Recipe, done: int) -> float:
+        """Seconds of what is left of a run after some epochs."""
+        epochs = range(done + 1, recipe.epochs + 1)
+        tests = sum(one % recipe.test_every == 0 or one == recipe.epochs for one in epochs)
+        return len(epochs) * self.epoch + tests * self.test
+
+
+def _times(network: nn.Module, data: DataSet, recipe: Recipe, world: World, workers: int) -> Times:
+    """By a few steps and one batch of tests."""
+    # Of streamed images the first batches wait for the processes that decode them.
+    warm = _WARM_STEPS + (4 * workers if data.streamed else 0)
+    images = (warm + _TIMED_STEPS * (1 + workers * data.streamed)) * recipe.batch_size
+    few = data.train.take(torch.arange(min(images, len(data.train))))
     test = data.test.take(torch.arange(min(_TIMED_TESTS, len(data.test))))
-    short = replace(recipe, epochs=1)
-    trainer = Trainer(network, replace(data, train=few, test=test), short, world=world)
+    short, some = replace(recipe, epochs=1), replace(data, train=few, test=test)
+    trainer = Trainer(network, some, short, world=world, workers=workers)
     times = trainer.step_seconds()
-    step = statistics.median(times[_WARM_STEPS:] or times)
+    step = statistics.mean(times[warm:] or times[-1:])
     begin = time.perf_counter()
     trainer.evaluate()
     tests = (time.perf_counter() - begin) * len(data.test) / len(test)
-    return recipe.epochs * (step * len(data.train) / recipe.batch_size + tests)
+    return Times(step * len(data.train) / recipe.batch_size, tests)
 
 
 def dense_network(spec: NetworkSpec, num_classes: int) -> nn.Module:

@@ -2,18 +2,21 @@
 
 Small images (CIFAR-10, SVHN, STL-10, digits, resized folders) are decoded once into one uint8
 tensor and augmented a batch at a time. Folders of large images are streamed through worker
-processes. Either way the order of the images and their augmentation depend on the seed and the
-epoch alone, so a resumed run sees what the uninterrupted one would have seen.
+processes, and the augmentation of an image depends on the seed, the epoch and the image alone. The
+order of the images is a function of seed and epoch, so a resumed run sees what the uninterrupted
+one would have seen.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,6 +62,10 @@ class Images:
         ]
         return replace(self, pixels=torch.cat([chunk.round().to(torch.uint8) for chunk in chunks]))
 
+    def crc32(self, value: int) -> int:
+        """The checksum of what came before, gone on with pixels and labels."""
+        return _crc32(self.labels, _crc32(self.pixels, value))
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -91,6 +98,17 @@ class ImageFiles:
         with ThreadPoolExecutor() as pool:
             list(pool.map(decode, range(len(self)), chunksize=256))
         return Images(pixels, self.labels, self.classes)
+
+    def crc32(self, value: int) -> int:
+        """The checksum of what came before, gone on with names of files and labels."""
+        for path in self.paths:
+            value = zlib.crc32("/".join(Path(path).parts[-2:]).encode(), value)
+        return _crc32(self.labels, value)
+
+
+def _crc32(tensor: Tensor, value: int) -> int:
+    contents: Any = tensor.contiguous().numpy()
+    return zlib.crc32(contents, value)
 
 
 @dataclass(frozen=True)
@@ -149,6 +167,7 @@ class EpochOrder(Sampler[list[int]]):
 
     Training shuffles by ``(seed, epoch)`` and drops an incomplete last batch; evaluation goes
     through the images in order and keeps it. `batch_size` counts the batch over all processes.
+    Attributes `epoch` and `done`, the batches to leave out at its start, are set from outside.
     """
 
     def __init__(
@@ -168,6 +187,7 @@ class EpochOrder(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.done = 0
 
     def __len__(self) -> int:
         if self.shuffle:
@@ -180,7 +200,8 @@ class EpochOrder(Sampler[list[int]]):
             order = torch.randperm(self.count, generator=generator)
         else:
             order = torch.arange(self.count)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        for number in range(self.done, len(self)):
+            start = number * self.batch_size
             batch = order[start : start + self.batch_size][self.rank :: self.world_size].tolist()
             if batch:
                 yield batch
@@ -232,8 +253,9 @@ class Batches:
             yield pixels, images.labels[indices]
 
     def _from_files(self, files: ImageFiles) -> Iterator[tuple[Tensor, Tensor]]:
+        seeds = (self.order.seed, self.order.epoch)
         loader = DataLoader(
-            _DecodedFiles(files, self.size, self.augmentation),
+            _DecodedFiles(files, self.size, self.augmentation, seeds),
             batch_sampler=self.order,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
@@ -242,10 +264,20 @@ class Batches:
 
 
 class _DecodedFiles(Dataset[tuple[Tensor, int]]):
-    """Decodes one file at a time; crops at random when augmenting, at the centre otherwise."""
+    """Decodes one file at a time; crops at random when augmenting, at the centre otherwise.
 
-    def __init__(self, files: ImageFiles, size: int, augmentation: Augmentation | None) -> None:
+    An image's random numbers are a function of `seeds` and its index, whichever process decodes it.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        size: int,
+        augmentation: Augmentation | None,
+        seeds: tuple[int, ...],
+    ) -> None:
         self.files = files
+        self.seeds = seeds
         steps: list[Callable[[Image.Image], Image.Image]] = [transforms.Resize(size * 8 // 7)]
         if augmentation is None:
             steps.append(transforms.CenterCrop(size))
@@ -258,9 +290,17 @@ class _DecodedFiles(Dataset[tuple[Tensor, int]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.transform(_open_image(self.files.paths[index]))
+        image = _open_image(self.files.paths[index])
+        with torch.random.fork_rng(devices=[]):  # those of the training itself go on as they were
+            torch.manual_seed(mixed_seed(*self.seeds, index))
+            image = self.transform(image)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return pixels, int(self.files.labels[index])
+
+
+def mixed_seed(*parts: int) -> int:
+    """A seed for a generator, different for any other parts."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 @dataclass(frozen=True)
@@ -286,10 +326,16 @@ class DataSet:
         """Whether images are decoded anew in every epoch."""
         return isinstance(self.train, ImageFiles)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """CRC-32 of the images in memory, or of the names of files, and of all labels."""
+        return f"{self.test.crc32(self.train.crc32(0)):08x}"
+
     def describe(self) -> dict[str, object]:
         """What the results should say about the data."""
         return {
             "name": self.name,
+            "fingerprint": self.fingerprint,
             "train_images": len(self.train),
             "test_images": len(self.test),
             "classes": len(self.classes),

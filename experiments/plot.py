@@ -24,6 +24,13 @@ _NAMES = {
     "googlenet_bn": "GoogLeNet",
 }
 
+# What has no column of its own; empty where a summary of an earlier version does not have it.
+_OF_RECIPE = (
+    *("momentum", "weight_decay", "compressed_lr", "gain", "warmup", "schedule"),
+    *("label_smoothing", "clip", "precision", "channels_last", "compile", "test_every"),
+)
+_OF_NETWORK = ("batch_norm", "dropout", "init", "init_scale", "sign_seed")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 when there is nothing to draw."""
@@ -67,6 +74,7 @@ def result_row(summary: dict[str, Any]) -> dict[str, object]:
     """What of a run's ``summary.json`` goes into ``results.csv``."""
     network, recipe, data = summary["network"], summary["recipe"], summary["data"]
     last = summary.get("last_epoch") or {}
+    hardware, versions = summary["hardware"], summary["versions"]
     return {
         "name": summary["name"],
         "status": summary["status"],
@@ -90,10 +98,14 @@ def result_row(summary: dict[str, Any]) -> dict[str, object]:
         "amp": recipe["amp"],
         "seed": recipe["seed"],
         "seconds": summary.get("seconds"),
-        "hardware": summary["hardware"].get("gpu", summary["hardware"]["cpu"]),
-        "threads": summary["hardware"]["threads"],
-        "torch": summary["versions"]["torch"],
-        "sketchlayers": summary["versions"]["sketchlayers"],
+        "hardware": hardware.get("gpu", hardware["cpu"]),
+        "threads": hardware["threads"],
+        "processes": summary["processes"],
+        **{name: versions[name] for name in ("torch", "sketchlayers", "torchvision", "python")},
+        "epochs_asked": recipe["epochs"],
+        **{name: recipe.get(name) for name in _OF_RECIPE},
+        **{name: network.get(name) for name in _OF_NETWORK},
+        "command": summary["command"].get("line"),
     }
 
 

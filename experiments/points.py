@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distributed import World
-from experiment import NetworkSpec, run
+from experiment import NetworkSpec, only_here, run
 from image_data import DataError, DataSet
 from runs import RunError, RunFolder, TakenError
+from stopping import stoppable
 from training import Recipe
 
 ENDS = ("finished", "chance", "diverged")
 """How a run can end; after the last two the network has learned nothing."""
-
-_SIGMAS = 3
-"""Standard errors above chance that an accuracy needs for the network to have learned anything."""
 
 
 def exit_code(script: Callable[[], object], out: Path) -> int:
@@ -41,7 +35,7 @@ def exit_code(script: Callable[[], object], out: Path) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            f"stopped; the same command goes on from the last finished epoch in {out}",
+            f"stopped; the same command goes on from there in {out}",
             file=sys.stderr,
         )
         return 130
@@ -111,25 +105,22 @@ def run_unless_done(
         TakenError: another process trains it at the moment.
         RunError: the folder has results of other arguments.
     """
-    if world.shared(is_done(folder, spec, recipe, data)):
-        return None
-    _, summary = run(
-        spec,
-        data,
-        recipe,
-        folder,
-        world=world,
-        name=name,
-        label=label,
-        resume=True,
-        command=command,
-        workers=workers,
-    )
-    summary["part_of"] = dict(part_of)
-    if summary["status"] == "finished" and not _learned(summary, data):
-        summary["status"] = "chance"
-    if world.is_main:
-        folder.write_summary(summary)
+    with only_here(folder, world, resume=True):
+        if world.shared(is_done(folder, spec, recipe, data)):
+            return None
+        _, summary = run(
+            spec,
+            data,
+            recipe,
+            folder,
+            world=world,
+            name=name,
+            label=label,
+            resume=True,
+            command=command,
+            part_of=part_of,
+            workers=workers,
+        )
     return summary
 
 
@@ -178,31 +169,3 @@ def last_words(name: str, summary: Mapping[str, Any]) -> str:
     tested = (summary["last_epoch"] or {}).get("test_accuracy")
     error = "" if tested is None else f", error {100 - tested:.2f} %"
     return f"{name}: {summary['status']}{error}, rate {summary['rate']:.3f}"
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM, which batch systems send, stops a run as Ctrl-C does.
-
-    Under ``torchrun`` it ends the process at once: no handler would run while one process waits for
-    another, and nothing that is on disk can be harmed.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _learned(summary: Mapping[str, Any], data: DataSet) -> bool:
-    """Whether the accuracy is above chance by more than chance."""
-    share = 1 / len(data.classes)
-    error = math.sqrt(share * (1 - share) / len(data.test))
-    return bool(summary["last_epoch"]["test_accuracy"] > 100 * (share + _SIGMAS * error))

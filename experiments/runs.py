@@ -16,6 +16,7 @@ import platform
 import shlex
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +27,7 @@ import torch
 
 from sketchlayers.bench import cpu_name
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class RunError(Exception):
@@ -46,6 +47,7 @@ class RunFolder:
         self.previous = self.path / "checkpoint_before.pt"
         self.log = self.path / "log.csv"
         self.summary = self.path / "summary.json"
+        self._is_ours = False
 
     def prepare(self, *, resume: bool) -> None:
         """Makes the folder.
@@ -65,18 +67,24 @@ class RunFolder:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Keeps other processes from training in this folder meanwhile.
+        """Keeps other processes from training in this folder meanwhile; may be nested.
 
         Raises:
             TakenError: one does already.
         """
-        with locked(self.path / "lock", wait=False) as is_ours:
-            if not is_ours:
+        if self._is_ours:
+            yield
+            return
+        with locked(self.path / "lock", wait=False) as self._is_ours:
+            if not self._is_ours:
                 raise TakenError(
                     f"out: no other process may train in {self.path} (one does); wait until it "
                     "ends or choose another folder"
                 )
-            yield
+            try:
+                yield
+            finally:
+                self._is_ours = False
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Makes a new checkpoint of tensors, numbers, strings, lists and dicts.
@@ -109,7 +117,7 @@ class RunFolder:
         Raises:
             RunError: if neither is readable, or it is of another format or of another run.
         """
-        if not self.checkpoint.exists():
+        if not self.checkpoint.exists() and not self.previous.exists():
             return None
         try:
             state = self.read_checkpoint(self.checkpoint)
@@ -129,6 +137,9 @@ class RunFolder:
             RunError: if the file is unreadable or of another format.
         """
         try:
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:  # torch.load does not look at sums
+                    raise zipfile.BadZipFile(f"{damaged} in it is damaged")
             state = torch.load(path, map_location="cpu", weights_only=True)
         # Damaged files show as anything from EOFError to errors of the zip or pickle reader.
         except Exception as error:
@@ -155,6 +166,10 @@ class RunFolder:
                 f"checkpoint: {self.checkpoint} must come from a run with the same arguments "
                 f"(got {'; '.join(different)})"
             )
+
+    def epochs_done(self) -> int:
+        """How many epochs the log has."""
+        return len(read_csv(self.log)) if self.log.exists() else 0
 
     def write_log(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Replaces ``log.csv``, one row an epoch."""
@@ -186,10 +201,17 @@ def write_atomically(
         temporary.unlink(missing_ok=True)
         raise
     if before is not None and path.exists():
-        # A link first: at no moment is there no file of that name.
-        before.unlink(missing_ok=True)
-        os.link(path, before)
+        _keep(path, before)
     os.replace(temporary, path)
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Gives a file a second name; without one where the file system has no links."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)  # at no moment is there no file of the first name
+    except OSError:
+        os.replace(path, name)
 
 
 @contextmanager

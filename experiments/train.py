@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; --resume goes on from the last epoch in {args.out}", file=sys.stderr)
+        print(f"stopped; --resume goes on from there in {args.out}", file=sys.stderr)
         return 130
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,13 +18,19 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from distributed import World
-from image_data import Batches, DataSet, EpochOrder
+from image_data import Batches, DataSet, EpochOrder, mixed_seed
 from networks import compressed_weights
 from runs import RunError, RunFolder
 from sketchlayers import param_groups
+from stopping import Signals, StoppedError, noted_signals
 
 CHECK_EVERY = 10
 """Steps between looks at the loss; on a GPU each look waits for the device."""
+
+SAVE_SECONDS = 600
+"""Between checkpoints within an epoch; signals and the end of an epoch make one at once."""
+
+PRECISIONS = ("highest", "high", "medium")
 
 _AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +53,8 @@ class Recipe:
         label_smoothing: share of the target given to all classes evenly.
         clip: largest norm of all gradients together; None leaves them as they are.
         amp: ``"off"``, ``"bf16"`` or ``"fp16"``, the type of mixed precision.
+        precision: of float32 products and convolutions on GPUs: ``"highest"``, ``"high"`` (TF32)
+            or ``"medium"``.
         channels_last: keep images and weights with the channels innermost.
         compile: run the network through ``torch.compile``.
         deterministic: allow deterministic kernels only.
@@ -68,6 +77,7 @@ class Recipe:
     label_smoothing: float = 0.0
     clip: float | None = None
     amp: Literal["off", "bf16", "fp16"] = "off"
+    precision: Literal["highest", "high", "medium"] = "highest"
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = False
@@ -87,6 +97,7 @@ class Recipe:
         _check("clip", self.clip, self.clip is None or self.clip > 0, "positive")
         _check("schedule", self.schedule, self.schedule in ("cosine", "step"), "cosine or step")
         _check("amp", self.amp, self.amp in _AMP_TYPES, "off, bf16 or fp16")
+        _check("precision", self.precision, self.precision in PRECISIONS, ", ".join(PRECISIONS))
         _check("test_every", self.test_every, self.test_every >= 1, "at least 1")
         _check("seed", self.seed, self.seed >= 0, "at least 0")
 
@@ -145,6 +156,23 @@ class Score:
     accuracy: float
 
 
+@dataclass
+class EpochPart:
+    """What has been done of an epoch that is not finished.
+
+    Attributes:
+        steps: taken, and their batches seen.
+        totals: as from `_totals`, of this process.
+        shared: of all processes, when they last looked.
+        seconds: that it took.
+    """
+
+    totals: Tensor
+    steps: int = 0
+    shared: tuple[float, ...] = (0.0, 0.0, 0.0)
+    seconds: float = 0.0
+
+
 class DivergedError(Exception):
     """The training loss is no longer a finite number."""
 
@@ -152,8 +180,9 @@ class DivergedError(Exception):
 class Trainer:
     """Trains one network on one data set.
 
-    The state of every random generator at the start of an epoch is a function of (seed, epoch,
-    process), so a checkpoint at the end of each epoch is all that an exact resume needs.
+    The state of every random generator before a step is a function of (seed, epoch, step, process),
+    so that an exact resume needs weights, optimiser and the number of steps, and no generator's
+    state. There is a checkpoint after each epoch, every ten minutes, and where a signal stops it.
 
     Args:
         network: trained in place; moved to the world's device.
@@ -194,9 +223,7 @@ class Trainer:
         self.arguments = {
             **{f"recipe.{key}": value for key, value in asdict(recipe).items()},
             **{f"data.{key}": value for key, value in data.describe().items()},
-            # Both decide which random numbers an image meets.
-            "processes": self.world.size,
-            "workers": workers if data.streamed else None,
+            "processes": self.world.size,  # decides which random numbers an image meets
             **(arguments or {}),
         }
         self.name = name
@@ -211,19 +238,23 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=recipe.amp == "fp16")
         self.forward = self._forward_module()
         self.events = _event_writer(folder) if tensorboard and folder else None
+        self.part = self._new_part()
+        self._signals = Signals()
+        self._began, self._saved = time.perf_counter(), time.monotonic()
 
     def fit(self, *, resume: bool = False) -> Outcome:
         """Trains to the last epoch, or from the folder's checkpoint on, or until divergence.
 
         Raises:
+            KeyboardInterrupt: SIGINT or SIGTERM; all that was done is in the checkpoint.
             RunError: if the checkpoint to resume from cannot be used.
         """
-        torch.use_deterministic_algorithms(self.recipe.deterministic)
         if resume:
             self._restore()
         try:
-            for epoch in range(len(self.history), self.recipe.epochs):
-                self._run_epoch(epoch)
+            with _numerics(self.recipe), noted_signals() as self._signals:
+                for epoch in range(len(self.history), self.recipe.epochs):
+                    self._run_epoch(epoch)
         except DivergedError:
             return Outcome("diverged", self.history)
         finally:
@@ -246,20 +277,26 @@ class Trainer:
         self._set_learning_rate(0)
         self.forward.train()
         seconds = []
-        begin = time.perf_counter()
-        for images, labels in self.train_batches:
-            self._step(images, labels).tolist()  # waits for the device
-            seconds.append(time.perf_counter() - begin)
+        with _numerics(self.recipe):
             begin = time.perf_counter()
+            for images, labels in self.train_batches:
+                self._step(images, labels).tolist()  # waits for the device
+                seconds.append(time.perf_counter() - begin)
+                begin = time.perf_counter()
         return seconds
 
     def _run_epoch(self, epoch: int) -> None:
-        started = time.perf_counter()
-        train = self._train_epoch(epoch)
-        trained = time.perf_counter()
         done = epoch + 1
         tested = done % self.recipe.test_every == 0 or done == self.recipe.epochs
-        test = self.evaluate() if tested else None
+        try:
+            train = self._train_epoch(epoch)
+            begin = time.perf_counter()
+            test = self.evaluate() if tested else None
+        except StoppedError:
+            with self._signals.held():
+                self._save()
+                self.world.wait()  # torchrun ends the others when the first has ended
+            raise
         images = len(self.train_batches) * self.train_batches.order.batch_size
         record = Epoch(
             epoch=done,
@@ -268,31 +305,54 @@ class Trainer:
             train_accuracy=train.accuracy,
             test_loss=None if test is None else test.loss,
             test_accuracy=None if test is None else test.accuracy,
-            train_seconds=trained - started,
-            test_seconds=time.perf_counter() - trained,
-            train_images_per_second=images / (trained - started),
+            train_seconds=self.part.seconds,
+            test_seconds=time.perf_counter() - begin,
+            train_images_per_second=images / self.part.seconds,
         )
         self.history.append(record)
+        self.part = self._new_part()
+        self._save()
         if self.world.is_main:
-            self._save()
             self._report(record)
 
     def _train_epoch(self, epoch: int) -> Score:
-        seed_generators(self.recipe.seed, epoch, self.world.rank)
+        """What is left of an epoch; signals stop it after a step."""
+        part, order, steps = self.part, self.train_batches.order, len(self.train_batches)
+        order.epoch, order.done = epoch, part.steps
         self.forward.train()
-        self.train_batches.order.epoch = epoch
-        totals = torch.zeros(3, dtype=torch.float64, device=self.world.device)
-        steps = len(self.train_batches)
-        with self._bar(epoch, steps) as bar:
-            for step, (images, labels) in enumerate(self.train_batches):
-                self._set_learning_rate(epoch + step / steps)
-                totals += self._step(images, labels)
+        batches = iter(self.train_batches)
+        self._began = time.perf_counter() - part.seconds
+        with self._signals.held(), self._bar(epoch, steps) as bar:
+            while part.steps < steps:
+                seed_generators(self.recipe.seed, epoch, part.steps, self.world.rank)
+                self._set_learning_rate(epoch + part.steps / steps)
+                part.totals += self._step(*next(batches))
+                part.steps += 1
                 bar.update()
-                if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-                    score = _score(self.world.total(totals))
-                    if not math.isfinite(score.loss):
-                        raise DivergedError(f"loss {score.loss} in epoch {epoch + 1}")
+                # Several processes can only stop together.
+                alone = self._signals.noted and self.world.size == 1
+                if part.steps % CHECK_EVERY == 0 or part.steps == steps or alone:
+                    score = self._look(epoch)
                     bar.set_postfix(loss=f"{score.loss:.3f}", accuracy=f"{score.accuracy:.1f}%")
+                    self._save_from_time_to_time()
+        return _score(part.shared)
+
+    def _look(self, epoch: int) -> Score:
+        """What all processes have done; waits for the device.
+
+        Raises:
+            DivergedError: the loss is not finite.
+            StoppedError: a process has been asked to stop.
+        """
+        asked = self.part.totals.new_tensor([self._signals.noted])
+        *totals, stops = self.world.total(torch.cat([self.part.totals, asked])).tolist()
+        self.part.shared = tuple(totals)
+        self.part.seconds = time.perf_counter() - self._began
+        score = _score(totals)
+        if not math.isfinite(score.loss):
+            raise DivergedError(f"loss {score.loss} in epoch {epoch + 1}")
+        if stops:
+            raise StoppedError
         return score
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -315,6 +375,8 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
 
     def _forward_module(self) -> nn.Module:
+        if self.recipe.compile:
+            torch.compiler.reset()  # or the networks before would count against a limit
         module = self.network
         if self.world.size > 1:
             devices = [self.world.device] if self.world.device.type == "cuda" else None
@@ -324,6 +386,7 @@ class Trainer:
     def _bar(self, epoch: int, steps: int) -> tqdm[Any]:
         return tqdm(
             total=steps,
+            initial=self.part.steps,
             desc=f"{self.name} epoch {epoch + 1}/{self.recipe.epochs}".strip(),
             leave=False,
             # None lets tqdm stay quiet where the output is no terminal.
@@ -345,10 +408,23 @@ class Trainer:
             for key, value in known.items():
                 self.events.add_scalar(key, value, record.epoch)
 
+    def _new_part(self) -> EpochPart:
+        return EpochPart(torch.zeros(3, dtype=torch.float64, device=self.world.device))
+
+    def _save_from_time_to_time(self) -> None:
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self._save()
+
     def _save(self) -> None:
-        if self.folder is None:
+        self._saved = time.monotonic()
+        if self.folder is None or not self.world.is_main:
             return
         rows = [asdict(epoch) for epoch in self.history]
+        part = {
+            "steps": self.part.steps,
+            "totals": list(self.part.shared),
+            "seconds": self.part.seconds,
+        }
         self.folder.save_checkpoint(
             {
                 "arguments": self.arguments,
@@ -356,6 +432,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "history": rows,
+                "part": part,
             }
         )
         self.folder.write_log(rows)
@@ -369,8 +446,15 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.history = [Epoch(**row) for row in state["history"]]
+        self.part = self._restored_part(**state["part"])
         if self.world.is_main and self.folder is not None:
             self.folder.write_log(state["history"])
+
+    def _restored_part(self, steps: int, totals: list[float], seconds: float) -> EpochPart:
+        part = self._new_part()
+        if self.world.is_main:  # or their sum would have them several times
+            part.totals += part.totals.new_tensor(totals)
+        return replace(part, steps=steps, shared=tuple(totals), seconds=seconds)
 
 
 def make_batches(
@@ -424,12 +508,12 @@ def evaluate(
             logits = network(images.contiguous(memory_format=memory_format)).float()
         totals += _totals(F.cross_entropy(logits, labels), logits, labels)
     network.train(was_training)
-    return _score(world.total(totals))
+    return _score(world.total(totals).tolist())
 
 
-def seed_generators(seed: int, epoch: int, rank: int) -> None:
-    """Sets the generators of Python, NumPy and PyTorch as they shall be when an epoch starts."""
-    value = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
+def seed_generators(*parts: int) -> None:
+    """Sets the generators of Python, NumPy and PyTorch to what follows from these numbers."""
+    value = mixed_seed(*parts)
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
@@ -456,6 +540,22 @@ def _with_own_rate(
                 yield {**group, "params": parameters, "lr": lr}
 
 
+@contextmanager
+def _numerics(recipe: Recipe) -> Iterator[None]:
+    """PyTorch computes with the recipe's precision, and as it did before afterwards."""
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    torch.set_float32_matmul_precision(recipe.precision)
+    torch.backends.cudnn.allow_tf32 = recipe.precision != "highest"
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
 def _autocast(device: torch.device, amp: str) -> torch.autocast:
     dtype = _AMP_TYPES[amp]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
@@ -468,8 +568,8 @@ def _totals(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([loss.double() * count, right.double(), count.double()])
 
 
-def _score(totals: Tensor) -> Score:
-    loss, right, count = totals.tolist()
+def _score(totals: Sequence[float]) -> Score:
+    loss, right, count = totals
     return Score(loss / count, 100 * right / count)
 
 

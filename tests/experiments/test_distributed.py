@@ -15,8 +15,8 @@ import plot
 import train
 from distributed import World, join
 from image_data import DataSet
-from points import stoppable
 from runs import RunFolder
+from stopping import stoppable
 from training import Recipe, Trainer
 
 from . import ddp_worker, killed_worker
@@ -25,9 +25,15 @@ EXPERIMENTS = Path(train.__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def torchrun(*command: str) -> str:
-    """Runs a command in two processes; what it printed to stderr."""
+def torchrun(*command: str, signal: str = "SIGKILL") -> str:
+    """Runs a command in two processes; what it printed to stderr.
+
+    Args:
+        command: arguments of torchrun.
+        signal: what `killed_worker` sends to itself.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXPERIMENTS)}
+    environment["SIGNAL_TO_SEND"] = signal
     done = subprocess.run(
         [*TORCHRUN, *command], env=environment, capture_output=True, text=True, timeout=240
     )
@@ -63,6 +69,23 @@ def test_a_job_goes_on_when_a_process_was_killed(tmp_path: Path) -> None:
     assert "Signal 9 (SIGKILL)" in restarted or "exitcode: -9" in restarted
     ends = [RunFolder.read_checkpoint(folder.checkpoint) for folder in (whole, stopped)]
     assert [row["epoch"] for row in ends[1]["history"]] == [1, 2, 3]
+    for key, value in ends[0]["network"].items():
+        assert torch.equal(ends[1]["network"][key], value), key
+
+
+def test_processes_stop_together(tmp_path: Path) -> None:
+    """When one of them is asked to, in the middle of an epoch; the job goes on from there."""
+    whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    options = [*OPTIONS[:-4], "--epochs", "2", "--batch-size", "4", "--device", "cpu"]
+    torchrun(train.__file__, *options, "--out", str(whole.path))
+    command = [killed_worker.__file__, *options, "--resume", "--out", str(stopped.path)]
+    with pytest.raises(AssertionError):
+        torchrun(*command, signal="SIGTERM")
+    state = RunFolder.read_checkpoint(stopped.checkpoint)
+    assert len(state["history"]) == 1 and state["part"]["steps"] == 10
+    torchrun(train.__file__, *options, "--resume", "--out", str(stopped.path))
+    ends = [RunFolder.read_checkpoint(folder.checkpoint) for folder in (whole, stopped)]
+    assert ends[0]["history"][1]["train_loss"] == ends[1]["history"][1]["train_loss"]
     for key, value in ends[0]["network"].items():
         assert torch.equal(ends[1]["network"][key], value), key
 

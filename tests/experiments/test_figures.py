@@ -10,12 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import experiment
 import figure2
 import figure3
 import figures
@@ -24,8 +28,9 @@ import points
 from contenders import CONTENDERS
 from experiment import build, run
 from figure_results import comparison, draw
+from image_data import DataSet
 from runs import RunError, RunFolder
-from training import Recipe
+from training import Epoch, Outcome, Recipe
 
 from .standard_downloads import write_image_folders
 
@@ -220,6 +225,57 @@ def test_sigterm_stops_as_ctrl_c_does(tmp_path: Path) -> None:
     assert log.exists()
 
 
+def test_one_answer_to_all_is_nothing_learned(few_digits: DataSet) -> None:
+    """However many images it is right for: a fifth of SVHN's are of one class."""
+    labels = few_digits.test.labels.clone()
+    labels[: len(labels) // 2] = 3
+    data = replace(few_digits, test=replace(few_digits.test, labels=labels))
+
+    def outcome(accuracy: float) -> Outcome:
+        last = Epoch(1, 0.0, 1.0, 50.0, 1.0, accuracy, 1.0, 1.0, 1.0)
+        return Outcome("finished", [last])
+
+    share = 100 * float((labels == 3).double().mean())
+    assert share > 50
+    assert not experiment._learned(outcome(share), data)
+    assert experiment._learned(outcome(95.0), data)
+
+
+def test_a_point_is_done_once_by_whoever_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a process that has waited for another one, which finished the point meanwhile."""
+    options = [*FAST, "--methods", "dense", "--out", str(tmp_path)]
+    taken = points.only_here
+
+    @contextmanager
+    def finished_meanwhile(*args: Any, **rest: Any) -> Iterator[None]:
+        monkeypatch.setattr(points, "only_here", taken)
+        assert figure2.main(options) == 0
+        monkeypatch.setattr(points, "run", None)
+        with taken(*args, **rest):
+            yield
+
+    monkeypatch.setattr(points, "only_here", finished_meanwhile)
+    assert figure2.main(options) == 0
+    assert len(rows_of(tmp_path)) == 1
+
+
+def test_dictionaries_see_all_classes(few_digits: DataSet) -> None:
+    """Folders of images are sorted by class."""
+    order = few_digits.train.labels.argsort(stable=True).repeat_interleave(10)
+    sorted_data = replace(few_digits, train=few_digits.train.take(order))
+    assert len(sorted_data.train) > 1024
+    seen = experiment._images_of_all_classes(sorted_data).labels
+    assert seen.bincount().tolist() == pytest.approx([102.4] * 10, abs=1)
+
+
+def test_planned_times_are_of_what_is_left() -> None:
+    recipe = Recipe(epochs=6, test_every=4)
+    assert figures.Times(10.0, 1.0).left(recipe, done=0) == 62
+    assert figures.Times(10.0, 1.0).left(recipe, done=4) == 21
+
+
 def test_networks_that_learn_nothing_are_failures(tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = [*FAST, "--methods", "sketch", "--points", "CONV_8", "--out", str(out)]
@@ -262,6 +318,11 @@ def test_results_of_other_arguments_are_refused(
     assert "recipe.lr=0.05 then and 0.2 now" in capsys.readouterr().err
     summary = tmp_path / "dense" / "seed_0" / "summary.json"
     assert (tmp_path / "results.csv").read_text() == before
+    # Of no other seed or method either: the table would have both as if they were alike.
+    other = ["--seeds", "1", "--methods", "sketch", "--points", "CONV_8"]
+    assert figure2.main([*options, *other, "--epochs", "3"]) == 2
+    assert "recipe.epochs=2 then and 3 now" in capsys.readouterr().err
+    assert not (tmp_path / "sketch").exists()
     summary.write_text("nothing")
     assert figure2.main(options) == 2
     assert "must be the summary of a run" in capsys.readouterr().err
@@ -316,4 +377,8 @@ def test_summaries_say_what_a_point_is(tmp_path: Path) -> None:
     figure = summary["part_of"]
     assert figure["point"] == "CONV_8" and figure["label"] == "FreshNets"
     assert set(summary["network"]["rate"]) == set(figure2.FIGURE.layers)
-    assert {"command", "versions", "hardware", "wall_seconds"} <= summary.keys()
+    assert {"command", "versions", "hardware", "seconds"} <= summary.keys()
+    row = rows_of(tmp_path)[-1]
+    assert row["batch_norm"] == "True" and row["weight_decay"] == "0.0005"
+    assert row["epochs_asked"] == "2" and row["clip"] == ""
+    assert row["command"].endswith(f"--out {tmp_path}")

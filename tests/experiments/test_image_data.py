@@ -191,24 +191,30 @@ def test_streamed_folder_gives_the_images_of_the_one_in_memory(tmp_path: Path) -
     assert torch.allclose(pixels(streamed.train, 1), pixels(kept.train, 0), atol=1e-3)
 
 
-def test_streamed_training_images_depend_on_the_seed_alone(tmp_path: Path) -> None:
+def test_streamed_training_images_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+    """Not on who decodes them, nor on what was drawn before."""
     pixels = random_pixels(6, 40, 40, 3)
     for index, image in enumerate(pixels):
         folder = tmp_path / ("train" if index < 5 else "test") / "thing"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
     data = load("imagefolder", tmp_path, size=16, stream=True)
-    order = EpochOrder(5, 2, shuffle=True)
-    batches = Batches(data.train, order, data.normalisation, data.augmentation, size=16, workers=2)
 
-    def epoch(seed: int) -> Tensor:
-        torch.manual_seed(seed)
+    def images(seed: int = 0, epoch: int = 0, done: int = 0, workers: int = 0) -> Tensor:
+        order = EpochOrder(5, 2, shuffle=True, seed=seed)
+        order.epoch, order.done = epoch, done
+        batches = Batches(
+            data.train, order, data.normalisation, data.augmentation, size=16, workers=workers
+        )
         return torch.cat([images for images, _ in batches])
 
-    first = epoch(1)
+    first = images()
     assert first.shape == (4, 3, 16, 16)
-    assert torch.equal(first, epoch(1))
-    assert not torch.equal(first, epoch(2))
+    torch.manual_seed(1)
+    assert torch.equal(images(workers=2), first)
+    assert torch.equal(images(done=1), first[2:])
+    assert not torch.equal(images(seed=1), first)
+    assert not torch.equal(images(epoch=1), first)
 
 
 def test_digits_are_split_without_overlap() -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -18,7 +19,8 @@ from distributed import World
 from experiment import load_weights
 from image_data import load
 from networks import ninn
-from runs import RunError, RunFolder, write_atomically
+from runs import CHECKPOINT_FORMAT, RunError, RunFolder, write_atomically
+from stopping import StoppedError, noted_signals
 
 EXPERIMENTS = Path(train.__file__).parent
 SMALL = ["--width", "0.1", "--subset", "320", "--test-subset", "50", "--size", "8"]
@@ -96,13 +98,84 @@ def test_run_stopped_within_an_epoch_resumes_to_bit_identical_weights(
     check_same_run(folder, uninterrupted)
 
 
+@pytest.mark.parametrize("where", ["_step", "evaluate"])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
+def test_a_signal_saves_what_was_done(
+    tmp_path: Path,
+    uninterrupted: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    kind: signal.Signals,
+) -> None:
+    """In the fifth step of the third epoch, or while the test images are gone through after it."""
+    folder = RunFolder(tmp_path / "run")
+    original = getattr(training.Trainer, where)
+    done: list[str] = []
+
+    def stop(self: training.Trainer, *batch: Tensor) -> object:
+        done.append(where)
+        if len(self.history) == 2 and (where == "evaluate" or self.part.steps == 4):
+            signal.raise_signal(kind)
+        return original(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, where, stop)
+        assert train.main([*ARGUMENTS, "--out", str(folder.path)]) == 130
+    state = RunFolder.read_checkpoint(folder.checkpoint)
+    steps = 5 if where == "_step" else 10
+    assert len(state["history"]) == 2 and state["part"]["steps"] == steps
+    before = len(done)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, where, lambda *args: done.append("") or original(*args))
+        assert train.main([*ARGUMENTS, "--out", str(folder.path), "--resume"]) == 0
+    assert len(done) - before == (60 - 5 if where == "_step" else 6)  # nothing is done again
+    check_same_run(folder, uninterrupted)
+
+
+def test_signals_that_are_held_come_at_the_end() -> None:
+    """And are raised once, however many there were; those of other handlers come back."""
+    before = signal.getsignal(signal.SIGTERM)
+    reached = False
+    with noted_signals() as signals:
+        with pytest.raises(StoppedError), signals.held():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            reached = signals.noted
+        with pytest.raises(StoppedError):
+            signal.raise_signal(signal.SIGTERM)
+    assert reached
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_long_epochs_have_checkpoints_of_their_own(
+    tmp_path: Path, uninterrupted: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a crash, of which no signal tells, loses minutes."""
+    folder = RunFolder(tmp_path / "run")
+    save = RunFolder.save_checkpoint
+
+    def crash(self: RunFolder, state: dict[str, Any]) -> None:
+        save(self, state)
+        if state["part"]["steps"]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "SAVE_SECONDS", 0)
+        patch.setattr(training, "CHECK_EVERY", 4)
+        patch.setattr(RunFolder, "save_checkpoint", crash)
+        assert train.main([*ARGUMENTS, "--out", str(folder.path)]) == 130
+    assert RunFolder.read_checkpoint(folder.checkpoint)["part"]["steps"] == 4
+    assert train.main([*ARGUMENTS, "--out", str(folder.path), "--resume"]) == 0
+    check_same_run(folder, uninterrupted)
+
+
 def test_finished_run_is_left_alone_by_resume(uninterrupted: RunFolder) -> None:
     before = uninterrupted.checkpoint.read_bytes()
     assert train.main([*ARGUMENTS, "--out", str(uninterrupted.path), "--resume"]) == 0
     assert uninterrupted.checkpoint.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other format"])
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "empty", "text", "other format"])
 def test_damaged_checkpoint_gives_one_error_and_stays(
     tmp_path: Path,
     uninterrupted: RunFolder,
@@ -114,7 +187,10 @@ def test_damaged_checkpoint_gives_one_error_and_stays(
     if damage == "other format":
         torch.save({"weights": torch.ones(2)}, folder.checkpoint)
     else:
-        contents = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"no checkpoint"}
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        contents = {"truncated": whole[:middle], "empty": b"", "text": b"no checkpoint"}
+        contents["one bit"] = flipped
         folder.checkpoint.write_bytes(contents[damage])
     before = folder.checkpoint.read_bytes()
     assert train.main([*ARGUMENTS, "--out", str(tmp_path), "--resume"]) == 2
@@ -129,7 +205,7 @@ def test_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "harm"),)
 
-    torch.save({"format": 1, "network": Harmful()}, tmp_path / "checkpoint.pt")
+    torch.save({"format": CHECKPOINT_FORMAT, "network": Harmful()}, tmp_path / "checkpoint.pt")
     with pytest.raises(RunError, match="must be a readable checkpoint"):
         RunFolder(tmp_path).load_checkpoint({})
     assert not (tmp_path / "harm").exists()
@@ -166,15 +242,16 @@ def test_what_changes_the_random_numbers_of_an_image_is_compared(tmp_path: Path)
             )
 
     trainer(stream=True, workers=1)._save()
-    trainer(stream=True, workers=1)._restore()
-    with pytest.raises(RunError, match=r"\(got workers=1 then and 2 now\)"):
-        trainer(stream=True, workers=2)._restore()
+    trainer(stream=True, workers=2)._restore()
     with pytest.raises(RunError, match=r"data.streamed=True then and False now"):
         trainer(stream=False, workers=1)._restore()
     with pytest.raises(RunError, match=r"\(got processes=1 then and 2 now\)"):
         trainer(stream=True, workers=1, processes=2)._restore()
+    other = Image.new("RGB", (10, 10), "white")
     trainer(stream=False, workers=1)._save()
-    trainer(stream=False, workers=2)._restore()
+    other.save(tmp_path / "train" / "cat" / "0.png")
+    with pytest.raises(RunError, match=r"data.fingerprint='\w{8}' then and '\w{8}' now"):
+        trainer(stream=False, workers=1)._restore()
 
 
 def test_a_folder_with_a_run_is_not_overwritten(
@@ -220,3 +297,21 @@ def test_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_last_checkpoint_but_one_is_kept_without_links_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*paths: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    folder = RunFolder(tmp_path)
+    monkeypatch.setattr(os, "link", no_links)
+    for number in range(3):
+        folder.save_checkpoint({"arguments": {}, "number": number})
+    assert RunFolder.read_checkpoint(folder.checkpoint)["number"] == 2
+    assert RunFolder.read_checkpoint(folder.previous)["number"] == 1
+    folder.checkpoint.unlink()  # as by a kill between the two renames
+    with pytest.warns(UserWarning, match=r"going on from checkpoint_before\.pt"):
+        state = folder.load_checkpoint({})
+    assert state is not None and state["number"] == 1

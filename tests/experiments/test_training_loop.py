@@ -4,12 +4,14 @@ import csv
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import cifar10_rates
 import plot
@@ -103,7 +105,7 @@ def test_one_step_is_sgd_with_weight_decay_on_weights_alone(few_digits: DataSet)
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     linear = network[1]
     trainer = Trainer(network, data, recipe)
-    seed_generators(recipe.seed, 0, 0)
+    seed_generators(recipe.seed, 0, 0, 0)
     images, labels = next(iter(trainer.train_batches))
     loss = nn.functional.cross_entropy(network(images), labels)
     weight_grad, bias_grad = torch.autograd.grad(loss, [linear.weight, linear.bias])
@@ -309,3 +311,32 @@ def test_the_same_description_gives_the_same_network() -> None:
     assert count_parameters(build(SKETCHED, 10).network) < 0.16 * count_parameters(
         build(NARROW, 10).network
     )
+
+
+def test_the_recipes_precision_holds_while_it_trains(few_digits: DataSet) -> None:
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().forward(input)
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    for precision, tf32 in (("highest", False), ("high", True)):
+        network = nn.Sequential(nn.Flatten(), Watched(192, 10))
+        Trainer(network, few_digits, Recipe(epochs=1, precision=precision)).fit()
+        assert seen[-1] == (precision, tf32)
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_every_network_of_many_is_compiled(
+    few_digits: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch compiles code that is shared, as that of ``nn.Sequential`` is, some times only."""
+    compiled = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiled))
+    images = torch.zeros(2, 3, 8, 8)
+    for width in range(1, 13):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.Linear(width, 10))
+        Trainer(network, few_digits, Recipe(compile=True)).forward(images)
+    assert compiled.frame_count == 12

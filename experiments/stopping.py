@@ -1,0 +1,86 @@
+"""SIGINT and SIGTERM, which batch systems send, stop work where nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StoppedError(KeyboardInterrupt):
+    """A signal asks to stop, at a place where the state can be saved."""
+
+
+class Signals:
+    """Signals of this process, from `noted_signals` on: raised at once, or noted where `held`.
+
+    Attributes:
+        noted: a signal has come while it was held.
+    """
+
+    def __init__(self) -> None:
+        self.noted = False
+        self._is_held = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Signals are noted within, and raised at the end.
+
+        ``torchrun`` hands on what its processes have got already, so that a second one means
+        nothing.
+
+        Raises:
+            StoppedError: a signal has come.
+        """
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if self.noted:
+            raise StoppedError
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.noted = True
+        if not self._is_held:
+            raise StoppedError
+
+
+@contextmanager
+def noted_signals() -> Iterator[Signals]:
+    """Takes both signals in the main thread, the only one that may; others never see any."""
+    signals = Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, signals._on_signal) for kind in kinds]
+    try:
+        yield signals
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM stops a script as Ctrl-C does.
+
+    Under ``torchrun`` it ends the process at once, but while it trains: no handler would run while
+    one process waits for another, and nothing that is on disk can be harmed.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
