@@ -2,8 +2,8 @@
 // without kernels of their own, whose places are found on the CPU.
 #include "composite/hashed_weight.h"
 
+#include <ATen/ops/index.h>
 #include <ATen/ops/index_put.h>
-#include <ATen/ops/index_select.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -21,6 +21,11 @@ at::Tensor places(const at::Tensor& entries) {
   return at::where(entries.lt(0), entries.bitwise_not(), entries);
 }
 
+// Of 16 bits, a sum over many entries would stop growing.
+at::Tensor for_sums(const at::Tensor& tensor) {
+  return c10::isReducedFloatingType(tensor.scalar_type()) ? tensor.to(at::kFloat) : tensor;
+}
+
 }  // namespace
 
 at::Tensor hashed_weight_composition(const at::Tensor& values, const at::Tensor& seed,
@@ -28,16 +33,19 @@ at::Tensor hashed_weight_composition(const at::Tensor& values, const at::Tensor&
                                      const HashTables& tables) {
   const at::Tensor entries =
       hash_entries(seed, std::move(rows), std::move(columns), values.size(0), tables);
-  const at::Tensor chosen = at::index_select(values, 0, places(entries).reshape(-1));
-  return with_signs(chosen.view_symint(entries.sym_sizes()), entries);
+  // Its derivative adds in a fixed order on GPUs too, that of index_select does not.
+  const at::Tensor chosen = at::index(for_sums(values), {places(entries)});
+  return with_signs(chosen, entries).to(values.scalar_type());
 }
 
 at::Tensor hashed_weight_backward_composed(const at::Tensor& grad, const at::Tensor& seed,
                                            int64_t num_values, const HashTables& tables) {
   const at::Tensor entries =
       hash_entries(seed, grad.sym_size(0), grad.sym_size(1), num_values, tables);
-  return at::index_put(at::zeros({num_values}, grad.options()), {places(entries)},
-                       with_signs(grad, entries), /*accumulate=*/true);
+  const at::Tensor terms = with_signs(for_sums(grad), entries);
+  return at::index_put(at::zeros({num_values}, terms.options()), {places(entries)}, terms,
+                       /*accumulate=*/true)
+      .to(grad.scalar_type());
 }
 
 namespace {

@@ -71,6 +71,16 @@ void check_fits(const State& state, const State& own) {
   }
 }
 
+void check_seeds(const State& state, const torch::nn::Module& module) {
+  module.apply([&](const std::string& path, const torch::nn::Module& part) {
+    if (!part.as<SKConv2d>() && !part.as<SKLinear>()) return;
+    const std::string name = path.empty() ? "seed" : path + ".seed";
+    const auto seed = state.at(name).item<int64_t>();
+    TORCH_CHECK_VALUE(seed >= 0, "load_state_dict: ", name, " must be in [0, 2^63) (got ", seed,
+                      ")");
+  });
+}
+
 }  // namespace
 
 void save_state_dict(const torch::nn::Module& module, const std::string& path) {
@@ -89,6 +99,7 @@ void save_state_dict(const torch::nn::Module& module, const std::string& path) {
 void load_state_dict(torch::nn::Module& module, const std::string& path) {
   const State state = read(path), own = state_of(module);
   check_fits(state, own);
+  check_seeds(state, module);
   {
     const at::NoGradGuard no_grad;
     for (const auto& [name, target] : own) target.copy_(state.at(name));

@@ -129,6 +129,18 @@ TEST(Modules, AnotherLayersStateDictLeavesTheLayerAlone) {
   EXPECT_TRUE(at::equal(layer->s1, s1));
 }
 
+TEST(Modules, ANegativeSeedLeavesTheLayersAlone) {
+  const std::string path = path_of("modules_test_seed.pt");
+  SKConv2d negative(conv());
+  negative->seed.fill_(-1);
+  torch::nn::Sequential saved(negative, torch::nn::ReLU());
+  torch::nn::Sequential loaded(SKConv2d(conv().seed(8)), torch::nn::ReLU());
+  save_state_dict(*saved, path);
+  const at::Tensor input = at::randn({1, 8, 5, 5}), before = loaded->forward(input);
+  EXPECT_THROW(load_state_dict(*loaded, path), c10::ValueError);
+  EXPECT_TRUE(at::equal(loaded->forward(input), before));
+}
+
 TEST(Modules, AKeptWeightFollowsTheFactors) {
   torch::manual_seed(0);
   SKConv2d layer(conv().base("random"));

@@ -114,3 +114,28 @@ def test_batched_gradients_of_hashed_values():
     for index, direction in enumerate(directions):
         (own,) = torch.autograd.grad(output, layer.values, direction, retain_graph=True)
         torch.testing.assert_close(together[index], own)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_sums_of_many_entries_are_exact_enough(dtype):
+    """4,096 entries of each value, all of one sign: a sum in 16 bits would stay at 256."""
+    seed, ones = torch.tensor(3), torch.ones(16, dtype=dtype)
+    signs = torch.ops.sketchlayers.hashed_weight(ones, seed, 256, 256)
+    for function in (composed_gradient, composed_adjoint):
+        sums = function(ones, seed, signs)
+        counts = torch.ops.sketchlayers.hashed_weight_backward(signs.double(), seed, 16)
+        assert counts.min() > 3500
+        torch.testing.assert_close(sums.double(), counts, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def composed_gradient(ones, seed, signs):
+    def loss(values):
+        return (torch.ops.sketchlayers.hashed_weight(values, seed, 256, 256) * signs).sum()
+
+    return grad(loss)(ones)
+
+
+def composed_adjoint(ones, seed, signs):
+    return vmap(torch.ops.sketchlayers.hashed_weight_backward, in_dims=(0, None, None))(
+        signs[None], seed, len(ones)
+    )[0]
