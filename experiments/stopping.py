@@ -15,43 +15,45 @@ class StoppedError(KeyboardInterrupt):
 
 
 class Signals:
-    """Signals of this process, from `noted_signals` on: raised at once, or noted where `held`.
+    """Signals of this process, from `noted_signals` on: noted, or raised where it says so.
 
     Attributes:
-        noted: a signal has come while it was held.
+        noted: one has come. More mean nothing: ``torchrun`` hands on what its processes have got.
     """
 
     def __init__(self) -> None:
         self.noted = False
-        self._is_held = False
+        self._is_raised = False
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Signals are noted within, and raised at the end.
-
-        ``torchrun`` hands on what its processes have got already, so that a second one means
-        nothing.
+    def raised(self) -> Iterator[None]:
+        """Signals are raised within, and one that has come before at once.
 
         Raises:
-            StoppedError: a signal has come.
+            StoppedError: there is one.
         """
-        self._is_held = True
+        if self.noted:
+            raise StoppedError
+        self._is_raised = True
         try:
             yield
         finally:
-            self._is_held = False
-        if self.noted:
-            raise StoppedError
+            self._is_raised = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.noted = True
-        if not self._is_held:
+        if self._is_raised:
+            self._is_raised = False  # nothing disturbs what is done about it
             raise StoppedError
 
 
 @contextmanager
 def noted_signals() -> Iterator[Signals]:
-    """Takes both signals in the main thread, the only one that may; others never see any."""
+    """Takes both signals in the main thread, the only one that may; others never see any.
+
+    Raises:
+        StoppedError: at the end, if one came and nothing else was raised.
+    """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
@@ -63,6 +65,8 @@ def noted_signals() -> Iterator[Signals]:
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)
+    if signals.noted:
+        raise StoppedError
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -291,11 +291,12 @@ class Trainer:
         try:
             train = self._train_epoch(epoch)
             begin = time.perf_counter()
-            test = self.evaluate() if tested else None
+            # Of several processes all go through it, or the others would wait for one for ever.
+            with self._signals.raised() if self.world.size == 1 else nullcontext():
+                test = self.evaluate() if tested else None
         except StoppedError:
-            with self._signals.held():
-                self._save()
-                self.world.wait()  # torchrun ends the others when the first has ended
+            self._save()
+            self.world.wait()  # torchrun ends the others when the first has ended
             raise
         images = len(self.train_batches) * self.train_batches.order.batch_size
         record = Epoch(
@@ -322,7 +323,7 @@ class Trainer:
         self.forward.train()
         batches = iter(self.train_batches)
         self._began = time.perf_counter() - part.seconds
-        with self._signals.held(), self._bar(epoch, steps) as bar:
+        with self._bar(epoch, steps) as bar:
             while part.steps < steps:
                 seed_generators(self.recipe.seed, epoch, part.steps, self.world.rank)
                 self._set_learning_rate(epoch + part.steps / steps)

@@ -132,18 +132,17 @@ def test_a_signal_saves_what_was_done(
     check_same_run(folder, uninterrupted)
 
 
-def test_signals_that_are_held_come_at_the_end() -> None:
-    """And are raised once, however many there were; those of other handlers come back."""
+def test_signals_are_noted_or_raised() -> None:
+    """Once, however many there were; in the end the handlers are those from before."""
     before = signal.getsignal(signal.SIGTERM)
-    reached = False
-    with noted_signals() as signals:
-        with pytest.raises(StoppedError), signals.held():
-            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(StoppedError), noted_signals() as signals:
+        with pytest.raises(StoppedError), signals.raised():
             signal.raise_signal(signal.SIGTERM)
-            reached = signals.noted
-        with pytest.raises(StoppedError):
-            signal.raise_signal(signal.SIGTERM)
-    assert reached
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(StoppedError), signals.raised():
+            pytest.fail("it was noted before")
+        done = True
+    assert done and signals.noted
     assert signal.getsignal(signal.SIGTERM) == before
 
 
