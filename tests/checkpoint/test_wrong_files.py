@@ -317,6 +317,49 @@ def test_other_networks(good: bytes, tmp_path: Path) -> None:
         sketchlayers.load(path, into=on_meta_with_a_buffer())
 
 
+class Pair(nn.Module):
+    """Two layers of the same sizes, or one that is at both places."""
+
+    def __init__(self, *, shared: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = self.first if shared else nn.Linear(4, 4)
+
+
+def test_a_file_does_not_make_two_layers_one(tmp_path: Path) -> None:
+    shared = Pair(shared=True)
+    shared.first = shared.second = SKLinear.from_linear(shared.first, rank=1, seed=1)
+    path = sketchlayers.save(shared, tmp_path / "shared.safetensors")
+    message = "the network must have the same layer at 'first' and at 'second'"
+    refused(path, Pair(), message)
+    # Nor do its aliases alone, in whichever order they come.
+    model = Parts.of(path.read_bytes()).model()
+    layers, aliases = model["layers"], model["aliases"]
+    for order in (1, -1):
+        turned = {name: aliases[name] for name in list(aliases)[::order]}
+        path.write_bytes(
+            Parts.of(path.read_bytes()).with_model(layers=layers, aliases=turned).whole()
+        )
+        refused(path, Pair(), message)
+        network = sketchlayers.load(path, into=Pair(shared=True))
+        assert isinstance(network.first, SKLinear) and network.first is network.second
+
+
+def test_a_file_does_not_put_a_layer_in_place_of_one_of_another_kind(tmp_path: Path) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+            self.linear = nn.Linear(4, 4)
+
+    saved = Mixed()
+    saved.conv = SKConv2d.from_conv(saved.conv, rank=1, seed=1)
+    saved.linear = saved.conv
+    path = sketchlayers.save(saved, tmp_path / "mixed.safetensors")
+    assert read_description(path).layers["linear"] == {"same_as": "conv"}
+    refused(path, Mixed(), "the network must have the same layer at 'conv' and at 'linear'")
+
+
 def test_a_network_that_refuses_its_state_is_as_it_was(good: bytes, tmp_path: Path) -> None:
     path = tmp_path / "good.safetensors"
     path.write_bytes(good)

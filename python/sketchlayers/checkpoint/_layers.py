@@ -132,10 +132,13 @@ def _take_again(
     modules: Mapping[str, nn.Module],
     new: dict[str, nn.Module],
 ) -> None:
-    if isinstance(source, str) and source in new:
+    """Puts what replaces a layer at its first place at another one, too."""
+    if not isinstance(source, str) or modules.get(source) is not old:
+        raise WrongFileError(
+            f"the network must have the same layer at {str(source)[:80]!r} and at {name!r}"
+        )
+    if source in new:
         new[name] = new[source]
-    elif not isinstance(source, str) or modules.get(source) is not old:
-        raise WrongFileError(f"the network must have the same layer at {source!r} and at {name!r}")
 
 
 def _check_sizes(
