@@ -18,10 +18,11 @@ import sketchlayers
 from sketchlayers import SKConv2d, SKLinear
 from sketchlayers.checkpoint import read_description
 from sketchlayers.checkpoint._container import LARGEST_HEADER
+from sketchlayers.nn._seeded import SeededModule
 
 from .files import Parts
 from .fuzz import fingerprint
-from .networks import Tiny, tiny
+from .networks import Tiny, compressed, tiny
 
 
 @pytest.fixture(scope="module")
@@ -360,14 +361,14 @@ def test_a_file_does_not_put_a_layer_in_place_of_one_of_another_kind(tmp_path: P
     refused(path, Mixed(), "the network must have the same layer at 'conv' and at 'linear'")
 
 
+def refuse(module: nn.Module, incompatible: Any) -> None:
+    raise RuntimeError("never")
+
+
 def test_a_network_that_refuses_its_state_is_as_it_was(good: bytes, tmp_path: Path) -> None:
     path = tmp_path / "good.safetensors"
     path.write_bytes(good)
     network = Tiny().eval()
-
-    def refuse(module: nn.Module, incompatible: Any) -> None:
-        raise RuntimeError("never")
-
     network.classifier.register_forward_hook(lambda *_: None)
     network.register_load_state_dict_post_hook(refuse)
     before, attributes = fingerprint(network), dict(vars(network.classifier))
@@ -376,6 +377,37 @@ def test_a_network_that_refuses_its_state_is_as_it_was(good: bytes, tmp_path: Pa
     assert fingerprint(network) == before
     assert vars(network.classifier) == attributes
     assert type(network.features) is nn.Conv2d
+
+
+def test_a_sketched_network_that_refuses_its_state_has_its_own_signs(tmp_path: Path) -> None:
+    """Every tensor made from a seed is that of the network's own again."""
+    path = sketchlayers.save(compressed(), tmp_path / "all.safetensors")
+    network = compressed(seed=1)
+    for number, module in enumerate(network.modules()):
+        if isinstance(module, SeededModule):
+            module.seed.fill_(number)
+    network.eval()
+    network.register_load_state_dict_post_hook(refuse)
+    with torch.no_grad():
+        before, outputs = fingerprint(network), network.outputs()
+        with pytest.raises(RuntimeError, match="never"):
+            sketchlayers.load(path, into=network)
+        assert fingerprint(network) == before
+        network.train().eval()  # kept weights are formed anew
+        for name, value in network.outputs().items():
+            assert torch.equal(value, outputs[name]), name
+
+
+def test_a_recurrent_network_that_refuses_its_state_is_as_it_was(tmp_path: Path) -> None:
+    """It has its weights in a list, too."""
+    path = sketchlayers.save(nn.Sequential(nn.LSTM(3, 4)), tmp_path / "lstm.safetensors")
+    network = nn.Sequential(nn.LSTM(3, 4))
+    network.register_load_state_dict_post_hook(refuse)
+    before, expected = fingerprint(network), network(torch.ones(2, 3))[0]
+    with pytest.raises(RuntimeError, match="never"):
+        sketchlayers.load(path, into=network)
+    assert fingerprint(network) == before
+    assert torch.equal(network(torch.ones(2, 3))[0], expected)
 
 
 def test_models_that_files_do_not_hold(tmp_path: Path) -> None:

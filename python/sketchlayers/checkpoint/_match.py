@@ -236,11 +236,11 @@ def _as_it_was_on_failure(model: nn.Module) -> Iterator[None]:
             for key, (value, items) in attributes.items():
                 if items is not None:
                     value.clear()
-                    value.update(items)
+                    value.extend(items) if isinstance(value, list) else value.update(items)
                 vars(module)[key] = value
         raise
 
 
 def _copied(value: object) -> Any:
     """The items of what a module registers things in; None for any other attribute."""
-    return value.copy() if isinstance(value, dict | set) else None
+    return value.copy() if isinstance(value, dict | set | list) else None
