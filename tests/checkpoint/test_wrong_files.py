@@ -64,6 +64,12 @@ def with_nan(parts: Parts) -> bytes:
     return Parts(parts.header, parts.data[:begin] + nan + parts.data[end:]).signed().whole()
 
 
+def with_seed(parts: Parts, name: str, seed: int) -> bytes:
+    begin, end = parts.header[name]["data_offsets"]
+    data = parts.data[:begin] + seed.to_bytes(8, "little", signed=True) + parts.data[end:]
+    return Parts(parts.header, data).signed().whole()
+
+
 Damage = Callable[[Parts], bytes]
 
 DAMAGED: dict[str, tuple[Damage, str]] = {
@@ -96,6 +102,10 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         "must have the network's shape",
     ),
     "NaN": (with_nan, "norm.weight holds NaN"),
+    "a negative seed": (
+        lambda parts: with_seed(parts, "features.seed", -3),
+        "features.seed must be in [0, 2**63) (got -3)",
+    ),
     "version 2": (
         lambda parts: with_metadata(parts, "version", "2"),
         "it is in version 2 of the format, written by sketchlayers ",
@@ -316,6 +326,12 @@ def test_other_networks(good: bytes, tmp_path: Path) -> None:
             refused(path, network, message)
     with pytest.raises(ValueError, match="scratch, a buffer that no file holds, must have values"):
         sketchlayers.load(path, into=on_meta_with_a_buffer())
+
+
+def test_a_negative_seed_for_a_layer_that_stays(good: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(with_seed(Parts.of(good), "classifier.seed", -(2**63)))
+    refused(path, tiny(), f"classifier.seed must be in [0, 2**63) (got {-(2**63)})")
 
 
 class Pair(nn.Module):

@@ -92,9 +92,9 @@ def load(
             network = _network(part) if into is None else into
             found = match(network, part, container.entries, has_values=not on_meta)
             tensors = _without_values(container.entries) if on_meta else container.read()
+        model = found.take(tensors)
     except WrongFileError as error:
         raise ValueError(f"load: {path} cannot be loaded: {error}") from error
-    model = found.take(tensors)
     if place is not None and not on_meta:
         model = model.to(place)
     return model.eval() if into is None else model

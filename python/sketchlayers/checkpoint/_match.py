@@ -42,7 +42,12 @@ class Match:
     has_values: bool = True
 
     def take(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """The network with the new layers and these tensors; it is as it was if that fails."""
+        """The network with the new layers and these tensors; it is as it was if that fails.
+
+        Raises:
+            WrongFileError: a seed among the tensors is none.
+        """
+        self._check_seeds(tensors)
         if has_shards(self.model):
             return self._take_shards(tensors)
         replacements = {self.model.get_submodule(name): layer for name, layer in self.new.items()}
@@ -53,6 +58,15 @@ class Match:
             )
             result.load_state_dict(values, assign=True)
         return result
+
+    def _check_seeds(self, tensors: Mapping[str, Tensor]) -> None:
+        for place, module in _modules_after(self.model, self.new):
+            name = f"{_prefix(place)}seed"
+            if not isinstance(module, SeededModule) or name not in self.sources:
+                continue
+            seed = tensors[self.sources[name]]
+            if not seed.is_meta and int(seed) < 0:
+                raise WrongFileError(f"{name} must be in [0, 2**63) (got {int(seed)})")
 
     def _take_shards(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network with this process's part of the tensors, in the types that it has."""
@@ -169,6 +183,18 @@ def _state(model: nn.Module, new: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return state
 
 
+def _modules_after(
+    model: nn.Module, new: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that the network has with the new layers, by name."""
+    replaced = tuple(map(_prefix, new))
+    for name, module in model.named_modules():
+        if not (replaced and f"{name}.".startswith(replaced)):
+            yield name, module
+    for place, layer in new.items():
+        yield from layer.named_modules(prefix=place)
+
+
 def _check_one_for_each(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
     """A layer that the network has at several places is one layer in the file, too."""
     replacements: dict[nn.Module, nn.Module] = {}
@@ -208,9 +234,8 @@ def _check_ties(state: Mapping[str, Tensor], sources: Mapping[str, str]) -> None
 
 def _check_kept_buffers(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
     """No buffer that no file holds may be without values."""
-    replaced = tuple(map(_prefix, new))
-    for name, module in model.named_modules():
-        if isinstance(module, SeededModule) or (replaced and f"{name}.".startswith(replaced)):
+    for name, module in _modules_after(model, new):
+        if isinstance(module, SeededModule):
             continue
         for key in module._non_persistent_buffers_set:
             buffer = module._buffers.get(key)

@@ -116,13 +116,16 @@ class SeededModule(Configured):
         )
         loaded = state_dict.get(prefix + "seed")
         if isinstance(loaded, Tensor) and not loaded.is_meta and len(error_msgs) == errors:
-            if loaded.dtype == torch.int64:
-                self._seed = int(loaded)
-            else:
+            owner, name = type(self).__name__, f"{prefix}seed"
+            if loaded.dtype != torch.int64:
                 error_msgs.append(
-                    f"{type(self).__name__}: {prefix}seed must be int64, or its bits are lost "
+                    f"{owner}: {name} must be int64, or its bits are lost "
                     f"(got dtype={loaded.dtype})"
                 )
+            elif int(loaded) < 0:
+                error_msgs.append(f"{owner}: {name} must be in [0, 2**63) (got {int(loaded)})")
+            else:
+                self._seed = int(loaded)
         # With ``assign=True`` tensors are replaced, and the old ones keep their values.
         self._restore_seeded(in_place=not local_metadata.get("assign_to_params_buffers", False))
 
