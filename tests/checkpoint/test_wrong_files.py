@@ -426,6 +426,36 @@ def test_a_recurrent_network_that_refuses_its_state_is_as_it_was(tmp_path: Path)
     assert torch.equal(network(torch.ones(2, 3))[0], expected)
 
 
+def test_a_device_that_is_not_there_changes_nothing(good: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "good.safetensors"
+    path.write_bytes(good)
+    for network in (Tiny().eval(), tiny()):
+        before = fingerprint(network)
+        for device in (f"cuda:{torch.cuda.device_count()}", "nowhere"):
+            message = rf"load: device must be one that PyTorch can use here \(got device='{device}"
+            with pytest.raises(RuntimeError, match=message):
+                sketchlayers.load(path, into=network, device=device)
+        assert fingerprint(network) == before
+
+
+def test_a_network_that_cannot_be_moved_is_as_it_was(good: bytes, tmp_path: Path) -> None:
+    class Heavy(Tiny):
+        """For which there is not enough memory on another device."""
+
+        def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Heavy:
+            super()._apply(fn, recurse)
+            raise MemoryError("never")
+
+    path = tmp_path / "good.safetensors"
+    path.write_bytes(good)
+    network = Heavy().eval()
+    network.norm.register_buffer("scratch", torch.ones(2), persistent=False)
+    before = fingerprint(network)
+    with pytest.raises(MemoryError, match="never"):
+        sketchlayers.load(path, into=network, device="cpu")
+    assert fingerprint(network) == before
+
+
 def test_models_that_files_do_not_hold(tmp_path: Path) -> None:
     class Own(SKLinear):
         pass

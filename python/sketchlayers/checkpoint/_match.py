@@ -31,7 +31,8 @@ class Match:
         state: tensors that the network then has in its state dict.
         sources: the stored tensor of each of them.
         channels_last: which of them lie in memory with the channels innermost.
-        has_values: False for a network that is to be on the meta device.
+        device: where all of the network is to be; None: where it has its own tensors, on the CPU
+            for those on meta.
     """
 
     model: nn.Module
@@ -39,7 +40,12 @@ class Match:
     state: Mapping[str, Tensor]
     sources: Mapping[str, str]
     channels_last: frozenset[str]
-    has_values: bool = True
+    device: torch.device | None = None
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the network is to have any; on the meta device there are none."""
+        return self.device is None or self.device.type != "meta"
 
     def take(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network with the new layers and these tensors; it is as it was if that fails.
@@ -57,6 +63,8 @@ class Match:
                 self.model, replacements, inplace=self.model not in replacements
             )
             result.load_state_dict(values, assign=True)
+            if self.device is not None and self.has_values:
+                result.to(self.device)  # what no file holds
         return result
 
     def _check_seeds(self, tensors: Mapping[str, Tensor]) -> None:
@@ -106,16 +114,20 @@ class Match:
             device = next((t.device for t in (*old.parameters(), *old.buffers())), _CPU)
             for name in layer.state_dict(prefix=_prefix(place)):
                 devices[name] = device
-        if not self.has_values:
-            return dict.fromkeys(devices, _META)
+        if self.device is not None:
+            return dict.fromkeys(devices, self.device)
         return {name: _CPU if at.type == "meta" else at for name, at in devices.items()}
 
 
-_CPU, _META = torch.device("cpu"), torch.device("meta")
+_CPU = torch.device("cpu")
 
 
 def match(
-    model: nn.Module, part: Any, entries: Mapping[str, Entry], *, has_values: bool = True
+    model: nn.Module,
+    part: Any,
+    entries: Mapping[str, Entry],
+    *,
+    device: torch.device | None = None,
 ) -> Match:
     """Compares a file's header with a network; nothing is changed, and nothing allocated.
 
@@ -123,7 +135,7 @@ def match(
         model: the network as its class makes it, or compressed.
         part: the file's description of the model.
         entries: its tensors.
-        has_values: False if the network is to be on the meta device.
+        device: as of a `Match`; on meta the network has no values.
 
     Raises:
         WrongFileError: they do not fit each other, or the description is wrong.
@@ -145,14 +157,15 @@ def match(
     for name, own in state.items():
         _check_entry(name, own, entries[sources[name]])
     _check_ties(state, sources)
-    if has_values:
-        _check_kept_buffers(model, new)
     channels_last = part.get("channels_last", [])
     if not isinstance(channels_last, list) or not all(
         isinstance(name, str) and name in state and state[name].dim() == 4 for name in channels_last
     ):
         raise WrongFileError("its channels_last must be a list of tensors of four dimensions")
-    return Match(model, new, state, sources, frozenset(channels_last), has_values)
+    found = Match(model, new, state, sources, frozenset(channels_last), device)
+    if found.has_values:
+        _check_kept_buffers(model, new)
+    return found
 
 
 def _object(part: Any, key: str) -> dict[str, Any]:
