@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sketchlayers
-from sketchlayers import SKConv2d, SKLinear
+from sketchlayers import DictionaryLinear, SKConv2d, SKLinear
 from sketchlayers.checkpoint import read_description
 from sketchlayers.checkpoint._container import LARGEST_HEADER
 from sketchlayers.nn._seeded import SeededModule
@@ -213,9 +213,11 @@ class NothingLarge(TorchDispatchMode):
     [
         (
             {"kind": "DictionaryLinear", "rank": 1024, "num_columns": 1024},
-            "would need 4,294,967,296 b",
+            "its layers must need at most 68,157,440 bytes besides their tensors, 16 times the "
+            "dense weights and 1,048,576 for each (got 4,294,967,296; ",
         ),
-        ({"kind": "SKLinear", "rank": 1024, "blocks": 1024, "frame": "signs"}, "s1"),
+        ({"kind": "SKLinear", "rank": 1024, "blocks": 1024, "frame": "signs"}, "(got 268,566,528;"),
+        ({"kind": "SKLinear", "rank": 1024, "blocks": 128}, "s1"),
         ({"kind": "HashedLinear", "buckets": 2**20}, "values"),
     ],
 )
@@ -232,6 +234,30 @@ def test_a_few_bytes_do_not_make_large_tensors(
         dense = nn.Linear(1024, 1024)
     with NothingLarge():
         refused(path, dense, message)
+
+
+def test_layers_together_are_bounded(tmp_path: Path) -> None:
+    """By 16 times their dense weights and a MiB each, which here is 64 for the sum of the ranks."""
+
+    def layers(*ranks: int) -> nn.Module:
+        return nn.Sequential(
+            *(DictionaryLinear(128, 128, rank=rank, num_columns=128, seed=1) for rank in ranks)
+        )
+
+    path = sketchlayers.save(layers(48, 16), tmp_path / "layers.safetensors")
+    with torch.device("meta"):
+        dense = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 128))
+    parts = Parts.of(path.read_bytes())
+    described = parts.model()["layers"]
+    described["1"]["rank"] = 17
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(parts.with_model(layers=described).whole())
+    with NothingLarge():
+        refused(bad, dense, "its layers must need at most 4,194,304 bytes")
+    with pytest.raises(ValueError, match=r"save: its layers must need .*\(got 4,259,840; "):
+        sketchlayers.save(layers(48, 17), bad)
+    loaded = sketchlayers.load(path, into=dense, device="meta")
+    assert [layer.rank for layer in loaded] == [48, 16]
 
 
 @pytest.mark.parametrize(
