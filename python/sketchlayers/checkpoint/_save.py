@@ -70,8 +70,9 @@ def save(
     path = path / FILE_IN_FOLDER if path.is_dir() else path
     processes = Processes("save", join=has_shards(model))
     with processes.together("writing"):
-        tensors, parts = _contents(model, architecture, reports)
-        if processes.rank == 0:
+        writes = processes.rank == 0
+        tensors, parts = _contents(model, architecture, reports, with_values=writes)
+        if writes:
             write(path, tensors, parts)
     return path
 
@@ -80,9 +81,11 @@ def _contents(
     model: nn.Module,
     architecture: str | Mapping[str, Any] | None,
     reports: Report | Iterable[Report | Mapping[str, Any]],
+    *,
+    with_values: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file, and its JSON objects."""
-    tensors, aliases = _stored(model)
+    """The tensors of a file, and its JSON objects; without values, tensors on the meta device."""
+    tensors, aliases = _stored(model, "cpu" if with_values else "meta")
     part: dict[str, Any] = {"layers": describe(model)}
     if aliases:
         part["aliases"] = aliases
@@ -92,12 +95,16 @@ def _contents(
         part["architecture"] = _checked(architecture, part, tensors)
     told = [reports] if isinstance(reports, Report) else reports
     listed = [one.to_dict() if isinstance(one, Report) else dict(one) for one in told]
-    contiguous = {name: x.cpu().contiguous() for name, x in tensors.items()}
+    contiguous = {name: x.contiguous() for name, x in tensors.items()}
     return contiguous, {"model": part} | ({"reports": listed} if listed else {})
 
 
-def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor under its first name, and the other names with the first one of each."""
+def _stored(model: nn.Module, device: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor under its first name, and the other names with the first one of each.
+
+    Sharded ones are gathered and brought to the device one by one, so that no GPU needs memory for
+    the whole network.
+    """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -108,7 +115,7 @@ def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         first[id(value)] = name
         value = whole(value)
         _check_tensor(name, value)
-        tensors[name] = value.detach()
+        tensors[name] = value.detach().to(device)
     return tensors, aliases
 
 
