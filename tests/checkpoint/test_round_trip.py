@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import sketchlayers
 from sketchlayers import SKConv2d, SKLinear, methods
 from sketchlayers.checkpoint import read_description
+from sketchlayers.checkpoint._container import DTYPES
 from sketchlayers.checkpoint._layers import describe
 from sketchlayers.nn._seeded import SeededModule
 
@@ -84,6 +85,22 @@ def test_every_kind_of_layer(on_meta: bool, tmp_path: Path) -> None:
     sketchlayers.save(again, tmp_path / "again.safetensors")
     contents = [file.read_bytes() for file in (path, tmp_path / "again.safetensors")]
     assert Parts.of(contents[0]) == Parts.of(contents[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_every_type_of_tensor(dtype: torch.dtype, tmp_path: Path) -> None:
+    class Holder(nn.Module):
+        def __init__(self, values: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("values", values)
+            self.register_buffer("none", values[:0])
+
+    values = torch.tensor([[0, 1, 1], [0, 1, 0]]).to(dtype)
+    path = sketchlayers.save(Holder(values), tmp_path / "it.safetensors")
+    loaded = sketchlayers.load(path, into=Holder(torch.zeros(2, 3).to(dtype)))
+    assert loaded.values.dtype == loaded.none.dtype == dtype
+    assert torch.equal(loaded.values.view(torch.uint8), values.view(torch.uint8))
+    assert read_description(path).shapes == {"values": (2, 3), "none": (0, 3)}
 
 
 def test_loaded_layers_train(tmp_path: Path) -> None:
