@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,25 @@ def test_torchvision_networks_that_are_hard_to_make(
     assert_same(loaded, model)
     assert repr(loaded) == repr(model)
     assert getattr(loaded, "transform_input", False) == options.get("transform_input", False)
+
+
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "compiled inside": lambda network: nn.DataParallel(torch.compile(network)),
+    "compiled outside": lambda network: torch.compile(nn.DataParallel(network)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_wrapped_networks(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    saved = tiny()
+    path = sketchlayers.save(wrap(saved), tmp_path / "tiny.safetensors")
+    assert_same(sketchlayers.load(path, into=Tiny()), saved)
+    network = Tiny()
+    with pytest.raises(TypeError, match=r"load: into must be the network itself \(got \w+ around"):
+        sketchlayers.load(path, into=wrap(network))
+    assert type(network.features) is nn.Conv2d
 
 
 def test_nothing_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

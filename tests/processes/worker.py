@@ -202,6 +202,15 @@ def check_ddp_gives_all_the_first_ones_signs(rank: int, out: Path) -> None:
         assert torch.equal(model(IMAGES), first.eval()(IMAGES))
 
 
+def check_ddp_is_saved_as_the_network_in_it(rank: int, out: Path) -> None:
+    expected = compressed()
+    ddp = DistributedDataParallel(compressed())
+    path = sketchlayers.save(ddp, out / f"ddp-{rank}.safetensors")
+    assert_same(sketchlayers.load(path, into=Dense()), expected, rtol=0, atol=0)
+    with raises(TypeError, "load: into must be the network itself (got DistributedDataParallel"):
+        sketchlayers.load(path, into=ddp)
+
+
 def check_broadcast_model(rank: int, out: Path) -> None:
     torch.manual_seed(rank)
     model = compressed(Dense(), seed=None)

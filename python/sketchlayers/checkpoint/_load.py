@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sketchlayers._files import shortened
 from sketchlayers._sharded import has_shards
+from sketchlayers._wrapped import unwrapped
 
 from ._container import Container, Entry, WrongFileError, opened
 from ._match import match
@@ -70,7 +71,7 @@ def load(
         FileNotFoundError: there is no such file.
         ImportError: torchvision is needed and not installed.
         RuntimeError: there is no such device here.
-        TypeError: ``into`` is no module.
+        TypeError: ``into`` is no module, or ``DistributedDataParallel`` or the like around one.
         ValueError: the file is another one, damaged, or of a later version; or it does not fit the
             network. The network is as it was.
 
@@ -83,6 +84,12 @@ def load(
     """
     if into is not None and not isinstance(into, nn.Module):
         raise TypeError(f"load: into must be an nn.Module (got {type(into).__name__})")
+    if into is not None and unwrapped(into) is not into:
+        # What wraps a network may hold its parameters, as a reducer of gradients does.
+        raise TypeError(
+            f"load: into must be the network itself (got {type(into).__name__} around it); load "
+            "into the network before it is wrapped or compiled"
+        )
     if device is not None and into is not None and has_shards(into):
         raise ValueError(f"load: device must be None for a sharded network (got device={device!r})")
     place = None if device is None else _usable(device)

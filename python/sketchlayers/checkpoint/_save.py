@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from sketchlayers._processes import Processes
 from sketchlayers._sharded import has_shards, whole
 from sketchlayers._torchvision import build_torchvision, torchvision_names
+from sketchlayers._wrapped import unwrapped
 from sketchlayers.compress.report import Report
 from sketchlayers.nn._geometry import memory_format
 
@@ -41,7 +42,8 @@ def save(
     ``fully_shard`` has shared out call it in all of them: the first one writes the whole.
 
     Args:
-        model: any module; tensors on any device.
+        model: any module; tensors on any device. Of ``DistributedDataParallel``, ``DataParallel``
+            and ``torch.compile`` the network inside.
         path: of the file; in a folder that exists it is called ``model.safetensors``, as the
             Hugging Face Hub has it.
         architecture: of a network of torchvision, so that the file is enough to make it again: its
@@ -66,6 +68,7 @@ def save(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"save: model must be an nn.Module (got {type(model).__name__})")
+    model = unwrapped(model)
     path = Path(path)
     path = path / FILE_IN_FOLDER if path.is_dir() else path
     processes = Processes("save", join=has_shards(model))
