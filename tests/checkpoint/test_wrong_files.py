@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sketchlayers
-from sketchlayers import DictionaryLinear, SKConv2d, SKLinear
+from sketchlayers import DictionaryLinear, SKConv2d, SKLinear, methods
 from sketchlayers.checkpoint import read_description
 from sketchlayers.checkpoint._container import LARGEST_HEADER
 from sketchlayers.nn._seeded import SeededModule
@@ -482,6 +482,17 @@ def test_a_network_that_cannot_be_moved_is_as_it_was(good: bytes, tmp_path: Path
     assert fingerprint(network) == before
 
 
+def test_a_layer_of_a_method_must_be_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own(nn.Linear):
+        pass
+
+    monkeypatch.setattr(methods, "compressed_layers", lambda: (Own,))
+    with pytest.raises(TypeError, match=r"got Own at '0'\); derive the class from .*Configured"):
+        sketchlayers.save(nn.Sequential(Own(2, 2)), tmp_path / "it.safetensors")
+
+
 def test_models_that_files_do_not_hold(tmp_path: Path) -> None:
     class Own(SKLinear):
         pass
@@ -498,9 +509,16 @@ def test_models_that_files_do_not_hold(tmp_path: Path) -> None:
     complex_buffer = nn.Module()
     complex_buffer.register_buffer("wave", torch.ones(2, dtype=torch.complex128))
     weight_normed = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
+    parametrised = nn.Sequential(SKLinear(4, 4, rank=1))
+    parametrize.register_parametrization(parametrised[0], "s1", nn.Identity())
     for model, kind, message in (
         (nn.Linear, TypeError, "model must be an nn.Module"),
-        (Own(4, 4, rank=1), TypeError, "must be of one of the classes .*got Own at 'the top'"),
+        (
+            Own(4, 4, rank=1),
+            TypeError,
+            r"must be of one of the classes .*got Own at 'the top'\); put the class, under a name",
+        ),
+        (parametrised, TypeError, r"\(got ParametrizedSKLinear at '0'\); remove its parametr"),
         (WithExtraState(2, 2), TypeError, "plain tensors .*got dict for '_extra_state'"),
         (nn.Linear(2, 2, device="meta"), ValueError, "must have values .*got none for 'weight'"),
         (nn.LazyLinear(3), TypeError, "plain tensors"),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sketchlayers import methods
 from sketchlayers._files import shortened
@@ -51,8 +52,8 @@ def describe(model: nn.Module) -> dict[str, dict[str, Any]]:
                 continue
             raise TypeError(
                 "save: a compressed layer must be of one of the classes "
-                f"{', '.join(sorted(known))} (got {kind.__name__} at {name or 'the top'!r}; "
-                "remove a parametrisation before)"
+                f"{', '.join(sorted(known))} (got {kind.__name__} at {name or 'the top'!r}); "
+                f"{_remedy(layer)}"
             )
         if layer in first:
             described[name] = {"same_as": first[layer]}
@@ -64,6 +65,18 @@ def describe(model: nn.Module) -> dict[str, dict[str, Any]]:
     except WrongFileError as error:
         raise ValueError(f"save: {error}") from error
     return described
+
+
+def _remedy(layer: nn.Module) -> str:
+    """What to do with a compressed layer that files do not know."""
+    if is_parametrized(layer):
+        return "remove its parametrisation before"
+    if not isinstance(layer, Configured):
+        return "derive the class from sketchlayers.nn.Configured, or fold the layer before"
+    return (
+        "put the class, under a name of its own, into the layers of a method and register that "
+        "(sketchlayers.methods.register), or fold the layer before"
+    )
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -224,7 +224,8 @@ class DictionaryLayer(FormedLayer):
         error = overall_error(groups, [fit.relative_error for fit in fits])
         return FormedFit(coefficients.flatten(0, 2), error)
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """As `Configured.options`."""
         return {
             "rank": self.rank,
             "num_columns": self.num_columns,
