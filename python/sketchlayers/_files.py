@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from pathlib import Path
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A path to write to; what is there becomes ``path`` at the end, or vanishes after an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # At random: the next process in a container has the number of one that was killed.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     temporary.touch(exist_ok=False)
     mode = temporary.stat().st_mode  # as the user wants files to be; some writers do not ask
     try:

@@ -1,6 +1,6 @@
 """Run by `make dist-test`, in an environment with the wheel and what it asks for and nothing else.
 
-There are no NumPy, torchvision and pytest there: what the package promises must do without.
+There are no torchvision and pytest there: what the package promises must do without.
 """
 
 from __future__ import annotations

@@ -133,6 +133,7 @@ class Target:
             assert fingerprint(self._network) == self._before, "the network has changed"
             self.outcomes["refused"] += 1
             return "refused"
+        model.train().eval()  # where layers look at their seeds
         assert not any(x.isnan().any() for x in model.state_dict().values())
         model.classifier(model.norm(model.features(torch.ones(1, 2, 3, 3))).flatten(1))
         self.outcomes["loaded"] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import sketchlayers
 from sketchlayers import SKConv2d, SKLinear, methods
 from sketchlayers.checkpoint import read_description
+from sketchlayers.checkpoint._container import DTYPES
 from sketchlayers.checkpoint._layers import describe
 from sketchlayers.nn._seeded import SeededModule
 
@@ -84,6 +86,22 @@ def test_every_kind_of_layer(on_meta: bool, tmp_path: Path) -> None:
     sketchlayers.save(again, tmp_path / "again.safetensors")
     contents = [file.read_bytes() for file in (path, tmp_path / "again.safetensors")]
     assert Parts.of(contents[0]) == Parts.of(contents[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_every_type_of_tensor(dtype: torch.dtype, tmp_path: Path) -> None:
+    class Holder(nn.Module):
+        def __init__(self, values: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("values", values)
+            self.register_buffer("none", values[:0])
+
+    values = torch.tensor([[0, 1, 1], [0, 1, 0]]).to(dtype)
+    path = sketchlayers.save(Holder(values), tmp_path / "it.safetensors")
+    loaded = sketchlayers.load(path, into=Holder(torch.zeros(2, 3).to(dtype)))
+    assert loaded.values.dtype == loaded.none.dtype == dtype
+    assert torch.equal(loaded.values.view(torch.uint8), values.view(torch.uint8))
+    assert read_description(path).shapes == {"values": (2, 3), "none": (0, 3)}
 
 
 def test_loaded_layers_train(tmp_path: Path) -> None:
@@ -210,6 +228,25 @@ def test_torchvision_networks_that_are_hard_to_make(
     assert_same(loaded, model)
     assert repr(loaded) == repr(model)
     assert getattr(loaded, "transform_input", False) == options.get("transform_input", False)
+
+
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "compiled inside": lambda network: nn.DataParallel(torch.compile(network)),
+    "compiled outside": lambda network: torch.compile(nn.DataParallel(network)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_wrapped_networks(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    saved = tiny()
+    path = sketchlayers.save(wrap(saved), tmp_path / "tiny.safetensors")
+    assert_same(sketchlayers.load(path, into=Tiny()), saved)
+    network = Tiny()
+    with pytest.raises(TypeError, match=r"load: into must be the network itself \(got \w+ around"):
+        sketchlayers.load(path, into=wrap(network))
+    assert type(network.features) is nn.Conv2d
 
 
 def test_nothing_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,17 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sketchlayers
-from sketchlayers import SKConv2d, SKLinear
+from sketchlayers import DictionaryLinear, SKConv2d, SKLinear, methods
 from sketchlayers.checkpoint import read_description
 from sketchlayers.checkpoint._container import LARGEST_HEADER
+from sketchlayers.nn._seeded import SeededModule
 
 from .files import Parts
 from .fuzz import fingerprint
-from .networks import Tiny, tiny
+from .networks import Tiny, compressed, tiny
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,12 @@ def with_nan(parts: Parts) -> bytes:
     return Parts(parts.header, parts.data[:begin] + nan + parts.data[end:]).signed().whole()
 
 
+def with_seed(parts: Parts, name: str, seed: int) -> bytes:
+    begin, end = parts.header[name]["data_offsets"]
+    data = parts.data[:begin] + seed.to_bytes(8, "little", signed=True) + parts.data[end:]
+    return Parts(parts.header, data).signed().whole()
+
+
 Damage = Callable[[Parts], bytes]
 
 DAMAGED: dict[str, tuple[Damage, str]] = {
@@ -95,6 +102,10 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         "must have the network's shape",
     ),
     "NaN": (with_nan, "norm.weight holds NaN"),
+    "a negative seed": (
+        lambda parts: with_seed(parts, "features.seed", -3),
+        "features.seed must be in [0, 2**63) (got -3)",
+    ),
     "version 2": (
         lambda parts: with_metadata(parts, "version", "2"),
         "it is in version 2 of the format, written by sketchlayers ",
@@ -202,9 +213,11 @@ class NothingLarge(TorchDispatchMode):
     [
         (
             {"kind": "DictionaryLinear", "rank": 1024, "num_columns": 1024},
-            "would need 4,294,967,296 b",
+            "its layers must need at most 68,157,440 bytes besides their tensors, 16 times the "
+            "dense weights and 1,048,576 for each (got 4,294,967,296; ",
         ),
-        ({"kind": "SKLinear", "rank": 1024, "blocks": 1024, "frame": "signs"}, "s1"),
+        ({"kind": "SKLinear", "rank": 1024, "blocks": 1024, "frame": "signs"}, "(got 268,566,528;"),
+        ({"kind": "SKLinear", "rank": 1024, "blocks": 128}, "s1"),
         ({"kind": "HashedLinear", "buckets": 2**20}, "values"),
     ],
 )
@@ -221,6 +234,30 @@ def test_a_few_bytes_do_not_make_large_tensors(
         dense = nn.Linear(1024, 1024)
     with NothingLarge():
         refused(path, dense, message)
+
+
+def test_layers_together_are_bounded(tmp_path: Path) -> None:
+    """By 16 times their dense weights and a MiB each, which here is 64 for the sum of the ranks."""
+
+    def layers(*ranks: int) -> nn.Module:
+        return nn.Sequential(
+            *(DictionaryLinear(128, 128, rank=rank, num_columns=128, seed=1) for rank in ranks)
+        )
+
+    path = sketchlayers.save(layers(48, 16), tmp_path / "layers.safetensors")
+    with torch.device("meta"):
+        dense = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 128))
+    parts = Parts.of(path.read_bytes())
+    described = parts.model()["layers"]
+    described["1"]["rank"] = 17
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(parts.with_model(layers=described).whole())
+    with NothingLarge():
+        refused(bad, dense, "its layers must need at most 4,194,304 bytes")
+    with pytest.raises(ValueError, match=r"save: its layers must need .*\(got 4,259,840; "):
+        sketchlayers.save(layers(48, 17), bad)
+    loaded = sketchlayers.load(path, into=dense, device="meta")
+    assert [layer.rank for layer in loaded] == [48, 16]
 
 
 @pytest.mark.parametrize(
@@ -317,14 +354,63 @@ def test_other_networks(good: bytes, tmp_path: Path) -> None:
         sketchlayers.load(path, into=on_meta_with_a_buffer())
 
 
+def test_a_negative_seed_for_a_layer_that_stays(good: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(with_seed(Parts.of(good), "classifier.seed", -(2**63)))
+    refused(path, tiny(), f"classifier.seed must be in [0, 2**63) (got {-(2**63)})")
+
+
+class Pair(nn.Module):
+    """Two layers of the same sizes, or one that is at both places."""
+
+    def __init__(self, *, shared: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = self.first if shared else nn.Linear(4, 4)
+
+
+def test_a_file_does_not_make_two_layers_one(tmp_path: Path) -> None:
+    shared = Pair(shared=True)
+    shared.first = shared.second = SKLinear.from_linear(shared.first, rank=1, seed=1)
+    path = sketchlayers.save(shared, tmp_path / "shared.safetensors")
+    message = "the network must have the same layer at 'first' and at 'second'"
+    refused(path, Pair(), message)
+    # Nor do its aliases alone, in whichever order they come.
+    model = Parts.of(path.read_bytes()).model()
+    layers, aliases = model["layers"], model["aliases"]
+    for order in (1, -1):
+        turned = {name: aliases[name] for name in list(aliases)[::order]}
+        path.write_bytes(
+            Parts.of(path.read_bytes()).with_model(layers=layers, aliases=turned).whole()
+        )
+        refused(path, Pair(), message)
+        network = sketchlayers.load(path, into=Pair(shared=True))
+        assert isinstance(network.first, SKLinear) and network.first is network.second
+
+
+def test_a_file_does_not_put_a_layer_in_place_of_one_of_another_kind(tmp_path: Path) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+            self.linear = nn.Linear(4, 4)
+
+    saved = Mixed()
+    saved.conv = SKConv2d.from_conv(saved.conv, rank=1, seed=1)
+    saved.linear = saved.conv
+    path = sketchlayers.save(saved, tmp_path / "mixed.safetensors")
+    assert read_description(path).layers["linear"] == {"same_as": "conv"}
+    refused(path, Mixed(), "the network must have the same layer at 'conv' and at 'linear'")
+
+
+def refuse(module: nn.Module, incompatible: Any) -> None:
+    raise RuntimeError("never")
+
+
 def test_a_network_that_refuses_its_state_is_as_it_was(good: bytes, tmp_path: Path) -> None:
     path = tmp_path / "good.safetensors"
     path.write_bytes(good)
     network = Tiny().eval()
-
-    def refuse(module: nn.Module, incompatible: Any) -> None:
-        raise RuntimeError("never")
-
     network.classifier.register_forward_hook(lambda *_: None)
     network.register_load_state_dict_post_hook(refuse)
     before, attributes = fingerprint(network), dict(vars(network.classifier))
@@ -333,6 +419,78 @@ def test_a_network_that_refuses_its_state_is_as_it_was(good: bytes, tmp_path: Pa
     assert fingerprint(network) == before
     assert vars(network.classifier) == attributes
     assert type(network.features) is nn.Conv2d
+
+
+def test_a_sketched_network_that_refuses_its_state_has_its_own_signs(tmp_path: Path) -> None:
+    """Every tensor made from a seed is that of the network's own again."""
+    path = sketchlayers.save(compressed(), tmp_path / "all.safetensors")
+    network = compressed(seed=1)
+    for number, module in enumerate(network.modules()):
+        if isinstance(module, SeededModule):
+            module.seed.fill_(number)
+    network.eval()
+    network.register_load_state_dict_post_hook(refuse)
+    with torch.no_grad():
+        before, outputs = fingerprint(network), network.outputs()
+        with pytest.raises(RuntimeError, match="never"):
+            sketchlayers.load(path, into=network)
+        assert fingerprint(network) == before
+        network.train().eval()  # kept weights are formed anew
+        for name, value in network.outputs().items():
+            assert torch.equal(value, outputs[name]), name
+
+
+def test_a_recurrent_network_that_refuses_its_state_is_as_it_was(tmp_path: Path) -> None:
+    """It has its weights in a list, too."""
+    path = sketchlayers.save(nn.Sequential(nn.LSTM(3, 4)), tmp_path / "lstm.safetensors")
+    network = nn.Sequential(nn.LSTM(3, 4))
+    network.register_load_state_dict_post_hook(refuse)
+    before, expected = fingerprint(network), network(torch.ones(2, 3))[0]
+    with pytest.raises(RuntimeError, match="never"):
+        sketchlayers.load(path, into=network)
+    assert fingerprint(network) == before
+    assert torch.equal(network(torch.ones(2, 3))[0], expected)
+
+
+def test_a_device_that_is_not_there_changes_nothing(good: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "good.safetensors"
+    path.write_bytes(good)
+    for network in (Tiny().eval(), tiny()):
+        before = fingerprint(network)
+        for device in (f"cuda:{torch.cuda.device_count()}", "nowhere"):
+            message = rf"load: device must be one that PyTorch can use here \(got device='{device}"
+            with pytest.raises(RuntimeError, match=message):
+                sketchlayers.load(path, into=network, device=device)
+        assert fingerprint(network) == before
+
+
+def test_a_network_that_cannot_be_moved_is_as_it_was(good: bytes, tmp_path: Path) -> None:
+    class Heavy(Tiny):
+        """For which there is not enough memory on another device."""
+
+        def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Heavy:
+            super()._apply(fn, recurse)
+            raise MemoryError("never")
+
+    path = tmp_path / "good.safetensors"
+    path.write_bytes(good)
+    network = Heavy().eval()
+    network.norm.register_buffer("scratch", torch.ones(2), persistent=False)
+    before = fingerprint(network)
+    with pytest.raises(MemoryError, match="never"):
+        sketchlayers.load(path, into=network, device="cpu")
+    assert fingerprint(network) == before
+
+
+def test_a_layer_of_a_method_must_be_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own(nn.Linear):
+        pass
+
+    monkeypatch.setattr(methods, "compressed_layers", lambda: (Own,))
+    with pytest.raises(TypeError, match=r"got Own at '0'\); derive the class from .*Configured"):
+        sketchlayers.save(nn.Sequential(Own(2, 2)), tmp_path / "it.safetensors")
 
 
 def test_models_that_files_do_not_hold(tmp_path: Path) -> None:
@@ -351,9 +509,16 @@ def test_models_that_files_do_not_hold(tmp_path: Path) -> None:
     complex_buffer = nn.Module()
     complex_buffer.register_buffer("wave", torch.ones(2, dtype=torch.complex128))
     weight_normed = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
+    parametrised = nn.Sequential(SKLinear(4, 4, rank=1))
+    parametrize.register_parametrization(parametrised[0], "s1", nn.Identity())
     for model, kind, message in (
         (nn.Linear, TypeError, "model must be an nn.Module"),
-        (Own(4, 4, rank=1), TypeError, "must be of one of the classes .*got Own at 'the top'"),
+        (
+            Own(4, 4, rank=1),
+            TypeError,
+            r"must be of one of the classes .*got Own at 'the top'\); put the class, under a name",
+        ),
+        (parametrised, TypeError, r"\(got ParametrizedSKLinear at '0'\); remove its parametr"),
         (WithExtraState(2, 2), TypeError, "plain tensors .*got dict for '_extra_state'"),
         (nn.Linear(2, 2, device="meta"), ValueError, "must have values .*got none for 'weight'"),
         (nn.LazyLinear(3), TypeError, "plain tensors"),

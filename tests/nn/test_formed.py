@@ -15,6 +15,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.autograd import gradcheck
 from torch.export import Dim, export
 from torch.nn import functional
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sketchlayers import ops
 from sketchlayers.nn import (
@@ -234,6 +236,26 @@ def test_linear_layers_are_dense_ones_with_their_weight(kind: type) -> None:
         torch.testing.assert_close(layer.fold()(value), expected)
     with pytest.raises(RuntimeError, match="input_shape must be"):
         layer.multiply_adds((2, 11))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_dictionary_is_made_in_its_own_memory(dtype: torch.dtype) -> None:
+    """It may be several dense weights, and there is never a larger tensor beside it."""
+    layer = DictionaryConv2d(8, 12, 3, rank=20, num_columns=6, seed=1, dtype=dtype)
+    before, most = layer.dictionary.clone(), 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            nonlocal most
+            result = func(*args, **(kwargs or {}))
+            sizes = [x.nbytes for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+            most = max(most, *sizes, 0)
+            return result
+
+    with Largest():
+        layer.reset_signs()
+    assert most <= before.nbytes
+    assert torch.equal(layer.dictionary, before)
 
 
 @pytest.mark.parametrize("num_columns", [1, 3, 6])

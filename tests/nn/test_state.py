@@ -102,6 +102,8 @@ def test_a_state_dict_that_does_not_fit_leaves_the_seed():
     state = SKLinear(**LINEAR, seed=8).state_dict()
     with pytest.raises(RuntimeError, match=r"SKLinear: seed must be int64.*got dtype=.*float32"):
         layer.load_state_dict({name: value.float() for name, value in state.items()})
+    with pytest.raises(RuntimeError, match=r"SKLinear: seed must be in \[0, 2\*\*63\) \(got -8\)"):
+        layer.load_state_dict(state | {"seed": torch.tensor(-8)})
     assert layer._seed == int(layer.seed) == 7
     assert all(map(torch.equal, signs(layer), before))
 

@@ -29,9 +29,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 
 import sketchlayers
+from sketchlayers._sharded import whole
 from sketchlayers.compress._job import Job
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -200,6 +202,15 @@ def check_ddp_gives_all_the_first_ones_signs(rank: int, out: Path) -> None:
         assert torch.equal(model(IMAGES), first.eval()(IMAGES))
 
 
+def check_ddp_is_saved_as_the_network_in_it(rank: int, out: Path) -> None:
+    expected = compressed()
+    ddp = DistributedDataParallel(compressed())
+    path = sketchlayers.save(ddp, out / f"ddp-{rank}.safetensors")
+    assert_same(sketchlayers.load(path, into=Dense()), expected, rtol=0, atol=0)
+    with raises(TypeError, "load: into must be the network itself (got DistributedDataParallel"):
+        sketchlayers.load(path, into=ddp)
+
+
 def check_broadcast_model(rank: int, out: Path) -> None:
     torch.manual_seed(rank)
     model = compressed(Dense(), seed=None)
@@ -283,6 +294,24 @@ def check_a_sharded_network_is_saved_whole(rank: int, out: Path) -> None:
         )
         with raises(kind, text):
             sketchlayers.save(model, out / "full.safetensors")
+
+
+def check_the_first_process_alone_holds_the_whole(rank: int, out: Path) -> None:
+    gathered: list[StorageWeakRef] = []
+    held = [0]
+
+    def gather(value: Tensor) -> Tensor:
+        held.append(sum(not earlier.expired() for earlier in gathered))
+        result = whole(value)
+        if isinstance(value, DTensor):
+            gathered.append(StorageWeakRef(result.untyped_storage()))
+        return result
+
+    model = sharded(compressed())
+    with mock.patch("sketchlayers.checkpoint._save.whole", gather):
+        sketchlayers.save(model, out / "one-by-one.safetensors")
+    assert len(gathered) == len(list(model.parameters())) > 10
+    assert rank == 0 or max(held) <= 2, held  # the backend may hold one a moment longer
 
 
 def check_a_sharded_network_says_what_it_needs(rank: int, out: Path) -> None:

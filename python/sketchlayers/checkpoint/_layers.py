@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sketchlayers import methods
 from sketchlayers._files import shortened
@@ -18,9 +19,10 @@ from ._container import WrongFileError
 
 _PLAIN: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
 
-# What is made from the seed may need this many times the memory of the dense weight, in float32,
-# and these bytes: far more than any sensible layer, and a bound for a file of few bytes.
-_MOST_SEEDED = 64
+# What all layers together make from their seeds, and no file holds, may take this many times the
+# memory of the dense weights, and these bytes a layer, all in float32: what sensible layers need,
+# and a bound for a file of few bytes.
+_MOST_SEEDED = 16
 _SEEDED_BYTES = 2**20
 
 
@@ -38,6 +40,7 @@ def describe(model: nn.Module) -> dict[str, dict[str, Any]]:
 
     Raises:
         TypeError: a compressed layer of a class that files do not know.
+        ValueError: no file of these layers would be read.
     """
     known = kinds()
     described: dict[str, dict[str, Any]] = {}
@@ -49,15 +52,31 @@ def describe(model: nn.Module) -> dict[str, dict[str, Any]]:
                 continue
             raise TypeError(
                 "save: a compressed layer must be of one of the classes "
-                f"{', '.join(sorted(known))} (got {kind.__name__} at {name or 'the top'!r}; "
-                "remove a parametrisation before)"
+                f"{', '.join(sorted(known))} (got {kind.__name__} at {name or 'the top'!r}); "
+                f"{_remedy(layer)}"
             )
         if layer in first:
             described[name] = {"same_as": first[layer]}
             continue
         first[layer] = name
         described[name] = {"kind": kind.__name__, **_config(layer)}
+    try:
+        _check_seeded(first)
+    except WrongFileError as error:
+        raise ValueError(f"save: {error}") from error
     return described
+
+
+def _remedy(layer: nn.Module) -> str:
+    """What to do with a compressed layer that files do not know."""
+    if is_parametrized(layer):
+        return "remove its parametrisation before"
+    if not isinstance(layer, Configured):
+        return "derive the class from sketchlayers.nn.Configured, or fold the layer before"
+    return (
+        "put the class, under a name of its own, into the layers of a method and register that "
+        "(sketchlayers.methods.register), or fold the layer before"
+    )
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -99,6 +118,7 @@ def new_layers(model: nn.Module, described: Any) -> dict[str, nn.Module]:
     known = kinds()
     layers: tuple[type[nn.Module], ...] = (*_PLAIN, Configured)
     new: dict[str, nn.Module] = {}
+    after: list[nn.Module] = []
     for name, entry in described.items():
         if not isinstance(entry, dict):
             raise WrongFileError(f"the description of layer {name!r} must be a JSON object")
@@ -118,10 +138,11 @@ def new_layers(model: nn.Module, described: Any) -> dict[str, nn.Module]:
             )
         config = {key: value for key, value in entry.items() if key != "kind"}
         _check_sizes(name, kind, config, old)
-        if own_class(old) is kind and _config(old) == config:
-            continue
-        if issubclass(kind, Configured) or isinstance(old, Configured):
+        stays = own_class(old) is kind and _config(old) == config
+        if not stays and (issubclass(kind, Configured) or isinstance(old, Configured)):
             new[name] = _made(name, kind, config, old)
+        after.append(new.get(name, old))
+    _check_seeded(after)
     return new
 
 
@@ -132,10 +153,13 @@ def _take_again(
     modules: Mapping[str, nn.Module],
     new: dict[str, nn.Module],
 ) -> None:
-    if isinstance(source, str) and source in new:
+    """Puts what replaces a layer at its first place at another one, too."""
+    if not isinstance(source, str) or modules.get(source) is not old:
+        raise WrongFileError(
+            f"the network must have the same layer at {str(source)[:80]!r} and at {name!r}"
+        )
+    if source in new:
         new[name] = new[source]
-    elif not isinstance(source, str) or modules.get(source) is not old:
-        raise WrongFileError(f"the network must have the same layer at {source!r} and at {name!r}")
 
 
 def _check_sizes(
@@ -175,17 +199,28 @@ def _made(name: str, kind: type[nn.Module], config: dict[str, Any], old: nn.Modu
             f"the configuration of layer {name!r} is wrong "
             f"({type(error).__name__}: {shortened(error)})"
         ) from error
-    needed = _seeded_bytes(layer)
-    if needed > _MOST_SEEDED * 4 * _dense_entries(old) + _SEEDED_BYTES:
-        raise WrongFileError(f"layer {name!r} would need {needed:,} bytes besides its tensors")
     _train_alike(layer, old)
     return layer
 
 
-def _seeded_bytes(layer: nn.Module) -> int:
-    """Memory of the buffers that no file holds."""
+def _check_seeded(layers: Iterable[nn.Module]) -> None:
+    """Raises if layers hold too much besides their tensors; each of them is given once."""
+    needed = most = 0
+    for layer in layers:
+        needed += 4 * _seeded_entries(layer)
+        most += 4 * _MOST_SEEDED * _dense_entries(layer) + _SEEDED_BYTES
+    if needed > most:
+        raise WrongFileError(
+            f"its layers must need at most {most:,} bytes besides their tensors, {_MOST_SEEDED} "
+            f"times the dense weights and {_SEEDED_BYTES:,} for each (got {needed:,}; what a layer "
+            "makes from its seed shrinks with its rank, blocks and columns)"
+        )
+
+
+def _seeded_entries(layer: nn.Module) -> int:
+    """Of the buffers that no file holds, which have four bytes each: words of signs, or float32."""
     buffers = (layer._buffers[name] for name in layer._non_persistent_buffers_set)
-    return sum(buffer.nbytes for buffer in buffers if buffer is not None)
+    return sum(buffer.numel() for buffer in buffers if buffer is not None)
 
 
 def _dense_entries(layer: Any) -> int:

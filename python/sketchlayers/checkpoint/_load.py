@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sketchlayers._files import shortened
 from sketchlayers._sharded import has_shards
+from sketchlayers._wrapped import unwrapped
 
 from ._container import Container, Entry, WrongFileError, opened
 from ._match import match
@@ -68,7 +70,8 @@ def load(
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: torchvision is needed and not installed.
-        TypeError: ``into`` is no module.
+        RuntimeError: there is no such device here.
+        TypeError: ``into`` is no module, or ``DistributedDataParallel`` or the like around one.
         ValueError: the file is another one, damaged, or of a later version; or it does not fit the
             network. The network is as it was.
 
@@ -81,22 +84,25 @@ def load(
     """
     if into is not None and not isinstance(into, nn.Module):
         raise TypeError(f"load: into must be an nn.Module (got {type(into).__name__})")
-    place = None if device is None else torch.device(device)
-    if place is not None and into is not None and has_shards(into):
+    if into is not None and unwrapped(into) is not into:
+        # What wraps a network may hold its parameters, as a reducer of gradients does.
+        raise TypeError(
+            f"load: into must be the network itself (got {type(into).__name__} around it); load "
+            "into the network before it is wrapped or compiled"
+        )
+    if device is not None and into is not None and has_shards(into):
         raise ValueError(f"load: device must be None for a sharded network (got device={device!r})")
-    on_meta = place is not None and place.type == "meta"
+    place = None if device is None else _usable(device)
     path = _file(path)
     try:
         with opened(path) as container:
             part = _model_part(container)
             network = _network(part) if into is None else into
-            found = match(network, part, container.entries, has_values=not on_meta)
-            tensors = _without_values(container.entries) if on_meta else container.read()
+            found = match(network, part, container.entries, device=place)
+            tensors = container.read() if found.has_values else _without_values(container.entries)
+        model = found.take(tensors)
     except WrongFileError as error:
         raise ValueError(f"load: {path} cannot be loaded: {error}") from error
-    model = found.take(tensors)
-    if place is not None and not on_meta:
-        model = model.to(place)
     return model.eval() if into is None else model
 
 
@@ -126,6 +132,21 @@ def read_description(path: str | os.PathLike[str]) -> Description:
             )
     except WrongFileError as error:
         raise ValueError(f"read_description: {path} cannot be read: {error}") from error
+
+
+def _usable(device: torch.device | str | int) -> torch.device:
+    """The device, on which there can be tensors.
+
+    Raises:
+        RuntimeError: there is none here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # as builds of PyTorch do
+        raise RuntimeError(
+            f"load: device must be one that PyTorch can use here (got device={device!r}: "
+            f"{shortened(error)})"
+        ) from error
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

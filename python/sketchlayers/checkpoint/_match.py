@@ -31,7 +31,8 @@ class Match:
         state: tensors that the network then has in its state dict.
         sources: the stored tensor of each of them.
         channels_last: which of them lie in memory with the channels innermost.
-        has_values: False for a network that is to be on the meta device.
+        device: where all of the network is to be; None: where it has its own tensors, on the CPU
+            for those on meta.
     """
 
     model: nn.Module
@@ -39,10 +40,20 @@ class Match:
     state: Mapping[str, Tensor]
     sources: Mapping[str, str]
     channels_last: frozenset[str]
-    has_values: bool = True
+    device: torch.device | None = None
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the network is to have any; on the meta device there are none."""
+        return self.device is None or self.device.type != "meta"
 
     def take(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """The network with the new layers and these tensors; it is as it was if that fails."""
+        """The network with the new layers and these tensors; it is as it was if that fails.
+
+        Raises:
+            WrongFileError: a seed among the tensors is none.
+        """
+        self._check_seeds(tensors)
         if has_shards(self.model):
             return self._take_shards(tensors)
         replacements = {self.model.get_submodule(name): layer for name, layer in self.new.items()}
@@ -52,7 +63,18 @@ class Match:
                 self.model, replacements, inplace=self.model not in replacements
             )
             result.load_state_dict(values, assign=True)
+            if self.device is not None and self.has_values:
+                result.to(self.device)  # what no file holds
         return result
+
+    def _check_seeds(self, tensors: Mapping[str, Tensor]) -> None:
+        for place, module in _modules_after(self.model, self.new):
+            name = f"{_prefix(place)}seed"
+            if not isinstance(module, SeededModule) or name not in self.sources:
+                continue
+            seed = tensors[self.sources[name]]
+            if not seed.is_meta and int(seed) < 0:
+                raise WrongFileError(f"{name} must be in [0, 2**63) (got {int(seed)})")
 
     def _take_shards(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network with this process's part of the tensors, in the types that it has."""
@@ -92,16 +114,20 @@ class Match:
             device = next((t.device for t in (*old.parameters(), *old.buffers())), _CPU)
             for name in layer.state_dict(prefix=_prefix(place)):
                 devices[name] = device
-        if not self.has_values:
-            return dict.fromkeys(devices, _META)
+        if self.device is not None:
+            return dict.fromkeys(devices, self.device)
         return {name: _CPU if at.type == "meta" else at for name, at in devices.items()}
 
 
-_CPU, _META = torch.device("cpu"), torch.device("meta")
+_CPU = torch.device("cpu")
 
 
 def match(
-    model: nn.Module, part: Any, entries: Mapping[str, Entry], *, has_values: bool = True
+    model: nn.Module,
+    part: Any,
+    entries: Mapping[str, Entry],
+    *,
+    device: torch.device | None = None,
 ) -> Match:
     """Compares a file's header with a network; nothing is changed, and nothing allocated.
 
@@ -109,7 +135,7 @@ def match(
         model: the network as its class makes it, or compressed.
         part: the file's description of the model.
         entries: its tensors.
-        has_values: False if the network is to be on the meta device.
+        device: as of a `Match`; on meta the network has no values.
 
     Raises:
         WrongFileError: they do not fit each other, or the description is wrong.
@@ -131,14 +157,15 @@ def match(
     for name, own in state.items():
         _check_entry(name, own, entries[sources[name]])
     _check_ties(state, sources)
-    if has_values:
-        _check_kept_buffers(model, new)
     channels_last = part.get("channels_last", [])
     if not isinstance(channels_last, list) or not all(
         isinstance(name, str) and name in state and state[name].dim() == 4 for name in channels_last
     ):
         raise WrongFileError("its channels_last must be a list of tensors of four dimensions")
-    return Match(model, new, state, sources, frozenset(channels_last), has_values)
+    found = Match(model, new, state, sources, frozenset(channels_last), device)
+    if found.has_values:
+        _check_kept_buffers(model, new)
+    return found
 
 
 def _object(part: Any, key: str) -> dict[str, Any]:
@@ -167,6 +194,18 @@ def _state(model: nn.Module, new: Mapping[str, nn.Module]) -> dict[str, Tensor]:
             what = "a tensor with its sizes" if isinstance(value, Tensor) else "a tensor"
             raise WrongFileError(f"{name} must be {what} in the network")
     return state
+
+
+def _modules_after(
+    model: nn.Module, new: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that the network has with the new layers, by name."""
+    replaced = tuple(map(_prefix, new))
+    for name, module in model.named_modules():
+        if not (replaced and f"{name}.".startswith(replaced)):
+            yield name, module
+    for place, layer in new.items():
+        yield from layer.named_modules(prefix=place)
 
 
 def _check_one_for_each(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
@@ -208,9 +247,8 @@ def _check_ties(state: Mapping[str, Tensor], sources: Mapping[str, str]) -> None
 
 def _check_kept_buffers(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
     """No buffer that no file holds may be without values."""
-    replaced = tuple(map(_prefix, new))
-    for name, module in model.named_modules():
-        if isinstance(module, SeededModule) or (replaced and f"{name}.".startswith(replaced)):
+    for name, module in _modules_after(model, new):
+        if isinstance(module, SeededModule):
             continue
         for key in module._non_persistent_buffers_set:
             buffer = module._buffers.get(key)
@@ -236,11 +274,11 @@ def _as_it_was_on_failure(model: nn.Module) -> Iterator[None]:
             for key, (value, items) in attributes.items():
                 if items is not None:
                     value.clear()
-                    value.update(items)
+                    value.extend(items) if isinstance(value, list) else value.update(items)
                 vars(module)[key] = value
         raise
 
 
 def _copied(value: object) -> Any:
     """The items of what a module registers things in; None for any other attribute."""
-    return value.copy() if isinstance(value, dict | set) else None
+    return value.copy() if isinstance(value, dict | set | list) else None

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from sketchlayers._processes import Processes
 from sketchlayers._sharded import has_shards, whole
 from sketchlayers._torchvision import build_torchvision, torchvision_names
+from sketchlayers._wrapped import unwrapped
 from sketchlayers.compress.report import Report
 from sketchlayers.nn._geometry import memory_format
 
@@ -41,7 +42,8 @@ def save(
     ``fully_shard`` has shared out call it in all of them: the first one writes the whole.
 
     Args:
-        model: any module; tensors on any device.
+        model: any module; tensors on any device. Of ``DistributedDataParallel``, ``DataParallel``
+            and ``torch.compile`` the network inside.
         path: of the file; in a folder that exists it is called ``model.safetensors``, as the
             Hugging Face Hub has it.
         architecture: of a network of torchvision, so that the file is enough to make it again: its
@@ -66,12 +68,14 @@ def save(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"save: model must be an nn.Module (got {type(model).__name__})")
+    model = unwrapped(model)
     path = Path(path)
     path = path / FILE_IN_FOLDER if path.is_dir() else path
     processes = Processes("save", join=has_shards(model))
     with processes.together("writing"):
-        tensors, parts = _contents(model, architecture, reports)
-        if processes.rank == 0:
+        writes = processes.rank == 0
+        tensors, parts = _contents(model, architecture, reports, with_values=writes)
+        if writes:
             write(path, tensors, parts)
     return path
 
@@ -80,9 +84,11 @@ def _contents(
     model: nn.Module,
     architecture: str | Mapping[str, Any] | None,
     reports: Report | Iterable[Report | Mapping[str, Any]],
+    *,
+    with_values: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file, and its JSON objects."""
-    tensors, aliases = _stored(model)
+    """The tensors of a file, and its JSON objects; without values, tensors on the meta device."""
+    tensors, aliases = _stored(model, "cpu" if with_values else "meta")
     part: dict[str, Any] = {"layers": describe(model)}
     if aliases:
         part["aliases"] = aliases
@@ -92,12 +98,16 @@ def _contents(
         part["architecture"] = _checked(architecture, part, tensors)
     told = [reports] if isinstance(reports, Report) else reports
     listed = [one.to_dict() if isinstance(one, Report) else dict(one) for one in told]
-    contiguous = {name: x.cpu().contiguous() for name, x in tensors.items()}
+    contiguous = {name: x.contiguous() for name, x in tensors.items()}
     return contiguous, {"model": part} | ({"reports": listed} if listed else {})
 
 
-def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor under its first name, and the other names with the first one of each."""
+def _stored(model: nn.Module, device: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor under its first name, and the other names with the first one of each.
+
+    Sharded ones are gathered and brought to the device one by one, so that no GPU needs memory for
+    the whole network.
+    """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -108,7 +118,7 @@ def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         first[id(value)] = name
         value = whole(value)
         _check_tensor(name, value)
-        tensors[name] = value.detach()
+        tensors[name] = value.detach().to(device)
     return tensors, aliases
 
 

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._config import Configured, dense_arguments
     from ._sketch import Plan
     from .conv import SKConv2d
     from .cp import CPConv2d
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "CPConv2d": "cp",
+    "Configured": "_config",
     "DictionaryConv2d": "dictionary",
     "DictionaryLinear": "dictionary",
     "FreshConv2d": "fresh",
@@ -34,10 +36,12 @@ _PUBLIC = {
     "SKConv2d": "conv",
     "SKLinear": "linear",
     "TuckerConv2d": "tucker",
+    "dense_arguments": "_config",
 }
 
 __all__ = [
     "CPConv2d",
+    "Configured",
     "DictionaryConv2d",
     "DictionaryLinear",
     "FreshConv2d",
@@ -49,6 +53,7 @@ __all__ = [
     "SKConv2d",
     "SKLinear",
     "TuckerConv2d",
+    "dense_arguments",
 ]
 
 

@@ -17,7 +17,13 @@ _NO_PART = frozenset({"covariance", "device", "dtype", "rate", "seed"})
 
 
 class Configured(nn.Module):
-    """A layer that tells its configuration and is made from one."""
+    """A layer that tells its configuration and is made from one, so that files can hold it.
+
+    The base of all compressed layers, and of a layer of one's own that `sketchlayers.save` is to
+    write. Such a layer has the constructor of ``nn.Conv2d`` or ``nn.Linear`` with more arguments,
+    keeps the arguments as attributes of the same names, pairs whole, and tells the others by
+    `options`. A file holds it if a registered method has its class among its ``layers``.
+    """
 
     def config(self) -> dict[str, Any]:
         """Arguments of the constructor for a layer of this kind and these sizes.
@@ -25,7 +31,7 @@ class Configured(nn.Module):
         Those that are at their defaults are left out, and so are device, dtype and seed, which the
         tensors of a state dict tell. All values are such as JSON has; pairs are lists.
         """
-        return configuration(type(self), dense_arguments(self) | self._options())
+        return configuration(type(self), dense_arguments(self) | self.options())
 
     @classmethod
     def from_config(
@@ -40,20 +46,26 @@ class Configured(nn.Module):
         seed = {"seed": 0} if _takes_seed(cls) else {}
         return cls(**config, **seed, device=device)
 
-    def _options(self) -> dict[str, Any]:
-        """Arguments of the constructor that the plain layer does not have, by name."""
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor that the plain layer does not have, by name.
+
+        Their values are such as JSON has; pairs may be tuples.
+        """
         raise NotImplementedError
 
     def _options_repr(self) -> list[str]:
         """Those that are not at their defaults, for ``extra_repr``."""
         return [
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in _without_defaults(type(self), self._options()).items()
+            for name, value in _without_defaults(type(self), self.options()).items()
         ]
 
 
 def dense_arguments(layer: Any) -> dict[str, Any]:
-    """Arguments of the ``nn.Conv2d`` or ``nn.Linear`` of a layer's sizes; it may be one itself."""
+    """Arguments of the ``nn.Conv2d`` or ``nn.Linear`` of a layer's sizes; it may be one itself.
+
+    All but device and dtype, by name; pairs are tuples.
+    """
     if hasattr(layer, "in_features"):
         sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
     else:

@@ -36,7 +36,8 @@ class HashedLayer(FormedLayer):
         """``K``."""
         return len(self.values)
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """As `Configured.options`."""
         return {"buckets": self.buckets}
 
     def _shared(self, values: Tensor) -> Tensor:

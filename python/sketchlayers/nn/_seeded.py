@@ -72,13 +72,13 @@ class SeededModule(Configured):
         return _checked_seed(type(self).__name__, int(self.seed))
 
     @torch.no_grad()
-    def _restore_seeded(self) -> None:
+    def _restore_seeded(self, *, in_place: bool = True) -> None:
         """Make the seed's buffer and all that follows from it anew, from the mirrored seed."""
         seeded = self._make_seeded()
         for name, value in seeded.items():
             old = self._buffers[name]
             # Writing in place keeps captured CUDA graphs and shared memory true.
-            if old is not None and _alike(old, value):
+            if in_place and old is not None and _alike(old, value):
                 old.copy_(value)
             else:
                 setattr(self, name, value)
@@ -116,14 +116,18 @@ class SeededModule(Configured):
         )
         loaded = state_dict.get(prefix + "seed")
         if isinstance(loaded, Tensor) and not loaded.is_meta and len(error_msgs) == errors:
-            if loaded.dtype == torch.int64:
-                self._seed = int(loaded)
-            else:
+            owner, name = type(self).__name__, f"{prefix}seed"
+            if loaded.dtype != torch.int64:
                 error_msgs.append(
-                    f"{type(self).__name__}: {prefix}seed must be int64, or its bits are lost "
+                    f"{owner}: {name} must be int64, or its bits are lost "
                     f"(got dtype={loaded.dtype})"
                 )
-        self._restore_seeded()
+            elif int(loaded) < 0:
+                error_msgs.append(f"{owner}: {name} must be in [0, 2**63) (got {int(loaded)})")
+            else:
+                self._seed = int(loaded)
+        # With ``assign=True`` tensors are replaced, and the old ones keep their values.
+        self._restore_seeded(in_place=not local_metadata.get("assign_to_params_buffers", False))
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:

@@ -491,7 +491,8 @@ class SketchLayer(WeightCache):
         layer.path = config.get("path", "auto")
         return layer
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """As `Configured.options`."""
         return {
             "rank": self.rank,
             "num_sketches": self.num_sketches,

@@ -140,7 +140,7 @@ class DictionaryLayer(FormedLayer):
         n = self._patch
         if covariance is None:
             alone = torch.ones(1, 1, dtype=torch.float64)
-            self.dictionary.copy_(self._regression_by_channel(alone))
+            self.dictionary.copy_(self._regression_by_channel(alone, self.dictionary.dtype))
             return
         check_shape(owner, "covariance", covariance, [(n, n), (self._groups, n, n)])
         kernels = as_moment(owner, "covariance", covariance).expand(self._groups, n, n)
@@ -161,13 +161,15 @@ class DictionaryLayer(FormedLayer):
         place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
         place = place.reshape(height * width, 2)
         taps = torch.exp(-torch.cdist(place, place).square() / (2 * self.length**2))
-        return {"dictionary": self._regression_by_channel(taps).to(self.coefficients)}
+        made = self._regression_by_channel(taps, self.coefficients.dtype)
+        return {"dictionary": made.to(self.coefficients.device)}
 
-    def _regression_by_channel(self, kernel: Tensor) -> Tensor:
+    def _regression_by_channel(self, kernel: Tensor, dtype: torch.dtype) -> Tensor:
         """As `_regression`, for a kernel ``(taps, taps)`` within each channel and none between."""
-        taps = len(kernel)
-        columns = []
-        for column in range(self._groups * self.num_columns):
+        taps, columns = len(kernel), self._groups * self.num_columns
+        # Of its final type: it may be several times the dense weight, and twice that in float64.
+        made = torch.zeros(columns, self.rank, self._patch // taps, taps, dtype=dtype)
+        for column, rows in enumerate(made):
             chosen = self._chosen(column)
             is_chosen = torch.zeros(self._patch, dtype=torch.float64)
             is_chosen[chosen] = 1
@@ -175,22 +177,20 @@ class DictionaryLayer(FormedLayer):
             system = kernel * mask * mask.mT + self.ridge * torch.eye(taps, dtype=torch.float64)
             weights = torch.linalg.solve(system, kernel * mask)
             channel, tap = chosen // taps, chosen % taps
-            rows = torch.zeros(len(chosen), *mask.shape[:2], dtype=torch.float64)
-            rows[torch.arange(len(chosen)), channel] = weights[channel, tap]
-            columns.append(rows.flatten(1))
-        return torch.stack(columns).unflatten(0, (self._groups, self.num_columns))
+            rows[torch.arange(len(chosen)), channel] = weights[channel, tap].to(dtype)
+        return made.reshape(self.dictionary.shape)
 
     def _regression(self, kernels: Tensor) -> Tensor:
-        """``(K_aa + ridge I)^-1 K_a``, for each group's kernel ``K (n, n)``; float64."""
-        columns = []
+        """``(K_aa + ridge I)^-1 K_a``, for each group's kernel ``K (n, n)`` in float64."""
+        made = torch.empty_like(self.dictionary)
         for group, kernel in enumerate(kernels):
             for column in range(self.num_columns):
                 chosen = self._chosen(group * self.num_columns + column).to(kernel.device)
                 rows = kernel[chosen]
                 square = rows[:, chosen].clone()
                 square.diagonal().add_(self.ridge)
-                columns.append(torch.linalg.solve(square, rows))
-        return torch.stack(columns).unflatten(0, (self._groups, self.num_columns))
+                made[group, column] = torch.linalg.solve(square, rows)
+        return made
 
     def _chosen(self, column: int) -> Tensor:
         """The inputs at which a column's features are known: ``m`` of ``n``, in random order."""
@@ -224,7 +224,8 @@ class DictionaryLayer(FormedLayer):
         error = overall_error(groups, [fit.relative_error for fit in fits])
         return FormedFit(coefficients.flatten(0, 2), error)
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """As `Configured.options`."""
         return {
             "rank": self.rank,
             "num_columns": self.num_columns,

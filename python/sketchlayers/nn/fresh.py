@@ -207,8 +207,9 @@ class FreshConv2d(HashedLayer, FormedConv2d):
         }
         return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
 
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {"alpha": self.alpha, "beta": self.beta}
+    def options(self) -> dict[str, Any]:
+        """As `Configured.options`."""
+        return super().options() | {"alpha": self.alpha, "beta": self.beta}
 
 
 MOST_TAPS = 256

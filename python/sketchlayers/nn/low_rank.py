@@ -148,7 +148,8 @@ class LowRankLinear(FactoredLayer):
             f"bias={self.bias is not None}, rank={self.rank}, rate={self.rate:.3g}"
         )
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """As `Configured.options`."""
         return {"rank": self.rank}
 
 

@@ -155,7 +155,8 @@ class LowRankConv2d(FactoredConv2d):
         arguments = geometry.arguments() | {"rank": rank}
         return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """As `Configured.options`."""
         return {"rank": self.rank}
 
 

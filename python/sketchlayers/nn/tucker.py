@@ -175,7 +175,8 @@ class TuckerConv2d(FactoredConv2d):
         arguments = geometry.arguments() | {"ranks": ranks}
         return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """As `Configured.options`."""
         return {"ranks": self.ranks}
 
 
