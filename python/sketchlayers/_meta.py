@@ -26,8 +26,10 @@ class WithoutValues(TorchFunctionMode):
     ) -> Any:
         if func is torch.empty and (kwargs or {}).get("device") is None:
             return func(*args, **{**(kwargs or {}), "device": "meta"})
-        if args and isinstance(args[0], Tensor) and args[0].is_meta and _fills(func.__name__):
-            return args[0]
+        # `torch.nn.init` hands its tensor on by name.
+        filled = args[0] if args else (kwargs or {}).get("tensor")
+        if isinstance(filled, Tensor) and filled.is_meta and _fills(func.__name__):
+            return filled
         return func(*args, **(kwargs or {}))
 
 

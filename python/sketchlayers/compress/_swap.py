@@ -110,7 +110,7 @@ def _replace_inplace(model: nn.Module, replacements: Mapping[nn.Module, nn.Modul
     ]
     # New layers share these with the old ones, and add hooks of their own.
     hooks = [getattr(old, kind) for old in replacements for kind in _HOOKS]
-    before = [registered.copy() for registered in hooks]
+    before = [dict(registered) for registered in hooks]
     try:
         for old, new in replacements.items():
             _carry_over(old, new, None)
