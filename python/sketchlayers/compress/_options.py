@@ -21,8 +21,8 @@ Rate = float | tuple[str, float]
 _EXAMPLES = """examples:
   sketchlayers compress resnet50 --weights FILE --calibration DIR --rate 0.5 \\
       --out small.safetensors --plot errors.png
-  sketchlayers compress small.safetensors --rate 0.8 --out smaller.safetensors \\
-      --calibration DIR --refine --finetune 5 --train DIR --val DIR
+  sketchlayers compress resnet50 --weights FILE --calibration DIR --rate 0.3 \\
+      --out smaller.safetensors --refine --finetune 5 --train DIR --val DIR
 """
 
 
@@ -150,7 +150,8 @@ def _add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="folder of images, at any depth: layers are fitted to what these make of them; or a "
-        "file of `sketchlayers calibrate`, which does without all that follows but --allocation",
+        "file of `sketchlayers calibrate`, which does without --images, --sequential, "
+        "--sensitivity, --reestimate-batch-norm and --refine",
     )
     _add_image_arguments(add)
     add(

@@ -106,9 +106,9 @@ def compress(
 
     Args:
         model: any module. It is not changed, unless ``inplace``.
-        method: "sketch", "svd", "tucker2", "cp", "auto" (each layer takes the best of several), or
-            a config object such as ``methods.Sketch(mixing="channel")``. None: "auto" with
-            calibration, else "sketch".
+        method: "sketch", "svd", "tucker2", "cp", "lowrank", "dictionary", "hashednet", "freshnet",
+            "auto" (each layer takes the best of several), or a config object such as
+            ``methods.Sketch(mixing="channel")``. None: "auto" with calibration, else "sketch".
         rate: parameters after / before. A number in (0, 1] is the rate of the whole model,
             everything counted. A dict {name or glob pattern: rate} gives layers their own rates
             (nearest whole rank, at least 1; a full name goes before a pattern) and leaves all
@@ -120,7 +120,7 @@ def compress(
         calibration: batches of images (tensors, tuples that begin with them, or dicts), a few
             thousand images in all, or the `Calibration` of some. The latter does without
             everything that needs the images themselves: ``sequential``, ``sensitivity``,
-            ``refine``.
+            ``reestimate_batch_norm``, ``refine``, and the report's ``output_change``.
         example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of
             keyword arguments. A copy of the model runs on it once, in eval mode. It makes known the
             order of execution, the multiply-adds, and which layers are never called. None: the

@@ -62,7 +62,7 @@ class Method(ABC):
         second_moment: Tensor | None = None,
         sensitivity: Tensor | None = None,
     ) -> nn.Module:
-        """The replacement, on the layer's device, in its dtype, memory format and mode.
+        """The replacement, on the layer's device, in its dtype, memory format, mode, requires_grad.
 
         Args:
             layer: the layer to replace; it is not changed.
