@@ -11,6 +11,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
+from ._autocast import autocast_type
 from ._seeded import SeededModule
 
 # Where a data pointer and a version counter say all there is to say about a tensor's values.
@@ -181,7 +182,7 @@ class WeightCache(SeededModule):
             return None
         if decision is None and not self._decide(input):
             return None
-        lowered = _autocast_type(input) if torch._C._is_any_autocast_enabled() else None
+        lowered = autocast_type(input.device.type) if torch._C._is_any_autocast_enabled() else None
         kept = self._kept
         key = self._weight_key(lowered)
         if kept is None or kept.key != key:
@@ -284,19 +285,11 @@ def _current_stream(tensor: Tensor) -> int:
     return int(torch._C._cuda_getCurrentRawStream(tensor.get_device()))
 
 
-def _autocast_type(input: Tensor) -> torch.dtype | None:
-    """The type that autocast computes in on the input's device; ``None`` where it is off."""
-    device = input.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
-
-
 def _unified(input: Tensor, weight: Tensor) -> bool:
     """Whether autocast brings input and weight to one type, as it does for the operator."""
     return (
         torch._C._is_any_autocast_enabled()
-        and _autocast_type(input) is not None
+        and autocast_type(input.device.type) is not None
         and input.is_floating_point()
         and torch.float64 not in (input.dtype, weight.dtype)
     )

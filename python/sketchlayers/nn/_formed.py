@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -301,14 +300,6 @@ class FormedLinear(FormedLayer):
             f"bias={self.bias is not None}",
         ]
         return ", ".join([*parts, *self._options_repr(), f"rate={self.rate:.3g}"])
-
-
-def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """No autocast on the tensor's device: a weight is rounded once, by what computes with it."""
-    device = tensor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
 
 
 def formed_conv_multiply_adds(

@@ -19,6 +19,7 @@ from sketchlayers.decompose._checks import check_finite
 from sketchlayers.ops import Mixing, Path
 
 from . import _onnx
+from ._autocast import autocast_type
 from ._cache import WeightCache
 from ._checks import checked_rate, one_of, whole_number
 from ._factored import sensitivity_by_group
@@ -368,13 +369,9 @@ class SketchLayer(WeightCache):
         )
 
     def _computed_type(self) -> str:
-        dtype, device = self.s1.dtype, self.s1.device.type
-        if (
-            dtype != torch.float64
-            and torch.amp.is_autocast_available(device)
-            and torch.is_autocast_enabled(device)
-        ):
-            dtype = torch.get_autocast_dtype(device)
+        dtype = self.s1.dtype
+        if dtype != torch.float64:
+            dtype = autocast_type(self.s1.device.type) or dtype
         return str(dtype).removeprefix("torch.")
 
     def _prefers_kept_weight(self, input: Tensor) -> bool:

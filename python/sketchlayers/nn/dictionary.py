@@ -19,6 +19,7 @@ from sketchlayers import decompose, ops
 from sketchlayers.decompose._checks import check_shape
 from sketchlayers.decompose._norm import as_moment
 
+from ._autocast import full_precision
 from ._checks import number_above, one_of, refuse_other_layers, whole_number
 from ._factored import Group, overall_error
 from ._formed import (
@@ -27,7 +28,6 @@ from ._formed import (
     FormedLayer,
     FormedLinear,
     Init,
-    full_precision,
     number_or_rate,
 )
 from ._geometry import Geometry, PaddingMode
