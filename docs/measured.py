@@ -285,6 +285,60 @@ def peers() -> str:
     )
 
 
+# ------------------------------------------------------------------------------------- exported
+
+
+def exported() -> str:
+    """One image at a time by runtime and method."""
+    rows = results("export_latency_cpu_amd_epyc")
+    titles = {
+        "resnet18": "ResNet-18",
+        "googlenet": "GoogLeNet",
+        "resnet50": "ResNet-50",
+        "aoti": "AOTInductor",
+        "onnx": "ONNX Runtime",
+    }
+    methods = tuple(dict.fromkeys(row["method"] for row in rows))
+
+    def cell(found: Row) -> str:
+        speed, low, high = (float(found[key]) for key in ("speed", "speed_low", "speed_high"))
+        return f"{speed:.2f} ({low:.2f} to {high:.2f})"
+
+    cases = dict.fromkeys((row["network"], row["runtime"]) for row in rows)
+    return table(
+        ["network", "runtime", "dense", *(f"`{method}`" for method in methods)],
+        (
+            [
+                titles[network],
+                titles[runtime],
+                f"{float(own[0]['dense_ms']):.0f} ms",
+                *(cell(one(own, method=method)) for method in methods),
+            ]
+            for network, runtime in cases
+            for own in [chosen(rows, network=network, runtime=runtime)]
+        ),
+    )
+
+
+def quantized() -> str:
+    """Accuracy and bytes with weights and activations of 8 bits."""
+    return table(
+        ["method", "form", "float32 %", "int8 %", "difference", "bytes", "int8 bytes"],
+        (
+            [
+                "none" if row["method"] == "dense" else f"`{row['method']}`",
+                row["form"],
+                f"{float(row['accuracy']):.1f}",
+                f"{float(row['int8_accuracy']):.1f}",
+                f"{float(row['difference']):+.1f} ± {float(row['standard_error']):.1f}",
+                f"{int(row['bytes']):,}",
+                f"{int(row['int8_bytes']):,}",
+            ]
+            for row in results("int8_cpu_amd_epyc")
+        ),
+    )
+
+
 # -------------------------------------------------------------------------------------- decision
 
 
@@ -378,7 +432,17 @@ def decision() -> str:
 
 TABLES = {
     function.__name__: function
-    for function in (decision, zero_shot, scratch, cost, layer_speed, networks, peers)
+    for function in (
+        decision,
+        zero_shot,
+        scratch,
+        cost,
+        layer_speed,
+        networks,
+        peers,
+        exported,
+        quantized,
+    )
 }
 
 
