@@ -182,12 +182,12 @@ sanitize: sanitize-address sanitize-thread ## C++ tests, kernel tests and fuzzin
 sanitize-address: $(STAMPS)/installed $(STAMPS)/googletest
 	cmake -S . -B $(SANITIZE)/address $(SANITIZE_CMAKE) "-DSKETCHLAYERS_SANITIZE=address;undefined"
 	ASAN_OPTIONS=detect_leaks=0 cmake --build $(SANITIZE)/address
-	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(SANITIZE)/address --output-on-failure -E "^(install|examples|other_pytorch)$$"
+	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(SANITIZE)/address --parallel 2 --output-on-failure -E "^(install|examples|other_pytorch)$$"
 	rm -rf $(SANITIZE)/python && mkdir -p $(SANITIZE)/python && cp -r python/sketchlayers $(SANITIZE)/python
 	cp $(SANITIZE)/address/libsketchlayers.so $(SANITIZE)/python/sketchlayers
 	$(ADDRESS_ENV) $(PY) tests/ops/fuzz.py --seconds $(FUZZ_SECONDS)
 	$(ADDRESS_ENV) $(PY) tests/checkpoint/fuzz.py --seconds $(FUZZ_SECONDS)
-	$(ADDRESS_ENV) $(PY) -m pytest tests/ops/test_cpu_kernels.py
+	$(ADDRESS_ENV) $(PY) -m pytest $(IN_PARALLEL) tests/ops/test_cpu_kernels.py
 
 # Threads of OpenMP, whose runtime the sanitizer does not know, are left out: one for each caller.
 sanitize-thread: $(STAMPS)/environment $(STAMPS)/googletest
