@@ -193,7 +193,8 @@ sanitize-address: $(STAMPS)/installed $(STAMPS)/googletest
 sanitize-thread: $(STAMPS)/environment $(STAMPS)/googletest
 	cmake -S . -B $(SANITIZE)/thread $(SANITIZE_CMAKE) -DSKETCHLAYERS_SANITIZE=thread
 	cmake --build $(SANITIZE)/thread --target threads_test
-	OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(SANITIZE)/thread/tests/cpp/threads_test
+	OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1:suppressions=tests/cpp/thread_sanitizer.supp \
+		$(SANITIZE)/thread/tests/cpp/threads_test
 
 # The bounds that _version.py and pyproject.toml state, in an environment of its own.
 OLDEST := torch==2.11.0 torchvision==0.26.0

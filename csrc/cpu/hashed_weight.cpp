@@ -20,8 +20,10 @@ constexpr int kBlocks = 16;  // hashed at once, in the lanes of vector instructi
 constexpr int kHashes = kBlocks * kHashesPerBlock;
 constexpr int64_t kGrain = 1 << 14;  // entries that are worth a thread
 
-// Compiled for several instruction sets, of which the loader picks what the processor has.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+// Compiled for several instruction sets, of which the loader picks what the processor has. The
+// thread sanitizer would be called by what picks, before it has begun.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__)
 #define SKETCHLAYERS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define SKETCHLAYERS_CLONES
