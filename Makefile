@@ -198,10 +198,10 @@ sanitize-thread: $(STAMPS)/environment $(STAMPS)/googletest
 
 # The bounds that _version.py and pyproject.toml state, in an environment of its own.
 OLDEST := torch==2.11.0 torchvision==0.26.0
-oldest: ## builds with the oldest PyTorch and packages and runs the tests of operators, layers and files
+oldest: ## builds with the oldest PyTorch and packages and runs the tests of what users build on
 	BOUNDS=lowest $(MAKE) VENV=.venv-oldest TORCH="$(OLDEST)" build
-	.venv-oldest/bin/python -m pytest $(IN_PARALLEL) tests/ops tests/nn tests/checkpoint \
-		--ignore tests/ops/test_fuzz.py $(PYTEST)
+	.venv-oldest/bin/python -m pytest $(IN_PARALLEL) tests/ops tests/nn tests/checkpoint tests/export \
+		tests/processes --ignore tests/ops/test_fuzz.py $(PYTEST)
 
 # ------------------------------------------------------------------------------------------ rest
 

@@ -67,7 +67,7 @@ def sketched_weight(layer: SketchLayer) -> Tensor:
     by_inputs = s1.reshape(groups, rows, blocks, -1).transpose(1, 2)
     weight = (a.transpose(-1, -2) @ by_inputs).transpose(1, 2).reshape(groups, outputs, patch)
     b = _input_signs(layer, dtype).unflatten(1, (blocks, -1))
-    by_outputs = layer.scale * s2.reshape(groups, blocks, -1, rows * positions)
+    by_outputs = _scaled(s2.reshape(groups, blocks, -1, rows * positions), layer.scale)
     if layer.mixing == "spatial":
         second = by_outputs @ b
     else:
@@ -77,7 +77,7 @@ def sketched_weight(layer: SketchLayer) -> Tensor:
     if layer.frame is not None:
         weight = weight * _signs(layer, "frame_signs").to(dtype)
     if layer.base is not None:
-        weight = weight + _signs(layer, "base_signs").to(dtype) * math.sqrt(2 / patch)
+        weight = weight + _scaled(_signs(layer, "base_signs").to(dtype), math.sqrt(2 / patch))
     return weight.reshape(-1, layer._group_inputs, *layer._kernel).to(layer.s1.dtype)
 
 
@@ -94,7 +94,7 @@ def sketched_conv2d(layer: SKConv2d, input: Tensor, padding: tuple[int, int]) ->
     filtered = F.conv2d(input, s1, None, *geometry, groups * blocks)
     first = F.conv2d(filtered, a, layer.bias, groups=groups)
     mixed = F.conv2d(input, b, groups=groups)
-    return first + F.conv2d(mixed, layer.s2 * layer.scale, None, *geometry, groups * blocks)
+    return first + F.conv2d(mixed, _scaled(layer.s2, layer.scale), None, *geometry, groups * blocks)
 
 
 def sketched_linear(layer: SKLinear, input: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def sketched_linear(layer: SKLinear, input: Tensor) -> Tensor:
     blocks = layer.blocks
     a = _output_signs(layer, layer.s1.dtype)[0]
     b = _input_signs(layer, layer.s1.dtype)[0]
-    s2 = layer.s2 * layer.scale
+    s2 = _scaled(layer.s2, layer.scale)
     if blocks == 1:
         inner = F.linear(input, torch.cat([layer.s1, b]))
         return F.linear(inner, torch.cat([a.t(), s2], 1), layer.bias)
@@ -135,9 +135,14 @@ def hashed_weight(
     return both.index_select(0, constant(places).flatten()).reshape(rows, columns)
 
 
+def _scaled(tensor: Tensor, factor: float) -> Tensor:
+    """Times a number of the tensor's type: PyTorch 2.11's exporter cannot promote half types."""
+    return tensor * torch.full((), factor, dtype=tensor.dtype, device=tensor.device)
+
+
 def _output_signs(layer: SketchLayer, dtype: torch.dtype) -> Tensor:
     """``c A`` transposed: ``(groups, blocks * l * k, d1 / groups)``."""
-    return _signs(layer, "u1").to(dtype) * (layer.scale / math.sqrt(layer.rank))
+    return _scaled(_signs(layer, "u1").to(dtype), layer.scale / math.sqrt(layer.rank))
 
 
 def _input_signs(layer: SketchLayer, dtype: torch.dtype) -> Tensor:
