@@ -6,7 +6,8 @@
 #   TORCH="torch ..."   what to install when there is no PyTorch yet
 #   DATA=folder         CIFAR-10, for `make demo` and for the figures of `make gpu`
 #   PYTEST="-k name"    more arguments for pytest
-#   FORCE_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see setup.py
+#   FORCE_CUDA=1        compile the CUDA kernels although this machine has no GPU
+#   CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see setup.py
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,14 +19,25 @@ PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 STAMPS := $(if $(VENV),$(VENV),build)/.stamps
 export PATH := $(if $(VENV),$(abspath $(VENV)/bin):)$(PATH)
 
+# The folder of object files, which pip's build, the C++ tests and the next build share.
+BUILD := build/$(if $(VENV),$(patsubst .%,%,$(notdir $(VENV))),system)
+export SKETCHLAYERS_BUILD_DIR := $(abspath $(BUILD))
+
 LIBRARY := python/sketchlayers/libsketchlayers.so
-SOURCES := setup.py pyproject.toml python/sketchlayers/_toolkit.py \
-	python/sketchlayers/_version.py $(shell find csrc -type f 2>/dev/null)
-CPP_FILES = $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := setup.py pyproject.toml CMakeLists.txt python/sketchlayers/_toolkit.py \
+	python/sketchlayers/_version.py $(shell find csrc cmake -type f 2>/dev/null)
+CPP_FILES = $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Runs a command and says every ten seconds that it still runs: $(call alive,what it does,command).
+define alive
+	@echo "$(1) ..."; \
+	(seconds=0; while sleep 10; do seconds=$$((seconds + 10)); echo "  $(1): $$seconds s"; done) & \
+	beat=$$!; trap 'kill $$beat 2> /dev/null' EXIT; $(2)
+endef
 
 # ----------------------------------------------------------------------- environment and build
 
@@ -49,7 +61,7 @@ define TOOLKIT
 import sys, torch
 sys.path.insert(0, "python/sketchlayers")
 import _toolkit
-if torch.version.cuda and _toolkit.choose(torch.version.cuda).toolkit is None:
+if torch.version.cuda and _toolkit.choose(torch.version.cuda, gpus=[(9, 0)]).toolkit is None:
     print(_toolkit.toolkit_requirement(torch.version.cuda))
 endef
 export TOOLKIT
@@ -57,17 +69,22 @@ export TOOLKIT
 $(STAMPS)/environment: pyproject.toml
 	@mkdir -p $(@D)
 ifneq ($(VENV),)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"sketchlayers needs Python 3.11 or newer: make PYTHON=/path/to/it ...")'
-	$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); exit 1; } # or the next attempt would take half of one for a whole
-	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -c "$$REQUIREMENTS" dev experiments > $(STAMPS)/requirements.txt
-	$(PY) -m pip install --quiet -r $(STAMPS)/requirements.txt
+	$(call alive,installing PyTorch,$(PY) -m pip install $(TORCH))
+	@$(PY) -c "$$REQUIREMENTS" dev experiments > $(STAMPS)/requirements.txt
+	$(call alive,installing the other packages,$(PY) -m pip install -r $(STAMPS)/requirements.txt)
 endif
 	@touch $@
 
-INSTALL = $(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+# First by itself, so that the compiler's progress is seen; pip hides it and finds all done.
+define install
+	$(call alive,compiling,$(PY) setup.py --quiet build_ext --inplace)
+	$(call alive,installing sketchlayers,$(PY) -m pip install --quiet --no-build-isolation --no-deps \
+		--editable .)
+endef
 
 # What was asked of the build; the file is touched only when the answer changes.
 CONFIGURATION = $(FORCE_CUDA) $(CUDA_HOME) $(TORCH_CUDA_ARCH_LIST)
@@ -78,35 +95,38 @@ $(STAMPS)/configuration: always
 
 # A library newer than the stamp was built by another environment, or by hand.
 $(STAMPS)/installed: $(STAMPS)/environment $(STAMPS)/configuration $(SOURCES) $(LIBRARY)
-	$(INSTALL)
+	$(install)
 	@touch $@
 
 $(LIBRARY): ;
 
 .PHONY: build toolkit
 build: $(STAMPS)/environment ## set up the environment and compile what changed
-	$(INSTALL)
+	$(install)
 	@touch $(STAMPS)/installed
 
 toolkit: $(STAMPS)/environment ## get nvcc from the package index, if PyTorch needs one and there is none
 	@requirement="$$($(PY) -c "$$TOOLKIT")" && if [ -n "$$requirement" ]; then \
-		$(PY) -m pip install --quiet "$$requirement" && rm -f $(STAMPS)/installed; fi
+		$(PY) -m pip install "$$requirement" && rm -f $(STAMPS)/installed; fi
 
 # -------------------------------------------------------------------------------- main commands
 
-.PHONY: demo test docs gpu
-demo: $(STAMPS)/installed ## train, sketch and compress a small network on real images
+.PHONY: demo test test-all docs gpu
+demo: $(STAMPS)/installed ## train a network on real images, compress it, print a table, draw a plot
 	$(PY) experiments/demo.py $(if $(DATA),--data $(DATA))
 
 IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-test: lint cpp-test $(STAMPS)/installed ## all checks and tests
-	$(PY) -m pytest $(IN_PARALLEL) $(PYTEST)
+test: lint cpp-test $(STAMPS)/installed ## checks and tests, but those that are marked slow
+	$(PY) -m pytest $(IN_PARALLEL) --durations 15 -m "not slow" $(PYTEST)
+
+test-all: lint cpp-test $(STAMPS)/installed ## all checks and tests
+	$(PY) -m pytest $(IN_PARALLEL) --durations 15 $(PYTEST)
 
 $(STAMPS)/documentation: $(STAMPS)/environment
 ifneq ($(VENV),)
-	$(PY) -c "$$REQUIREMENTS" docs > $(STAMPS)/requirements-docs.txt
-	$(PY) -m pip install --quiet -r $(STAMPS)/requirements-docs.txt
+	@$(PY) -c "$$REQUIREMENTS" docs > $(STAMPS)/requirements-docs.txt
+	$(call alive,installing Sphinx,$(PY) -m pip install --quiet -r $(STAMPS)/requirements-docs.txt)
 endif
 	@touch $@
 
@@ -144,14 +164,12 @@ lint: $(STAMPS)/environment ## style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	clang-format --dry-run --Werror $(CPP_FILES)
-	$(PY) -m mypy
+	$(call alive,checking types,$(PY) -m mypy)
 
 format: $(STAMPS)/environment ## put the sources in shape
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	clang-format -i $(CPP_FILES)
-
-CPP_BUILD := build/cpp
 
 # GoogleTest: the system's if it is there, else from the package index.
 $(STAMPS)/googletest: $(STAMPS)/environment
@@ -159,10 +177,10 @@ $(STAMPS)/googletest: $(STAMPS)/environment
 		echo "The C++ tests will be skipped."
 	@touch $@
 
-cpp-test: $(STAMPS)/googletest ## the C++ library alone, with CMake, and its tests
-	cmake -S . -B $(CPP_BUILD) -G Ninja -DPython_EXECUTABLE=$$(command -v $(PY)) -DSKETCHLAYERS_TESTS=ON
-	cmake --build $(CPP_BUILD)
-	ctest --test-dir $(CPP_BUILD) --output-on-failure
+cpp-test: $(STAMPS)/installed $(STAMPS)/googletest ## the C++ tests, of the library that Python uses
+	cmake -S . -B $(BUILD) -DSKETCHLAYERS_TESTS=ON
+	$(call alive,compiling the C++ tests,cmake --build $(BUILD))
+	ctest --test-dir $(BUILD) --parallel 2 --output-on-failure
 
 # -------------------------------------------------------------------- sanitizers, oldest PyTorch
 
@@ -201,23 +219,31 @@ OLDEST := torch==2.11.0 torchvision==0.26.0
 oldest: ## builds with the oldest PyTorch and packages and runs the tests of what users build on
 	BOUNDS=lowest $(MAKE) VENV=.venv-oldest TORCH="$(OLDEST)" build
 	.venv-oldest/bin/python -m pytest $(IN_PARALLEL) tests/ops tests/nn tests/checkpoint tests/export \
-		tests/processes --ignore tests/ops/test_fuzz.py $(PYTEST)
+		tests/processes -m "not slow" $(PYTEST)
 
 # ------------------------------------------------------------------------------------------ rest
 
 .PHONY: dist dist-test clean
-dist: $(STAMPS)/environment ## the sources, and built from them a wheel for this PyTorch, in dist/
+dist: export TORCH_CUDA_ARCH_LIST ?= all
+dist: SKETCHLAYERS_BUILD_DIR = # the sources lie in a folder of pip's
+dist: $(STAMPS)/environment ## the sources, and of them a wheel for this PyTorch and one without C++, in dist/
 	rm -rf dist
 	$(PY) -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > /dev/null
-	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist dist/*.tar.gz
+	$(call alive,building the wheel,$(WHEEL))
+	$(call alive,building the wheel without the compiled part,SKETCHLAYERS_NO_EXTENSION=1 $(WHEEL))
+
+WHEEL = $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist dist/*.tar.gz
 
 DIST_TEST := build/dist-test
 
-dist-test: dist ## that wheel at work in an environment with nothing but what it asks for
+dist-test: dist ## those wheels at work in an environment with nothing but what they ask for
 	rm -rf $(DIST_TEST)
 	$(PY) -m venv $(DIST_TEST)
-	$(DIST_TEST)/bin/pip install --quiet dist/*.whl
+	$(call alive,installing the wheel,$(DIST_TEST)/bin/pip install --quiet dist/*-linux_*.whl)
 	cd $(DIST_TEST) && bin/sketchlayers doctor && bin/python -W error $(CURDIR)/tests/build/installed.py
+	$(DIST_TEST)/bin/pip install --quiet --force-reinstall --no-deps dist/*-none-any.whl
+	cd $(DIST_TEST) && bin/sketchlayers doctor && \
+		bin/python -W error $(CURDIR)/tests/build/installed.py --without-extension
 
 clean: ## delete what was built; the environment stays
 	rm -rf build dist python/sketchlayers/*.so python/*.egg-info $(STAMPS)/installed

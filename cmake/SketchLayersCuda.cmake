@@ -1,4 +1,9 @@
-# Adds the CUDA kernels to the target sketchlayers.
+# Adds the CUDA kernels, and what launches them, to the library.
+#
+#   CMAKE_CUDA_ARCHITECTURES        what to compile for, as CMake writes it: 80-real;90
+#   SKETCHLAYERS_CUDA_ARCHS         the same as TORCH_CUDA_ARCH_LIST writes it, for messages
+#   SKETCHLAYERS_CUDART             the shared CUDA runtime, if not the toolkit's
+#   SKETCHLAYERS_CUDA_INCLUDE_DIRS  headers of CUDA's mathematics libraries, which a small toolkit lacks
 
 if(NOT TARGET LibTorch::CUDA)
   message(FATAL_ERROR "SKETCHLAYERS_CUDA=ON needs a PyTorch with CUDA (got ${LibTorch_ROOT_DIR})")
@@ -9,17 +14,26 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
-# Headers of CUDA's mathematics libraries, which a small toolkit lacks: PyTorch's packages have them.
-find_file(CUBLAS_HEADER cublas_v2.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
-if(NOT CUBLAS_HEADER)
-  file(GLOB cuda_extra_include_dirs "${LibTorch_ROOT_DIR}/../nvidia/*/include")
+if(NOT DEFINED SKETCHLAYERS_CUDART)
+  set(SKETCHLAYERS_CUDART CUDA::cudart)
+endif()
+if(NOT DEFINED SKETCHLAYERS_CUDA_INCLUDE_DIRS)
+  find_file(CUBLAS_HEADER cublas_v2.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
+  if(NOT CUBLAS_HEADER) # PyTorch's packages have them
+    file(GLOB SKETCHLAYERS_CUDA_INCLUDE_DIRS "${LibTorch_ROOT_DIR}/../nvidia/*/include")
+  endif()
 endif()
 
-file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS csrc/*.cu)
-target_sources(sketchlayers PRIVATE ${cuda_sources})
-set_target_properties(sketchlayers PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
-target_compile_definitions(sketchlayers PRIVATE SKETCHLAYERS_WITH_CUDA)
-target_include_directories(sketchlayers SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS}
-                                                       ${cuda_extra_include_dirs})
-target_compile_options(sketchlayers PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>")
-target_link_libraries(sketchlayers PRIVATE LibTorch::CUDA CUDA::cudart)
+# A target of its own, so that the other files are compiled alike with and without CUDA.
+file(GLOB sources CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
+add_library(sketchlayers_cuda OBJECT ${sources})
+set_target_properties(sketchlayers_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON
+                                                   CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
+target_include_directories(sketchlayers_cuda PRIVATE csrc)
+target_include_directories(sketchlayers_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS}
+                                                            ${SKETCHLAYERS_CUDA_INCLUDE_DIRS})
+target_compile_options(sketchlayers_cuda
+                       PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>")
+target_link_libraries(sketchlayers_cuda PRIVATE LibTorch::CUDA)
+join_files(sketchlayers_cuda)
+target_link_libraries(sketchlayers PRIVATE sketchlayers_cuda LibTorch::CUDA ${SKETCHLAYERS_CUDART})

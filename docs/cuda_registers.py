@@ -39,13 +39,7 @@ def load_toolkit():
 def compile_kernels(source: Path, architectures: list[str]) -> str:
     """What ptxas says about the kernels of a file."""
     finder = load_toolkit()
-    toolkit = finder.choose(torch.version.cuda, {"PATH": "", "FORCE_CUDA": "1"}).toolkit
-    packages = finder.nvidia_package_folders()
-    # As system headers, or the packages' would come before the toolkit's own.
-    system = [
-        *cpp_extension.include_paths("cpu"),
-        *finder.extra_include_folders(toolkit, packages),
-    ]
+    toolkit = finder.choose(torch.version.cuda, {"PATH": "", "FORCE_CUDA": "1"}, gpus=()).toolkit
     standard = "c++20" if torch.__version__ >= "2.12" else "c++17"
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -53,7 +47,7 @@ def compile_kernels(source: Path, architectures: list[str]) -> str:
             *("-O3", f"-std={standard}", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-c"),
             *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures),
             f"-I{ROOT / 'csrc'}",
-            *(f"-isystem={path}" for path in system),
+            *(f"-isystem={path}" for path in cpp_extension.include_paths("cpu")),
             *("-o", f"{folder}/kernels.o", str(source)),
         ]
         result = subprocess.run(command, capture_output=True, text=True)

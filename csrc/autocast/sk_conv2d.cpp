@@ -36,17 +36,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_autoc
 }
 
 template <c10::DispatchKey key>
-void register_kernels(torch::Library& m) {
+void register_sk_conv2d(torch::Library& m) {
   m.impl("sk_conv2d_factored", TORCH_FN(sk_conv2d_factored_autocast<key>));
   m.impl("sk_conv2d_factored_backward", TORCH_FN(sk_conv2d_factored_backward_autocast<key>));
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, AutocastCPU, m) {
-  register_kernels<c10::DispatchKey::AutocastCPU>(m);
+  register_sk_conv2d<c10::DispatchKey::AutocastCPU>(m);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, AutocastCUDA, m) {
-  register_kernels<c10::DispatchKey::AutocastCUDA>(m);
+  register_sk_conv2d<c10::DispatchKey::AutocastCUDA>(m);
 }
 
 }  // namespace

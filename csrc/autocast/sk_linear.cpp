@@ -30,17 +30,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward_autoc
 }
 
 template <c10::DispatchKey key>
-void register_kernels(torch::Library& m) {
+void register_sk_linear(torch::Library& m) {
   m.impl("sk_linear_factored", TORCH_FN(sk_linear_factored_autocast<key>));
   m.impl("sk_linear_factored_backward", TORCH_FN(sk_linear_factored_backward_autocast<key>));
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, AutocastCPU, m) {
-  register_kernels<c10::DispatchKey::AutocastCPU>(m);
+  register_sk_linear<c10::DispatchKey::AutocastCPU>(m);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, AutocastCUDA, m) {
-  register_kernels<c10::DispatchKey::AutocastCUDA>(m);
+  register_sk_linear<c10::DispatchKey::AutocastCUDA>(m);
 }
 
 }  // namespace

@@ -28,17 +28,17 @@ std::tuple<at::Tensor, at::Tensor> sk_weight_backward_autocast(
 }
 
 template <c10::DispatchKey key>
-void register_kernels(torch::Library& m) {
+void register_sk_weight(torch::Library& m) {
   m.impl("sk_weight", TORCH_FN(sk_weight_autocast<key>));
   m.impl("sk_weight_backward", TORCH_FN(sk_weight_backward_autocast<key>));
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, AutocastCPU, m) {
-  register_kernels<c10::DispatchKey::AutocastCPU>(m);
+  register_sk_weight<c10::DispatchKey::AutocastCPU>(m);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, AutocastCUDA, m) {
-  register_kernels<c10::DispatchKey::AutocastCUDA>(m);
+  register_sk_weight<c10::DispatchKey::AutocastCUDA>(m);
 }
 
 }  // namespace

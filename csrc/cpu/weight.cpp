@@ -9,8 +9,8 @@
 namespace sketchlayers::cpu {
 namespace {
 
-constexpr int64_t kOutputStep = 48;  // a multiple of kColumnStep, and of the rows of a block
-constexpr int64_t kSlice = 64;       // outputs of one task of the adjoint
+constexpr int64_t kWeightRows = 48;   // a multiple of kColumnStep, and of the rows of a block
+constexpr int64_t kWeightSlice = 64;  // outputs of one task of the adjoint
 
 // Units of one task, and of one step of the adjoint's sums; multiples of kColumnStep.
 int64_t unit_slice(const WeightShape& shape) { return shape.positions == 1 ? 64 : 16; }
@@ -48,8 +48,8 @@ class Former {
     // With few columns rows are shared out too.
     const int64_t parts =
         std::clamp<int64_t>(ceil_divide(2 * at::get_num_threads(), shape_.groups * slices), 1,
-                            ceil_divide(shape_.outputs, kOutputStep));
-    const int64_t part = ceil_divide(ceil_divide(shape_.outputs, parts), kOutputStep) * kOutputStep;
+                            ceil_divide(shape_.outputs, kWeightRows));
+    const int64_t part = ceil_divide(ceil_divide(shape_.outputs, parts), kWeightRows) * kWeightRows;
     run_tasks(shape_.groups * slices * parts, [&](int64_t i) {
       const int64_t first = i % parts * part;
       const int64_t unit = i / parts % slices * unit_slice(shape_);
@@ -65,21 +65,21 @@ class Former {
     const int64_t room = unit_slice(shape_);
     const int64_t columns = units * shape_.positions;
     const int64_t row = room * shape_.positions;
-    float* b = Scratch::get((shape_.second_rank + kOutputStep) * room +
-                            (shape_.rank + kOutputStep + 1) * row + shape_.rank * kOutputStep);
+    float* b = Scratch::get((shape_.second_rank + kWeightRows) * room +
+                            (shape_.rank + kWeightRows + 1) * row + shape_.rank * kWeightRows);
     float* by_position = b + shape_.second_rank * room;
-    float* copy = by_position + kOutputStep * room;
+    float* copy = by_position + kWeightRows * room;
     float* tile = copy + shape_.rank * row;
-    float* work = tile + kOutputStep * row;
+    float* work = tile + kWeightRows * row;
     float* a = work + row;
     expand(signs_.b, group, 0, shape_.second_rank, unit, units, b, room);
     const auto [right, right_row] = s1_columns(group, unit * shape_.positions, columns, copy, row);
-    for (int64_t o = first; o < last; o += kOutputStep) {
-      const int64_t rows = std::min(kOutputStep, last - o);
-      expand(signs_.a, group, 0, shape_.rank, o, rows, a, kOutputStep);
+    for (int64_t o = first; o < last; o += kWeightRows) {
+      const int64_t rows = std::min(kWeightRows, last - o);
+      expand(signs_.a, group, 0, shape_.rank, o, rows, a, kWeightRows);
       const float* s2 = s2_ + (group * shape_.outputs + o) * s2_row();
       Product parts[2] = {
-          {a, 1, kOutputStep, kNoOffset, right, right_row, kNoOffset, shape_.rank, 1},
+          {a, 1, kWeightRows, kNoOffset, right, right_row, kNoOffset, shape_.rank, 1},
           {s2, s2_row(), shape_.positions, kNoOffset, b, room, kNoOffset, shape_.second_rank, 1}};
       if (shape_.positions == 1) {
         if (T* target = whole_target(group, o, unit, columns, room)) {
@@ -167,11 +167,11 @@ class Adjoint {
   void run(float* grad_s1, float* grad_s2) const {
     const int64_t columns = unit_slice(shape_) * shape_.positions;
     const int64_t first = grad_s1 ? shape_.groups * ceil_divide(shape_.columns(), columns) : 0;
-    const int64_t second = grad_s2 ? shape_.groups * ceil_divide(shape_.outputs, kSlice) : 0;
+    const int64_t second = grad_s2 ? shape_.groups * ceil_divide(shape_.outputs, kWeightSlice) : 0;
     // The second kind takes longer, so it goes first.
     run_tasks(first + second, [&](int64_t i) {
       if (i < second) {
-        sum_over_columns(i % shape_.groups, i / shape_.groups * kSlice, grad_s2);
+        sum_over_columns(i % shape_.groups, i / shape_.groups * kWeightSlice, grad_s2);
       } else {
         const int64_t column = (i - second) / shape_.groups * columns;
         sum_over_outputs((i - second) % shape_.groups, column,
@@ -227,27 +227,35 @@ class Adjoint {
 
   // dS2 = G B^T for some outputs, transposed: outputs in the lanes.
   void sum_over_columns(int64_t group, int64_t output, float* grad_s2) const {
-    const int64_t outputs = std::min(kSlice, shape_.outputs - output);
+    const int64_t outputs = std::min(kWeightSlice, shape_.outputs - output);
     const int64_t step = unit_step(shape_);
     const int64_t columns = step * shape_.positions;
-    const int64_t sums_size = shape_.positions * shape_.second_rank * kSlice;
-    float* b = Scratch::get(shape_.second_rank * step + 2 * kSlice * columns + columns + sums_size);
+    const int64_t sums_size = shape_.positions * shape_.second_rank * kWeightSlice;
+    float* b =
+        Scratch::get(shape_.second_rank * step + 2 * kWeightSlice * columns + columns + sums_size);
     float* rows = b + shape_.second_rank * step;
-    float* transposed = rows + kSlice * columns;
-    float* work = transposed + kSlice * columns;
+    float* transposed = rows + kWeightSlice * columns;
+    float* work = transposed + kWeightSlice * columns;
     float* sums = work + columns;
     for (int64_t unit = 0; unit < shape_.units; unit += step) {
       const int64_t units = std::min(step, shape_.units - unit);
       const int64_t width = units * shape_.positions;
       expand(signs_.b, group, 0, shape_.second_rank, unit, units, b, step);
       copy_rows(group, output, outputs, unit * shape_.positions, width, rows, columns, work);
-      vector_kernels().transpose(rows, columns, outputs, width, transposed, kSlice, true);
+      vector_kernels().transpose(rows, columns, outputs, width, transposed, kWeightSlice, true);
       for (int64_t p = 0; p < shape_.positions; ++p) {
-        const Product part{
-            b,         step,  1, kNoOffset, transposed + p * kSlice, shape_.positions * kSlice,
-            kNoOffset, units, 1};
+        const Product part{b,
+                           step,
+                           1,
+                           kNoOffset,
+                           transposed + p * kWeightSlice,
+                           shape_.positions * kWeightSlice,
+                           kNoOffset,
+                           units,
+                           1};
         vector_kernels().product(&part, 1, shape_.second_rank, whole_steps(outputs), nullptr,
-                                 sums + p * shape_.second_rank * kSlice, kSlice, unit > 0);
+                                 sums + p * shape_.second_rank * kWeightSlice, kWeightSlice,
+                                 unit > 0);
       }
     }
     for (int64_t o = 0; o < outputs; ++o) {
@@ -255,7 +263,7 @@ class Adjoint {
           grad_s2 + (group * shape_.outputs + output + o) * shape_.second_rank * shape_.positions;
       for (int64_t k = 0; k < shape_.second_rank; ++k) {
         for (int64_t p = 0; p < shape_.positions; ++p) {
-          target[k * shape_.positions + p] = sums[(p * shape_.second_rank + k) * kSlice + o];
+          target[k * shape_.positions + p] = sums[(p * shape_.second_rank + k) * kWeightSlice + o];
         }
       }
     }

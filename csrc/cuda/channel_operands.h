@@ -5,13 +5,13 @@
 #include <c10/util/accumulate.h>
 
 #include "cuda/channel_factors.h"
+#include "cuda/launches.h"
 #include "ops/sk_conv2d.h"
 
 namespace sketchlayers::cuda {
 
 constexpr int64_t kLargestSize = int64_t{1} << 28;  // of channels, which kernels count as ints
 constexpr int64_t kLargestTaps = int64_t{1} << 12;
-constexpr int64_t kLargestGrid = (int64_t{1} << 31) - 1;
 constexpr int64_t kLargestGroups = 65535;
 
 // Whether the kernels take the layer at all; a tile may still not fit.

@@ -1,70 +1,65 @@
-#include <ATen/Dispatch.h>
-#include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
+// The sign kernels. Each thread's body is a function of plain indices.
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
 
-#include <algorithm>
+#include "cuda/kernel_grid.h"
+#include "cuda/launches.h"
+#include "signs.h"
 
-#include "cuda/sign_kernels.cuh"
-#include "ops/sign_matrix.h"
-
-namespace sketchlayers {
+namespace sketchlayers::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-
-// A grid-stride loop covers what a grid of this size does not.
-unsigned int grid_for(int64_t items) {
-  const int64_t wanted = (items + kThreads - 1) / kThreads;
-  const int64_t most =
-      32 * static_cast<int64_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount);
-  return static_cast<unsigned int>(std::min(wanted, most));
+// One thread makes one block of 128 signs; four 32-bit words leave in one 16-byte store.
+__global__ void sign_matrix_kernel(int4* packed, uint64_t seed, uint32_t matrix, int64_t rows,
+                                   int64_t blocks) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * blocks;
+       i += stride) {
+    const PhiloxBlock bits = sign_block(seed, matrix, static_cast<uint32_t>(i / blocks),
+                                        static_cast<uint32_t>(i % blocks));
+    packed[i] = make_int4(static_cast<int>(bits.word[0]), static_cast<int>(bits.word[1]),
+                          static_cast<int>(bits.word[2]), static_cast<int>(bits.word[3]));
+  }
 }
 
-at::Tensor sign_matrix_cuda(int64_t seed, int64_t matrix, int64_t rows, int64_t columns,
-                            std::optional<at::Device> device) {
-  check_sign_matrix(seed, matrix, rows, columns);
-  const c10::cuda::OptionalCUDAGuard guard(device);
-  const int64_t words = sign_words(columns);
-  at::Tensor packed = at::empty(
-      {rows, words}, at::TensorOptions().dtype(at::kInt).device(device.value_or(at::kCUDA)));
-  const int64_t blocks = words / kWordsPerBlock;
-  if (packed.numel() == 0) return packed;
-  cuda::sign_matrix_kernel<<<grid_for(rows * blocks), kThreads, 0,
-                             at::cuda::getCurrentCUDAStream()>>>(
-      reinterpret_cast<int4*>(packed.mutable_data_ptr<int32_t>()), static_cast<uint64_t>(seed),
-      static_cast<uint32_t>(matrix), rows, blocks);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return packed;
-}
-
-at::Tensor unpack_signs_cuda(const at::Tensor& packed, int64_t columns, int64_t start,
-                             at::ScalarType dtype, double scale) {
-  check_unpack_signs(packed, columns, start, dtype);
-  const c10::cuda::CUDAGuard guard(packed.device());
-  const at::Tensor source = packed.contiguous();
-  auto sizes = source.sizes().vec();
-  const int64_t words = sizes.back();
-  sizes.back() = columns;
-  at::Tensor out = at::empty(sizes, packed.options().dtype(dtype));
-  if (out.numel() == 0) return out;
-  const int64_t rows = out.numel() / columns;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "unpack_signs", [&] {
-    cuda::unpack_signs_kernel<scalar_t>
-        <<<grid_for(out.numel()), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-            out.mutable_data_ptr<scalar_t>(), source.const_data_ptr<int32_t>(), rows, columns,
-            words, start, static_cast<scalar_t>(scale), static_cast<scalar_t>(-scale));
-  });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return out;
-}
-
-TORCH_LIBRARY_IMPL(sketchlayers, CUDA, m) {
-  m.impl("sign_matrix", TORCH_FN(sign_matrix_cuda));
-  m.impl("unpack_signs", TORCH_FN(unpack_signs_cuda));
+// One thread writes one sign; neighbouring threads write neighbouring columns and share a word.
+template <typename T>
+__global__ void unpack_signs_kernel(T* out, const int32_t* packed, int64_t rows, int64_t columns,
+                                    int64_t words, int64_t start, T plus, T minus) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * columns;
+       i += stride) {
+    const int64_t at = start + i % columns;
+    const uint32_t word = static_cast<uint32_t>(packed[i / columns * words + at / kSignsPerWord]);
+    out[i] = (word >> (at % kSignsPerWord)) & 1u ? minus : plus;
+  }
 }
 
 }  // namespace
-}  // namespace sketchlayers
+
+cudaError_t launch_sign_matrix(int32_t* packed, uint64_t seed, uint32_t matrix, int64_t rows,
+                               int64_t blocks, int multiprocessors, cudaStream_t stream) {
+  sign_matrix_kernel<<<blocks_of_loop(rows * blocks, multiprocessors), kThreadsOfLoop, 0, stream>>>(
+      reinterpret_cast<int4*>(packed), seed, matrix, rows, blocks);
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch_unpack_signs(T* out, const int32_t* packed, int64_t rows, int64_t columns,
+                                int64_t words, int64_t start, T scale, int multiprocessors,
+                                cudaStream_t stream) {
+  unpack_signs_kernel<T>
+      <<<blocks_of_loop(rows * columns, multiprocessors), kThreadsOfLoop, 0, stream>>>(
+          out, packed, rows, columns, words, start, scale, static_cast<T>(-scale));
+  return cudaGetLastError();
+}
+
+#define SKETCHLAYERS_INSTANTIATE(T)                                                                \
+  template cudaError_t launch_unpack_signs(T*, const int32_t*, int64_t, int64_t, int64_t, int64_t, \
+                                           T, int, cudaStream_t);
+SKETCHLAYERS_INSTANTIATE(float)
+SKETCHLAYERS_INSTANTIATE(double)
+SKETCHLAYERS_INSTANTIATE(c10::Half)
+SKETCHLAYERS_INSTANTIATE(c10::BFloat16)
+
+}  // namespace sketchlayers::cuda

@@ -19,7 +19,7 @@ Mixing parse_mixing(const char* op, const std::string& mixing) {
   TORCH_CHECK_VALUE(false, op, ": mixing must be 'spatial' or 'channel' (got '", mixing, "')");
 }
 
-int64_t size(const at::Tensor& tensor, int64_t dim) {
+int64_t known_size(const at::Tensor& tensor, int64_t dim) {
   return tensor.sym_size(dim).guard_int(__FILE__, __LINE__);
 }
 
@@ -33,8 +33,8 @@ void check_signs(const char* op, const char* name, const at::Tensor& signs, int6
               " must be on the device of the parameters (got ", signs.device(), " and ",
               like.device(), ")");
   const int64_t words = sign_words(columns);
-  TORCH_CHECK(signs.dim() == 3 && size(signs, 0) == groups && size(signs, 1) == rows &&
-                  size(signs, 2) == words,
+  TORCH_CHECK(signs.dim() == 3 && known_size(signs, 0) == groups && known_size(signs, 1) == rows &&
+                  known_size(signs, 2) == words,
               op, ": ", name, " must have shape (", groups, ", ", rows, ", ", words,
               "), packed signs of (groups, rows, columns) = (", groups, ", ", rows, ", ", columns,
               ") (got ", signs.sym_sizes(), ")");
@@ -57,7 +57,7 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
                         int64_t kernel_w, bool is_linear, const at::Tensor& like,
                         const SketchArguments& arguments) {
   const Mixing mixing = parse_mixing(op, arguments.mixing);
-  const int64_t groups = size(u1, 0);
+  const int64_t groups = known_size(u1, 0);
   TORCH_CHECK(groups >= 1 && rank >= 1, op,
               ": groups and rank must be at least 1 (got groups=", groups, ", rank=", rank,
               " from u1)");
@@ -150,20 +150,21 @@ Sketch check_sketch(const char* op, const at::Tensor& s1, const at::Tensor& s2,
               ": s1 and s2 must both have 4 dimensions (convolution) or 2 (linear) (got s1 ",
               s1.sym_sizes(), " and s2 ", s2.sym_sizes(), ")");
   const bool is_linear = dims == 2;
-  const int64_t kernel_h = is_linear ? 1 : size(s1, 2);
-  const int64_t kernel_w = is_linear ? 1 : size(s1, 3);
+  const int64_t kernel_h = is_linear ? 1 : known_size(s1, 2);
+  const int64_t kernel_w = is_linear ? 1 : known_size(s1, 3);
   check_dimensions(op, u1);
-  const int64_t groups = size(u1, 0);
-  const int64_t rank = groups > 0 ? size(s1, 0) / groups : 0;
+  const int64_t groups = known_size(u1, 0);
+  const int64_t rank = groups > 0 ? known_size(s1, 0) / groups : 0;
   TORCH_CHECK(groups >= 1 && rank >= 1, op,
               ": groups and rank must be at least 1 (got groups=", groups, " from u1, s1 ",
               s1.sym_sizes(), ")");
-  TORCH_CHECK(size(s1, 0) == groups * rank && size(u1, 1) % rank == 0, op,
+  TORCH_CHECK(known_size(s1, 0) == groups * rank && known_size(u1, 1) % rank == 0, op,
               ": s1 must have groups * rank rows, and u1 in each group the rank's number for every "
               "block (got s1 ",
               s1.sym_sizes(), " and u1 ", u1.sym_sizes(), ")");
-  const Sketch sketch = check_fixed_part(op, u1, u2, rank, size(u1, 1) / rank, size(s2, 0),
-                                         size(s1, 1), kernel_h, kernel_w, is_linear, s1, arguments);
+  const Sketch sketch =
+      check_fixed_part(op, u1, u2, rank, known_size(u1, 1) / rank, known_size(s2, 0),
+                       known_size(s1, 1), kernel_h, kernel_w, is_linear, s1, arguments);
   TORCH_CHECK(s2.sym_sizes() == c10::fromIntArrayRefSlow(sketch.s2_sizes()), op,
               ": s2 must have shape ", c10::ArrayRef<int64_t>(sketch.s2_sizes()), " to match s1 ",
               s1.sym_sizes(), " and u1 (got ", s2.sym_sizes(), ")");
@@ -179,12 +180,12 @@ Sketch check_weight_gradient(const char* op, const at::Tensor& grad, const at::T
               grad.sym_sizes(), ")");
   check_dimensions(op, u1);
   const int64_t blocks = arguments.blocks;
-  TORCH_CHECK_VALUE(blocks >= 1 && size(u1, 1) % blocks == 0, op,
+  TORCH_CHECK_VALUE(blocks >= 1 && known_size(u1, 1) % blocks == 0, op,
                     ": blocks must be at least 1 and divide the rows of u1 (got blocks=", blocks,
                     ", u1 ", u1.sym_sizes(), ")");
-  return check_fixed_part(op, u1, u2, size(u1, 1) / blocks, blocks, size(grad, 0), size(grad, 1),
-                          is_linear ? 1 : size(grad, 2), is_linear ? 1 : size(grad, 3), is_linear,
-                          grad, arguments);
+  return check_fixed_part(op, u1, u2, known_size(u1, 1) / blocks, blocks, known_size(grad, 0),
+                          known_size(grad, 1), is_linear ? 1 : known_size(grad, 2),
+                          is_linear ? 1 : known_size(grad, 3), is_linear, grad, arguments);
 }
 
 at::Tensor in_format(const at::Tensor& tensor, at::MemoryFormat format) {

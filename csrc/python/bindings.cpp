@@ -66,7 +66,7 @@ py::dict build_info() {
   py::dict info;
   info["version"] = SKETCHLAYERS_VERSION;
   info["torch"] = SKETCHLAYERS_TORCH_VERSION;
-#ifdef SKETCHLAYERS_WITH_CUDA
+#ifdef SKETCHLAYERS_CUDA_VERSION
   info["cuda"] = SKETCHLAYERS_CUDA_VERSION;
   info["cuda_archs"] = SKETCHLAYERS_CUDA_ARCHS;
 #else

@@ -26,9 +26,13 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
-"""Architectures compiled for when TORCH_CUDA_ARCH_LIST does not say."""
+ALL_ARCHITECTURES = ("8.0", "9.0", "10.0")
+"""Compute capabilities of a build that is to run anywhere: of wheels, and where there is no GPU."""
+
+FIRST_TOOLKIT_FOR_10 = (12, 8)
+"""The first version of CUDA whose compiler knows compute capability 10.0."""
 
 MATH_LIBRARY_HEADERS = ("cublas_v2.h", "cublasLt.h", "cusparse.h", "cusolverDn.h")
 """Headers that PyTorch's own CUDA headers include and that a small toolkit may lack."""
@@ -63,22 +67,40 @@ class Toolkit:
 
 @dataclass(frozen=True)
 class Choice:
-    """What will be compiled: with CUDA when there is a toolkit, and why."""
+    """What will be compiled: with CUDA when there is a toolkit, and why.
+
+    Attributes:
+        toolkit: The toolkit to compile the CUDA sources with; None to leave them out.
+        reason: Why, for messages.
+        architectures: What to compile them for, such as ``"8.0;9.0+PTX"``.
+    """
 
     toolkit: Toolkit | None
     reason: str
+    architectures: str = ""
 
 
-def choose(torch_cuda: str | None, environ: Mapping[str, str] | None = None) -> Choice:
-    """Decides whether to compile the CUDA sources, and with which toolkit.
+def choose(
+    torch_cuda: str | None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    gpus: Iterable[tuple[int, int]],
+) -> Choice:
+    """Decides whether to compile the CUDA sources, with which toolkit and for which GPUs.
+
+    A machine without a GPU gets the CPU's part alone, which compiles in a fraction of the time.
 
     Args:
         torch_cuda: ``torch.version.cuda`` of the PyTorch to build for.
         environ: Environment variables; ``os.environ`` when not given. ``FORCE_CUDA`` is ``1`` to
-            demand CUDA and ``0`` to do without.
+            demand CUDA and ``0`` to do without. ``TORCH_CUDA_ARCH_LIST`` lists compute
+            capabilities, or is ``all``; when not given, those of the machine's GPUs are taken, and
+            all where there is none.
+        gpus: Compute capabilities of the machine's GPUs.
 
     Raises:
-        ToolkitError: ``FORCE_CUDA=1`` and CUDA cannot be compiled for.
+        ToolkitError: ``FORCE_CUDA=1`` and CUDA cannot be compiled for, or
+            ``TORCH_CUDA_ARCH_LIST`` is something else than numbers.
         ValueError: ``FORCE_CUDA`` is something else than 0 or 1.
     """
     environ = os.environ if environ is None else environ
@@ -87,10 +109,60 @@ def choose(torch_cuda: str | None, environ: Mapping[str, str] | None = None) -> 
         raise ValueError(f"FORCE_CUDA must be 0 or 1 (got {forced!r})")
     if forced == "0":
         return Choice(None, "FORCE_CUDA=0")
+    capabilities = sorted(set(gpus))
+    if not capabilities and not forced and torch_cuda is not None:
+        return Choice(None, "this machine has no GPU (FORCE_CUDA=1 compiles the CUDA kernels too)")
     choice = _choose_toolkit(torch_cuda, environ)
-    if forced == "1" and choice.toolkit is None:
-        raise ToolkitError(f"FORCE_CUDA=1 cannot be met: {choice.reason}")
-    return choice
+    if choice.toolkit is None:
+        if forced:
+            raise ToolkitError(f"FORCE_CUDA=1 cannot be met: {choice.reason}")
+        return choice
+    listed = environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if not listed and capabilities:
+        listed = ";".join(f"{major}.{minor}" for major, minor in capabilities)
+    if listed.lower() in ("", "all"):
+        listed = all_architectures(choice.toolkit)
+    cmake_architectures(listed)  # raises for what is no list
+    return Choice(choice.toolkit, choice.reason, listed)
+
+
+def gpus(torch: Any) -> list[tuple[int, int]]:
+    """The compute capabilities of the GPUs that a PyTorch can use."""
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+
+
+def all_architectures(toolkit: Toolkit) -> str:
+    """The architectures of a build for any machine: those that the toolkit knows, and PTX."""
+    version = tuple(int(number) for number in toolkit.version.split("."))
+    known = [
+        architecture
+        for architecture in ALL_ARCHITECTURES
+        if version >= FIRST_TOOLKIT_FOR_10 or architecture != "10.0"
+    ]
+    return ";".join(known) + "+PTX"
+
+
+def cmake_architectures(listed: str) -> str:
+    """The same architectures as CMake writes them: ``"8.0;9.0+PTX"`` gives ``"80-real;90"``.
+
+    Args:
+        listed: In the form of ``TORCH_CUDA_ARCH_LIST``, with numbers.
+
+    Raises:
+        ToolkitError: There is something else in the list.
+    """
+    result = []
+    for architecture in re.split(r"[;,\s]+", listed.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d+[a-z]?)(\+PTX)?", architecture)
+        if match is None:
+            raise ToolkitError(
+                "TORCH_CUDA_ARCH_LIST must list compute capabilities, such as '8.0;9.0+PTX', or "
+                f"be 'all' (got {listed!r})"
+            )
+        result.append(match.group(1) + match.group(2) + ("" if match.group(3) else "-real"))
+    return ";".join(result)
 
 
 def _choose_toolkit(torch_cuda: str | None, environ: Mapping[str, str]) -> Choice:

@@ -90,7 +90,7 @@ def examine() -> Facts:
             Gpu(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
             for index in range(torch.cuda.device_count())
         ),
-        toolkit=_choose_toolkit(torch.version.cuda),
+        toolkit=_choose_toolkit(torch),
     )
 
 
@@ -119,9 +119,9 @@ def _required_torch() -> str | None:
     return next((line for line in requirements if re.match(r"torch\b(?!vision)", line)), None)
 
 
-def _choose_toolkit(torch_cuda: str | None) -> _toolkit.Choice:
+def _choose_toolkit(torch: Any) -> _toolkit.Choice:
     try:
-        return _toolkit.choose(torch_cuda)
+        return _toolkit.choose(torch.version.cuda, gpus=_toolkit.gpus(torch))
     except (ValueError, _toolkit.ToolkitError) as error:
         return _toolkit.Choice(None, str(error))
 

@@ -10,6 +10,8 @@ import pytest
 from sketchlayers import _toolkit
 from sketchlayers._toolkit import Toolkit, ToolkitError
 
+HOPPER = [(9, 0)]
+
 
 def make_toolkit(home: Path, version: str) -> Path:
     """A folder that looks like a toolkit: an nvcc that answers like the real one."""
@@ -43,7 +45,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_cpu_pytorch_needs_no_toolkit() -> None:
-    choice = _toolkit.choose(None, {})
+    choice = _toolkit.choose(None, {}, gpus=HOPPER)
     assert choice.toolkit is None
     assert "without CUDA" in choice.reason
 
@@ -56,7 +58,7 @@ def test_order_of_preference(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -
     bare_machine.setattr(_toolkit, "nvidia_package_folders", lambda: [package])
 
     def chosen(environ: dict[str, str]) -> tuple[Path, str]:
-        toolkit = _toolkit.choose("13.2", environ).toolkit
+        toolkit = _toolkit.choose("13.2", environ, gpus=HOPPER).toolkit
         assert toolkit is not None
         return toolkit.home, toolkit.version
 
@@ -72,7 +74,7 @@ def test_wrapper_script_is_followed(bare_machine: pytest.MonkeyPatch, tmp_path: 
     home = make_toolkit(tmp_path / "cuda", "13.0")
     folder = make_wrapper(tmp_path / "usr" / "bin", home / "bin" / "nvcc")
     assert _toolkit.toolkit_home(str(folder / "nvcc")) == home
-    toolkit = _toolkit.choose("13.2", {"PATH": f"{folder}:/bin"}).toolkit
+    toolkit = _toolkit.choose("13.2", {"PATH": f"{folder}:/bin"}, gpus=HOPPER).toolkit
     assert toolkit == Toolkit(home, "13.0", "nvcc on PATH")
 
 
@@ -81,32 +83,71 @@ def test_other_major_version_is_passed_over(
 ) -> None:
     old = make_toolkit(tmp_path / "old", "12.4")
     bare_machine.setattr(_toolkit, "system_toolkits", lambda prefix: [old])
-    choice = _toolkit.choose("13.2", {})
+    choice = _toolkit.choose("13.2", {}, gpus=HOPPER)
     assert choice.toolkit is None
     assert "PyTorch needs CUDA 13.2" in choice.reason
     assert "12.4" in choice.reason
 
     fitting = make_toolkit(tmp_path / "fitting", "13.2")
     bare_machine.setattr(_toolkit, "nvidia_package_folders", lambda: [fitting])
-    toolkit = _toolkit.choose("13.2", {}).toolkit
+    toolkit = _toolkit.choose("13.2", {}, gpus=HOPPER).toolkit
     assert toolkit is not None and toolkit.home == fitting
 
 
 def test_force_cuda(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home = make_toolkit(tmp_path / "cuda", "13.0")
     found = {"CUDA_HOME": str(home)}
-    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "0"}).toolkit is None
-    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "1"}).toolkit is not None
+    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "0"}, gpus=HOPPER).toolkit is None
+    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "1"}, gpus=HOPPER).toolkit is not None
     with pytest.raises(ToolkitError, match=r"FORCE_CUDA=1 .* without CUDA"):
-        _toolkit.choose(None, {**found, "FORCE_CUDA": "1"})
+        _toolkit.choose(None, {**found, "FORCE_CUDA": "1"}, gpus=HOPPER)
     with pytest.raises(ToolkitError, match=r'no nvcc .* pip install "cuda-toolkit\[nvcc,cccl\]'):
-        _toolkit.choose("13.2", {"FORCE_CUDA": "1"})
+        _toolkit.choose("13.2", {"FORCE_CUDA": "1"}, gpus=HOPPER)
     with pytest.raises(ValueError, match=r"FORCE_CUDA must be 0 or 1 \(got 'yes'\)"):
-        _toolkit.choose("13.2", {"FORCE_CUDA": "yes"})
+        _toolkit.choose("13.2", {"FORCE_CUDA": "yes"}, gpus=HOPPER)
+
+
+def test_without_a_gpu_cuda_must_be_asked_for(
+    bare_machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = {"CUDA_HOME": str(make_toolkit(tmp_path / "cuda", "13.0"))}
+    choice = _toolkit.choose("13.2", found, gpus=[])
+    assert choice.toolkit is None
+    assert choice.reason.startswith("this machine has no GPU (FORCE_CUDA=1 ")
+    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "1"}, gpus=[]).toolkit is not None
+
+
+def test_architectures(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    new = {"CUDA_HOME": str(make_toolkit(tmp_path / "new", "12.8"))}
+    old = {"CUDA_HOME": str(make_toolkit(tmp_path / "old", "12.6"))}
+
+    def architectures(environ: dict[str, str], gpus: list[tuple[int, int]], more: str = "") -> str:
+        listed = {"TORCH_CUDA_ARCH_LIST": more} if more else {}
+        environ = {**environ, **listed, "FORCE_CUDA": "1"}
+        return _toolkit.choose("12.9", environ, gpus=gpus).architectures
+
+    assert architectures(new, [(9, 0), (8, 6), (9, 0)]) == "8.6;9.0"
+    assert architectures(new, []) == architectures(new, HOPPER, "all") == "8.0;9.0;10.0+PTX"
+    assert architectures(old, []) == "8.0;9.0+PTX"
+    assert architectures(new, HOPPER, "8.0 9.0a") == "8.0 9.0a"
+    with pytest.raises(ToolkitError, match=r"TORCH_CUDA_ARCH_LIST must list .* \(got 'Hopper'\)"):
+        architectures(new, HOPPER, "Hopper")
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ("9.0", "90-real"),
+        ("8.0;9.0+PTX", "80-real;90"),
+        ("8.6 10.0a,12.0", "86-real;100a-real;120-real"),
+    ],
+)
+def test_architectures_as_cmake_writes_them(listed: str, expected: str) -> None:
+    assert _toolkit.cmake_architectures(listed) == expected
 
 
 def test_empty_cuda_home_is_named(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    choice = _toolkit.choose("13.2", {"CUDA_HOME": str(tmp_path)})
+    choice = _toolkit.choose("13.2", {"CUDA_HOME": str(tmp_path)}, gpus=HOPPER)
     assert choice.toolkit is None
     assert f"no nvcc in CUDA_HOME={tmp_path}" in choice.reason
 

@@ -1,9 +1,9 @@
 // The kernels for the gradients of the factors: how their bodies meet threads.
-#pragma once
-
-#include "cuda/channel_gradient.h"
+#include "cuda/kernel_grid.h"
+#include "cuda/launches.h"
 
 namespace sketchlayers::cuda {
+namespace {
 
 extern __shared__ __align__(16) unsigned char gradient_shared[];
 
@@ -50,5 +50,48 @@ __global__ void __launch_bounds__(256)
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < params.elements) add_splits<T>(params, i);
 }
+
+}  // namespace
+
+template <typename Traits>
+cudaError_t launch_pixel_features(const PixelFeaturesParams& first,
+                                  const PixelFeaturesParams& second, int64_t first_blocks,
+                                  dim3 grid, cudaStream_t stream) {
+  constexpr int kShared = PixelFeatures<Traits>::kSharedBytes;
+  const auto kernel = pixel_features_kernel<Traits>;
+  if (const cudaError_t error = allow_shared(kernel, kShared)) return error;
+  kernel<<<grid, Traits::kThreads, kShared, stream>>>(first, second, first_blocks);
+  return cudaGetLastError();
+}
+
+template <typename Traits>
+cudaError_t launch_channel_gradient(const ChannelGradientParams& params, int first_chunks,
+                                    dim3 grid, int shared, cudaStream_t stream) {
+  const auto kernel = channel_gradient_kernel<Traits>;
+  if (const cudaError_t error = allow_shared(kernel, shared)) return error;
+  kernel<<<grid, Traits::kThreads, shared, stream>>>(params, first_chunks);
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch_gradient_sum(const GradientSumParams& params, cudaStream_t stream) {
+  const int64_t blocks = ceil_divide(params.elements, kThreadsOfLoop);
+  gradient_sum_kernel<T><<<static_cast<unsigned int>(blocks), kThreadsOfLoop, 0, stream>>>(params);
+  return cudaGetLastError();
+}
+
+#define SKETCHLAYERS_INSTANTIATE(...)                                                       \
+  template cudaError_t launch_pixel_features<ChannelGradientTraits<__VA_ARGS__>>(           \
+      const PixelFeaturesParams&, const PixelFeaturesParams&, int64_t, dim3, cudaStream_t); \
+  template cudaError_t launch_channel_gradient<ChannelGradientTraits<__VA_ARGS__>>(         \
+      const ChannelGradientParams&, int, dim3, int, cudaStream_t);
+#define SKETCHLAYERS_INSTANTIATE_TYPE(T) \
+  SKETCHLAYERS_INSTANTIATE(T, 1)         \
+  SKETCHLAYERS_INSTANTIATE(T, 2)         \
+  SKETCHLAYERS_INSTANTIATE(T, 3)         \
+  SKETCHLAYERS_INSTANTIATE(T, 4)         \
+  template cudaError_t launch_gradient_sum<T>(const GradientSumParams&, cudaStream_t);
+SKETCHLAYERS_INSTANTIATE_TYPE(c10::Half)
+SKETCHLAYERS_INSTANTIATE_TYPE(c10::BFloat16)
 
 }  // namespace sketchlayers::cuda

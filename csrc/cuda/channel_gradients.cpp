@@ -1,11 +1,12 @@
+#include "cuda/channel_gradients.h"
+
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 
-#include "cuda/channel_gradient_kernels.cuh"
-#include "cuda/channel_gradients.h"
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
+#include "cuda/launches.h"
 
 namespace sketchlayers::cuda {
 namespace {
@@ -64,17 +65,10 @@ void launch_features(const Operands& operands, const at::Tensor& of_grad,
         features_params<Traits>(operands.input, of_input, operands.u2, sketch.in_channels, sketch);
     blocks[1] = ceil_divide(params[1].pixels, Traits::kPixels);
   }
-  constexpr int kShared = PixelFeatures<Traits>::kSharedBytes;
-  const auto kernel = pixel_features_kernel<Traits>;
-  if (kShared > (48 << 10)) {
-    C10_CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
-  }
   const dim3 grid(static_cast<unsigned int>(blocks[0] + blocks[1]),
                   static_cast<unsigned int>(sketch.groups));
-  kernel<<<grid, Traits::kThreads, kShared, at::cuda::getCurrentCUDAStream()>>>(
-      params[0], params[1], blocks[0]);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  C10_CUDA_CHECK(launch_pixel_features<Traits>(params[0], params[1], blocks[0], grid,
+                                               at::cuda::getCurrentCUDAStream()));
 }
 
 template <typename Traits>
@@ -119,10 +113,7 @@ void launch_sum(const FactorGradient& part, const at::Tensor& gradient, const Fa
   sum.kernel_h = static_cast<int>(sketch.kernel_h);
   sum.kernel_w = static_cast<int>(sketch.kernel_w);
   sum.scale = static_cast<float>(sketch.scale);
-  constexpr int64_t kThreads = 256;
-  gradient_sum_kernel<T><<<static_cast<unsigned int>(ceil_divide(sum.elements, kThreads)), kThreads,
-                           0, at::cuda::getCurrentCUDAStream()>>>(sum);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  C10_CUDA_CHECK(launch_gradient_sum<T>(sum, at::cuda::getCurrentCUDAStream()));
 }
 
 // Fills the tensors that are defined; false, with nothing done, where no tile fits.
@@ -182,13 +173,10 @@ bool launch(const Operands& operands, const at::Tensor& grad_s1, const at::Tenso
   const int64_t halo = tile->images * halo_extent(params.vertical, tile->height) *
                        halo_extent(params.horizontal, tile->width);
   const int shared = static_cast<int>(gradient_shared_bytes<Traits>(halo));
-  const auto kernel = channel_gradient_kernel<Traits>;
-  C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(tap_groups),
                   static_cast<unsigned int>(sketch.groups));
-  kernel<<<grid, Traits::kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(
-      params, static_cast<int>(first_chunks));
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  C10_CUDA_CHECK(launch_channel_gradient<Traits>(params, static_cast<int>(first_chunks), grid,
+                                                 shared, at::cuda::getCurrentCUDAStream()));
 
   if (grad_s1.defined()) {
     launch_sum<T>(params.first, grad_s1, s1_view(grad_s1, sketch), params, sketch);

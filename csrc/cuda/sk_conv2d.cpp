@@ -1,16 +1,17 @@
 // The factored convolution on CUDA. Channel mixing and 1x1 kernels take the tensor cores; what
 // those kernels don't take goes the composed way.
+#include "composite/sk_conv2d.h"
+
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include "composite/sk_conv2d.h"
-#include "cuda/channel_conv_kernels.cuh"
 #include "cuda/channel_gradients.h"
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
+#include "cuda/launches.h"
 
 namespace sketchlayers {
 namespace {
@@ -110,12 +111,8 @@ at::Tensor pack_factors(ChannelConvParams& params, ChannelFactorsParams factors,
   params.second_units = sizes.second_units;
   params.first_words = sizes.first_words;
   params.second_words = sizes.second_words;
-  constexpr int64_t kThreads = 256;
-  const dim3 grid(static_cast<unsigned int>(ceil_divide(sizes.items(), kThreads)),
-                  static_cast<unsigned int>(groups));
-  cuda::pack_channel_factors_kernel<Traits>
-      <<<grid, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(factors, sizes.items());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  C10_CUDA_CHECK(cuda::launch_channel_factors<Traits>(factors, sizes.items(),
+                                                      at::cuda::getCurrentCUDAStream()));
   return packed;
 }
 
@@ -133,11 +130,9 @@ bool launch(const ChannelConvProblem& problem) {
   const int64_t halo = tile->images * cuda::halo_extent(params.vertical, tile->height) *
                        cuda::halo_extent(params.horizontal, tile->width);
   const int shared = static_cast<int>(cuda::shared_bytes<Traits>(halo));
-  const auto kernel = cuda::channel_conv_kernel<Traits>;
-  C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(groups));
-  kernel<<<grid, Traits::kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(params);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  C10_CUDA_CHECK(
+      cuda::launch_channel_conv<Traits>(params, grid, shared, at::cuda::getCurrentCUDAStream()));
   return true;
 }
 

@@ -1,0 +1,26 @@
+// What the files that compile kernels share.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace sketchlayers::cuda {
+
+constexpr int kThreadsOfLoop = 256;  // of a block whose threads each take one item at a time
+
+// Blocks for a loop over items in steps of the grid, which covers what a grid of this size does
+// not.
+inline unsigned int blocks_of_loop(int64_t items, int multiprocessors) {
+  const int64_t wanted = (items + kThreadsOfLoop - 1) / kThreadsOfLoop;
+  return static_cast<unsigned int>(std::min(wanted, int64_t{32} * multiprocessors));
+}
+
+// Lets a kernel have so much dynamic shared memory.
+template <typename Kernel>
+cudaError_t allow_shared(Kernel kernel, int bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+}  // namespace sketchlayers::cuda

@@ -1,0 +1,182 @@
+// The dense weight on CUDA and its adjoint, from packed signs without copies of them in floats.
+#include "composite/sk_weight.h"
+
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include "cuda/launches.h"
+#include "ops/sk_weight.h"
+
+namespace sketchlayers {
+namespace {
+
+using cuda::kLargestGrid;
+using cuda::SignRows;
+using cuda::WeightSizes;
+using cuda::WeightView;
+
+constexpr int64_t kMostBatches = 65535;
+// Multiply-adds beyond which signs in floats cost little beside the GEMM that takes them.
+constexpr double kMostProducts = 4294967296.0;
+
+template <typename Problem>
+void launch(const Problem& problem, const at::Tensor& like) {
+  const int64_t multiprocessors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+  cuda::Split split = cuda::split_depth(problem, 2 * multiprocessors);
+  const int64_t elements = problem.batches * problem.rows * problem.columns;
+  at::Tensor partial;
+  if (split.parts > 1) {
+    partial = at::empty({split.parts, elements}, like.options().dtype(at::kFloat));
+    split.partial = partial.mutable_data_ptr<float>();
+  }
+  C10_CUDA_CHECK(cuda::launch_decoded_gemm(problem, split, at::cuda::getCurrentCUDAStream()));
+}
+
+WeightSizes weight_sizes(const Sketch& sketch) {
+  return {sketch.groups,      sketch.rank,        sketch.out_channels,
+          sketch.in_channels, sketch.positions(), sketch.mixes_space()};
+}
+
+bool takes(at::ScalarType type, const Sketch& sketch) {
+  const double products = static_cast<double>(sketch.groups) *
+                          static_cast<double>(sketch.out_channels) *
+                          static_cast<double>(sketch.inputs()) *
+                          static_cast<double>(sketch.rank + sketch.second_rank());
+  // A grid holds every element, so that no count of blocks can overflow.
+  const double elements = static_cast<double>(sketch.groups) *
+                          static_cast<double>(std::max(sketch.out_channels, sketch.rank)) *
+                          static_cast<double>(std::max(sketch.inputs(), sketch.second_rank()));
+  // Each batch of products may be split over at most twice the multiprocessors' number of blocks.
+  const int64_t batches = sketch.groups * sketch.positions();
+  return type != at::kDouble && sketch.blocks == 1 && products <= kMostProducts &&
+         elements <= static_cast<double>(kLargestGrid) && batches < kMostBatches / 2;
+}
+
+SignRows sign_rows(const at::Tensor& packed) {  // contiguous
+  return {packed.const_data_ptr<int32_t>(), packed.size(1), packed.size(2)};
+}
+
+at::Tensor contiguous_or_undefined(const std::optional<at::Tensor>& tensor) {
+  return tensor ? tensor->contiguous() : at::Tensor();
+}
+SignRows sign_rows_or_null(const at::Tensor& packed) {
+  return packed.defined() ? sign_rows(packed) : SignRows{nullptr, 0, 0};
+}
+
+template <typename T>
+WeightView<T> weight_view(T* data, const at::Tensor& weight, const Sketch& sketch) {
+  if (sketch.is_linear) return {data, weight.stride(0), weight.stride(1), 0, 1};
+  // Contiguous or channels_last: rows of positions follow each other.
+  return {data, weight.stride(0), weight.stride(1), weight.stride(3), sketch.positions()};
+}
+
+template <typename T>
+at::Tensor form_weight(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
+                       const at::Tensor& u2, const SketchArguments& arguments,
+                       const Sketch& sketch) {
+  const at::Tensor first = s1.contiguous();
+  const at::Tensor second = s2.contiguous();
+  const at::Tensor first_signs = u1.contiguous();
+  const at::Tensor second_signs = u2.contiguous();
+  const at::Tensor base = contiguous_or_undefined(arguments.base);
+  const at::Tensor frame = contiguous_or_undefined(arguments.frame);
+  at::Tensor weight =
+      at::empty(sketch.weight_sizes(), s1.options(),
+                sketch.is_linear ? at::MemoryFormat::Contiguous : common_memory_format(s1, s1));
+  cuda::WeightProblem<T> problem{};
+  problem.set_sizes(weight_sizes(sketch));
+  problem.s1 = first.const_data_ptr<T>();
+  problem.s2 = second.const_data_ptr<T>();
+  problem.u1 = sign_rows(first_signs);
+  problem.u2 = sign_rows(second_signs);
+  problem.base = sign_rows_or_null(base);
+  problem.frame = sign_rows_or_null(frame);
+  problem.u1_scale = static_cast<float>(sketch.u1_scale);
+  problem.u2_scale = static_cast<float>(sketch.u2_scale);
+  problem.scale = static_cast<float>(sketch.scale);
+  problem.base_scale = static_cast<float>(sketch.base_scale());
+  problem.weight = weight_view(weight.mutable_data_ptr<T>(), weight, sketch);
+  launch(problem, weight);
+  return weight;
+}
+
+at::Tensor sk_weight_cuda(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
+                          const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
+                          std::optional<double> scale, const std::optional<at::Tensor>& base,
+                          const std::optional<at::Tensor>& frame) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
+  const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
+  const c10::cuda::CUDAGuard guard(s1.device());
+  if (!takes(s1.scalar_type(), sketch)) {
+    return sk_weight_composed(s1, s2, u1, u2, arguments, sketch);
+  }
+  switch (s1.scalar_type()) {
+    case at::kBFloat16:
+      return form_weight<c10::BFloat16>(s1, s2, u1, u2, arguments, sketch);
+    case at::kHalf:
+      return form_weight<c10::Half>(s1, s2, u1, u2, arguments, sketch);
+    default:
+      return form_weight<float>(s1, s2, u1, u2, arguments, sketch);
+  }
+}
+
+template <typename T>
+std::tuple<at::Tensor, at::Tensor> pull_back(const at::Tensor& grad, const at::Tensor& u1,
+                                             const at::Tensor& u2, const SketchArguments& arguments,
+                                             const Sketch& sketch) {
+  const at::Tensor dense = in_format(grad, common_memory_format(grad, grad));
+  const at::Tensor first_signs = u1.contiguous();
+  const at::Tensor second_signs = u2.contiguous();
+  const at::Tensor frame = contiguous_or_undefined(arguments.frame);
+  const at::Tensor grad_s1 = at::empty(sketch.s1_sizes(), grad.options());
+  const at::Tensor grad_s2 = at::empty(sketch.s2_sizes(), grad.options());
+  const cuda::WeightGradient<T> gradient{weight_view(dense.const_data_ptr<T>(), dense, sketch),
+                                         sign_rows_or_null(frame)};
+  cuda::FirstGradientProblem<T> first{};
+  first.set_sizes(weight_sizes(sketch));
+  first.gradient = gradient;
+  first.u1 = sign_rows(first_signs);
+  first.scale = static_cast<float>(sketch.scale * sketch.u1_scale);
+  first.grad_s1 = grad_s1.mutable_data_ptr<T>();
+  launch(first, grad);
+  cuda::SecondGradientProblem<T> second{};
+  second.set_sizes(weight_sizes(sketch));
+  second.gradient = gradient;
+  second.u2 = sign_rows(second_signs);
+  second.scale = static_cast<float>(sketch.scale * sketch.u2_scale);
+  second.grad_s2 = grad_s2.mutable_data_ptr<T>();
+  launch(second, grad);
+  return {grad_s1, grad_s2};
+}
+
+std::tuple<at::Tensor, at::Tensor> sk_weight_backward_cuda(
+    const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
+    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
+    int64_t blocks) {
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale,
+                                  std::nullopt,        frame,        blocks};
+  const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
+  const c10::cuda::CUDAGuard guard(grad.device());
+  if (!takes(grad.scalar_type(), sketch)) {
+    return sk_weight_composed_backward(grad, u1, u2, arguments, sketch);
+  }
+  switch (grad.scalar_type()) {
+    case at::kBFloat16:
+      return pull_back<c10::BFloat16>(grad, u1, u2, arguments, sketch);
+    case at::kHalf:
+      return pull_back<c10::Half>(grad, u1, u2, arguments, sketch);
+    default:
+      return pull_back<float>(grad, u1, u2, arguments, sketch);
+  }
+}
+
+TORCH_LIBRARY_IMPL(sketchlayers, CUDA, m) {
+  m.impl("sk_weight", TORCH_FN(sk_weight_cuda));
+  m.impl("sk_weight_backward", TORCH_FN(sk_weight_backward_cuda));
+}
+
+}  // namespace
+}  // namespace sketchlayers
