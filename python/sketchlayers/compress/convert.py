@@ -167,8 +167,8 @@ def compress(
             cannot be copied (with calibration it is, also if ``inplace``).
         RuntimeError: ``sequential``, and batches, or the smaller network, come through the layers
             in different orders.
-        ImportError: the method makes sketched or hashed layers, and the package was built without
-            its compiled extension.
+        ImportError: the method makes sketched or hashed layers, and the compiled extension is
+            missing, or was built for another PyTorch.
 
     Warns:
         UserWarning: fitted layers have a relative error above 0.3 without data, or the network's
