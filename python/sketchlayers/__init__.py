@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sketchlayers.optim import param_groups
 
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
-# whose compiled part, or whose PyTorch, does not load.
+# whose compiled extension, or whose PyTorch, does not load.
 _PUBLIC = {
     "Calibration": "sketchlayers.compress.calibrate",
     "CPConv2d": "sketchlayers.nn",

@@ -1,41 +1,86 @@
-"""Loads the compiled part: the operators (``torch.ops.sketchlayers``) and the module ``_C``."""
+"""The compiled extension: the operators (``torch.ops.sketchlayers``) and the module ``_C``.
+
+All that computes with PyTorch's own operators works without it. So it is loaded when something
+first needs it, and here alone: whoever needs it calls `require`, and the user is told in one
+sentence what is missing and what to type.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
-from pathlib import Path
 from types import ModuleType
+from typing import Any, NoReturn
 
 import torch
 
-from sketchlayers import _plan_costs
+from sketchlayers import _installation, _plan_costs
+from sketchlayers._installation import ExtensionFacts
 
-LIBRARY = Path(__file__).with_name("libsketchlayers.so")
 
-
+@functools.cache
 def load() -> ModuleType:
     """Registers the operators with PyTorch and returns the module ``sketchlayers._C``.
 
     Raises:
-        ImportError: The compiled part is missing or does not fit this PyTorch; the message says
-            what is wrong and what to type.
+        ImportError, OSError: a file is missing or does not load, in PyTorch's or Python's words.
     """
-    if not LIBRARY.exists():
-        raise ImportError(
-            f"the compiled part of sketchlayers is missing (no {LIBRARY.name} in {LIBRARY.parent}):"
-            " type `pip install --no-build-isolation .` in the folder of the sources"
-        )
-    try:
-        torch.ops.load_library(LIBRARY)
-        compiled = importlib.import_module("sketchlayers._C")
-    except (OSError, ImportError) as error:
-        raise ImportError(
-            f"the compiled part of sketchlayers does not load into PyTorch {torch.__version__}"
-            f" ({error}): it was probably built for another PyTorch; type `python -m sketchlayers`"
-            " for a diagnosis, or build it again with `pip install --no-build-isolation .`"
-        ) from error
+    torch.ops.load_library(_installation.LIBRARY)
+    compiled = importlib.import_module("sketchlayers._C")
     _plan_costs.load(compiled)
     return compiled
 
 
-_C = load()
+def examine() -> ExtensionFacts:
+    """Looks at the extension's files and pip's records, and loads it if they fit this PyTorch."""
+    facts = ExtensionFacts(
+        torch=str(torch.__version__),
+        required_torch=_installation.required_torch(),
+        pure=_installation.is_pure(),
+        missing=_installation.missing_files(),
+    )
+    if not facts.may_load:
+        return facts
+    try:
+        return dataclasses.replace(facts, build=load().build_info())
+    except Exception as error:  # whatever it is, it is what the user needs to see
+        cause = error.__cause__ or error  # PyTorch's own message is but the file's name
+        message = " ".join(f"{type(cause).__name__}: {cause}".split())
+        return dataclasses.replace(facts, load_error=message)
+
+
+@functools.cache
+def problem() -> str | None:
+    """Why the extension cannot be used and what to type; None where it can be, and is loaded."""
+    found = _installation.diagnose_extension(examine())
+    return None if found is None else f"{found.what}; type {found.remedy}"
+
+
+def require(user: str) -> ModuleType:
+    """The module ``sketchlayers._C``, with the operators registered.
+
+    Args:
+        user: what needs them, to begin the message with, such as ``"SKConv2d"``.
+
+    Raises:
+        ImportError: the extension cannot be used; the message says why and what to type.
+    """
+    why = problem()
+    if why is not None:
+        raise ImportError(f"{user} cannot be used: {why}")
+    return load()
+
+
+class _NoOperators:
+    """In the place of the operators where there are none."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # Python and its tools look for such names in any object
+            raise AttributeError(name)
+        raise ImportError(f"operator {name} cannot be used: {problem()}")
+
+
+def operators() -> Any:
+    """``torch.ops.sketchlayers``, or an object whose operators raise an ImportError when called."""
+    return torch.ops.sketchlayers if problem() is None else _NoOperators()

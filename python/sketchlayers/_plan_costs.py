@@ -1,8 +1,8 @@
 """The planner's constants of this machine, kept in the user's cache directory.
 
-``sketchlayers bench --tune`` measures and writes them; they are read when the compiled part is
-loaded, those of a GPU when PyTorch first uses it. ``SKETCHLAYERS_CACHE`` names another directory;
-empty, nothing is read.
+``sketchlayers bench --tune`` measures and writes them; they are read when the compiled extension
+is loaded, those of a GPU when PyTorch first uses it. ``SKETCHLAYERS_CACHE`` names another
+directory; empty, nothing is read.
 """
 
 from __future__ import annotations

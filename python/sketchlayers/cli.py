@@ -2,7 +2,7 @@
 
 Thin on purpose: it finds the command, parses its arguments, calls it and prints its errors in one
 line. A command's module is imported only when that command is asked for, so that ``doctor`` works
-where PyTorch or the compiled part does not.
+where PyTorch or the compiled extension does not.
 """
 
 from __future__ import annotations

@@ -2,26 +2,29 @@
 
 Three steps, so that each can be tested alone: :func:`examine` looks at the machine,
 :func:`diagnose` judges what was seen, :func:`render` writes it down. Nothing here needs the
-compiled part, or even PyTorch, to work.
+compiled extension, or even PyTorch, to work.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.metadata
 import platform
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sketchlayers import _toolkit
+from sketchlayers._installation import (
+    PACKAGE,
+    REBUILD,
+    ExtensionFacts,
+    Problem,
+    diagnose_extension,
+    minor_version,
+)
 from sketchlayers._version import OLDEST_TORCH, __version__
-
-REBUILD = "pip install --no-build-isolation . (in the folder of the sources)"
 
 
 @dataclass(frozen=True)
@@ -33,39 +36,20 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Facts(ExtensionFacts):
     """What was seen of an installation.
 
     Attributes:
-        torch: PyTorch's version, or None when it cannot be imported.
-        torch_error: Why it cannot.
+        torch_error: Why PyTorch cannot be imported.
         torch_cuda: The CUDA version that PyTorch was built with.
-        required_torch: The requirement that was written when this package was built, such as
-            ``"torch==2.15.*"``; None when the package was not installed.
-        missing: Compiled files that are not there.
-        build: What the compiled part tells about itself; None when it cannot be loaded.
-        load_error: Why it cannot.
         gpus: The GPUs that PyTorch can use.
         toolkit: The CUDA toolkit that a build would use, and the reason.
     """
 
-    torch: str | None
     torch_error: str = ""
     torch_cuda: str | None = None
-    required_torch: str | None = None
-    missing: tuple[str, ...] = ()
-    build: Mapping[str, Any] | None = None
-    load_error: str = ""
     gpus: tuple[Gpu, ...] = ()
     toolkit: _toolkit.Choice = field(default_factory=lambda: _toolkit.Choice(None, ""))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong, and what to type to make it right."""
-
-    what: str
-    remedy: str
 
 
 def examine() -> Facts:
@@ -74,49 +58,17 @@ def examine() -> Facts:
         import torch
     except Exception as error:  # a broken installation may raise anything
         return Facts(torch=None, torch_error=f"{type(error).__name__}: {error}")
-    missing = missing_files(Path(__file__).parent)
-    required = _required_torch()
-    # A library built for another PyTorch may take the whole process down when it is loaded.
-    loadable = not missing and (required is None or fits(required, torch.__version__))
-    build, load_error = _load_compiled_part() if loadable else (None, "")
+    from sketchlayers import _extension
+
     return Facts(
-        torch=str(torch.__version__),
+        **vars(_extension.examine()),
         torch_cuda=torch.version.cuda,
-        required_torch=required,
-        missing=missing,
-        build=build,
-        load_error=load_error,
         gpus=tuple(
             Gpu(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
             for index in range(torch.cuda.device_count())
         ),
         toolkit=_choose_toolkit(torch),
     )
-
-
-def missing_files(package: Path) -> tuple[str, ...]:
-    """The compiled files that should be in the package's folder and are not."""
-    patterns = {
-        "libsketchlayers.so": "libsketchlayers.so",
-        "_C": f"_C.{sys.implementation.cache_tag}*.so",
-    }
-    return tuple(name for name, pattern in patterns.items() if not any(package.glob(pattern)))
-
-
-def _load_compiled_part() -> tuple[Mapping[str, Any] | None, str]:
-    try:
-        extension = importlib.import_module("sketchlayers._extension")
-        return extension._C.build_info(), ""
-    except Exception as error:  # whatever it is, it is what the reader needs to see
-        return None, f"{type(error).__name__}: {error}"
-
-
-def _required_torch() -> str | None:
-    try:
-        requirements = importlib.metadata.requires("sketchlayers") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return next((line for line in requirements if re.match(r"torch\b(?!vision)", line)), None)
 
 
 def _choose_toolkit(torch: Any) -> _toolkit.Choice:
@@ -135,37 +87,9 @@ def diagnose(facts: Facts) -> Problem | None:
         return Problem(
             f"PyTorch must be {oldest} or newer (got {facts.torch})", "pip install --upgrade torch"
         )
-    return _diagnose_compiled_part(facts) or _diagnose_gpus(facts)
-
-
-def _diagnose_compiled_part(facts: Facts) -> Problem | None:
-    if facts.missing:
-        return Problem(
-            f"the compiled part is not there, or was built for another Python than "
-            f"{platform.python_version()} (missing: {', '.join(facts.missing)})",
-            REBUILD,
-        )
-    if facts.required_torch and not fits(facts.required_torch, facts.torch or ""):
-        return Problem(
-            f"the compiled part was built for {facts.required_torch}, not for the PyTorch "
-            f"{facts.torch} that is installed",
-            REBUILD,
-        )
-    if facts.build is None:
-        return Problem(f"the compiled part cannot be loaded ({facts.load_error})", REBUILD)
-    if minor_version(facts.build["torch"]) != minor_version(facts.torch or ""):
-        return Problem(
-            f"the compiled part was built for PyTorch {facts.build['torch']}, not for the "
-            f"{facts.torch} that is installed",
-            REBUILD,
-        )
-    if facts.build["version"] != __version__:
-        return Problem(
-            f"the compiled part is of version {facts.build['version']}, the Python part of "
-            f"{__version__}",
-            REBUILD,
-        )
-    return None
+    if facts.left_out:
+        return None
+    return diagnose_extension(facts) or _diagnose_gpus(facts)
 
 
 def _diagnose_gpus(facts: Facts) -> Problem | None:
@@ -188,18 +112,6 @@ def _diagnose_gpus(facts: Facts) -> Problem | None:
                 f'TORCH_CUDA_ARCH_LIST="{wanted}" {REBUILD}',
             )
     return None
-
-
-def minor_version(version: str) -> tuple[int, int]:
-    """Major and minor number: ``"2.15.0+cu132"`` gives ``(2, 15)``."""
-    numbers = re.findall(r"\d+", version)
-    return int(numbers[0]), int(numbers[1])
-
-
-def fits(requirement: str, version: str) -> bool:
-    """Whether a version meets a requirement of the form ``torch==2.15.*``; any other is met."""
-    pinned = re.search(r"==\s*(\d+\.\d+)\.\*", requirement)
-    return pinned is None or minor_version(pinned.group(1)) == minor_version(version)
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
@@ -230,7 +142,7 @@ def render(facts: Facts, problem: Problem | None) -> str:
     """The report, for people."""
     build = facts.build or {}
     rows = [
-        ("sketchlayers", f"{__version__} at {Path(__file__).parent}"),
+        ("sketchlayers", f"{__version__} at {PACKAGE}"),
         ("Python", f"{platform.python_version()} at {sys.executable}"),
         ("system", f"{platform.system()} {platform.machine()}"),
         ("PyTorch", _torch_line(facts)),
@@ -242,9 +154,20 @@ def render(facts: Facts, problem: Problem | None) -> str:
         ("CUDA toolkit", str(facts.toolkit.toolkit or facts.toolkit.reason or "not looked for")),
     ]
     lines = [f"{name:<14}{value}" for name, value in rows]
-    if problem is None:
+    if problem is not None:
+        return "\n".join([*lines, "", f"Wrong: {problem.what}", f"Type:  {problem.remedy}"])
+    without = diagnose_extension(facts)
+    if without is None:
         return "\n".join([*lines, "", "All is well."])
-    return "\n".join([*lines, "", f"Wrong: {problem.what}", f"Type:  {problem.remedy}"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"All is well, but {without.what}:",
+            "sketched and hashed layers cannot be used, everything else works without it.",
+            f"To have them type: {without.remedy}",
+        ]
+    )
 
 
 def _torch_line(facts: Facts) -> str:

@@ -35,6 +35,10 @@ argument        convolution                    fully connected
 All take float32, float64, bfloat16 and float16, on the CPU and on CUDA devices; half types
 accumulate in float32. Wrong shapes, devices, types and sizes raise ``RuntimeError``, ``TypeError``
 or ``ValueError`` before any work is done.
+
+Importing this module registers the operators, which is what a program of ``torch.export.load``
+needs. Where the package was built without its compiled extension, calling one raises an
+``ImportError`` that says what to type.
 """
 
 from __future__ import annotations
@@ -45,10 +49,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sketchlayers import _extension as _extension  # registers the operators
+from sketchlayers import _extension
 
 Mixing = Literal["spatial", "channel"]
 Path = Literal["auto", "factored", "folded"]
+
+_operators = _extension.operators()
 
 
 def sign_matrix(
@@ -74,9 +80,7 @@ def sign_matrix(
     """
     if device is None:
         device = torch.get_default_device()
-    return torch.ops.sketchlayers.sign_matrix(
-        seed, matrix, rows, columns, device=torch.device(device)
-    )
+    return _operators.sign_matrix(seed, matrix, rows, columns, device=torch.device(device))
 
 
 def hadamard_signs(
@@ -106,9 +110,7 @@ def hadamard_signs(
     """
     if device is None:
         device = torch.get_default_device()
-    return torch.ops.sketchlayers.hadamard_signs(
-        seed, matrix, rows, columns, device=torch.device(device)
-    )
+    return _operators.hadamard_signs(seed, matrix, rows, columns, device=torch.device(device))
 
 
 def unpack_signs(
@@ -131,9 +133,7 @@ def unpack_signs(
     Returns:
         Tensor of shape ``(..., columns)``.
     """
-    return torch.ops.sketchlayers.unpack_signs(
-        packed, columns, start=start, dtype=dtype, scale=scale
-    )
+    return _operators.unpack_signs(packed, columns, start=start, dtype=dtype, scale=scale)
 
 
 def sk_weight(
@@ -163,7 +163,7 @@ def sk_weight(
         Tensor ``(d1, d2/g, h, w)`` or ``(d1, d2)`` in the type of ``s1``, formed in float32 or
         float64 and rounded once; channels_last if ``s1`` is.
     """
-    return torch.ops.sketchlayers.sk_weight(
+    return _operators.sk_weight(
         s1,
         s2,
         u1,
@@ -208,7 +208,7 @@ def hashed_weight(
     Returns:
         Tensor ``(rows, columns)`` in the type of the values.
     """
-    return torch.ops.sketchlayers.hashed_weight(
+    return _operators.hashed_weight(
         values, seed, rows, columns, first=list(first), buckets=list(buckets)
     )
 
@@ -237,7 +237,7 @@ def fresh_weight(
     Returns:
         Tensor ``(rows, columns)`` in the type of the values.
     """
-    return torch.ops.sketchlayers.fresh_weight(
+    return _operators.fresh_weight(
         values, seed, basis, rows, columns, first=list(first), buckets=list(buckets)
     )
 
@@ -262,7 +262,7 @@ def hash_entries(
     Returns:
         int64 tensor ``(rows, columns)``.
     """
-    return torch.ops.sketchlayers.hash_entries(
+    return _operators.hash_entries(
         seed, rows, columns, num_values, first=list(first), buckets=list(buckets)
     )
 
@@ -293,7 +293,7 @@ def sk_linear(
     Returns:
         Tensor of shape ``(..., d1)``.
     """
-    return torch.ops.sketchlayers.sk_linear(
+    return _operators.sk_linear(
         input,
         s1,
         s2,
@@ -341,7 +341,7 @@ def sk_conv2d(
         Tensor of shape ``(batch, d1, height, width)``; channels_last if ``input`` or ``s1`` is,
         whichever the path.
     """
-    return torch.ops.sketchlayers.sk_conv2d(
+    return _operators.sk_conv2d(
         input,
         s1,
         s2,

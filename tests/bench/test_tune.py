@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 
-from sketchlayers import _plan_costs
-from sketchlayers._extension import _C
+from sketchlayers import _extension, _plan_costs
 from sketchlayers.bench import tune
+
+_C = _extension.load()
 
 
 @pytest.mark.parametrize("kind", tune.KINDS)
@@ -63,9 +64,8 @@ def test_samples_become_constants_that_the_planner_reads(samples, tmp_path):
 
 
 SECONDS = """
-import sketchlayers
-from sketchlayers._extension import _C
-plan = _C.plan(batch=1, in_channels=8, out_channels=8, sketch_rank=1, is_linear=True)
+from sketchlayers import _extension
+plan = _extension.load().plan(batch=1, in_channels=8, out_channels=8, sketch_rank=1, is_linear=True)
 print(plan.factored_seconds)
 """
 

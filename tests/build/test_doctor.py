@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sketchlayers
-from sketchlayers import _toolkit, doctor
+from sketchlayers import _extension, _installation, _toolkit, doctor
 from sketchlayers.doctor import Facts, Gpu
 
 BUILD = {
@@ -43,6 +43,17 @@ def test_healthy_installation() -> None:
 
 def test_cpu_build_without_gpu_is_healthy() -> None:
     assert doctor.diagnose(dataclasses.replace(HEALTHY, build=CPU_BUILD, gpus=())) is None
+
+
+def test_an_installation_without_the_extension_is_sound_and_says_so() -> None:
+    facts = dataclasses.replace(
+        HEALTHY, build=None, pure=True, missing=("libsketchlayers.so", "_C"), required_torch=None
+    )
+    assert doctor.diagnose(facts) is None
+    report = doctor.render(facts, None)
+    assert "All is well, but sketchlayers was built without its compiled extension" in report
+    assert "with a C++ compiler" in report
+    assert "PyTorch must be" in doctor.diagnose(dataclasses.replace(facts, torch="2.9.1")).what
 
 
 @pytest.mark.parametrize(
@@ -118,12 +129,13 @@ def test_architectures_that_run(
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    assert doctor.missing_files(tmp_path) == ("libsketchlayers.so", "_C")
+    missing_files = _installation.missing_files
+    assert missing_files(tmp_path) == ("libsketchlayers.so", "_C")
     (tmp_path / "libsketchlayers.so").touch()
     (tmp_path / "_C.cpython-27-x86_64-linux-gnu.so").touch()
-    assert doctor.missing_files(tmp_path) == ("_C",)
+    assert missing_files(tmp_path) == ("_C",)
     (tmp_path / f"_C.{sys.implementation.cache_tag}-x86_64-linux-gnu.so").touch()
-    assert doctor.missing_files(tmp_path) == ()
+    assert missing_files(tmp_path) == ()
 
 
 def test_works_without_pytorch(tmp_path: Path) -> None:
@@ -143,8 +155,8 @@ def test_a_library_for_another_pytorch_is_not_loaded(monkeypatch: pytest.MonkeyP
     def fail() -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(doctor, "_required_torch", lambda: "torch==2.10.*")
-    monkeypatch.setattr(doctor, "_load_compiled_part", fail)
+    monkeypatch.setattr(_installation, "required_torch", lambda: "torch==2.10.*")
+    monkeypatch.setattr(_extension, "load", fail)
     problem = doctor.diagnose(doctor.examine())
     assert problem is not None
     assert "built for torch==2.10.*" in problem.what

@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 
 import sketchlayers
-from sketchlayers._extension import _C, LIBRARY
+from sketchlayers import _extension
+from sketchlayers._installation import LIBRARY
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILD = _extension.load().build_info()
 
 
 def test_one_version_everywhere() -> None:
     assert importlib.metadata.version("sketchlayers") == sketchlayers.__version__
-    assert _C.build_info()["version"] == sketchlayers.__version__
+    assert BUILD["version"] == sketchlayers.__version__
 
 
 def test_minor_version_of_pytorch_is_pinned() -> None:
@@ -25,7 +27,7 @@ def test_minor_version_of_pytorch_is_pinned() -> None:
     needed = [line for line in requirements if "extra ==" not in line]
     with (ROOT / "pyproject.toml").open("rb") as file:
         others = tomllib.load(file)["tool"]["sketchlayers"]["dependencies"]
-    built_for = re.match(r"\d+\.\d+", _C.build_info()["torch"])
+    built_for = re.match(r"\d+\.\d+", BUILD["torch"])
     assert built_for is not None
     assert needed == [f"torch=={built_for.group()}.*", *others]
     assert torch.__version__.startswith(built_for.group() + ".")

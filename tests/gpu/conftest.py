@@ -17,9 +17,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if HERE in item.path.parents]
     if not ours or not torch.cuda.is_available():
         return
-    from sketchlayers._extension import _C
+    from sketchlayers import _extension
 
-    if not _C.build_info()["cuda"]:
+    if not _extension.load().build_info()["cuda"]:
         for item in ours:
             item.add_marker(pytest.mark.skip(reason="sketchlayers was built without CUDA"))
 

@@ -384,13 +384,15 @@ def test_gradients_are_those_through_the_weight(kind: str) -> None:
         torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-11)
 
 
-def test_need_nothing_of_the_compiled_part() -> None:
+def test_need_nothing_of_the_compiled_extension() -> None:
+    """It is loaded by sketched layers and by `sketchlayers.ops`, which registers the operators."""
     code = (
         "import sys, torch; from sketchlayers import TuckerConv2d, CPConv2d, LowRankLinear\n"
         "conv = torch.nn.Conv2d(6, 8, 3)\n"
         "TuckerConv2d.from_conv(conv, (None, 2)).fold(); CPConv2d(6, 8, 3, rank=2)\n"
         "LowRankLinear(6, 8, rank=2)\n"
-        "print('sketchlayers._extension' in sys.modules, 'sketchlayers._C' in sys.modules)"
+        "print('sketchlayers.ops' in sys.modules, 'sketchlayers._C' in sys.modules)\n"
+        "import sketchlayers.ops; print(hasattr(torch.ops.sketchlayers, 'sk_conv2d'))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "False"]
+    assert run.stdout.split() == ["False", "False", "True"]

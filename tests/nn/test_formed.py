@@ -27,6 +27,7 @@ from sketchlayers.nn import (
     HashedLinear,
     LowRankConv2d,
 )
+from sketchlayers.nn._philox import random_words
 from sketchlayers.nn.fresh import cosines, frequency_buckets
 
 CONVS = [HashedConv2d, FreshConv2d, DictionaryConv2d, LowRankConv2d]
@@ -154,7 +155,7 @@ def test_a_dictionary_is_kernel_ridge_regression() -> None:
 
     whole = torch.tensor([[kernel(p, q) for q in place] for p in place], dtype=torch.float64)
     for column in range(2):
-        chosen = layer._chosen(column)
+        chosen = layer._chosen()[column]
         assert len(set(chosen.tolist())) == 5
         square = whole[chosen][:, chosen] + 0.1 * torch.eye(5, dtype=torch.float64)
         expected = whole[:, chosen] @ torch.linalg.inv(square)
@@ -162,7 +163,16 @@ def test_a_dictionary_is_kernel_ridge_regression() -> None:
         rows = slice(4 * column, 4 * column + 4)
         weight = layer.coefficients[rows] @ expected.T
         torch.testing.assert_close(layer.weight[rows].flatten(1), weight)
-    assert not torch.equal(layer._chosen(0), layer._chosen(1))
+    assert not torch.equal(*layer._chosen())
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**32 - 1, 2**63 - 1])
+def test_inputs_are_chosen_by_the_words_of_sign_matrices(seed: int) -> None:
+    first, rows, count = 2**32 - 3, 3, 70
+    words = random_words(seed, first, rows, count)
+    for row in range(rows):
+        expected = ops.sign_matrix(seed, first + row, 1, 32 * count, device="cpu")
+        assert torch.equal(words[row], expected[0, :count])
 
 
 def test_a_dictionary_of_a_covariance() -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sketchlayers._extension import _C
+from sketchlayers import _extension
 from sketchlayers.bench import tune
 from sketchlayers.nn import SKConv2d
 
+_C = _extension.load()
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sketchlayers import ops
+from sketchlayers import _extension, ops
 
 from . import figures, peers, plot, table, tune
 from .bound import Mode, measure_peaks
@@ -133,6 +133,7 @@ class Measurement:
 def run(args: argparse.Namespace) -> int:
     """Measures and prints the table."""
     check_arguments(args)
+    _extension.require("sketched layers")
     if args.figures and args.threads is None:
         args.threads = min(figures.THREADS, os.cpu_count() or 1)
     device = check_measurement_arguments(args)

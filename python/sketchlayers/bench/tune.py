@@ -20,8 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sketchlayers import _plan_costs, ops
-from sketchlayers._extension import _C
+from sketchlayers import _extension, _plan_costs, ops
 from sketchlayers.nn import SKConv2d, SKLinear
 
 from .timing import inference, paired_times, training_step
@@ -178,7 +177,7 @@ class Sample:
     def plan(self, *, training: bool, device: str, dtype: str) -> Any:
         """The planner's answer; without training for a weight that is there already."""
         shape = self.shape
-        return _C.plan(
+        return _extension.load().plan(
             batch=shape.batch,
             in_channels=shape.in_channels,
             out_channels=shape.out_channels,
@@ -394,7 +393,7 @@ def tune(device: torch.device, dtypes: Sequence[torch.dtype], hardware: str) -> 
             print(f"\r{name}: {len(measured)} of {LAYERS_TO_TUNE} layers", end="", flush=True)
         print()
         text += constants(measured, device.type, name)
-    _C.load_plan_costs(text)
+    _extension.load().load_plan_costs(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path

@@ -8,11 +8,17 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from sketchlayers import methods
+from sketchlayers import _extension, methods
 from sketchlayers._files import shortened
 from sketchlayers._meta import WithoutValues
 from sketchlayers._sharded import own_class
-from sketchlayers.nn._config import Configured, check_names, configuration, dense_arguments
+from sketchlayers.nn._config import (
+    Configured,
+    check_names,
+    configuration,
+    dense_arguments,
+    needs_extension,
+)
 from sketchlayers.nn._geometry import Geometry
 
 from ._container import WrongFileError
@@ -110,6 +116,7 @@ def new_layers(model: nn.Module, described: Any) -> dict[str, nn.Module]:
         described: as from `describe`, but of any type and contents.
 
     Raises:
+        ImportError: a layer needs the compiled extension, which cannot be used.
         WrongFileError: it is no description, or one of another network.
     """
     if not isinstance(described, dict):
@@ -185,8 +192,15 @@ def _listed(config: Mapping[str, Any]) -> str:
 def _made(name: str, kind: type[nn.Module], config: dict[str, Any], old: nn.Module) -> nn.Module:
     """A layer of this kind on the meta device, whose parameters are trained as the old one's are.
 
-    What JSON says can be wrong in any way, so any error means that.
+    What JSON says can be wrong in any way, so any error means that, unless nobody could make a
+    layer of this kind here.
+
+    Raises:
+        ImportError: it needs the compiled extension, which cannot be used.
+        WrongFileError: the configuration is wrong.
     """
+    if needs_extension(kind):
+        _extension.require(f"load: the file's layer {name!r} ({kind.__name__})")
     try:
         with WithoutValues():
             if issubclass(kind, Configured):

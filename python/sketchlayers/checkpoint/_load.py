@@ -69,7 +69,8 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: torchvision is needed and not installed.
+        ImportError: torchvision is needed and not installed; or the file has a sketched or hashed
+            layer, and the compiled extension is missing, or was built for another PyTorch.
         RuntimeError: there is no such device here.
         TypeError: ``into`` is no module, or ``DistributedDataParallel`` or the like around one.
         ValueError: the file is another one, damaged, or of a later version; or it does not fit the

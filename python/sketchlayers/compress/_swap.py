@@ -153,7 +153,11 @@ def _standard_attributes(kind: type[nn.Module]) -> frozenset[str]:
     """Names in ``vars`` of any layer of this class, plain or compressed, as it comes new."""
     with WithoutValues():
         plain = (nn.Conv2d(8, 8, 3, device="meta"), nn.Linear(8, 8, device="meta"))
-    all_methods = [methods.get(name) for name in methods.names()]
+    all_methods = [
+        method
+        for method in map(methods.get, methods.names())
+        if any(issubclass(layer, kind) for layer in method.layers)
+    ]
     built = (
         method.build(layer, method.ranks(layer)[0], init="random", seed=0)
         for method in all_methods

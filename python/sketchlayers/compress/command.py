@@ -138,6 +138,7 @@ def _compress(args: argparse.Namespace) -> None:
     _check_compress(args)
     rates = _rates(args)
     method = _method(args, "sketch" if args.calibration is None else "auto")
+    method.require_extension()
     loaded = _open(args)
     _check_ending(args.out, loaded)
     model = loaded.model.to(_device(args.device))

@@ -167,6 +167,8 @@ def compress(
             cannot be copied (with calibration it is, also if ``inplace``).
         RuntimeError: ``sequential``, and batches, or the smaller network, come through the layers
             in different orders.
+        ImportError: the method makes sketched or hashed layers, and the compiled extension is
+            missing, or was built for another PyTorch.
 
     Warns:
         UserWarning: fitted layers have a relative error above 0.3 without data, or the network's
@@ -177,6 +179,7 @@ def compress(
     if method is None:
         method = "sketch" if calibration is None else "auto"
     chosen_method = methods.get(method, **options)
+    chosen_method.require_extension()
     rates = checked_rates(rate, flops_rate, latency_rate)
     moments = calibration if isinstance(calibration, Calibration) else None
     settings = checked_settings(

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from sketchlayers import _extension
 from sketchlayers.methods._curve import fitted_curve
 from sketchlayers.methods._rank import Candidate, Rank
+from sketchlayers.nn._config import needs_extension
 
 Init = Literal["fit", "random"]
 
@@ -101,6 +103,15 @@ class Method(ABC):
     def members(self, layer: nn.Module) -> tuple[Method, ...]:
         """The methods that a layer may choose from: this one, unless it stands for several."""
         return (self,)
+
+    def require_extension(self) -> None:
+        """Check, before any work, that the replacements have the operators that they compute with.
+
+        Raises:
+            ImportError: they need the compiled extension of this package, which cannot be used.
+        """
+        if any(needs_extension(layer) for layer in self.layers):
+            _extension.require(f"compress: method {self.name!r}")
 
     def options(self) -> dict[str, Any]:
         """The options by name, as given."""

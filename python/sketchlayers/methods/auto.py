@@ -47,6 +47,11 @@ class Auto(Method):
         for name in self.candidates:
             get(name)
 
+    def require_extension(self) -> None:
+        """See `Method.require_extension`: for the candidates."""
+        for name in self.candidates:
+            get(name).require_extension()
+
     def members(self, layer: nn.Module) -> tuple[Method, ...]:
         """See `Method.members`."""
         methods = (get(name) for name in self.candidates)

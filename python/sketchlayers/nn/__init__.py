@@ -1,7 +1,7 @@
 """Layers, each usable alone.
 
-Loaded on first use: those without signs are plain compositions of PyTorch's own layers and need
-nothing of the compiled part.
+Loaded on first use. Sketched and hashed layers compute with the operators of the compiled
+extension; all others work without it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -24,6 +24,9 @@ class Configured(nn.Module):
     keeps the arguments as attributes of the same names, pairs whole, and tells the others by
     `options`. A file holds it if a registered method has its class among its ``layers``.
     """
+
+    # Whether the layer computes with the operators of this package's compiled extension.
+    _needs_extension: ClassVar[bool] = False
 
     def config(self) -> dict[str, Any]:
         """Arguments of the constructor for a layer of this kind and these sizes.
@@ -59,6 +62,11 @@ class Configured(nn.Module):
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in _without_defaults(type(self), self.options()).items()
         ]
+
+
+def needs_extension(kind: type[nn.Module]) -> bool:
+    """Whether layers of this class compute with the operators of the compiled extension."""
+    return issubclass(kind, Configured) and kind._needs_extension
 
 
 def dense_arguments(layer: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class HashedLayer(FormedLayer):
             place takes effect at once.
     """
 
+    _needs_extension = True
     _trained = ("values",)
     _fixed: ClassVar[tuple[str, ...]] = ("seed",)
 

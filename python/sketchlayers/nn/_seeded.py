@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from sketchlayers import _extension
+
 from ._config import Configured
 
 _SEED_LIMIT = 2**63
@@ -32,6 +34,8 @@ class SeededModule(Configured):
     _seed: int
 
     def __init__(self, seed: int | None, device: torch.device | str | int | None) -> None:
+        if self._needs_extension:
+            _extension.require(type(self).__name__)
         super().__init__()
         self._seed = _draw_seed() if seed is None else _checked_seed(type(self).__name__, seed)
         self.register_buffer("seed", torch.tensor(self._seed, dtype=torch.int64, device=device))

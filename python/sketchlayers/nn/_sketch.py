@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from sketchlayers import ops
-from sketchlayers._extension import _C
+from sketchlayers import _extension, ops
 from sketchlayers._sharded import check_whole
 from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased_sketch
 from sketchlayers.decompose._checks import check_finite
@@ -89,6 +88,7 @@ class SketchLayer(WeightCache):
             ``None`` for a layer that was not made from another. Not part of the state dict.
     """
 
+    _needs_extension = True
     _trained = ("s1", "s2")
     _fixed = ("u1", "u2", "base_signs", "frame_signs")
 
@@ -348,7 +348,8 @@ class SketchLayer(WeightCache):
         """The planner's answer, for a dense weight that is there or has to be formed."""
         batch, input_pixels, output_pixels = self._sizes(input_shape)
         trained = self.s1.requires_grad or self.s2.requires_grad
-        return _C.plan(
+        planner = _extension.require(type(self).__name__)
+        return planner.plan(
             batch=batch,
             in_channels=self._group_inputs * self._groups,
             out_channels=self._group_outputs * self._groups,

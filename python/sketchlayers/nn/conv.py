@@ -74,6 +74,7 @@ class SKConv2d(SketchLayer):
         seed: decides all signs; ``None`` draws it from PyTorch's default generator.
 
     Raises:
+        ImportError: the compiled extension is missing, or was built for another PyTorch.
         TypeError: an argument of another type.
         ValueError: an argument out of its range.
 

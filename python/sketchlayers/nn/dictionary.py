@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sketchlayers import decompose, ops
+from sketchlayers import decompose
 from sketchlayers.decompose._checks import check_shape
 from sketchlayers.decompose._norm import as_moment
 
@@ -31,6 +31,7 @@ from ._formed import (
     number_or_rate,
 )
 from ._geometry import Geometry, PaddingMode
+from ._philox import random_words
 
 Kernel = Literal["spatial", "covariance"]
 
@@ -38,7 +39,7 @@ LENGTH, RIDGE = 3.0, 0.1
 """Of the squared exponential kernel, in pixels; and what is added to the kernel's diagonal."""
 
 # Number of the sign matrix whose words order the inputs, for the first column of the first group:
-# part of the file format (see `ops.sign_matrix`).
+# part of the file format (see `random_words`).
 _ORDER_MATRIX = 2**31 + 2**30 + 2**29
 
 
@@ -166,11 +167,10 @@ class DictionaryLayer(FormedLayer):
 
     def _regression_by_channel(self, kernel: Tensor, dtype: torch.dtype) -> Tensor:
         """As `_regression`, for a kernel ``(taps, taps)`` within each channel and none between."""
-        taps, columns = len(kernel), self._groups * self.num_columns
+        taps, inputs = len(kernel), self._chosen()
         # Of its final type: it may be several times the dense weight, and twice that in float64.
-        made = torch.zeros(columns, self.rank, self._patch // taps, taps, dtype=dtype)
-        for column, rows in enumerate(made):
-            chosen = self._chosen(column)
+        made = torch.zeros(*inputs.shape, self._patch // taps, taps, dtype=dtype)
+        for rows, chosen in zip(made, inputs, strict=True):
             is_chosen = torch.zeros(self._patch, dtype=torch.float64)
             is_chosen[chosen] = 1
             mask = is_chosen.reshape(-1, taps, 1)  # of every channel
@@ -183,21 +183,24 @@ class DictionaryLayer(FormedLayer):
     def _regression(self, kernels: Tensor) -> Tensor:
         """``(K_aa + ridge I)^-1 K_a``, for each group's kernel ``K (n, n)`` in float64."""
         made = torch.empty_like(self.dictionary)
+        inputs = self._chosen().to(kernels.device).unflatten(0, (self._groups, self.num_columns))
         for group, kernel in enumerate(kernels):
-            for column in range(self.num_columns):
-                chosen = self._chosen(group * self.num_columns + column).to(kernel.device)
+            for column, chosen in enumerate(inputs[group]):
                 rows = kernel[chosen]
                 square = rows[:, chosen].clone()
                 square.diagonal().add_(self.ridge)
                 made[group, column] = torch.linalg.solve(square, rows)
         return made
 
-    def _chosen(self, column: int) -> Tensor:
-        """The inputs at which a column's features are known: ``m`` of ``n``, in random order."""
-        words = ops.sign_matrix(
-            self._seed, _ORDER_MATRIX + column, 1, 32 * self._patch, device="cpu"
-        )
-        return words[0, : self._patch].argsort(stable=True)[: self.rank]
+    def _chosen(self) -> Tensor:
+        """Inputs at which features are known, ``m`` of ``n`` for each column of each group.
+
+        Returns:
+            int64 tensor ``(groups * num_columns, m)`` on the CPU, every row in random order.
+        """
+        columns = self._groups * self.num_columns
+        words = random_words(self._seed, _ORDER_MATRIX, columns, self._patch)
+        return words.argsort(stable=True)[:, : self.rank]
 
     def _initial_deviation(self) -> float:
         squares = self.dictionary.double().square().sum((-2, -1)).mean()

@@ -62,6 +62,7 @@ class FreshConv2d(HashedLayer, FormedConv2d):
             float64 layer and float32 for any other. Made anew, never stored.
 
     Raises:
+        ImportError: the compiled extension is missing, or was built for another PyTorch.
         TypeError: an argument of another type.
         ValueError: an argument out of its range.
 

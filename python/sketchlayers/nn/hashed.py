@@ -42,6 +42,7 @@ class HashedLinear(HashedLayer, FormedLinear):
         seed: decides hashes and signs; ``None`` draws it from PyTorch's default generator.
 
     Raises:
+        ImportError: the compiled extension is missing, or was built for another PyTorch.
         TypeError: an argument of another type.
         ValueError: an argument out of its range.
 
@@ -143,6 +144,7 @@ class HashedConv2d(HashedLayer, FormedConv2d):
         seed: decides hashes and signs; ``None`` draws it from PyTorch's default generator.
 
     Raises:
+        ImportError: the compiled extension is missing, or was built for another PyTorch.
         TypeError: an argument of another type.
         ValueError: an argument out of its range.
 
