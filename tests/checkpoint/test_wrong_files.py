@@ -27,7 +27,9 @@ from .networks import Tiny, compressed, tiny
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return sketchlayers.save(tiny(), tmp_path_factory.mktemp("good") / "it").read_bytes()
+    return sketchlayers.save(
+        tiny(), tmp_path_factory.mktemp("good") / "it.safetensors"
+    ).read_bytes()
 
 
 def refused(path: Path, network: nn.Module | None, message: str) -> None:
@@ -528,6 +530,12 @@ def test_models_that_files_do_not_hold(tmp_path: Path) -> None:
     ):
         with pytest.raises(kind, match=message):
             sketchlayers.save(model, tmp_path / "it.safetensors")  # type: ignore[arg-type]
+    for name in ("it.pt", "it.pth", "it.bin", "it"):
+        with pytest.raises(
+            ValueError, match=r"must end in \.safetensors.*torch\.save\(model\.state"
+        ):
+            sketchlayers.save(nn.Linear(2, 2), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
     for model in (filled(torch.inf), filled(-torch.inf, torch.float16), weight_normed):
         sketchlayers.save(model, tmp_path / "it.safetensors")
     layer = nn.Sequential(SKConv2d(2, 4, 3, rank=1))

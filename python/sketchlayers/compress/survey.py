@@ -1,4 +1,4 @@
-"""What a model is made of: every layer, its size, and why it must be left alone if it must."""
+"""Every layer of a model, its size, and the reason if it cannot be replaced."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def survey(
 
 @torch.no_grad()
 def multiply_adds(layer: nn.Module, calls: tuple[Shapes, ...]) -> int | None:
-    """Multiply-adds of the calls, without gradients; None for a layer whose count is not known.
+    """Counts the multiply-adds of the calls, without gradients; None where that is not known.
 
     A compressed layer tells them itself, for the path that it would take. A convolution needs its
     weight once at every output position (a transposed one: at every input position), a linear
@@ -153,7 +153,7 @@ def multiply_adds(layer: nn.Module, calls: tuple[Shapes, ...]) -> int | None:
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers by name, each once: what a checkpoint holds."""
+    """Yields parameters and persistent buffers by name, each once: what a checkpoint holds."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         tensors: dict[str, Tensor | None] = {**module._parameters}
@@ -167,7 +167,7 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Bytes of the values; 0 for a lazy parameter, whose shape is not known yet."""
+    """Returns the bytes of the values; 0 for a lazy parameter, whose shape is not known yet."""
     return 0 if is_lazy(tensor) else tensor.numel() * tensor.element_size()
 
 
