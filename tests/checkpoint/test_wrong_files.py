@@ -293,7 +293,9 @@ def test_files_of_others(good: bytes, tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, path, {"format": "sketchlayers.calibration"})
     refused(path, Tiny(), "(it is a file of sketchlayers.calibration)")
     torch.save(Tiny().state_dict(), path)
-    refused(path, Tiny(), "it is no safetensors file, or cut off")
+    refused(path, Tiny(), "it is no safetensors file but one of torch.save, for torch.load")
+    path.write_bytes(good[:-9])
+    refused(path, Tiny(), "it is no safetensors file, or ")
     path.write_bytes(good)
     refused(path, None, "it does not say how to make the network, so into= must be given")
     with pytest.raises(TypeError, match=r"load: into must be an nn\.Module \(got type\)"):

@@ -14,6 +14,7 @@ import torch
 from sketchlayers.compress._costs import Budget
 from sketchlayers.compress.refine import Refinement
 from sketchlayers.methods._method import Init, Method
+from sketchlayers.nn._checks import percent_hint
 
 Allocation = Literal["uniform", "error"]
 Sensitivity = bool | Literal["fit", "allocation"]
@@ -216,10 +217,9 @@ def _in_range(name: str, rate: object, of: str) -> float:
         raise TypeError(f"compress: {name}{of} must be a number (got {type(rate).__name__})")
     value = float(rate)
     if not 0 < value <= 1:
-        percent = f"; for {value:g} % give {name}={value / 100:g}" if 1 < value <= 100 else ""
         raise ValueError(
             f"compress: {name}{of} must be in (0, 1] (got {name}={value:g}): {_MEANINGS[name]}"
-            f"{percent}"
+            f"{percent_hint(name, value)}"
         )
     return value
 

@@ -58,7 +58,7 @@ class Job:
     """Measures, chooses ranks, fits, and finishes the network.
 
     Attributes:
-        reasons: why layers are left alone, by name; grows.
+        reasons: why layers stay as they are, by name; grows.
         notes: advice and exceptions, for the report.
         seconds: of each stage.
         fitted: the new layers, by name.
@@ -171,7 +171,7 @@ class Job:
         return Costs(unit, self._found, self._model, call, self._processes)
 
     def _norms(self, calibration: Calibration | None) -> dict[str, Norm]:
-        """How the error of each layer is measured; layers that no data reach are left alone."""
+        """How the error of each layer is measured; layers that no data reach stay as they are."""
         names = [layer.name for layer in self._layers()]
         if self._images is not None and names:
             with self._stage("calibration"):

@@ -70,7 +70,7 @@ def check_budget(
         layers: those that may be replaced.
         budget: for the whole model.
         costs: in the budget's unit.
-        reasons: why other layers are left alone.
+        reasons: why other layers stay as they are.
 
     Raises:
         ValueError: it cannot be met; the message tells the smallest possible one.

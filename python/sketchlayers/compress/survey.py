@@ -41,7 +41,7 @@ class Layer:
         calls: its calls on the example inputs; None without example inputs.
         multiply_adds: of these calls together; None where not known (no calls seen, or a kind of
             layer that is not counted).
-        reason: why it must be left alone; None if it can be replaced.
+        reason: why it cannot be replaced; None if it can.
     """
 
     name: str
@@ -92,7 +92,7 @@ def survey(
     """Looks at every layer; the model is not changed.
 
     With example inputs, a copy of the model runs once on them (`record_calls`): the order of
-    execution and the multiply-adds are then known, and layers that are never called are left alone.
+    execution and the multiply-adds are then known, and layers that are never called are not replaced.
     Without, the order of registration counts as the order of execution. Either way, layers that are
     used through their weight are found in the code of the modules that hold them.
 
