@@ -1,15 +1,19 @@
-"""Smaller neural networks by tensor sketching: SK-CONV and SK-FC layers for PyTorch.
+"""Compression of trained PyTorch networks, and sketched layers for training small ones.
 
-Layers: :class:`SKConv2d`, :class:`SKLinear`; of other papers :class:`TuckerConv2d`,
-:class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`, :class:`HashedConv2d`,
-:class:`HashedLinear`, :class:`FreshConv2d`, :class:`DictionaryConv2d`, :class:`DictionaryLinear`.
-Whole models: :func:`compress`, :func:`calibrate`,
-:func:`fold`, :func:`inspect`, :func:`optimize_for_inference`, :func:`clear_cache`. Files:
-:func:`save`, :func:`load`. Several processes: :func:`broadcast_model`. Operators:
+Trained networks: :func:`compress` makes one smaller with some images, without labels, by Tucker-2,
+CP or SVD in the norm of the layers' outputs; :func:`inspect`, :func:`calibrate`, :func:`fold`,
+:func:`optimize_for_inference`, :func:`clear_cache`. Files: :func:`save`, :func:`load`. Several
+processes: :func:`broadcast_model`.
+
+Layers to train: :class:`SKConv2d`, :class:`SKLinear` (tensor sketching); of other papers
+:class:`TuckerConv2d`, :class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`,
+:class:`HashedConv2d`, :class:`HashedLinear`, :class:`FreshConv2d`, :class:`DictionaryConv2d`,
+:class:`DictionaryLinear`; :func:`param_groups` for their optimiser. Operators:
 :mod:`sketchlayers.ops`.
 
-Source: Kasiviswanathan, Narodytska, Jin: "Network Approximation using Tensor Sketching",
-IJCAI 2018.
+Sources: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti: "Distribution-Aware Tensor Decomposition for
+Compression of Convolutional Neural Networks", NeurIPS 2025; Kasiviswanathan, Narodytska, Jin:
+"Network Approximation using Tensor Sketching", IJCAI 2018.
 """
 
 from __future__ import annotations

@@ -8,6 +8,26 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+SAFETENSORS = ".safetensors"
+
+
+def check_safetensors(owner: str, path: Path, otherwise: str) -> None:
+    """Makes sure that a file to write is called what it is: a safetensors file.
+
+    Args:
+        owner: the function that writes.
+        path: of the file.
+        otherwise: what to do for a file of another kind.
+
+    Raises:
+        ValueError: the name has another ending.
+    """
+    if path.suffix.lower() != SAFETENSORS:
+        raise ValueError(
+            f"{owner}: path must end in {SAFETENSORS}, the format of the file (got {str(path)!r}); "
+            f"write {path.with_suffix(SAFETENSORS).name!r}{otherwise}"
+        )
+
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:

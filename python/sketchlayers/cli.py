@@ -1,8 +1,8 @@
-"""The command line: ``sketchlayers doctor | inspect | calibrate | compress | bench``.
+"""The command line: ``sketchlayers compress | inspect | calibrate | doctor | bench``.
 
-Thin on purpose: it finds the command, parses its arguments, calls it and prints its errors in one
-line. A command's module is imported only when that command is asked for, so that ``doctor`` works
-where PyTorch or the compiled extension does not.
+This module finds the command, parses its arguments, calls it and prints its errors in one line. A
+command's module is imported only when that command is asked for, so that ``doctor`` works where
+PyTorch or the compiled extension does not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sketchlayers._version import __version__
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command lives: ``add_arguments(parser)`` and ``run(args) -> exit code``."""
+    """Names a command's module and two functions: ``add_arguments(parser)``, ``run(args)``."""
 
     summary: str
     module: str
@@ -32,7 +32,12 @@ class Command:
 
 
 COMMANDS = {
-    "doctor": Command("say what is installed, and the first thing that is wrong with it", "doctor"),
+    "compress": Command(
+        "compress a trained model with some images, and save it",
+        "compress.command",
+        "add_arguments_compress",
+        "run_compress",
+    ),
     "inspect": Command(
         "list the layers of a model and which of them can be compressed",
         "compress.command",
@@ -40,25 +45,22 @@ COMMANDS = {
         "run_inspect",
     ),
     "calibrate": Command(
-        "measure what a model's layers get to see, for `compress --calibration`",
+        "measure the inputs of a model's layers on images, for `compress --calibration FILE`",
         "compress.command",
         "add_arguments_calibrate",
         "run_calibrate",
     ),
-    "compress": Command(
-        "make a model smaller and save it",
-        "compress.command",
-        "add_arguments_compress",
-        "run_compress",
-    ),
+    "doctor": Command("say what is installed, and the first thing that is wrong with it", "doctor"),
     "bench": Command("time sketched layers against PyTorch's own", "bench"),
 }
 
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The parser of all commands, with the arguments of the chosen one."""
+    """Returns the parser of all commands, with the arguments of the chosen one."""
     parser = argparse.ArgumentParser(
-        prog="sketchlayers", description="Smaller neural networks by tensor sketching."
+        prog="sketchlayers",
+        description="Compress trained PyTorch networks with some images, without labels. The "
+        "sketched layers of the package are for training small networks from scratch, in Python.",
     )
     parser.add_argument("--version", action="version", version=f"sketchlayers {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

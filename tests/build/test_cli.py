@@ -17,6 +17,39 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for name in ("doctor", "inspect", "compress", "bench"):
         assert name in printed
+    about = printed.partition("\n\n")[2]
+    assert about.startswith("Compress trained PyTorch networks")  # before the layers to train
+    assert about.index("sketched layers") < about.index("positional arguments")
+
+
+def groups_of(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+    """The groups of a command's help in order, each with its options."""
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    groups: dict[str, list[str]] = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            groups[line.removesuffix(":").partition(" (")[0]] = options = []
+        elif line.startswith("  --"):
+            options.append(line.split()[0].rstrip(","))
+    return groups
+
+
+def test_help_of_compress_begins_with_what_everybody_needs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    groups = groups_of("compress", capsys)
+    assert list(groups)[:6] == [
+        "positional arguments", "options", "budget", "images", "training and accuracy", "output"
+    ]  # fmt: skip
+    assert groups["options"] == []  # everything but --help has a group that says what it is about
+    assert groups["budget"] == ["--rate", "--flops-rate", "--latency-rate"]
+    assert "--calibration" in groups["images"] and "--finetune" in groups["training and accuracy"]
+    assert {"--out", "--plot", "--force", "--json"} == set(groups["output"])
+    assert list(groups)[-2:] == ["options of --method sketch", "examples"]
+    sketch = ["--num-sketches", "--mixing", "--scale", "--blocks", "--signs", "--base", "--frame"]
+    assert groups["options of --method sketch"] == sketch
+    assert groups_of("inspect", capsys)["options of --method sketch"] == sketch
 
 
 @pytest.mark.parametrize("command", ["doctor", "inspect", "compress", "bench"])

@@ -27,7 +27,9 @@ from .networks import Tiny, compressed, tiny
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return sketchlayers.save(tiny(), tmp_path_factory.mktemp("good") / "it").read_bytes()
+    return sketchlayers.save(
+        tiny(), tmp_path_factory.mktemp("good") / "it.safetensors"
+    ).read_bytes()
 
 
 def refused(path: Path, network: nn.Module | None, message: str) -> None:
@@ -291,7 +293,9 @@ def test_files_of_others(good: bytes, tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, path, {"format": "sketchlayers.calibration"})
     refused(path, Tiny(), "(it is a file of sketchlayers.calibration)")
     torch.save(Tiny().state_dict(), path)
-    refused(path, Tiny(), "it is no safetensors file, or cut off")
+    refused(path, Tiny(), "it is no safetensors file but one of torch.save, for torch.load")
+    path.write_bytes(good[:-9])
+    refused(path, Tiny(), "it is no safetensors file, or ")
     path.write_bytes(good)
     refused(path, None, "it does not say how to make the network, so into= must be given")
     with pytest.raises(TypeError, match=r"load: into must be an nn\.Module \(got type\)"):
@@ -528,6 +532,12 @@ def test_models_that_files_do_not_hold(tmp_path: Path) -> None:
     ):
         with pytest.raises(kind, match=message):
             sketchlayers.save(model, tmp_path / "it.safetensors")  # type: ignore[arg-type]
+    for name in ("it.pt", "it.pth", "it.bin", "it"):
+        with pytest.raises(
+            ValueError, match=r"must end in \.safetensors.*torch\.save\(model\.state"
+        ):
+            sketchlayers.save(nn.Linear(2, 2), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
     for model in (filled(torch.inf), filled(-torch.inf, torch.float16), weight_normed):
         sketchlayers.save(model, tmp_path / "it.safetensors")
     layer = nn.Sequential(SKConv2d(2, 4, 3, rank=1))

@@ -456,9 +456,9 @@ def test_layers_without_shape_or_values_are_refused() -> None:
 def test_few_patches_are_allowed_and_noted() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
     calibration = calibrate(model, [torch.randn(20, 16)])
-    assert len(calibration.notes) == 2
-    assert (
-        calibration.notes[0] == "0: 20 patches for 16 inputs; about 80 are advised, from 80 images"
+    assert calibration.advised_images == {"0": 80, "1": 80}
+    assert calibration.notes == tuple(
+        f"{name}: use at least 80 images (got 20): 20 patches for 16 inputs" for name in "01"
     )
     assert "singular" in calibrate(model, [torch.randn(15, 16)]).notes[0]
     assert not calibrate(model, [torch.randn(80, 16)]).notes
@@ -469,7 +469,9 @@ def test_table() -> None:
     lines = str(calibration).splitlines()
     assert lines[0].split() == ["layer", "inputs", "patches", "patches/input"]
     assert lines[4].split() == ["body.2", "2", "x", "144", "72", "0.5", "(1)"]
-    assert lines[-2] == "(1) fewer than 5 patches an input: more images would help (4 layers)"
+    images = max(calibration.advised_images.values())
+    advice = f"use at least {images} images (got {calibration.images}) (4 layers)"
+    assert lines[-2] == f"(1) fewer than 5 patches for each input: {advice}"
     assert lines[-1] == "(2) depthwise convolution"
     assert repr(calibration) == str(calibration)
 
@@ -532,6 +534,16 @@ def test_file_gives_back_what_was_saved(tmp_path: Path) -> None:
         Calibration.load(tmp_path / "nothing")
 
 
+def test_files_are_called_what_they_are(tmp_path: Path) -> None:
+    calibration = calibrate(Small(), batches(1))
+    for name in ("moments.pt", "moments"):
+        with pytest.raises(
+            ValueError, match=r"path must end in \.safetensors.*'moments\.safetensors'"
+        ):
+            calibration.save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_saving_fails_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "moments.safetensors"
     path.write_text("something older")
@@ -552,8 +564,8 @@ def test_moments_that_waited_in_a_file_are_ordinary_tensors(tmp_path: Path) -> N
     once = calibrate(model, loader)
     budget = max(sizes_of(once).values())
     often = calibrate(model, loader, memory_budget=budget)
-    often.save(tmp_path / "moments")
-    assert_equal(Calibration.load(tmp_path / "moments"), once)
+    often.save(tmp_path / "moments.safetensors")
+    assert_equal(Calibration.load(tmp_path / "moments.safetensors"), once)
     matrix = often["head"].second_moment
     matrix.mul_(2)
     assert torch.equal(matrix, 2 * once["head"].second_moment)
@@ -565,7 +577,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def damage(path: Path, **metadata: str) -> None:
-    """Writes the file anew with other metadata."""
+    """Writes the file again with other metadata."""
     save_file(load_file(path), path, {**metadata_of(path), **metadata})
 
 

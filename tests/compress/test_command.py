@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,12 @@ def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
         model = models.get_model(NAME, weights=None)
     expected = sketchlayers.inspect(model, torch.zeros(1, 3, 64, 64, device="meta"))
     assert out == f"{expected}\n" and err == ""
-    assert main(["inspect", NAME, "--json", "--mixing", "channel", "--num-sketches", "2"]) == 0
-    assert json.loads(capsys.readouterr().out)["parameters"] == expected.parameters
+    assert "method auto can replace 25 of 26 layers" in out
+    sketch = ["--method", "sketch", "--mixing", "channel", "--num-sketches", "2"]
+    assert main(["inspect", NAME, "--json", "--no-keep-first", *sketch]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["method"] == "sketch" and printed["parameters"] == expected.parameters
+    assert sum(layer["reason"] is None for layer in printed["layers"]) == 26
 
 
 def test_inspect_a_model_that_needs_values_to_be_made(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +62,16 @@ def test_compress_writes_a_file_that_loads(
     source = models.get_model(NAME, weights=None, num_classes=10).eval()
     torch.save({"state_dict": source.state_dict()}, "weights.pt")
     arguments = ["compress", NAME, *SMALL, "--weights", "weights.pt", "--rate", "0.5"]
-    arguments += ["--out", "small.safetensors", "--seed", "7", "--input-size", "3x64x64"]
+    arguments += [
+        "--method",
+        "sketch",
+        "--out",
+        "small.safetensors",
+        "--seed",
+        "7",
+        "--input-size",
+        "3x64x64",
+    ]
     assert main([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
     with pytest.warns(UserWarning, match="needs training"):
@@ -137,7 +151,8 @@ def test_damaged_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):
         Path("bad.safetensors").write_bytes(bad)
         assert_refused(folder, capsys, ["inspect", "bad.safetensors"], message)
-        again = ["compress", "bad.safetensors", "--rate", "0.9", "--out", "new.safetensors"]
+        again = ["compress", "bad.safetensors", "--rate", "0.9", "--method", "svd"]
+        again += ["--out", "new.safetensors"]
         assert_refused(folder, capsys, again, message)
     sketchlayers.save(nn.Linear(4, 4), "own.safetensors")
     assert_refused(folder, capsys, ["inspect", "own.safetensors"], "does not say how to make the")
@@ -146,8 +161,8 @@ def test_damaged_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_compress_prints_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compress("--out", "small.safetensors", "--no-keep-first", "--layers", "features.*") == 0
     out = capsys.readouterr().out
-    assert "whole model" in out and "(asked: 0.5)" in out
-    method = {words[0]: words[1] for line in out.splitlines() if len(words := line.split()) > 6}
+    assert "whole model" in out and " asked: 0.5\n" in out
+    method = {words[0]: words[1] for line in out.splitlines() if len(words := line.split()) > 5}
     assert method["features.0"] == method["features.3.squeeze"] == "sketch"
     assert method["classifier.1"] == "-"
 
@@ -177,7 +192,16 @@ def test_rates_of_patterns(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_existing_files_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("small.safetensors").write_bytes(b"precious")
-    arguments = ["compress", NAME, "--rate", "0.5", "--out", "small.safetensors"]
+    arguments = [
+        "compress",
+        NAME,
+        "--init",
+        "random",
+        "--rate",
+        "0.5",
+        "--out",
+        "small.safetensors",
+    ]
     assert_refused(folder, capsys, arguments, "small.safetensors exists; --force overwrites it")
     assert compress("--out", "small.safetensors", "--force") == 0
     assert read_description("small.safetensors").version == 1
@@ -204,9 +228,9 @@ class Pickled(nn.Sequential):
 
 def test_pickled_models_need_trust(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(Pickled(nn.Linear(32, 32), nn.Linear(32, 32)), "whole.pt")
-    out = ["--rate", "0.8", "--out", "small.pt"]
+    out = ["--method", "sketch", "--rate", "0.8", "--out", "small.pt"]
     assert_refused(folder, capsys, ["compress", "whole.pt", *out], "say --trust-pickle")
-    other = ["compress", "whole.pt", "--trust-pickle", "--rate", "0.8", "--out", "it.safetensors"]
+    other = ["compress", "whole.pt", "--trust-pickle", *out[:-1], "it.safetensors"]
     assert_refused(folder, capsys, other, "--out of a pickled MODEL must not be a .safetensors")
     trusted = ["whole.pt", "--trust-pickle", "--input-size", "32"]
     assert main(["inspect", *trusted]) == 0
@@ -262,7 +286,18 @@ def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     base = ["compress", NAME, *SMALL, "--init", "random", "--out", "small.safetensors", "--rate"]
     for arguments, message in [
         ([*base, "0.001"], "rate must be at least 0.0"),
-        ([*base, "7"], "rate must be in (0, 1]"),
+        (
+            [*base, "50"],
+            "(got rate=50): it is the fraction of the parameters that is kept; for 50 %",
+        ),
+        ([*base[:-1], "--flops-rate", "50", "--input-size", "3x64x64"], "give flops_rate=0.5"),
+        ([*base[:-1], "--latency-rate", "50", "--input-size", "3x64x64"], "give latency_rate=0.5"),
+        ([*base, "features.12.*=50"], "rate for 'features.12.*' must be in (0, 1] (got rate=50)"),
+        ([*base, "0.5", "--layers", "features.12"], "'features.12.*' matches the layers inside"),
+        (
+            [*base, "0.5", "--method", "auto", "--frame", "signs"],
+            "--frame must go with --method sk",
+        ),
         ([*base, "0.5", "--rate", "0.6"], "--rate must be one number, or only pairs"),
         ([*base, "0.5", "--rate", "classifier.1=0.6"], "--rate must be one number, or only pairs"),
         ([*base, "0.5", "--layers", "classifer.*"], "a pattern must match a layer"),
@@ -274,6 +309,41 @@ def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ([*base[:-3], "--out", "it.pt", "--rate", "0.5"], "--out must be a .safetensors file"),
     ]:
         assert_refused(folder, capsys, arguments, message)
+
+
+def test_without_images_the_user_must_choose(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sketch that is fitted to the weights, which is the default, leaves a network at chance."""
+    arguments = ["compress", NAME, *SMALL, "--rate", "0.5", "--out", "small.safetensors"]
+    for more in ([], ["--init", "fit"], ["--finetune", "1", "--train", "photos"]):
+        assert_refused(folder, capsys, [*arguments, *more], "a trained network needs images")
+    assert main([*arguments, "--method", "svd", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "svd"
+    assert main([*arguments, "--init", "random", "--json", "--force"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "sketch"
+
+
+def test_the_seed_is_0_unless_it_is_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("first.safetensors", "second.safetensors"):
+        assert compress("--out", name, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["seed"] == 0
+    assert Path("first.safetensors").read_bytes() == Path("second.safetensors").read_bytes()
+
+
+def test_names_of_networks_need_torchvision(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    message = (
+        f"a network of the name {NAME} needs torchvision, which is not installed: "
+        'pip install "sketchlayers[cli]"'
+    )
+    assert_refused(folder, capsys, ["inspect", NAME], message)
+    assert_refused(folder, capsys, ["inspect", "missing.pt"], "or a file (got 'missing.pt')")
+    torch.save(nn.Sequential(nn.Linear(32, 32)), "whole.pt")
+    assert main(["inspect", "whole.pt", "--trust-pickle"]) == 0  # a file does without it
 
 
 @pytest.mark.parametrize(

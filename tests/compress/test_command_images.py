@@ -64,8 +64,9 @@ def test_one_call_from_photos_to_a_smaller_model(
     expected, report = sketchlayers.compress(
         original(), "tucker2", rate=0.975, layers="features.6.*", calibration=photos(18), seed=1
     )
-    table, seconds = re.subn(r"(?m)^seconds: .*\n", "", out)
-    assert seconds == 1 and table == re.sub(r"(?m)^seconds: .*\n", "", f"{report}\n")
+    seconds = r"(?m)^seconds for compressing: .*\n"
+    table, lines = re.subn(seconds, "", out)
+    assert lines == 1 and table == re.sub(seconds, "", f"{report}\n")
     assert "calibrated on 18 images; the network's outputs change by " in out
     assert err.splitlines()[0] == "calibrating on 18 of 24 images, from 3 folders, as 3x40x40"
     assert "written: small.safetensors (" in err and "written: errors.png\n" in err
@@ -162,7 +163,8 @@ def test_calibrate_once_and_compress_often(
 
 @pytest.mark.filterwarnings("ignore:compress")
 def test_finetuning_says_what_it_brings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["compress", *MODEL, "--rate", "0.7", "--seed", "1", "--out", "small.safetensors"]
+    arguments = ["compress", *MODEL, "--rate", "0.7", "--seed", "1", "--method", "sketch"]
+    arguments += ["--out", "small.safetensors"]
     arguments += ["--val", "held_out", "--batch-size", "6"]
     assert main([*arguments, "--json"]) == 0
     before = json.loads(capsys.readouterr().out)
@@ -236,8 +238,8 @@ def test_wrong_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), "whole.pt")
-    flops = ["compress", NAME, "--flops-rate", "0.5", "--out", "small.safetensors"]
-    whole = ["compress", "whole.pt", "--trust-pickle", "--rate", "0.9", "--out"]
+    flops = ["compress", NAME, "--method", "svd", "--flops-rate", "0.5", "--out", "it.safetensors"]
+    whole = ["compress", "whole.pt", "--trust-pickle", "--method", "svd", "--rate", "0.9", "--out"]
     images = ["--calibration", "photos", "--input-size"]
     for arguments, message in [
         (flops, "--flops-rate needs --calibration DIR, or --input-size such as 3x224x224"),
@@ -277,6 +279,7 @@ def test_missing_packages(
     arguments += ["--calibration", "photos", "--input-size", "3x4x4"]
     if package == "matplotlib":
         arguments += ["--plot", "errors.png"]
-    message = f"needs {package}, which is not installed (pip install {package})"
+    extra = {"matplotlib": "plot", "torchvision": "cli"}[package]
+    message = f'needs {package}, which is not installed: pip install "sketchlayers[{extra}]"'
     assert_refused(folder, capsys, arguments, message)
     assert "errors.png" not in files(folder)

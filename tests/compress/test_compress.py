@@ -64,7 +64,7 @@ def test_report_says_why_a_rate_is_missed() -> None:
 
 def test_unreachable_rate_names_the_smallest() -> None:
     model = Small()
-    smallest = sketchlayers.inspect(model).smallest_rate
+    smallest = sketchlayers.inspect(model, method="sketch", keep_first=False).smallest_rate
     with pytest.raises(
         ValueError, match=r"rate must be at least [\d.]+ .*\(got rate=0.01\)"
     ) as caught:
@@ -95,9 +95,49 @@ def test_rate_must_be_in_range(rate: float) -> None:
         ({"rate": 0.5, "mixin": "channel"}, TypeError, "did you mean 'mixing'"),
         ({"rate": 0.5, "mixing": "time"}, ValueError, "mixing must be one of"),
         ({"rate": 0.5, "seed": 1.5}, TypeError, "seed must be a whole number"),
-        ({"rate": 0.5, "layers": "hed"}, ValueError, r"got 'hed'; close names: 'head'"),
-        ({"rate": 0.5, "layers": ["body"]}, ValueError, r"matched by 'body\.\*'"),
-        ({"rate": {"bodi.*": 0.5}}, ValueError, "a pattern must match a layer"),
+        ({"rate": 0.5, "layers": "hed"}, ValueError, r"got 'hed'; close ones: 'head'"),
+        ({"rate": 0.5, "layers": ["body"]}, ValueError, r"'body\.\*' matches the layers inside"),
+        ({"rate": {"bodi.*": 0.5}}, ValueError, r"got 'bodi\.\*'; close ones: 'body\.\*'"),
+        ({"rate": {"body": 0.5}}, ValueError, r"'body\.\*' matches the layers inside"),
+        ({"rate": 0.5, "layers": "net.body.*"}, ValueError, r"close ones: 'body\.\*'"),
+        ({"rate": 0.5, "layers": "0"}, ValueError, r"'\*\.0' matches 'body\.0'"),
+        (
+            {"rate": 0.5, "layers": "x"},
+            ValueError,
+            r"the layers are 'first', 'body\.0', .*, \.\.\.",
+        ),
+        (
+            {"rate": 0.5, "layers": nn.Linear},
+            TypeError,
+            "got Linear.*to choose by class give filter",
+        ),
+        ({"rate": 0.5, "layers": ["head", 3]}, TypeError, "must be names or patterns .*got int"),
+        ({"rate": 0.5, "layers": 3}, TypeError, "must be names or patterns .*got int"),
+        ({"rate": {3: 0.5}}, TypeError, "must be names or patterns .*got int"),
+        (
+            {"rate": 50},
+            ValueError,
+            r"fraction of the parameters that is kept; for 50 % give rate=0\.5",
+        ),
+        ({"flops_rate": 30}, ValueError, r"of the multiply-adds .*for 30 % give flops_rate=0\.3"),
+        ({"latency_rate": 30}, ValueError, r"of the time .*for 30 % give latency_rate=0\.3"),
+        ({"rate": {"head": 25}}, ValueError, r"rate for 'head' .*for 25 % give rate=0\.25"),
+        ({"rate": 300}, ValueError, r"\(got rate=300\): it is the fraction .* that is kept$"),
+        (
+            {"ratio": 0.5},
+            TypeError,
+            "no argument 'ratio': give rate, between 0 and 1: it is the frac",
+        ),
+        ({"pruning_ratio": 0.5}, TypeError, "no argument 'pruning_ratio': give rate"),
+        ({"sparsity": 0.5}, TypeError, "no argument 'sparsity': give rate, .*that is kept"),
+        ({"compression_rate": 0.5}, TypeError, "no argument 'compression_rate': give rate"),
+        ({"target_flops": 0.5}, TypeError, "no argument 'target_flops': give flops_rate"),
+        ({"speedup": 2}, TypeError, "no argument 'speedup': give latency_rate"),
+        ({"rate": 0.5, "dataloader": []}, TypeError, "give batches of images to calibration"),
+        ({"rate": 0.5, "calibraton": []}, TypeError, r"'calibraton': did you mean calibration\?"),
+        ({"rate": 0.5, "colour": 1}, TypeError, "method 'sketch' has no option 'colour'"),
+        ({"method": 0.5}, TypeError, r"got float; a rate is given as rate=0\.5"),
+        ({"rate": 0.5, "method": "tucker"}, ValueError, r"got 'tucker'; did you mean 'tucker2'\?"),
         ({"rate": {"body.4": 0.5}}, ValueError, "body.4: depthwise convolution"),
         ({"rate": 0.5, "example_inputs": torch.zeros(1, 5)}, ValueError, "must run on example_inp"),
     ],
@@ -231,11 +271,18 @@ def test_layer_seeds_never_change() -> None:
     assert layer_seed(11, "head") == 8021933633302403410
 
 
+def test_the_same_call_gives_the_same_model() -> None:
+    model = Small()
+    (first, report), (second, _) = (random_init(model, {"head": 0.5}) for _ in range(2))
+    assert report.seed == 0 and int(first.head.seed) == layer_seed(0, "head")
+    assert torch.equal(first.head.s1, second.head.s1)
+
+
 def test_seed_none_draws_from_the_default_generator() -> None:
     seeds = []
     for start in (1, 1, 2):
         torch.manual_seed(start)
-        small, report = random_init(Small(), {"head": 0.5})
+        small, report = random_init(Small(), {"head": 0.5}, seed=None)
         assert int(small.head.seed) == layer_seed(report.seed, "head")
         seeds.append(report.seed)
     assert seeds[0] == seeds[1] != seeds[2]

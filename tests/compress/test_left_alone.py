@@ -178,6 +178,8 @@ def test_weights_read_are_found_in_the_code() -> None:
 
 def test_layers_that_are_never_called() -> None:
     rows = sketchlayers.inspect(OutOfOrder(), torch.zeros(2, 24)).layers
+    assert [row.name for row in rows if (row.reason or "").startswith("the first")] == ["early"]
+    rows = sketchlayers.inspect(OutOfOrder(), torch.zeros(2, 24), keep_first=False).layers
     reasons = {row.name: row.reason for row in rows}
     assert reasons == {
         "last": None, "early": None, "unused": "not called on the example inputs"

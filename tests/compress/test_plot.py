@@ -57,6 +57,6 @@ def test_pictures_that_cannot_be_drawn(
         report.plot(tmp_path / "report.doc")
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"needs matplotlib.*\(pip install matplotlib\)"):
+    with pytest.raises(ImportError, match=r"needs matplotlib.*: pip install .sketchlayers\[plot\]"):
         report.plot(tmp_path / "other.png")
     assert [path.name for path in tmp_path.iterdir()] == ["report.PNG"]

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import sketchlayers
+from sketchlayers import methods
 from sketchlayers.compress import Inspection, Report
-from sketchlayers.compress._table import quantity, shorten
+from sketchlayers.compress._table import quantity
 from sketchlayers.methods._rank import rank_text
 
 from .networks import Small, images, random_init
@@ -122,7 +123,17 @@ def test_table(converted: tuple[nn.Module, nn.Module, Report]) -> None:
     assert f"{row.parameters_before:,}" in head and f"{row.parameters_after:,}" in head
     mark = first.split()[-1]
     assert f"{mark} the first layer is kept (keep_first=False takes it too)" in lines
-    assert f"{report.parameters_before:,}" in table[-1] and "whole model" in table[-1]
+    assert table[-1].split() == ["everything", "else", "32", "32"]
+    whole = {line.split()[0]: line.split()[1:] for line in lines[len(table) + 1 :] if line}
+    before, after = report.parameters_before, report.parameters_after
+    rates = [f"{report.rate:.4g}", "asked:", "0.6"]
+    assert whole["parameters"] == [f"{before:,}", f"{after:,}", *rates]
+    size = [f"{report.bytes_before / 1e6:.3g}", "MB", f"{report.bytes_after / 1e6:.3g}", "MB"]
+    assert whole["file"][1:] == [*size, f"{report.bytes_after / report.bytes_before:.4g}"]
+    counts = [report.multiply_adds_before, report.multiply_adds_after]
+    assert whole["multiply-adds"][:4] == [word for n in counts for word in quantity(n).split()]
+    assert "milliseconds" not in whole  # nobody has measured them
+    assert '"-": an unchanged layer (method, rank)' in lines
     ends = {len(line) for line in table if set(line) == {"-"}}
     assert len(ends) == 1 and max(map(len, table)) == ends.pop() <= 120
     # Columns are aligned: the first of two header lines ends where its columns do.
@@ -130,21 +141,23 @@ def test_table(converted: tuple[nn.Module, nn.Module, Report]) -> None:
     assert table[0].index("parameters") < at + len("before")
 
 
-def test_wide_names_and_numbers_fit_the_terminal() -> None:
+def test_long_names_are_never_shortened() -> None:
     layer = nn.Linear(4096, 16384, device="meta")
     model: nn.Module = nn.Sequential(layer, nn.Linear(16384, 16384, device="meta"))
     for name in ("encoder_with_a_rather_long_name", "transformer_blocks", "feed_forward_network"):
         model = nn.ModuleDict({name: model})
-    inspection = sketchlayers.inspect(model)
-    assert max(map(len, str(inspection).splitlines())) <= 120
-    report = random_init(model, 0.5).report
-    assert max(map(len, str(report).splitlines())) <= 120
-    assert "encoder_with" not in str(report) or ".." in str(report)
+    name = "feed_forward_network.transformer_blocks.encoder_with_a_rather_long_name.1"
+    for printed in (sketchlayers.inspect(model), random_init(model, 0.5).report):
+        lines = str(printed).splitlines()
+        (row,) = [line for line in lines if line.startswith(name + " ")]
+        assert " 16384x16384 " in row
+        running_text = lines[lines.index("") :]
+        assert max(map(len, running_text)) <= 120
 
 
 def test_inspection_adds_up() -> None:
     model = Small()
-    inspection = sketchlayers.inspect(model, images())
+    inspection = sketchlayers.inspect(model, images(), method="sketch")
     assert isinstance(inspection, Inspection)
     assert inspection.parameters == sum(p.numel() for p in model.parameters())
     assert inspection.bytes == saved_bytes(model)
@@ -193,12 +206,6 @@ def test_quantities() -> None:
     assert quantity(None) == "-" and quantity(12_300) == "12.3 k"
 
 
-def test_shorten() -> None:
-    assert shorten("layer4.0.conv1", 20) == "layer4.0.conv1"
-    short = shorten("features.denseblock4.denselayer16.conv2", 24)
-    assert len(short) == 24 and short.startswith("features") and short.endswith("layer16.conv2")
-
-
 @pytest.fixture(scope="module")
 def fitted() -> Report:
     """With data, layers one after the other."""
@@ -220,7 +227,7 @@ def test_what_the_data_say(fitted: Report) -> None:
     assert explained + "before it leave them" in lines
     assert table[0].endswith("output") and table[1].endswith("error")
     total = sum(fitted.seconds.values())
-    (seconds,) = [line for line in lines if line.startswith("seconds: calibration ")]
+    (seconds,) = [x for x in lines if x.startswith("seconds for compressing: calibration ")]
     assert ", ranks " in seconds and seconds.endswith(f"; {total:.3g} in all")
     assert max(map(len, lines)) <= 120
 
@@ -252,14 +259,72 @@ def test_errors_of_weights_and_of_layers_by_themselves() -> None:
     assert random_init(model, 0.7).report.error_of is None
 
 
-@pytest.mark.parametrize(
-    ("budget", "what"), [("flops_rate", "multiply-adds"), ("latency_rate", "seconds")]
-)
-def test_other_budgets_are_named(fitted: Report, budget: str, what: str) -> None:
-    report = dataclasses.replace(fitted, budget=budget, rate_asked=0.5, budget_rate=0.4987)
-    line = f"rate {report.rate:.4g}, {what} 0.4987 (asked: 0.5), stored bytes "
-    assert line in str(report)
-    assert report.to_dict()["budget"] == budget and report.to_dict()["budget_rate"] == 0.4987
+def test_inspection_of_several_methods_is_what_compress_can_reach() -> None:
+    model = Small()
+    inspection = sketchlayers.inspect(model, images())
+    assert inspection.method == "auto" and "method auto can replace 4 of 6 layers" in str(
+        inspection
+    )
+    rows = {row.name: row for row in inspection.layers}
+    assert rows["first"].reason == "the first layer is kept (keep_first=False takes it too)"
+    assert rows["first"].methods == () and rows["first"].smallest_parameters == 448
+    assert rows["body.0"].methods == ("tucker2", "svd", "cp")
+    smallest = [m.parameters(model.body[0], m.ranks(model.body[0])[0]) for m in (
+        methods.Tucker2(), methods.SVD(), methods.CP()
+    )]  # fmt: skip
+    assert rows["body.0"].smallest_parameters == min(smallest)
+    text = f"rate must be at least {math.ceil(inspection.smallest_rate * 1e4) / 1e4:g} "
+    with pytest.raises(ValueError, match=text):
+        sketchlayers.compress(model, rate=0.001, calibration=[images(8)])
+    free = sketchlayers.inspect(model, images(), keep_first=False)
+    assert free.layers[0].reason is None and free.smallest_rate < inspection.smallest_rate
+    alone = sketchlayers.inspect(nn.Linear(8, 8))  # the model itself, which compress does replace
+    assert alone.layers[0].reason is None
+
+
+def test_the_budget_stands_beside_what_it_is_of(fitted: Report) -> None:
+    def lines(report: Report) -> dict[str, str]:
+        return {line.split()[0]: line for line in str(report).splitlines() if line}
+
+    report = dataclasses.replace(fitted, budget="flops_rate", rate_asked=0.5, budget_rate=0.4987)
+    assert lines(report)["multiply-adds"].endswith("asked: 0.5")
+    assert "asked" not in lines(report)["parameters"]
+    assert report.to_dict()["budget"] == "flops_rate" and report.to_dict()["budget_rate"] == 0.4987
+    report = dataclasses.replace(
+        report, budget="latency_rate", latency_before=0.01234, latency_after=0.0061
+    )
+    words = lines(report)["milliseconds"].split()
+    assert words == ["milliseconds", "12.3", "6.1", "0.4943", "asked:", "0.5"]
+    assert "from the times of its layers 0.4987 of them were expected to remain" in str(report)
+    data = report.to_dict()
+    assert (data["latency_before"], data["latency_after"]) == (0.01234, 0.0061)
+
+
+def test_signs_in_the_table_are_explained() -> None:
+    model = nn.Sequential(nn.Embedding(9, 16), nn.Linear(16, 16), nn.Linear(16, 16))
+    x = torch.zeros(1, 4, dtype=torch.int64)
+    report = random_init(model, {"1": 0.5, "2": 0.5}, method="svd", example_inputs=x).report
+    unknown = '"-": an unchanged layer (method, rank), a count that is not known (multiply-adds)'
+    assert unknown in str(report).splitlines()
+    convs = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 1))
+    both = {"0": 0.5, "1": 0.5}
+    lines = str(random_init(convs, both, method="tucker2").report).splitlines()
+    assert '"-": a side without a factor (rank)' in lines
+    assert "rank AxB: the h x w convolution has A input and B output channels" in lines
+    lines = str(random_init(convs, both, method="cp").report).splitlines()
+    assert not any(line.startswith(('"-"', "rank")) for line in lines)
+
+
+def test_latencies_of_both_networks_are_measured() -> None:
+    model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512))
+    x = torch.zeros(64, 512)
+    report = random_init(
+        model, None, method="svd", latency_rate=0.99, example_inputs=x, keep_first=False
+    ).report
+    assert report.latency_before is not None and report.latency_before > 0
+    assert report.latency_after is not None and report.latency_after > 0
+    assert any(line.startswith("milliseconds ") for line in str(report).splitlines())
+    assert random_init(model, 0.5, example_inputs=x).report.latency_before is None
 
 
 def test_accuracies_and_outputs_that_are_not_finite(fitted: Report) -> None:

@@ -268,6 +268,7 @@ def conv(**arguments):
         ({"rank": 2, "rate": 0.1}, ValueError, r"exactly one of rank and rate .*rank=2, rate=0.1"),
         ({"rate": 0.0}, ValueError, r"rate must be in \(0, 1\] \(got rate=0.0\)"),
         ({"rate": 1.5}, ValueError, r"rate must be in \(0, 1\] \(got rate=1.5\)"),
+        ({"rate": 50}, ValueError, r"is kept; for 50 % give rate=0\.5"),
         ({"rate": math.nan}, ValueError, r"rate must be in \(0, 1\] \(got rate=nan\)"),
         ({"rate": "0.1"}, TypeError, r"rate must be a number \(got rate='0.1'\)"),
         ({"rank": 1.5}, TypeError, r"rank must be an int \(got rank=1.5\)"),

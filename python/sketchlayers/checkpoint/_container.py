@@ -27,6 +27,8 @@ PARTS = ("model", "reports")
 """What of the metadata is JSON."""
 
 _PREFIX = "sketchlayers."
+_ZIP = b"PK\x03\x04"
+"""How a file of ``torch.save``, a ZIP archive, begins; as a length it is above any header's."""
 _CHECKSUM = f"{_PREFIX}crc32"
 
 DTYPES = {
@@ -181,7 +183,10 @@ def has_nan(tensor: Tensor) -> bool:
 def _check_header_size(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+    if start.startswith(_ZIP):
+        raise WrongFileError("it is no safetensors file but one of torch.save, for torch.load")
+    length = int.from_bytes(start, "little")
     if size < 8 or length > size - 8:
         raise WrongFileError(
             f"it is no safetensors file, or cut off (a header of {length:,} bytes in a file of "

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sketchlayers._extras import missing
+from sketchlayers._files import check_safetensors
 from sketchlayers._processes import Processes
 from sketchlayers._sharded import has_shards, whole
 from sketchlayers._torchvision import build_torchvision, torchvision_names
@@ -39,13 +41,13 @@ def save(
     fully connected layer. Signs, hashes and kept dense weights are not stored: they follow from the
     seeds. `load` puts it into a network of the same class, and other programs read its tensors as
     those of any safetensors file. Of several processes, one should write. For a network that
-    ``fully_shard`` has shared out call it in all of them: the first one writes the whole.
+    ``fully_shard`` has shared out, call it in all of them: the first one writes the whole file.
 
     Args:
         model: any module; tensors on any device. Of ``DistributedDataParallel``, ``DataParallel``
             and ``torch.compile`` the network inside.
-        path: of the file; in a folder that exists it is called ``model.safetensors``, as the
-            Hugging Face Hub has it.
+        path: of the file, ending in ``.safetensors``; in a folder that exists it is called
+            ``model.safetensors``, as the Hugging Face Hub has it.
         architecture: of a network of torchvision, so that the file is enough to make it again: its
             name, or a dict with "name" and, where they are not the usual ones, "num_classes" and
             "transform_input".
@@ -59,8 +61,8 @@ def save(
         RuntimeError: of a sharded network, another process has failed.
         TypeError: the model is no module, something in its state dict is no plain tensor, or a
             compressed layer is of a class that files do not know.
-        ValueError: a tensor has no values, holds NaN, or is of a type that files do not hold; or
-            the architecture is not that of the model.
+        ValueError: the path has another ending; a tensor has no values, holds NaN, or is of a type
+            that files do not hold; or the architecture is not that of the model.
 
     Example:
         >>> model = nn.Sequential(sketchlayers.SKConv2d(8, 16, 3, rate=0.2), nn.ReLU())
@@ -71,6 +73,11 @@ def save(
     model = unwrapped(model)
     path = Path(path)
     path = path / FILE_IN_FOLDER if path.is_dir() else path
+    check_safetensors(
+        "save",
+        path,
+        ", or torch.save(model.state_dict(), path) for a state dict without the layers",
+    )
     processes = Processes("save", join=has_shards(model))
     with processes.together("writing"):
         writes = processes.rank == 0
@@ -171,7 +178,7 @@ def build(architecture: Any) -> nn.Module:
         )
     names = torchvision_names()
     if not names:
-        raise ImportError(f"torchvision is needed to make {name}, and is not installed")
+        raise ImportError(missing(f"a network of the name {name[:80]}", "torchvision", "cli"))
     if name not in names:
         raise WrongFileError(f"there is no classification network {name[:80]!r} in torchvision")
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, get_args
@@ -11,13 +13,27 @@ import torch
 
 from sketchlayers.compress._costs import Budget
 from sketchlayers.compress.refine import Refinement
-from sketchlayers.methods._method import Init
+from sketchlayers.methods._method import Init, Method
+from sketchlayers.nn._checks import percent_hint
 
 Allocation = Literal["uniform", "error"]
 Sensitivity = bool | Literal["fit", "allocation"]
 
 Rates = Budget | dict[str, float]
 """One budget for the whole model, or a rate for each name or pattern of a layer."""
+
+_MEANINGS = {
+    "rate": "it is the fraction of the parameters that is kept",
+    "flops_rate": "it is the fraction of the multiply-adds that is kept",
+    "latency_rate": "it is the fraction of the time that is kept",
+}
+_WORDS = {
+    "flops_rate": ("flop", "mac", "multiply"),
+    "latency_rate": ("latency", "speed"),
+    "rate": ("ratio", "sparsity", "density", "amount", "budget", "percent", "compression", "prun"),
+    "calibration": ("calib", "data", "image", "loader", "sample"),
+}
+"""Words in the names of the arguments that do the same in other packages."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ def settings(
     refine: bool | Refinement | None,
     seed: int | None,
 ) -> Settings:
-    """The settings, with defaults by what data there are.
+    """Checks the settings and fills in defaults, which depend on the data.
 
     Args:
         data: what `calibration` is: nothing, finished moments, or images.
@@ -128,7 +144,7 @@ def settings(
 def checked_rates(
     rate: float | Mapping[str, float] | None, flops_rate: float | None, latency_rate: float | None
 ) -> Rates:
-    """The one budget that was given, or the layers' own rates.
+    """Returns the one budget that was given, or the layers' own rates.
 
     Raises:
         TypeError: none, or one of another type.
@@ -144,7 +160,10 @@ def checked_rates(
         if value is not None
     }
     if not given:
-        raise TypeError("compress: rate must be given, a number or a dict {name or pattern: rate}")
+        raise TypeError(
+            f"compress: rate must be given, such as rate=0.5: {_MEANINGS['rate']}; or a dict "
+            "{name or pattern of layers: rate}"
+        )
     if len(given) > 1:
         raise ValueError(
             "compress: one of rate, flops_rate and latency_rate must be given "
@@ -162,16 +181,51 @@ def checked_rates(
     return Budget(units[name], _in_range(name, value, ""))  # type: ignore[arg-type]
 
 
+def check_names(options: Iterable[str], method: type[Method], arguments: Iterable[str]) -> None:
+    """Says what is probably meant by keyword arguments that nobody knows.
+
+    Args:
+        options: names of the keyword arguments that are not arguments of `compress`.
+        method: the method whose options they should be.
+        arguments: names of the arguments of `compress`.
+
+    Raises:
+        TypeError: a name is close to that of an argument, or is what other packages call one.
+    """
+    own = [field.name for field in dataclasses.fields(method)]
+    for option in options:
+        close = difflib.get_close_matches(option, [*own, *arguments], n=1, cutoff=0.8)
+        if option in own or (close and close[0] in own):
+            continue
+        hint = f"did you mean {close[0]}?" if close else _meant(option)
+        if hint is not None:
+            raise TypeError(f"compress: there is no argument {option!r}: {hint}")
+
+
+def _meant(option: str) -> str | None:
+    """Which argument of `compress` does what one of this name does in other packages."""
+    for argument, words in _WORDS.items():
+        if any(word in option.lower() for word in words):
+            if argument == "calibration":
+                return "give batches of images to calibration; labels are not needed"
+            return f"give {argument}, between 0 and 1: {_MEANINGS[argument]}"
+    return None
+
+
 def _in_range(name: str, rate: object, of: str) -> float:
     if isinstance(rate, bool) or not isinstance(rate, Real):
         raise TypeError(f"compress: {name}{of} must be a number (got {type(rate).__name__})")
     value = float(rate)
     if not 0 < value <= 1:
-        raise ValueError(f"compress: {name}{of} must be in (0, 1] (got {name}={value:g})")
+        raise ValueError(
+            f"compress: {name}{of} must be in (0, 1] (got {name}={value:g}): {_MEANINGS[name]}"
+            f"{percent_hint(name, value)}"
+        )
     return value
 
 
 def _checked_seed(seed: int | None) -> int:
+    """The seed; for None, one drawn from PyTorch's default generator."""
     if seed is None:
         return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
     if isinstance(seed, bool) or not isinstance(seed, int):

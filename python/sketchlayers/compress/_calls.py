@@ -79,7 +79,7 @@ def record_calls(
 
 
 def call_with(example_inputs: ExampleInputs) -> Call:
-    """A function that calls a model with these inputs."""
+    """Returns a function that calls a model with these inputs."""
     if isinstance(example_inputs, Mapping):
         return lambda model: model(**example_inputs)
     if isinstance(example_inputs, tuple | list):

@@ -24,7 +24,7 @@ def left_out(
     filter_fn: FilterFunction | None,
     keep_first: bool,
 ) -> dict[str, str]:
-    """Compressible layers that the caller does not mean, by name, each with the reason.
+    """Finds the compressible layers that the caller does not mean, by name with the reason.
 
     A layer is meant if a pattern of ``rates`` and one of ``layers`` match its name and
     ``filter_fn(module, name)`` is true, where given. The first layer is kept with ``keep_first``,
@@ -33,8 +33,8 @@ def left_out(
     Raises:
         ValueError: a pattern matches no layer, or none that can be compressed.
     """
-    patterns = [layers] if isinstance(layers, str) else list(layers or ())
-    for pattern in (*(rates or ()), *patterns):
+    patterns = patterns_of("compress", layers)
+    for pattern in (*patterns_of("compress", rates), *patterns):
         _check_pattern(pattern, found)
     reasons: dict[str, str] = {}
     for layer in found.compressible:
@@ -50,8 +50,28 @@ def left_out(
     return reasons
 
 
+def patterns_of(owner: str, layers: str | Iterable[str] | None) -> list[str]:
+    """Returns the names and patterns that a caller gives as a list, empty for None.
+
+    Raises:
+        TypeError: there is something else among them.
+    """
+    if layers is None:
+        return []
+    several = isinstance(layers, Iterable) and not isinstance(layers, str | nn.Module)
+    patterns: list[object] = [*layers] if several else [layers]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            kind = pattern.__name__ if isinstance(pattern, type) else type(pattern).__name__
+            raise TypeError(
+                f"{owner}: layers must be names or patterns such as 'layer4.*' (got {kind}); to "
+                "choose by class give filter_fn=lambda module, name: ..."
+            )
+    return patterns  # type: ignore[return-value]
+
+
 def match(name: str, patterns: Iterable[str]) -> str | None:
-    """The pattern that speaks of this layer: its full name, else the first glob that matches."""
+    """Returns the pattern for this layer: its full name, else the first glob that matches."""
     patterns = list(patterns)
     if name in patterns:
         return name
@@ -63,7 +83,7 @@ def _check_pattern(pattern: str, found: Survey) -> None:
     if pattern == "" and any(layer.name == "" for layer in found.layers):
         matched = [layer for layer in found.layers if layer.name == ""]
     if not matched:
-        hint = _suggestion(pattern, [layer.name for layer in found.layers])
+        hint = suggestion(pattern, [layer.name for layer in found.layers])
         raise ValueError(f"compress: a pattern must match a layer (got {pattern!r}{hint})")
     if all(layer.reason is not None for layer in matched):
         raise ValueError(
@@ -73,7 +93,7 @@ def _check_pattern(pattern: str, found: Survey) -> None:
 
 
 def why_not(layers: Sequence[Layer], reasons: Mapping[str, str] | None = None) -> str:
-    """The reasons of the first few layers: "conv1: depthwise convolution; and 3 more"."""
+    """Returns the reasons of the first few layers: "conv1: depthwise convolution; and 3 more"."""
     listed = [
         f"{layer.name or 'the model'}: {(reasons or {}).get(layer.name) or layer.reason}"
         for layer in layers
@@ -82,10 +102,23 @@ def why_not(layers: Sequence[Layer], reasons: Mapping[str, str] | None = None) -
     return "; ".join(listed[:3] + more)
 
 
-def _suggestion(pattern: str, names: Sequence[str]) -> str:
-    if any(name.startswith(f"{pattern}.") for name in names):
-        return f"; the layers inside are matched by {pattern + '.*'!r}"
-    close = difflib.get_close_matches(pattern, names, n=3)
+def suggestion(pattern: str, names: Sequence[str]) -> str:
+    """Says what a pattern that matches no layer could have been, to follow it in a message.
+
+    Args:
+        pattern: it matches none of the names.
+        names: of all layers.
+    """
+    wanted = pattern.rstrip("*").rstrip(".")
+    blocks = {name[:end] for name in names for end, letter in enumerate(name) if letter == "."}
+    if wanted in blocks:
+        return f"; {wanted + '.*'!r} matches the layers inside"
+    inner = [name for name in names if fnmatchcase(name, f"*.{pattern}")]
+    if inner:
+        more = f" and {len(inner) - 1} more" if len(inner) > 1 else ""
+        return f"; {'*.' + pattern!r} matches {inner[0]!r}{more}"
+    known = {name: name for name in names} | {block: f"{block}.*" for block in sorted(blocks)}
+    close = difflib.get_close_matches(wanted, known, n=3)
     if close:
-        return f"; close names: {', '.join(map(repr, close))}"
+        return f"; close ones: {', '.join(repr(known[name]) for name in close)}"
     return f"; the layers are {', '.join(map(repr, names[:5]))}{', ...' if len(names) > 5 else ''}"

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -18,8 +19,10 @@ from sketchlayers.compress.survey import Layer, Survey
 from sketchlayers.methods import Method, Rank
 
 Unit = Literal["parameters", "multiply-adds", "seconds"]
-_TIMED_RANKS = 6  # of a layer; the others' times are interpolated
-_ROUNDS = 9
+_TIMED_RANKS = 6
+"""Ranks of a layer that are timed; the times of the others are interpolated."""
+_WARM_UP, _ROUNDS = 2, 9
+"""Calls that are not timed, because memory is allocated in them, and calls that are."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Costs:
             ValueError: the unit needs calls and there are none.
         """
         self._unit = unit
+        self._call = call
         self._processes = processes
         if unit != "parameters" and any(layer.calls is None for layer in found.layers):
             raise ValueError(
@@ -70,7 +74,7 @@ class Costs:
         self.whole = self._whole(found, model, call)
 
     def dense(self, layer: Layer) -> float:
-        """Of the layer as it is."""
+        """Returns the cost of the layer as it is."""
         if self._unit == "parameters":
             return layer.parameters
         if self._unit == "multiply-adds":
@@ -78,7 +82,7 @@ class Costs:
         return self._timed(layer).dense
 
     def of(self, layer: Layer, method: Method, rank: Rank) -> float:
-        """Of a replacement."""
+        """Returns the cost of a replacement."""
         if self._unit == "parameters":
             return method.parameters(layer.module, rank)
         count = _multiply_adds(layer, method, rank)
@@ -94,6 +98,14 @@ class Costs:
         assert call is not None
         resting = evaluation_copy(model)
         return self._processes.mean(_seconds(lambda: call(resting)))
+
+    def latencies(self, original: nn.Module, small: nn.Module) -> tuple[float, float]:
+        """Measures seconds of one call of both networks, in turns, on the same input."""
+        assert self._call is not None
+        call, copies = self._call, [evaluation_copy(model) for model in (original, small)]
+        times = _in_turns([partial(call, model) for model in copies])
+        before, after = (self._processes.mean(seconds) for seconds in times)
+        return before, after
 
     def _timed(self, layer: Layer) -> _Times:
         if layer.name not in self._times:
@@ -111,7 +123,7 @@ class _Times:
         self._points: dict[Method, list[tuple[float, float]]] = {}
 
     def of(self, method: Method, multiply_adds: float) -> float:
-        """Of a replacement with so many multiply-adds: linear between those that were timed."""
+        """Interpolates the seconds of a replacement by its multiply-adds between timed ones."""
         if method not in self._points:
             self._points[method] = sorted(self._time(method))
         points = self._points[method]
@@ -151,11 +163,17 @@ def _multiply_adds(layer: Layer, method: Method, rank: Rank) -> int:
     return sum(method.multiply_adds(layer.module, rank, c.input_shape) for c in layer.calls or ())
 
 
-@torch.no_grad()
 def _seconds(call: Callable[[], object]) -> float:
     """Median of some calls."""
-    times: Sequence[float] = [_once(call) for _ in range(_ROUNDS + 2)]
-    return statistics.median(times[2:])
+    (seconds,) = _in_turns([call])
+    return seconds
+
+
+@torch.no_grad()
+def _in_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """The median of some calls of each; taking turns, all meet the same load of the machine."""
+    rounds = [[_once(call) for call in calls] for _ in range(_WARM_UP + _ROUNDS)]
+    return [statistics.median(times) for times in zip(*rounds[_WARM_UP:], strict=True)]
 
 
 def _once(call: Callable[[], object]) -> float:

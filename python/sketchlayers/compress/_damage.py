@@ -70,7 +70,7 @@ class Damage:
 
 
 def images_to_measure_on(sample: Sample, layers: int) -> int:
-    """So many that measuring all layers costs a few passes over the sample."""
+    """Returns how many images to take: measuring all layers costs a few passes over the sample."""
     affordable = _PASSES * sample.images // max(1, layers * len(SQUARED_ERRORS))
     return max(_FEWEST_IMAGES, min(_MOST_IMAGES, affordable))
 
@@ -92,7 +92,7 @@ class DamageMeter:
         self._images = sum(len(target[0]) for target in self._targets)
 
     def measure(self, layers: Mapping[str, nn.Module]) -> float:
-        """Mean over the images of ``|z~ - z|^2`` with these layers in place of the original ones.
+        """Measures ``|z~ - z|^2``, its mean over the images, with layers in place of the originals.
 
         Infinite if an output is not finite.
         """

@@ -79,7 +79,7 @@ class Images:
         return self.sample.first(1).calls()[0]
 
     def calibrate(self, layers: Iterable[str]) -> Calibration:
-        """The moments of some layers, over all images."""
+        """Returns the moments of some layers, over all images."""
         names = set(layers)
         return calibrate(
             self._model,

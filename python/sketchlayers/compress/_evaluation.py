@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; after it, the model is as it was, whatever happens.
+    """Turns on evaluation mode without gradients; afterwards the model is as it was before.
 
     Modes of all modules and values of buffers are restored. What was compiled runs eagerly, since
     compiled code does not see hooks. An outer autocast stays, an outer inference mode does not:

@@ -105,7 +105,7 @@ def finetune(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: LabelledImages, prepare: Preparation, batch: int) -> float:
-    """Share of images whose class has the highest score."""
+    """Returns the fraction of the images whose class has the highest score."""
     device = device_of(model)
     right = 0
     with (
@@ -119,7 +119,7 @@ def accuracy(model: nn.Module, images: LabelledImages, prepare: Preparation, bat
 
 
 def scores_of(output: object) -> Tensor:
-    """The scores of the classes in what a model returns, (images, classes).
+    """Returns the scores of the classes in what a model returns, (images, classes).
 
     Raises:
         ValueError: there are none.

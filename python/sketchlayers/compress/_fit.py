@@ -30,13 +30,13 @@ from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._method import Init
 
 _IMAGES = 32
-"""Whose products are summed in float32, before they are added to float64."""
+"""Images whose products are summed in float32 before float64 takes the sum, which is slower."""
 RIDGE = 1e-3
-"""Of the mean input power, pulls the weight of a sequential fit towards the original one."""
+"""Fraction of the mean input power that pulls a sequential fit to the original weight."""
 
 ROUNDING = 1e-7
-"""Of the whole input power: about what sums of float32 products are wrong by; more where inputs
-hardly vary, since their errors add up."""
+"""Fraction of the whole input power by which sums of float32 products are wrong, about; more where
+inputs hardly vary, since their errors add up."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ def naming(layer: str) -> Iterator[None]:
 
 
 def for_method(tensor: Tensor | None) -> Tensor | None:
-    """A moment or sensitivity without the axis of the groups, where there is one group."""
+    """Returns a moment or sensitivity without the axis of the groups, where there is one group."""
     return tensor[0] if tensor is not None and len(tensor) == 1 else tensor
 
 
 def power(layer: nn.Module, norm: Norm) -> float:
-    """``tr(F W Sigma W^T)``: what a squared relative error is relative to."""
+    """Returns ``tr(F W Sigma W^T)``, to which a squared relative error is relative."""
     groups = getattr(layer, "groups", 1)
     weight = layer.get_parameter("weight").detach().double().cpu()
     rows = weight.reshape(groups, len(weight) // groups, -1)
@@ -112,7 +112,7 @@ def power(layer: nn.Module, norm: Norm) -> float:
 
 
 def fit_alone(choice: Choice, norm: Norm, *, init: Init, correct_bias: bool = True) -> Fitted:
-    """A replacement fitted to the layer's weight, or started at random.
+    """Builds a replacement fitted to the layer's weight, or started at random.
 
     With moments and a bias the fit is in the norm of the covariance, and the bias takes up the
     change of the mean: ``b~ = b + (W - W~) E[x]``.
@@ -320,7 +320,7 @@ class _TargetSums:
         self._square += rows.square().sum(dtype=torch.float64).cpu()
 
     def take(self, processes: Processes) -> _Target | None:
-        """The moments; None if there were no patches in any process."""
+        """Returns the moments; None if there were no patches in any process."""
         inputs = self._inputs.take(processes.sum)
         sums = [processes.sum(total) for total in (self._cross, self._mean, self._square)]
         if inputs is None:

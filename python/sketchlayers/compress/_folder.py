@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sketchlayers._extras import missing
 from sketchlayers._files import shortened
 from sketchlayers._progress import progress_bar
 from sketchlayers.compress._table import joined
@@ -30,7 +31,8 @@ SUFFIXES = (
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_SIZE, IMAGENET_SHORTER_SIDE = 224, 256
 
-_READ_AHEAD = 128  # images
+_READ_AHEAD = 128
+"""Images that threads read before they are asked for."""
 
 
 class FolderError(ValueError):
@@ -41,7 +43,7 @@ class FolderError(ValueError):
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images below a folder, at any depth, sorted; names that begin with a dot are left out.
+    """Finds all images below a folder, at any depth, sorted; hidden files are left out.
 
     Raises:
         FolderError: there is no such folder, or no image in it.
@@ -66,9 +68,9 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def spread(files: Sequence[Path], count: int) -> list[Path]:
-    """So many of the files, all folders in turn, in an order that says nothing; always the same.
+    """Chooses some of the files, from all folders in turn, in a fixed random order.
 
-    Any first part of them is spread over the folders too.
+    Any first part of them is spread over the folders as well.
     """
     by_folder: dict[Path, list[Path]] = {}
     for file in files:
@@ -144,7 +146,7 @@ class Preparation:
 
     @classmethod
     def of(cls, name: str | None, size: Sequence[int] | None) -> Preparation:
-        """That of torchvision's weights for a model; that of ImageNet where there are none.
+        """Returns that of torchvision's weights for a model, or ImageNet's where there are none.
 
         Args:
             name: of the torchvision model; None for another one.
@@ -172,7 +174,7 @@ class Preparation:
         return cls((channels, height, width), shorter / crop, interpolation, mean, std)
 
     def load(self, path: Path) -> Tensor:
-        """One image, uint8, of the input's size; one that has this size is only read.
+        """Reads one image, uint8, and resizes and crops it to the input's size.
 
         Raises:
             FolderError: the file is no image, or damaged.
@@ -197,7 +199,7 @@ class Preparation:
         return transforms.pil_to_tensor(image)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """A batch of loaded images as a model takes it."""
+        """Normalises a batch of loaded images for the model."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return images.float().div_(255).sub_(mean).div_(std)
 
@@ -210,7 +212,7 @@ class Preparation:
 
 
 class ImageBatches:
-    """Batches of images, read in every pass anew."""
+    """Batches of images, which are read from their files in every pass."""
 
     def __init__(self, files: Sequence[Path], prepare: Preparation, batch_size: int) -> None:
         self._files = files
@@ -222,7 +224,7 @@ class ImageBatches:
 
     @property
     def nbytes(self) -> int:
-        """Of all batches together."""
+        """Bytes of all batches together."""
         channels, height, width = self._prepare.size
         return 4 * channels * height * width * len(self._files)
 
@@ -232,7 +234,7 @@ class ImageBatches:
             yield self._prepare.normalise(torch.stack(batch))
 
     def in_memory(self) -> list[Tensor]:
-        """All of them, with a progress bar."""
+        """Reads all of them, with a progress bar."""
         with progress_bar("reading images", len(self._files), unit="image") as advance:
             batches = []
             for batch in self:
@@ -261,8 +263,6 @@ def _transforms_of(name: str | None) -> Any:
     try:
         from torchvision import models
     except ImportError as error:
-        raise ImportError(
-            "reading images needs torchvision, which is not installed (pip install torchvision)"
-        ) from error
+        raise ImportError(missing("a folder of images", "torchvision", "cli")) from error
     weights = getattr(models.get_model_weights(name), "DEFAULT", None) if name else None
     return weights and weights.transforms()

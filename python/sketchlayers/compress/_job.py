@@ -49,22 +49,23 @@ from sketchlayers.methods import Method
 _NOT_REACHED = "none of the images that took part in the sequential fit reach it"
 STAYS_DENSE = "stays dense at this rate"
 _CALLS_AT_ONCE = 8
-"""Every batch of a sequential fit has a thread that waits, and threads that it computes with."""
+"""Batches of a sequential fit: each has a thread that waits, and threads that it computes with."""
 JUDGED_IMAGES = 512
-"""So many images tell how much the smaller network's outputs have changed."""
+"""Images on which the change of the network's outputs is measured."""
 
 
 class Job:
     """Measures, chooses ranks, fits, and finishes the network.
 
     Attributes:
-        reasons: why layers are left alone, by name; grows.
-        notes: what one must know besides.
+        reasons: why layers stay as they are, by name; grows.
+        notes: advice and exceptions, for the report.
         seconds: of each stage.
         fitted: the new layers, by name.
         methods: what they were made by, by name.
         change: of the network's outputs, relative to them, on calibration images; None without.
         images: that the layers' moments were taken on; None without.
+        latencies: seconds of one call, before and after; None unless the budget is of seconds.
         sequential: whether layers were fitted one after the other.
     """
 
@@ -88,10 +89,11 @@ class Job:
         self.ranks = Ranks({})
         self.change: float | None = None
         self.images: int | None = None
+        self.latencies: tuple[float, float] | None = None
         self.sequential = settings.sequential
         self._swaps: dict[nn.Module, nn.Module] = {}
         self._small: nn.Module | None = None
-        self._batch_norms: Statistics = {}  # taken anew
+        self._batch_norms: Statistics = {}  # measured in the smaller network
         self._model = model
         self._found = found
         self._method = method
@@ -107,7 +109,7 @@ class Job:
         calibration: Calibration | None,
         example_inputs: ExampleInputs | None,
     ) -> None:
-        """All the work; the user's model stays as it is until `result`."""
+        """Does all the work; the user's model stays as it is until `result`."""
         if self._settings.init == "fit":
             for layer in self._layers():
                 _check_finite(layer)
@@ -129,9 +131,14 @@ class Job:
         self._swaps = {modules[name]: fitted.module for name, fitted in self.fitted.items()}
         if self._images is not None:
             self._small = self._finished(self._images)
+        if isinstance(rates, Budget) and rates.unit == "seconds":
+            small = self._small
+            if small is None:
+                small = replace_layers(self._model, self._swaps, inplace=False)
+            self.latencies = costs.latencies(self._model, small)
 
     def result(self, *, inplace: bool) -> nn.Module:
-        """The smaller model: the original one, changed, if ``inplace``.
+        """Returns the smaller model: the original one, changed, if ``inplace``.
 
         If anything fails the original one is as it was.
         """
@@ -164,7 +171,7 @@ class Job:
         return Costs(unit, self._found, self._model, call, self._processes)
 
     def _norms(self, calibration: Calibration | None) -> dict[str, Norm]:
-        """How the error of each layer is measured; layers that no data reach are left alone."""
+        """How the error of each layer is measured; layers that no data reach stay as they are."""
         names = [layer.name for layer in self._layers()]
         if self._images is not None and names:
             with self._stage("calibration"):
@@ -183,10 +190,15 @@ class Job:
         return {name: Norm(calibration.get(name), sensitivities.get(name)) for name in names}
 
     def _note_few_patches(self, calibration: Calibration, names: list[str]) -> None:
-        few = [note for note in calibration.notes if note.split(":")[0] in names]
+        few = {name: n for name, n in calibration.advised_images.items() if name in names}
         if few:
-            more = f" (and {len(few) - 1} layers more)" if len(few) > 1 else ""
-            self.notes.append(f"{few[0]}{more}")
+            worst = max(few, key=few.__getitem__)
+            moments = calibration[worst]
+            self.notes.append(
+                f"use at least {few[worst]:,} images (got {calibration.images:,}): {len(few)} "
+                f"layer{'s' * (len(few) > 1)} saw few patches, {worst or 'the model'} "
+                f"{moments.count:,} for {moments.inputs:,} inputs"
+            )
 
     def _sensitivities(self, names: list[str]) -> Mapping[str, Tensor]:
         settings = self._settings
@@ -367,7 +379,7 @@ class Job:
             put_buffers(small, previous)
             self._batch_norms = {}
             self.notes.append(
-                "batch norms were left as they are: with statistics taken anew the outputs would "
+                "batch norms were left as they are: with new statistics the outputs would "
                 f"change by {self.change:.3f} instead of {before:.3f}"
             )
             self.change = before

@@ -49,7 +49,7 @@ def call_model(model: nn.Module, batch: Any) -> object:
 
 
 def to_device(batch: Any, device: torch.device | None) -> Any:
-    """The batch with all tensors in its tuples, lists and dicts on the device; None: where it is.
+    """Moves all tensors in a batch's tuples, lists and dicts to the device; None: leaves them.
 
     Inference tensors are copied, so that the model may change them in place outside of that mode.
     """
@@ -66,14 +66,14 @@ def to_device(batch: Any, device: torch.device | None) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device | None:
-    """The device of all parameters and buffers; None if there are several, or none."""
+    """Returns the device of all parameters and buffers; None if there are several, or none."""
     tensors = (*model.parameters(), *model.buffers())
     devices = {tensor.device for tensor in tensors}
     return devices.pop() if len(devices) == 1 else None
 
 
 def count_images(batch: Any) -> int:
-    """Length of the first tensor in the batch; 1 where there is none."""
+    """Returns the length of the first tensor in the batch; 1 where there is none."""
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else 1
     items: Sequence[Any] = ()
@@ -88,12 +88,12 @@ def count_images(batch: Any) -> int:
 
 
 def is_loader(value: object) -> bool:
-    """Whether the value can be run through for batches, and is not one itself."""
+    """Tells whether the value can be run through for batches, and is not one itself."""
     return isinstance(value, Iterable) and not isinstance(value, Tensor | Mapping | str | bytes)
 
 
 def rebuilt(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
-    """A mapping of the same class with other values, as far as it can be made.
+    """Returns a mapping of the same class with other values, as far as it can be made.
 
     Classes of batches know their items by attribute too.
     """
@@ -105,7 +105,7 @@ def rebuilt(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, 
 
 
 def batches_in(loader: Iterable[Any]) -> int | None:
-    """How many batches the loader will yield; None if it can't tell."""
+    """Returns how many batches the loader will yield; None if it can't tell."""
     try:
         return len(loader)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError, AttributeError):
@@ -113,12 +113,12 @@ def batches_in(loader: Iterable[Any]) -> int | None:
 
 
 def is_used_up_by_one_pass(loader: Iterable[Any]) -> bool:
-    """Whether the loader is an iterator, such as a generator, that yields its batches only once."""
+    """Tells whether the loader is an iterator, which yields its batches only once."""
     return isinstance(loader, Iterator)
 
 
 def generators_of(loader: object) -> list[torch.Generator]:
-    """The random generators that a ``DataLoader`` and its sampler shuffle with."""
+    """Returns the random generators that a ``DataLoader`` and its sampler shuffle with."""
     sampler = getattr(loader, "sampler", None)
     holders = (loader, sampler, getattr(getattr(loader, "batch_sampler", None), "sampler", None))
     generators = [getattr(holder, "generator", None) for holder in holders]

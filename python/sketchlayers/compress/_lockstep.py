@@ -197,7 +197,7 @@ def _contexts_here() -> list[Callable[[], contextlib.AbstractContextManager[obje
 
 
 def live_bytes(model: nn.Module, layers: Iterable[str], call: Call) -> int:
-    """The most memory that one paused call holds: tensors alive when it is inside a layer.
+    """Returns the most memory that one paused call holds: tensors alive when it is inside a layer.
 
     Args:
         model: as for `Lockstep`.

@@ -86,7 +86,7 @@ class MomentSums:
             self._count += count
 
     def take(self, reduce: Reduce | None = None) -> LayerMoments | None:
-        """The moments of what was added, on the CPU; None if there were no patches. Begins anew.
+        """Returns the moments so far, on the CPU, and starts again; None without patches.
 
         Args:
             reduce: makes each sum that of all processes.
@@ -139,7 +139,7 @@ def _what_is_not_finite(values: Tensor) -> str:
 
 @contextlib.contextmanager
 def exactly(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast, no inference tensors, and float32 products in full float32.
+    """Turns off gradients, autocast and inference mode, and computes in full float32.
 
     Convolutions' products too.
     """

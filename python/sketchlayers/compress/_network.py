@@ -63,7 +63,7 @@ def check_finite(outputs: Iterable[Tensor]) -> None:
 
 
 def evaluation_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that shares the parameters and has buffers of its own."""
+    """Returns a copy in evaluation mode that shares the parameters and has buffers of its own."""
     return copy_model(model, {id(p): p for p in model.parameters()}).eval()
 
 
@@ -72,7 +72,7 @@ Statistics = dict[str, Tensor]
 
 
 def measured_batch_norms(model: nn.Module, sample: Sample, processes: Processes) -> Statistics:
-    """Mean and variance of what comes into every batch norm, over all images together.
+    """Measures the mean and variance of every batch norm's input over all images together.
 
     While they are measured each batch is normalised by its own, as in training.
 
@@ -132,7 +132,7 @@ class _InputSums:
         self._squares += rows.double().square().sum(1).cpu()
 
     def take(self, processes: Processes) -> tuple[Tensor, Tensor] | None:
-        """Mean and unbiased variance; None without inputs."""
+        """Returns the mean and unbiased variance; None without inputs."""
         sums = torch.cat([self._count[None], self._sum, self._squares])
         count, (total, squares) = (sums := processes.sum(sums))[0], sums[1:].chunk(2)
         if count < 2:

@@ -19,12 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from sketchlayers._extras import missing
 from sketchlayers._files import shortened
 from sketchlayers._torchvision import build_torchvision, torchvision_names
 from sketchlayers.checkpoint import load, read_description
 
 TRANSFORMS_INPUT = ("googlenet", "inception_v3")
-"""Networks whose published weights want their inputs transformed, which they do themselves."""
+"""Networks that transform their inputs themselves, as their published weights need it."""
 
 # torchvision's files of DenseNets are older than its names of their layers.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
@@ -52,14 +53,14 @@ class Loaded:
 
     @property
     def name(self) -> str | None:
-        """Of the torchvision model."""
+        """Name of the torchvision model; None for another one."""
         return None if self.architecture is None else self.architecture["name"]
 
 
 def open_model(
     name: str, weights: Path | None, num_classes: int | None, *, trust: bool, on_meta: bool = False
 ) -> Loaded:
-    """The model of this name or in this file, in evaluation mode if it is torchvision's.
+    """Opens the model of this name or in this file; torchvision's are in evaluation mode.
 
     Args:
         name: of a torchvision classification model, or a path.
@@ -71,6 +72,7 @@ def open_model(
     Raises:
         WrongInput: there is no such model, or options do not go together.
         FileNotFoundError, ValueError: a file is missing or damaged.
+        ImportError: it is a name, and torchvision is not installed.
     """
     names = torchvision_names()
     if name in names:
@@ -88,9 +90,10 @@ def open_model(
     if not path.is_file():
         close = difflib.get_close_matches(name, names, n=3)
         hint = f"; close names: {', '.join(close)}" if close else ""
-        missing = "" if names else " (torchvision is not installed)"
+        if not names and not path.suffix:
+            raise ImportError(missing(f"a network of the name {name}", "torchvision", "cli"))
         raise WrongInput(
-            f"MODEL must be a torchvision classification model{missing} or a file "
+            "MODEL must be the name of a torchvision classification model, or a file "
             f"(got {name!r}{hint})"
         )
     for option, value in (("--weights", weights), ("--num-classes", num_classes)):
@@ -136,7 +139,7 @@ def _with_usual_names(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path, *, trust: bool) -> Any:
-    """What ``torch.save`` wrote, on the CPU, or the tensors of a safetensors file of others.
+    """Reads a file of ``torch.save``, or the tensors of a safetensors file of another program.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -162,7 +165,7 @@ def read(path: Path, *, trust: bool) -> Any:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file is one of `sketchlayers.save`, damaged or not."""
+    """Tells whether a file is one of `sketchlayers.save`, damaged or not."""
     return path.is_file() and _is_safetensors(path) and "sketchlayers.version" in _metadata(path)
 
 

@@ -58,7 +58,7 @@ class PatchGeometry:
 
     @classmethod
     def of(cls, layer: nn.Module) -> PatchGeometry:
-        """The geometry of an ``nn.Conv2d`` or ``nn.Linear``, or of a layer with its attributes.
+        """Reads the geometry of a convolution, a linear layer or one with their attributes.
 
         Raises:
             TypeError: the layer is of another kind.
@@ -89,7 +89,7 @@ class PatchGeometry:
         return self.channels // self.groups * math.prod(self.kernel_size)
 
     def output_size(self, rows: int, columns: int) -> tuple[int, int]:
-        """Output positions on a map of this size before padding; (0, 0) if it is too small."""
+        """Counts output positions for a map of this size before padding; (0, 0) if too small."""
         top, bottom, left, right = self.padding
         padded = (rows + top + bottom, columns + left + right)
         spans = (1 + d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
@@ -100,7 +100,7 @@ class PatchGeometry:
         return (sizes[0], sizes[1]) if all(sizes) else (0, 0)
 
     def maps(self, inputs: Tensor) -> Tensor:
-        """The layer's input as (images, channels, rows, columns).
+        """Returns the layer's input as (images, channels, rows, columns).
 
         An image without batch dimension gets one; every row of the flattened leading dimensions of
         a linear layer's input becomes an image of one pixel. Half types become float32.
@@ -124,11 +124,11 @@ class PatchGeometry:
         )
 
     def count(self, maps: Tensor) -> int:
-        """How many patches a group has in these maps."""
+        """Returns how many patches a group has in these maps."""
         return maps.shape[0] * math.prod(self.output_size(*maps.shape[2:]))
 
     def pad(self, maps: Tensor) -> Tensor:
-        """The maps with their padding."""
+        """Returns the maps with their padding."""
         top, bottom, left, right = self.padding
         if not any(self.padding):
             return maps
@@ -136,7 +136,7 @@ class PatchGeometry:
         return F.pad(maps, (left, right, top, bottom), mode=mode)
 
     def patches(self, maps: Tensor) -> Iterator[Tensor]:
-        """All patches of the maps in parts of bounded size, each (groups, inputs, positions).
+        """Yields all patches of the maps in parts of bounded size, (groups, inputs, positions).
 
         The maps are (images, channels, rows, columns); how they are parted depends on their shape
         and type alone.

@@ -55,18 +55,18 @@ class Products(Protocol):
         """Adds the patches of maps, (images, channels, rows, columns)."""
 
     def take(self) -> Tensor:
-        """The sum, (groups, n, n) float64; begins anew."""
+        """Returns the sum, (groups, n, n) float64, and starts again from zero."""
 
 
 def products(geometry: PatchGeometry, device: torch.device) -> Products:
-    """The faster of the two ways for this layer on this device, where the sum is kept."""
+    """Returns the faster of the two ways for this layer on this device, where the sum is kept."""
     if suits_shifts(geometry) and device.type == "cpu":
         return ShiftProducts(geometry, device)
     return PatchProducts(geometry, device)
 
 
 def suits_shifts(geometry: PatchGeometry) -> bool:
-    """Whether shifts of the map are faster than patches, on a CPU."""
+    """Tells whether shifts of the map are faster than patches, on a CPU."""
     return (
         geometry.stride == (1, 1)
         and geometry.groups == 1
@@ -76,7 +76,7 @@ def suits_shifts(geometry: PatchGeometry) -> bool:
 
 
 def working_bytes(geometry: PatchGeometry) -> int:
-    """Memory that the sum of products takes at most, until it has been taken."""
+    """Returns the memory that the sum of products takes at most, until it has been taken."""
     size = 8 * geometry.groups * geometry.inputs**2
     if not suits_shifts(geometry):
         return size
@@ -101,7 +101,7 @@ class PatchProducts:
             _run([partial(_add_rows, total, part, rows) for rows in rows_of_blocks], self._device)
 
     def take(self) -> Tensor:
-        """The sum, (groups, n, n) float64; begins anew."""
+        """Returns the sum, (groups, n, n) float64, and starts again from zero."""
         total, self._sum = self._started(), None
         blocks = _blocks_of_rows(self._geometry.inputs)
         _run([partial(_mirror, total, rows) for rows in blocks], self._device)
@@ -177,7 +177,7 @@ class ShiftProducts:
             _run(tasks, self._device)
 
     def take(self) -> Tensor:
-        """The sum, (1, n, n) float64; begins anew."""
+        """Returns the sum, (1, n, n) float64, and starts again from zero."""
         self._put_together()
         total, self._sum = self._started(), None
         return total[None]

@@ -20,10 +20,10 @@ from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._rank import Candidate, rank_text
 
 TOLERANCE = 0.01
-"""How far from the rate asked, relatively, the rate of the whole model may be without a note."""
+"""Relative difference to the rate asked up to which there is no note: ranks are whole numbers."""
 
 _QUICK = {"max_sweeps": 8, "starts": 1}
-"""Options of methods for fits that are only measured."""
+"""Options of methods for fits that are only measured: fewer sweeps than for those that are kept."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Ranks:
 
     Attributes:
         chosen: by the layer's name.
-        notes: what one must know besides.
+        notes: advice and exceptions, for the report.
         rate: cost after / before of the whole model, in the budget's unit; None without a budget.
     """
 
@@ -70,7 +70,7 @@ def check_budget(
         layers: those that may be replaced.
         budget: for the whole model.
         costs: in the budget's unit.
-        reasons: why other layers are left alone.
+        reasons: why other layers stay as they are.
 
     Raises:
         ValueError: it cannot be met; the message tells the smallest possible one.
@@ -98,7 +98,7 @@ def check_budget(
 
 
 def uniform(method: Method, layers: Sequence[Layer], budget: Budget, costs: Costs) -> Ranks:
-    """About the same rate for all layers; the budget must have been checked."""
+    """Chooses about the same rate for all layers; the budget must have been checked."""
     choices = [
         allocate.Choices(
             layer.name,
@@ -118,7 +118,7 @@ def uniform(method: Method, layers: Sequence[Layer], budget: Budget, costs: Cost
 
 
 def by_layer(method: Method, layers: Sequence[Layer], rates: Mapping[str, float]) -> Ranks:
-    """Each layer at the rate of the pattern that speaks of it."""
+    """Chooses the rank of each layer by the rate of the pattern that names it."""
     chosen = {}
     notes = []
     for layer in layers:
@@ -152,7 +152,7 @@ def by_error(
     *,
     progress: bool | None,
 ) -> Ranks:
-    """Ranks, and methods, that are expected to damage the network least.
+    """Chooses ranks, and methods, that are expected to damage the network least.
 
     Args:
         method: a method; of several (``members``), each layer takes the best.

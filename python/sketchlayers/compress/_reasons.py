@@ -1,4 +1,4 @@
-"""Why a layer must be left alone."""
+"""Why a layer cannot be replaced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Reasons:
-    """Why a layer must be left alone; knows the model around it."""
+    """Why layers of a model cannot be replaced."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Reasons:
         self.readers = _readers(model)
 
     def of(self, name: str, module: nn.Module) -> str | None:
-        """The first reason that holds, in a few words; None if the layer can be replaced."""
+        """Says in a few words why a layer cannot be replaced; None if it can."""
         if isinstance(module, methods.compressed_layers()):
             return f"already compressed ({type(module).__name__})"
         return (

@@ -32,11 +32,11 @@ class Sample:
         return sum(map(count_images, self.batches))
 
     def calls(self) -> list[Callable[[nn.Module], object]]:
-        """One call for each batch; each takes the model."""
+        """Returns one call for each batch; each takes the model."""
         return [partial(_call, forward=self.forward, batch=batch) for batch in self.batches]
 
     def first(self, images: int) -> Sample:
-        """The first so many images, in batches no larger than they are."""
+        """Returns the first so many images, in batches no larger than they are."""
         batches: list[Any] = []
         for batch in self.batches:
             if images <= 0:
@@ -47,7 +47,7 @@ class Sample:
         return Sample(tuple(batches), self.forward)
 
     def in_few_batches(self, most: int) -> Sample:
-        """The same images in the same order in at most so many batches, where they go together."""
+        """Joins the images, in their order, to at most so many batches, where they go together."""
         size = -(-len(self.batches) // most)
         groups = [self.batches[i : i + size] for i in range(0, len(self.batches), size)]
         try:
@@ -57,7 +57,7 @@ class Sample:
         return Sample(tuple(joined), self.forward)
 
     def in_batches_of(self, most: int) -> Sample:
-        """The same images in the same order, no more than so many in a batch."""
+        """Returns the same images in the same order, no more than so many in a batch."""
         parts = [
             cut(batch, start, start + most) if count_images(batch) > most else batch
             for batch in self.batches
@@ -66,7 +66,7 @@ class Sample:
         return Sample(tuple(parts), self.forward)
 
     def joined(self) -> Any:
-        """All batches as one.
+        """Returns all batches as one.
 
         Raises:
             ValueError: the batches are of different structure or image size.
@@ -80,7 +80,7 @@ class Sample:
             ) from error
 
     def split(self, held_out: float) -> tuple[Sample, Sample]:
-        """Two samples; the second has about this share of the images, the last ones, at least 1."""
+        """Splits into two samples; the second has about this share of the images, at least 1."""
         last = min(self.images - 1, max(1, round(held_out * self.images)))
         remaining = self.images - last
         head, tail = [], []
@@ -112,17 +112,17 @@ def take(
 
 
 def batch_bytes(batch: Any) -> int:
-    """Bytes of all tensors of a batch."""
+    """Returns the bytes of all tensors of a batch."""
     return sum(x.numel() * x.element_size() for x in tree_leaves(batch) if isinstance(x, Tensor))
 
 
 def cut(batch: Any, start: int, stop: int) -> Any:
-    """The images from ``start`` to ``stop`` of a batch."""
+    """Returns the images from ``start`` to ``stop`` of a batch."""
     return select(batch, slice(start, stop))
 
 
 def select(batch: Any, which: slice | Tensor) -> Any:
-    """Some images of a batch."""
+    """Returns some images of a batch."""
     count = count_images(batch)
 
     def part(value: Any) -> Any:
@@ -134,7 +134,7 @@ def select(batch: Any, which: slice | Tensor) -> Any:
 
 
 def outputs_of(result: object) -> list[Tensor]:
-    """The floating-point tensors in what a model returns, each flattened to (images, values).
+    """Returns the floating-point tensors of a model's outputs, each as (images, values).
 
     Raises:
         TypeError: there are none.
@@ -149,7 +149,7 @@ def outputs_of(result: object) -> list[Tensor]:
 
 
 def squared_distance(results: Iterable[Tensor], targets: Iterable[Tensor]) -> Tensor:
-    """Sum of the squared differences of the outputs of two models, over all images."""
+    """Returns the sum of the squared differences of the outputs of two models, over all images."""
     pairs = zip(results, targets, strict=True)
     return torch.stack([(x.float() - y.float()).square().sum() for x, y in pairs]).sum()
 

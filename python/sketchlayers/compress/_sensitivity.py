@@ -24,9 +24,9 @@ from sketchlayers.compress._network import evaluation_copy
 from sketchlayers.compress._sample import Sample, outputs_of
 
 PROJECTIONS = 3
-"""Backward passes for each image."""
+"""Backward passes for each image, each with random weights for the outputs."""
 _GRAPH_BYTES = 1 << 30
-"""What the graphs of the images that are looked at together may keep."""
+"""Bytes that the graphs of the images of one backward pass may keep: 1 GiB."""
 _FEWEST_IMAGES, _MOST_IMAGES = 128, 512
 
 Directions = Callable[[Tensor, torch.Generator], Tensor]
@@ -34,13 +34,13 @@ Directions = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """All outputs count alike: ``E[v v^T] = I``."""
+    """Draws a projection in which all outputs count alike: ``E[v v^T] = I``."""
     signs = torch.randint(2, outputs.shape, generator=generator, device="cpu") * 2 - 1
     return signs.to(outputs)
 
 
 def images_to_look_at(sample: Sample) -> int:
-    """So many that their backward passes cost no more than a pass of calibration or two."""
+    """Returns how many images to take: their backward passes cost a pass or two of calibration."""
     return min(sample.images, max(_FEWEST_IMAGES, min(_MOST_IMAGES, sample.images // 4)))
 
 
@@ -51,7 +51,7 @@ def output_sensitivity(
     processes: Processes,
     directions: Directions = random_signs,
 ) -> dict[str, Tensor]:
-    """The matrices ``F`` of some layers.
+    """Returns the matrices ``F`` of some layers.
 
     Args:
         model: unchanged; it runs in evaluation mode.
@@ -111,7 +111,7 @@ def output_sensitivity(
 
 
 def _graph_bytes(model: nn.Module, sample: Sample) -> int:
-    """What the graph of a forward call on these images keeps, besides the parameters."""
+    """What the graph of a forward call on these images keeps in addition to the parameters."""
     parameters = {p.data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 

@@ -31,7 +31,7 @@ _HOOKS = (
 
 
 def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy; ``memo`` says by ``id`` what takes the place of which object.
+    """Returns a deep copy; ``memo`` says by ``id`` what takes the place of which object.
 
     Works also for models whose modules hold computed tensors, as the old ``weight_norm`` does.
 
@@ -65,7 +65,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def replace_layers(
     model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *, inplace: bool
 ) -> nn.Module:
-    """The model with new layers in place of old ones, wherever the old ones are registered.
+    """Returns the model with new layers in place of old ones, wherever the old ones are registered.
 
     Hooks and attributes that a user has set on an old layer carry over to its replacement: moved
     when ``inplace`` (the handles of hooks stay valid), copied with the model otherwise. If anything

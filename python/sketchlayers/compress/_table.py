@@ -1,4 +1,4 @@
-"""Aligned text tables for a terminal of 120 columns."""
+"""Aligned text tables; running text is wrapped for a terminal of 120 columns."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from itertools import groupby
 from operator import itemgetter
 
 WIDTH = 120
-_SMALLEST_NAME = 16
 _GAP = "  "
 _RULE = object()
 
 
 class Table:
-    """Rows of text cells under one or two lines of headers; the first column gives way if needed.
+    """Rows of text cells under one or two lines of headers; no cell is shortened.
 
     The first ``left`` columns are aligned to the left, the others, of numbers, to the right.
     """
@@ -30,19 +29,17 @@ class Table:
         self._rows: list[list[str] | object] = []
 
     def add(self, *cells: str) -> None:
-        """One more row."""
+        """Adds a row."""
         self._rows.append(list(cells))
 
     def rule(self) -> None:
-        """A line across."""
+        """Adds a line across."""
         self._rows.append(_RULE)
 
     def __str__(self) -> str:
         rows = [row for row in self._rows if isinstance(row, list)]
         columns = zip(self._below, *rows, strict=True)
         widths = [max(len(cell) for cell in column) for column in columns]
-        others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
-        widths[0] = min(widths[0], max(_SMALLEST_NAME, WIDTH - others))
         lines = [self._line(self._below, widths)]
         if any(self._above):
             lines.insert(0, self._headline(widths))
@@ -53,12 +50,11 @@ class Table:
         return "\n".join(lines)
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
-        first = shorten(cells[0], widths[0]).ljust(widths[0])
-        others = [
+        padded = [
             cell.ljust(width) if column < self._left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells[1:], widths[1:], strict=True), start=1)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
-        return _GAP.join([first, *others]).rstrip()
+        return _GAP.join(padded).rstrip()
 
     def _headline(self, widths: Sequence[int]) -> str:
         parts = []
@@ -76,12 +72,12 @@ class Footnotes:
         self._counts: dict[str, int] = {}
 
     def mark(self, text: str) -> str:
-        """The mark for a text; the same text has the same mark."""
+        """Returns the mark for a text; the same text has the same mark."""
         self._counts[text] = self._counts.get(text, 0) + 1
         return f"({self._numbers.setdefault(text, len(self._numbers) + 1)})"
 
     def lines(self) -> list[str]:
-        """One line for each text."""
+        """Returns one line for each text."""
         return [
             wrapped(f"({number}) {text}{self._times(text)}")
             for text, number in self._numbers.items()
@@ -91,23 +87,15 @@ class Footnotes:
         return f" ({self._counts[text]} layers)" if self._counts[text] > 1 else ""
 
 
-def shorten(text: str, width: int) -> str:
-    """The text; if it is longer than ``width``, dots replace its middle (ends tell most)."""
-    if len(text) <= width:
-        return text
-    tail = (width - 2) * 2 // 3
-    return text[: width - 2 - tail] + ".." + text[-tail:]
-
-
 def wrapped(text: str) -> str:
-    """The text in lines of the table's width."""
+    """Wraps the text to lines of the table's width."""
     return textwrap.fill(
         text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
 
 
 def quantity(value: int | None, unit: str = "") -> str:
-    """Three significant digits with a decimal prefix: "1.23 M", "45.6 kB"; "-" for None."""
+    """Writes three significant digits and a decimal prefix: "1.23 M", "45.6 kB"; "-" for None."""
     if value is None:
         return "-"
     scaled, prefixes = float(value), iter(("", "k", "M", "G", "T", "P", "E"))
@@ -119,10 +107,10 @@ def quantity(value: int | None, unit: str = "") -> str:
 
 
 def fraction(value: float) -> str:
-    """Four significant digits."""
+    """Writes four significant digits."""
     return f"{value:.4g}"
 
 
 def joined(numbers: Iterable[int]) -> str:
-    """A shape: "64x3x7x7"; "-" for none."""
+    """Writes a shape: "64x3x7x7"; "-" for none."""
     return "x".join(map(str, numbers)) or "-"

@@ -22,7 +22,7 @@ _METADATA = frozenset({"dtype", "device", "shape", "size", "ndim", "dim", "is_cu
 
 @functools.cache
 def weights_read(module: type[nn.Module]) -> frozenset[str]:
-    """Paths of the children whose weight ``forward`` reads: "out_proj", "attention.qkv"."""
+    """Finds the children whose weight ``forward`` reads: "out_proj", "attention.qkv"."""
     found: set[str] = set()
     seen: set[str] = set()
     pending = ["forward"]

@@ -34,13 +34,13 @@ class Choices:
     cost: Callable[[Rank | None], float] | None = None
 
     def at(self, rank: Rank | None) -> float:
-        """What the budget counts at a rank; None for the dense layer."""
+        """Returns what the budget counts at a rank; None for the dense layer."""
         if self.cost is not None:
             return self.cost(rank)
         return self.dense if rank is None else self.parameters(rank)
 
     def nearest(self, rate: float) -> Rank | None:
-        """The rank whose parameters come nearest to ``rate`` times the dense ones."""
+        """Returns the rank whose parameters come nearest to ``rate`` times the dense ones."""
         target = rate * self.dense
         above = bisect_right(self.ranks, target, key=self.parameters)
         if above == 0:
@@ -51,19 +51,19 @@ class Choices:
         return low if target - self.parameters(low) <= high_size - target else high
 
     def larger(self, rank: Rank) -> Rank | None:
-        """The next larger size."""
+        """Returns the next larger size."""
         above = self.ranks.index(rank) + 1
         return self.ranks[above] if above < len(self.ranks) else None
 
     def smaller(self, rank: Rank | None) -> Rank | None:
-        """The next smaller size; the smallest one is its own."""
+        """Returns the next smaller size; the smallest one is its own."""
         if rank is None:
             return self.ranks[-1]
         return self.ranks[max(0, self.ranks.index(rank) - 1)]
 
 
 def uniform(layers: Sequence[Choices], budget: float) -> Ranks:
-    """Ranks of one common rate, together as near to the budget as whole ranks allow.
+    """Chooses ranks of one common rate, together as near to the budget as whole ranks allow.
 
     The common rate is found by bisection. Then single layers go one size up or down, each time the
     one that brings the sum nearest to the budget, until none does; no layer ends more than one size
@@ -90,12 +90,12 @@ def uniform(layers: Sequence[Choices], budget: float) -> Ranks:
 
 
 def total(layers: Sequence[Choices], ranks: Mapping[str, Rank | None]) -> float:
-    """Cost of the layers together."""
+    """Returns the cost of the layers together."""
     return sum(layer.at(ranks[layer.name]) for layer in layers)
 
 
 def smallest(layers: Sequence[Choices]) -> float:
-    """Cost of the layers together when each has its smallest rank."""
+    """Returns the cost of the layers together when each has its smallest rank."""
     return sum(layer.at(layer.ranks[0]) for layer in layers)
 
 
@@ -136,7 +136,7 @@ class Option:
 
 
 def least_damage(layers: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Option]:
-    """One option for each layer, of the least total damage that the budget allows.
+    """Chooses one option for each layer, of the least total damage that the budget allows.
 
     For a price of one unit of cost, each layer takes the option with the least damage plus price
     times cost; the lowest price at which all fit is found by bisection. What the budget leaves

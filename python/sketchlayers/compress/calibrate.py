@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from sketchlayers._files import shortened, written_whole
+from sketchlayers._files import check_safetensors, shortened, written_whole
 from sketchlayers._processes import Processes
 from sketchlayers._progress import progress_bar
 from sketchlayers._version import __version__
-from sketchlayers.compress._choose import NOT_CHOSEN, FilterFunction, _suggestion, match
+from sketchlayers.compress._choose import NOT_CHOSEN, FilterFunction, match, patterns_of, suggestion
 from sketchlayers.compress._evaluation import evaluating, same_random_numbers
 from sketchlayers.compress._loader import (
     Forward,
@@ -46,18 +46,17 @@ from sketchlayers.compress.survey import _find_layers
 __all__ = ["MEMORY_BUDGET", "Calibration", "LayerMoments", "calibrate"]
 
 MEMORY_BUDGET = 4 << 30
-"""Bytes that the sums of one pass may take: 4 GiB."""
+"""Bytes that the sums of one pass may take by default: 4 GiB."""
 ADVISED_PATCHES = 5
-"""About how many patches for each input a second moment should have."""
+"""Patches for each input that a second moment should have: with fewer it is noisy."""
 NEVER_CALLED = "never called on the calibration data"
 
 _FORMAT = "sketchlayers.calibration"
 _FORMAT_VERSION = "1"
-_FEW = f"fewer than {ADVISED_PATCHES} patches an input: more images would help"
 
 
 class Calibration(Mapping[str, LayerMoments]):
-    """The moments of each layer's input patches by the layer's name; printed, it is a table.
+    """Holds the moments of each layer's input patches by the layer's name; prints as a table.
 
     Attributes:
         images: how many images they were measured on.
@@ -93,19 +92,26 @@ class Calibration(Mapping[str, LayerMoments]):
         return len(self._moments)
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """Which layers have seen few patches, and how many would do.
+    def advised_images(self) -> dict[str, int]:
+        """Numbers of images that layers with few patches need, by the layer's name.
 
-        A second moment needs about five patches for each input; with fewer
-        than inputs it is singular.
+        A second moment needs about five patches for each input; with fewer patches than inputs it
+        is singular.
         """
-        return tuple(
-            f"{name or 'the model'}: {moments.count} patches for {moments.inputs} inputs"
-            f"{' (a singular second moment)' if moments.count < moments.inputs else ''}; about "
-            f"{ADVISED_PATCHES * moments.inputs} are advised, from "
-            f"{math.ceil(self.images * ADVISED_PATCHES * moments.inputs / moments.count)} images"
+        return {
+            name: math.ceil(self.images * ADVISED_PATCHES * moments.inputs / moments.count)
             for name, moments in self.items()
-            if _has_few(moments)
+            if moments.count < ADVISED_PATCHES * moments.inputs
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Advice for every layer that has seen few patches: how many images would do."""
+        return tuple(
+            f"{name or 'the model'}: use at least {images:,} images (got {self.images:,}): "
+            f"{self[name].count:,} patches for {self[name].inputs:,} inputs"
+            f"{' (a singular second moment)' if self[name].count < self[name].inputs else ''}"
+            for name, images in self.advised_images.items()
         )
 
     def check(self, model: nn.Module) -> None:
@@ -125,7 +131,7 @@ class Calibration(Mapping[str, LayerMoments]):
                 _fail_check(f"the model has no layer {name!r}, which was calibrated")
 
     def merge(self, other: Calibration) -> Calibration:
-        """The calibration on the images of both, each image counted once in each.
+        """Joins two calibrations to that on the images of both, as one run over them would give it.
 
         Raises:
             ValueError: they are of different models; the first layer that differs is named.
@@ -152,7 +158,11 @@ class Calibration(Mapping[str, LayerMoments]):
         It holds "NAME.second_moment" and "NAME.mean" for each layer; the metadata tell how each
         layer cuts its input into patches, the counts, and what is missing. Of several processes,
         one should write.
+
+        Raises:
+            ValueError: the path does not end in ``.safetensors``.
         """
+        check_safetensors("Calibration.save", Path(path), "")
         tensors = {}
         for name, moments in self.items():
             tensors[f"{name}.second_moment"] = moments.second_moment.contiguous()
@@ -221,6 +231,11 @@ class Calibration(Mapping[str, LayerMoments]):
     def __str__(self) -> str:
         headers = [("", "layer"), ("", "inputs"), ("", "patches"), ("", "patches/input"), ("", "")]
         table, marks = Table(*headers, left=1), Footnotes()
+        few = self.advised_images
+        advice = (
+            f"fewer than {ADVISED_PATCHES} patches for each input: use at least "
+            f"{max(few.values(), default=0):,} images (got {self.images:,})"
+        )
         for name, moments in self.items():
             groups = moments.geometry.groups
             table.add(
@@ -228,7 +243,7 @@ class Calibration(Mapping[str, LayerMoments]):
                 f"{groups} x {moments.inputs}" if groups > 1 else str(moments.inputs),
                 str(moments.count),
                 f"{moments.count / moments.inputs:.3g}",
-                marks.mark(_FEW) if _has_few(moments) else "",
+                marks.mark(advice) if name in few else "",
             )
         for name, reason in self.missing.items():
             table.add(name or "(the model)", "-", "-", "-", marks.mark(reason))
@@ -252,7 +267,7 @@ def calibrate(
     distributed: bool = True,
     progress: bool | None = None,
 ) -> Calibration:
-    """Runs the model on images and sums up the moments of every layer's input patches.
+    """Runs the model on images and measures the moments of every layer's input patches.
 
     The second moment ``E[x x^T]`` says how much an error of the weight changes the layer's output:
     ``E|(W - W~) x|^2 = tr((W - W~) E[x x^T] (W - W~)^T)``. It is taken over all output positions of
@@ -464,10 +479,10 @@ def _left_out(
     filter_fn: FilterFunction | None,
 ) -> dict[str, str]:
     """The layers that are not calibrated, with the reasons."""
-    chosen = None if patterns is None else [patterns] if isinstance(patterns, str) else [*patterns]
+    chosen = None if patterns is None else patterns_of("calibrate", patterns)
     for pattern in chosen or ():
         if all(match(name, [pattern]) is None for name in found):
-            hint = _suggestion(pattern, list(found))
+            hint = suggestion(pattern, list(found))
             raise ValueError(f"calibrate: a pattern must match a layer (got {pattern!r}{hint})")
     reasons = {}
     for name, layer in found.items():
@@ -527,7 +542,7 @@ class _Run:
         self.images = 0
 
     def once(self, sums: Mapping[str, MomentSums]) -> None:
-        """One pass, for these layers."""
+        """Runs one pass for these layers."""
         seen, device = self.images, device_of(self._model)
         self.images = self._batch = 0
         with contextlib.ExitStack() as stack:
@@ -612,10 +627,6 @@ def _on_disk(moments: LayerMoments) -> LayerMoments:
     return dataclasses.replace(moments, second_moment=stored.view(matrix.shape))
 
 
-def _has_few(moments: LayerMoments) -> bool:
-    return moments.count < ADVISED_PATCHES * moments.inputs
-
-
 def _compare(name: str, ours: PatchGeometry, theirs: PatchGeometry, who: str) -> None:
     for part in dataclasses.fields(PatchGeometry):
         a, b = (getattr(geometry, part.name) for geometry in (ours, theirs))
@@ -654,7 +665,7 @@ def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
         raise ValueError(
             f"Calibration.load: {path} was written by sketchlayers {metadata.get('sketchlayers')} "
             f"in version {version} of the format (this one reads {_FORMAT_VERSION}); update "
-            "sketchlayers, or calibrate anew"
+            "sketchlayers, or calibrate again"
         )
 
 

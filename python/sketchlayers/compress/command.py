@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import methods
-from sketchlayers._files import written_whole
+from sketchlayers._files import SAFETENSORS, written_whole
 from sketchlayers.checkpoint import save
 from sketchlayers.compress._arguments import Sensitivity
 from sketchlayers.compress._evaluation import evaluating
@@ -57,7 +57,6 @@ __all__ = [
     "run_inspect",
 ]
 
-SAFETENSORS = ".safetensors"
 WRONG_INPUT = 2
 """Exit code when the arguments or the files are wrong."""
 
@@ -97,7 +96,9 @@ def _guarded(command: str, body: Callable[[], None]) -> int:
             _tell(f"warning: {message}")
         return 0
     except (WrongInput, ValueError, OSError, ImportError) as error:
-        message = " ".join(str(error).split()).removeprefix("compress: ")
+        message = (
+            " ".join(str(error).split()).removeprefix(f"{command}: ").removeprefix("compress: ")
+        )
         _tell(f"sketchlayers {command}: {message}")
         return WRONG_INPUT
 
@@ -111,8 +112,12 @@ def _tell(line: str) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     loaded = _open(args, on_meta=True)
-    method = _method(args, "sketch")
-    inspection = inspect(loaded.model, _example(loaded.model, args.input_size), method=method)
+    inspection = inspect(
+        loaded.model,
+        _example(loaded.model, args.input_size),
+        method=_method(args, "auto"),
+        keep_first=args.keep_first,
+    )
     print(inspection.to_json() if args.json else inspection)
 
 
@@ -200,7 +205,13 @@ def _write_results(
 
 
 def _check_compress(args: argparse.Namespace) -> None:
-    """What can be known to be wrong before anything is read."""
+    """Refuses what can be known to be wrong before anything is read."""
+    if args.calibration is None and args.method is None and args.init == "fit":
+        raise WrongInput(
+            "a trained network needs images: --calibration DIR, without labels; fitted to the "
+            "weights alone by a sketch it would be at chance. To train from scratch say "
+            "--init random; to fit all the same choose how, such as --method svd"
+        )
     _check_destination("--out", args.out, args.force)
     if args.plot is not None:
         _check_destination("--plot", args.plot, args.force)
@@ -276,6 +287,9 @@ def _method(args: argparse.Namespace, default: str) -> methods.Method:
     try:
         return methods.get(args.method or default, **options)
     except TypeError as error:
+        if args.method in (None, "auto"):
+            flags = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+            raise WrongInput(f"{flags} must go with --method sketch") from error
         raise WrongInput(str(error)) from error
 
 

@@ -1,10 +1,11 @@
-"""Whole models: `compress` makes a smaller one, `fold` a plain one again, `inspect` looks first."""
+"""Whole models: `compress` and `fold` make other models of them, `inspect` lists their layers."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from sketchlayers import methods
 from sketchlayers._processes import Processes
-from sketchlayers.compress._arguments import Allocation, Sensitivity, checked_rates
+from sketchlayers.compress._arguments import Allocation, Sensitivity, check_names, checked_rates
 from sketchlayers.compress._arguments import settings as checked_settings
 from sketchlayers.compress._calls import ExampleInputs
 from sketchlayers.compress._choose import FilterFunction, left_out
@@ -35,12 +36,12 @@ from sketchlayers.compress.survey import (
     survey,
 )
 from sketchlayers.methods import Method
-from sketchlayers.methods._method import Init
+from sketchlayers.methods._method import Init, kind_of
 
 LARGE_ERROR = 0.3
-"""Relative error of a layer fitted without data above which a warning says: training is needed."""
+"""Relative error of a layer above which, without data, a warning says that training is needed."""
 LARGE_CHANGE = 0.5
-"""Relative change of the network's outputs above which a warning says so."""
+"""Relative change of the network's outputs above which, with data, the same warning appears."""
 
 
 class Compressed(NamedTuple):
@@ -74,21 +75,21 @@ def compress(
     memory_budget: int = MEMORY_BUDGET,
     inplace: bool = False,
     progress: bool | None = None,
-    seed: int | None = None,
+    seed: int | None = 0,
     **options: Any,
 ) -> Compressed:
     """Replaces layers of a model by smaller ones.
 
-    With images of the kind that the model is for, labels not needed, a trained network gets small
-    without being trained again::
+    A trained network needs images of the kind that it is for, but no labels and no training::
 
-        compress(model, rate=0.5, calibration=loader)
+        small, report = compress(model, rate=0.5, calibration=loader)
 
     Each layer is then fitted in the norm of its output's change (Kalle et al., NeurIPS 2025, arXiv
-    2511.04494), from the inputs that the layers before it leave it, with weights for what an error
-    does to the network's outputs; and ranks go where they prevent the most damage.
+    2511.04494), for the inputs that the layers before it give. Errors are weighted by their effect
+    on the network's outputs, and ranks are chosen that damage these outputs least. Without images
+    the weights alone are approximated, and the network needs training afterwards.
 
-    Layers that cannot be replaced are left alone, each with its reason in the report: shared
+    Layers that cannot be replaced stay as they are, each with its reason in the report: shared
     modules, tied parameters, parametrised layers, layers used through their weight, convolutions of
     other dimensions, depthwise ones, layers with a forward of their own, layers that would grow or
     that the data never reach.
@@ -109,25 +110,26 @@ def compress(
         method: "sketch", "svd", "tucker2", "cp", "lowrank", "dictionary", "hashednet", "freshnet",
             "auto" (each layer takes the best of several), or a config object such as
             ``methods.Sketch(mixing="channel")``. None: "auto" with calibration, else "sketch".
-        rate: parameters after / before. A number in (0, 1] is the rate of the whole model,
-            everything counted. A dict {name or glob pattern: rate} gives layers their own rates
-            (nearest whole rank, at least 1; a full name goes before a pattern) and leaves all
-            others alone.
-        flops_rate: multiply-adds of convolutions and linear layers after / before; instead of
-            ``rate``.
-        latency_rate: seconds after / before, as measured here, layer by layer, on one image (or
-            ``example_inputs``); instead of ``rate``.
+        rate: fraction of the parameters that is kept: parameters after / before, in (0, 1]. A
+            number is the rate of the whole model, everything counted. A dict {name or glob pattern:
+            rate} gives layers their own rates (nearest whole rank, at least 1; a full name goes
+            before a pattern) and leaves all others as they are.
+        flops_rate: fraction of the multiply-adds of convolutions and linear layers that is kept;
+            instead of ``rate``.
+        latency_rate: fraction of the time that is kept, for one image (or ``example_inputs``) on
+            this machine, measured layer by layer; instead of ``rate``.
         calibration: batches of images (tensors, tuples that begin with them, or dicts), a few
-            thousand images in all, or the `Calibration` of some. The latter does without
-            everything that needs the images themselves: ``sequential``, ``sensitivity``,
+            thousand images altogether, or the `Calibration` of some. With the latter, everything
+            that needs the images themselves is left out: ``sequential``, ``sensitivity``,
             ``reestimate_batch_norm``, ``refine``, and the report's ``output_change``.
-        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of
-            keyword arguments. A copy of the model runs on it once, in eval mode. It makes known the
+        example_inputs: inputs of one call of the model: a tensor, a tuple of arguments or a dict of
+            keyword arguments. A copy of the model runs on them once, in eval mode, which tells the
             order of execution, the multiply-adds, and which layers are never called. None: the
             first calibration image.
-        layers: names or glob patterns of the layers to look at, such as ``"layer4.*"``; None: all.
-        filter_fn: ``filter_fn(module, name)`` is called for each layer that can be replaced, with
-            the model's own module, and tells whether to replace it.
+        layers: names or glob patterns of the layers that may be replaced, such as ``"layer4.*"``;
+            None: all.
+        filter_fn: function that tells whether to replace a layer: ``filter_fn(module, name)`` is
+            called with the model's own module for each layer that can be replaced.
         keep_first: leave the layer that runs first as it is (the first registered one without
             ``example_inputs``), unless it is named in full in ``rate`` or ``layers``.
         init: "fit" approximates the weights, "random" starts training from scratch.
@@ -140,8 +142,8 @@ def compress(
         sensitivity: weigh errors of a layer's outputs by what they do to the network's outputs:
             in the fits ("fit"), in the allocation ("allocation"), in both (True) or not at all.
             None: both, with images.
-        correct_bias: where a layer has a bias, let it take up the change of the mean.
-        reestimate_batch_norm: take the statistics of batch norms anew from the smaller network:
+        correct_bias: correct the biases of layers for the change of their outputs' mean.
+        reestimate_batch_norm: measure the statistics of batch norms again in the smaller network:
             True, or "auto": where that brings the network's outputs nearer to the original ones.
         refine: True or a `Refinement`: afterwards train the factors, without labels, to give the
             original network's outputs; seconds to minutes. The result is never worse on images
@@ -151,7 +153,7 @@ def compress(
         inplace: change ``model`` itself. Handles of hooks on replaced layers then stay valid.
         progress: draw progress bars; None: on a terminal.
         seed: what the layers' seeds are derived from, together with the layers' names, so that a
-            layer's numbers do not depend on the other layers; None draws one from PyTorch's default
+            layer's numbers do not depend on the other layers. None draws one from PyTorch's default
             generator. Of several processes that have images, the first one's counts.
         **options: options of the method; they change those of a config object.
 
@@ -178,6 +180,7 @@ def compress(
         raise TypeError(f"compress: model must be an nn.Module (got {type(model).__name__})")
     if method is None:
         method = "sketch" if calibration is None else "auto"
+    check_names(options, kind_of(method), signature(compress).parameters)
     chosen_method = methods.get(method, **options)
     chosen_method.require_extension()
     rates = checked_rates(rate, flops_rate, latency_rate)
@@ -257,6 +260,8 @@ def compress(
             images=job.images,
             sequential=job.sequential,
             output_change=job.change,
+            latency_before=None if job.latencies is None else job.latencies[0],
+            latency_after=None if job.latencies is None else job.latencies[1],
             seconds=job.seconds,
         )
     _warn_of_large_errors(report, with_data=calibration is not None)
@@ -308,15 +313,17 @@ def inspect(
     model: nn.Module,
     example_inputs: ExampleInputs | None = None,
     *,
-    method: str | Method = "sketch",
+    method: str | Method = "auto",
+    keep_first: bool = True,
     **options: Any,
 ) -> Inspection:
-    """Tells what could be compressed: each layer, its size, its ranks, or why it is left alone.
+    """Lists the layers of a model: the size of each, and what `compress` could make of it.
 
     Args:
         model: any module, also on the meta device; it is not changed.
-        example_inputs: as for `compress`; the report then has multiply-adds.
-        method: as for `compress`.
+        example_inputs: as for `compress`; the result then has multiply-adds.
+        method: as for `compress`, which takes "auto" where it has calibration images.
+        keep_first: count the layer that runs first as one that stays as it is, as `compress` does.
         **options: options of the method.
 
     Returns:
@@ -330,30 +337,41 @@ def inspect(
         raise TypeError(f"inspect: model must be an nn.Module (got {type(model).__name__})")
     chosen_method = methods.get(method, **options)
     found = survey(model, chosen_method, init="random", example_inputs=example_inputs)
-    rows = []
-    for layer in found.layers:
-        ranks = () if layer.reason else chosen_method.ranks(layer.module)
-        rows.append(
-            LayerInspection(
-                name=layer.name,
-                kind=layer.kind,
-                shape=layer.shape,
-                parameters=layer.parameters,
-                bytes=layer.bytes,
-                multiply_adds=layer.multiply_adds,
-                smallest_rank=ranks[0] if ranks else None,
-                largest_rank=ranks[-1] if ranks else None,
-                smallest_parameters=(
-                    chosen_method.parameters(layer.module, ranks[0]) if ranks else layer.parameters
-                ),
-                reason=layer.reason,
-            )
-        )
+    kept = left_out(found, rates=None, layers=None, filter_fn=None, keep_first=keep_first)
     return Inspection(
         method=chosen_method.name,
-        layers=tuple(rows),
+        layers=tuple(
+            _inspected(layer, chosen_method, kept.get(layer.name)) for layer in found.layers
+        ),
         other_parameters=found.other_parameters,
         other_bytes=found.other_bytes,
+    )
+
+
+def _inspected(layer: Layer, method: Method, kept: str | None) -> LayerInspection:
+    """What a method could make of a layer.
+
+    Args:
+        layer: of the model.
+        method: of several (``members``), the smallest size is that of the best one.
+        kept: why `compress` leaves the layer as it is although it could be replaced, or None.
+    """
+    reason = layer.reason or kept
+    members = () if reason else method.members(layer.module)
+    families = [(member, member.ranks(layer.module)) for member in members]
+    sizes = [member.parameters(layer.module, ranks[0]) for member, ranks in families]
+    return LayerInspection(
+        name=layer.name,
+        kind=layer.kind,
+        shape=layer.shape,
+        parameters=layer.parameters,
+        bytes=layer.bytes,
+        multiply_adds=layer.multiply_adds,
+        smallest_rank=families[0][1][0] if families else None,
+        largest_rank=families[0][1][-1] if families else None,
+        smallest_parameters=min(sizes, default=layer.parameters),
+        reason=reason,
+        methods=tuple(member.name for member in members),
     )
 
 
@@ -405,8 +423,8 @@ def _warn_of_large_errors(report: Report, *, with_data: bool) -> None:
         worst = max(large, key=large.__getitem__)
         warnings.warn(
             f"compress: {len(large)} of {len(errors)} fitted layers have a relative error above "
-            f"{LARGE_ERROR} (worst: {worst or 'the model'}, {large[worst]:.2f}): "
-            "the network needs training",
+            f"{LARGE_ERROR} (worst: {worst or 'the model'}, {large[worst]:.2f}): the network needs "
+            "training; fitted to images (calibration=) it may do without",
             UserWarning,
             stacklevel=4,
         )

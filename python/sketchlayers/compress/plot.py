@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sketchlayers.compress._table import fraction, quantity, shorten
+from sketchlayers._extras import missing
+from sketchlayers.compress._table import fraction, quantity
 
 if TYPE_CHECKING:
     from sketchlayers.compress.report import LayerReport, Report
@@ -23,6 +24,9 @@ _COLOURS = {
 _OTHER_COLOUR = "#D55E00"
 _BEFORE = "#DDDDDD"
 _MANY_LAYERS = 60
+"""Layers from which on rows are lower, so that the figure stays within a page or two."""
+_NARROWEST, _LETTER, _PANEL = 3.0, 0.07, 4.0
+"""Inches: of the names' column at least, of a letter of a name, and of a panel."""
 
 
 def check_picture(path: Path) -> None:
@@ -35,29 +39,28 @@ def check_picture(path: Path) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError as error:
-        raise ImportError(
-            "a picture needs matplotlib, which is not installed (pip install matplotlib)"
-        ) from error
+        raise ImportError(missing("a plot", "matplotlib", "plot")) from error
     kinds = FigureCanvasAgg.get_supported_filetypes()
     if _kind(path) not in kinds:
         raise ValueError(f"a picture must end in one of .{', .'.join(sorted(kinds))} (got {path})")
 
 
 def picture(report: Report, path: Path) -> bytes:
-    """What the file of this name shall hold; for what can go wrong see `check_picture`."""
+    """Draws a report for a file of this name; for what can go wrong see `check_picture`."""
     check_picture(path)
     from matplotlib.figure import Figure
 
     rows = [row for row in report.layers if row.parameters_before]
     panels = 1 + (report.error_of is not None)
     height = 1.4 + len(rows) * (0.2 if len(rows) <= _MANY_LAYERS else 0.14)
-    figure = Figure(figsize=(3 + 4.0 * panels, height), layout="constrained")
+    names = [row.name or "(the model)" for row in rows]
+    width = max([_NARROWEST, *(_LETTER * len(name) for name in names)]) + _PANEL * panels
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     _draw_parameters(axes[0], rows)
     if panels > 1:
         _draw_errors(axes[1], rows)
         axes[1].set_xlabel(f"relative error of the layer's {report.error_of}")
-    names = [shorten(row.name, 40) or "(the model)" for row in rows]
     axes[0].set_yticks(range(len(rows)), names, fontsize=8 if len(rows) <= _MANY_LAYERS else 6)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     handles, labels = axes[0].get_legend_handles_labels()

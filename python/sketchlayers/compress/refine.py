@@ -84,7 +84,7 @@ class Refinement:
             )
 
     def rate_after(self, epochs: float) -> float:
-        """Learning rate of the step that ends then."""
+        """Returns the learning rate of the step that ends then."""
         falling = math.cos(math.pi * epochs / self.epochs) / 2 + 0.5
         return self.learning_rate * min(epochs, 1.0) * falling
 
@@ -213,7 +213,7 @@ class _Batches:
 
 
 def mirrored_and_shifted(value: Any, generator: torch.Generator) -> Any:
-    """Images (N, C, H, W), each mirrored with even odds and moved by up to an eighth of its size.
+    """Mirrors each image (N, C, H, W) with even odds and moves it by up to an eighth of its size.
 
     Edges are filled with zeros, which is what padding layers do. What is no batch of images stays.
     """
@@ -255,11 +255,11 @@ class _Factors:
         self._scale = 1024.0 if any(p.dtype == torch.float16 for p in self.parameters) else 1.0
 
     def copies(self) -> list[Tensor]:
-        """The present values, to keep."""
+        """Returns the present values, to keep."""
         return [value.clone() for value in self.values]
 
     def averaged(self, average: Sequence[Tensor], share: float) -> list[Tensor]:
-        """``average`` with this share of the present values."""
+        """Mixes ``average`` with this share of the present values."""
         return [a.lerp(value, share) for a, value in zip(average, self.values, strict=True)]
 
     def show(self, values: Sequence[Tensor]) -> None:

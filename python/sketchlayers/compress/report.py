@@ -1,6 +1,6 @@
 """What can be done to a model (`Inspection`) and what has been done (`Report`).
 
-Both print as an aligned table and export as plain dict and JSON; a `Report` is drawn, too.
+Both print as an aligned table and export as a dict and as JSON; a `Report` can be drawn as well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,12 @@ from sketchlayers.compress._table import (
     fraction,
     joined,
     quantity,
-    shorten,
     wrapped,
 )
 from sketchlayers.methods import Rank
 from sketchlayers.methods._rank import rank_text
 
-_KIND_WIDTH = 18
-_BUDGETS = {"flops_rate": "multiply-adds", "latency_rate": "seconds"}
+_SUMMARY = ("whole model", "before", "after", "after / before", "")
 _ERRORS = {
     ("output", True): "|change| / |output| of each layer, with its inputs as the layers before "
     "it leave them",
@@ -38,23 +36,24 @@ _ERRORS = {
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer before and after.
+    """Describes one layer before and after.
 
     Attributes:
         name: qualified name in the model; "" for the model itself.
         kind: class of the original layer.
         shape: shape of its weight.
-        method: name of the method; None if the layer is left alone.
-        rank: size of the replacement; None if the layer is left alone.
-        parameters_before: parameters, bias included; one shared with an earlier layer not counted.
+        method: name of the method; None if the layer is unchanged.
+        rank: size of the replacement; None if the layer is unchanged.
+        parameters_before: number of parameters, bias included; a parameter that is shared with an
+            earlier layer is not counted.
         parameters_after: the same of the new layer.
-        bytes_before: what a checkpoint holds of it: parameters and persistent buffers.
+        bytes_before: size in a checkpoint: parameters and persistent buffers.
         bytes_after: the same of the new layer, its seed included.
         multiply_adds_before: of one run on the example inputs; None where not known.
         multiply_adds_after: the same of the new layer.
         relative_error: after a fit to data, change of the layer's output on them, relative to it;
             after one without data ``|W_hat - W| / |W|`` (Frobenius); None if nothing was fitted.
-        reason: why the layer is left alone, or stays dense with another weight; None if it is
+        reason: why the layer is unchanged, or stays dense with another weight; None if it is
             replaced.
     """
 
@@ -74,16 +73,16 @@ class LayerReport:
 
     @property
     def rate(self) -> float:
-        """Parameters after / before; 1 for a layer that brings none."""
+        """Parameters after / before; 1 for a layer without parameters of its own."""
         return _ratio(self.parameters_after, self.parameters_before)
 
     @property
     def becomes(self) -> str | None:
-        """The method, or "dense" for a dense layer with another weight; None if left alone."""
+        """The method, or "dense" for a dense layer with another weight; None if unchanged."""
         return "dense" if self.method is None and self.relative_error is not None else self.method
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dict, list, str, int, float and None."""
+        """Returns all of it as dict, list, str, int, float and None."""
         return {**_plain(self), "rate": self.rate}
 
 
@@ -91,11 +90,11 @@ class _Exported:
     """Export as JSON; the table in place of a long ``repr``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dict, list, str, int, float and None."""
+        """Returns all of it as dict, list, str, int, float and None."""
         raise NotImplementedError
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """`to_dict` as JSON text."""
+        """Returns `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def __repr__(self) -> str:
@@ -104,31 +103,35 @@ class _Exported:
 
 @dataclass(frozen=True, repr=False)
 class Report(_Exported):
-    """What ``compress`` has done.
+    """Tells what ``compress`` has done; printed, it is a table of all layers and a summary.
 
     Attributes:
         method: name of the method.
         options: its options.
         init: "fit" or "random".
         seed: what the layers' seeds were derived from, together with their names.
-        rate_asked: of the whole model, or the rate of each named layer or pattern.
-        layers: every layer of the model, replaced or left alone, in order of registration.
-        other_parameters: parameters outside of the layers, such as those of normalisation.
-        other_bytes: what a checkpoint holds of that, running statistics included.
-        notes: what one must know besides, such as why a rate was not met.
-        budget: what ``rate_asked`` is a rate of: "rate" parameters, "flops_rate" multiply-adds,
-            "latency_rate" seconds.
-        budget_rate: what was got of it; seconds as measured layer by layer. None where layers have
-            rates of their own.
+        rate_asked: rate of the whole model, or of each named layer or pattern.
+        layers: every layer of the model, replaced or unchanged, in order of registration.
+        other_parameters: number of parameters outside of the layers, such as those of
+            normalisation.
+        other_bytes: size of those in a checkpoint, running statistics included.
+        notes: advice and exceptions, such as why a rate was not met.
+        budget: the argument that ``rate_asked`` was given to: "rate" (parameters), "flops_rate"
+            (multiply-adds) or "latency_rate" (time).
+        budget_rate: the rate of that budget that was reached; of time, as estimated from the times
+            of the layers. None where layers have rates of their own.
         allocation: how the budget became ranks; None where layers have rates of their own.
-        images: that the layers' moments were taken on; None without data.
+        images: number of images that the layers' moments were taken on; None without data.
         sequential: whether layers were fitted one after the other.
         output_change: of the network on calibration images, relative to its outputs
             (root mean square), before any training with labels; None without images.
         accuracy: of networks on held-out images with labels, such as "original" and "compressed":
-            the share whose class has the highest score.
-        accuracy_images: how many those are.
-        seconds: that each stage took.
+            the fraction whose class has the highest score.
+        accuracy_images: number of held-out images.
+        latency_before: seconds of one call of the original network on this machine, on the example
+            inputs or one calibration image; None where they were not measured.
+        latency_after: the same of the smaller network.
+        seconds: how long each stage took.
     """
 
     method: str
@@ -148,16 +151,18 @@ class Report(_Exported):
     output_change: float | None = None
     accuracy: Mapping[str, float] = dataclasses.field(default_factory=dict)
     accuracy_images: int | None = None
+    latency_before: float | None = None
+    latency_after: float | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters_before(self) -> int:
-        """Parameters of the whole original model."""
+        """Number of parameters of the whole original model."""
         return self.other_parameters + sum(row.parameters_before for row in self.layers)
 
     @property
     def parameters_after(self) -> int:
-        """Parameters of the whole smaller model."""
+        """Number of parameters of the whole smaller model."""
         return self.other_parameters + sum(row.parameters_after for row in self.layers)
 
     @property
@@ -167,22 +172,22 @@ class Report(_Exported):
 
     @property
     def bytes_before(self) -> int:
-        """Bytes that a checkpoint of the original model holds."""
+        """Size of a checkpoint of the original model in bytes."""
         return self.other_bytes + sum(row.bytes_before for row in self.layers)
 
     @property
     def bytes_after(self) -> int:
-        """Bytes that a checkpoint of the smaller model holds."""
+        """Size of a checkpoint of the smaller model in bytes."""
         return self.other_bytes + sum(row.bytes_after for row in self.layers)
 
     @property
     def multiply_adds_before(self) -> int | None:
-        """Of the convolutions and linear layers together; None without example inputs."""
+        """Multiply-adds of the convolutions and linear layers; None without example inputs."""
         return _sum_known(row.multiply_adds_before for row in self.layers)
 
     @property
     def multiply_adds_after(self) -> int | None:
-        """The same of the smaller model."""
+        """Multiply-adds of the smaller model; None without example inputs."""
         return _sum_known(row.multiply_adds_after for row in self.layers)
 
     @property
@@ -192,9 +197,9 @@ class Report(_Exported):
 
     @property
     def error_of(self) -> str | None:
-        """What the errors are errors of, "output" or "weight"; None if nothing was fitted.
+        """Whose the errors are, "output" or "weight"; None if nothing was fitted.
 
-        A layer without moments is fitted in the norm of its weight all the same; a note says so.
+        A layer without moments is fitted in the norm of its weight; a note then says so.
         """
         if all(row.relative_error is None for row in self.layers):
             return None
@@ -204,7 +209,7 @@ class Report(_Exported):
         """Draws the parameters and the error of every layer.
 
         Args:
-            path: of a picture; its ending says what kind, such as ``.png`` or ``.svg``.
+            path: of the file to write; its ending says what kind, such as ``.png`` or ``.svg``.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -215,7 +220,7 @@ class Report(_Exported):
         Path(path).write_bytes(picture(self, Path(path)))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dict, list, str, int, float and None."""
+        """Returns all of it as dict, list, str, int, float and None."""
         asked = self.rate_asked
         return {
             "method": self.method,
@@ -232,6 +237,8 @@ class Report(_Exported):
             "output_change": _finite(self.output_change),
             "accuracy": dict(self.accuracy),
             "accuracy_images": self.accuracy_images,
+            "latency_before": self.latency_before,
+            "latency_after": self.latency_after,
             "seconds": dict(self.seconds),
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
@@ -249,55 +256,70 @@ class Report(_Exported):
         reasons = Footnotes()
         counted = self.multiply_adds_before is not None
         headers = [("", "layer"), ("", "method"), ("", "shape"), ("", "rank")]
-        for what in ["parameters", "stored bytes"] + ["multiply-adds"] * counted:
+        for what in ["parameters"] + ["multiply-adds"] * counted:
             headers += [(what, "before"), (what, "after")]
         errors = [] if self.error_of is None else [(self.error_of, "error")]
         table = Table(*headers, *errors, ("", ""), left=3)
-
-        def add(of: LayerReport | Report, *cells: str, error: str = "", mark: str = "") -> None:
-            pairs = [f"{of.parameters_before:,}", f"{of.parameters_after:,}"]
-            pairs += [quantity(of.bytes_before, "B"), quantity(of.bytes_after, "B")]
-            if counted:
-                pairs += [quantity(of.multiply_adds_before), quantity(of.multiply_adds_after)]
-            table.add(*cells, *pairs, *[error for _ in errors], mark)
-
         for row in self.layers:
             rank = "-" if row.rank is None else rank_text(row.rank)
-            add(
-                row,
-                _name(row.name),
-                row.becomes or "-",
-                joined(row.shape),
-                rank,
-                error=_error_text(row.relative_error),
-                mark=reasons.mark(row.reason) if row.reason else "",
-            )
-        add(self._other, "everything else", "-", "-", "-")
-        table.rule()
-        add(self, "whole model", "", "", "")
-        lines = [*self._summary(), *self._of_data(), *self._of_time()]
-        notes = [wrapped(f"note: {note}") for note in self.notes]
-        others = ["not replaced:", *reasons.lines()] if reasons.lines() else []
-        return "\n".join([str(table), "", *lines, *notes, *others])
+            cells = [_name(row.name), row.becomes or "-", joined(row.shape), rank]
+            cells += [f"{row.parameters_before:,}", f"{row.parameters_after:,}"]
+            if counted:
+                cells += [quantity(row.multiply_adds_before), quantity(row.multiply_adds_after)]
+            cells += [_error_text(row.relative_error) for _ in errors]
+            table.add(*cells, reasons.mark(row.reason) if row.reason else "")
+        others = f"{self.other_parameters:,}"
+        table.add(
+            "everything else", *[""] * 3, *[others] * 2, *[""] * (2 * counted + len(errors) + 1)
+        )
+        lines = [*self._legend(), *self._of_layers(), *self._of_data(), *self._of_time()]
+        notes = [f"note: {note}" for note in self.notes]
+        unchanged = ["not replaced:", *reasons.lines()] if reasons.lines() else []
+        text = [wrapped(line) for line in (*lines, *notes)]
+        return "\n".join([str(table), "", str(self._summary()), "", *text, *unchanged])
 
-    @property
-    def _other(self) -> LayerReport:
-        count, size = self.other_parameters, self.other_bytes
-        return LayerReport("", "", (), None, None, count, count, size, size)
-
-    def _summary(self) -> list[str]:
+    def _summary(self) -> Table:
+        """The whole model before and after."""
+        table = Table(*[("", header) for header in _SUMMARY], left=1)
         rate = self.rate_asked
-        asked = "" if isinstance(rate, Mapping) else f" (asked: {fraction(rate)})"
-        rates = [f"rate {fraction(self.rate)}{asked if self.budget == 'rate' else ''}"]
-        if self.budget != "rate":
-            got = "-" if self.budget_rate is None else fraction(self.budget_rate)
-            rates.append(f"{_BUDGETS[self.budget]} {got}{asked}")
-        rates.append(f"stored bytes {fraction(_ratio(self.bytes_after, self.bytes_before))}")
+        asked = "" if isinstance(rate, Mapping) else f"asked: {fraction(rate)}"
+
+        def add(
+            what: str, before: float, after: float, text: Callable[[Any], str], of: str
+        ) -> None:
+            ratio = fraction(_ratio(after, before))
+            table.add(what, text(before), text(after), ratio, asked if of == self.budget else "")
+
+        add("parameters", self.parameters_before, self.parameters_after, "{:,}".format, "rate")
+        add("file size", self.bytes_before, self.bytes_after, _megabytes, "")
+        before, after = self.multiply_adds_before, self.multiply_adds_after
+        if before is not None and after is not None:
+            add("multiply-adds", before, after, quantity, "flops_rate")
+        if self.latency_before is not None and self.latency_after is not None:
+            times = self.latency_before, self.latency_after
+            add("milliseconds", *times, _milliseconds, "latency_rate")
+        return table
+
+    def _legend(self) -> list[str]:
+        """What signs in the table stand for, as far as they are there."""
+        ranks = [row.rank for row in self.replaced if isinstance(row.rank, tuple)]
+        meanings = {
+            "an unchanged layer (method, rank)": len(self.replaced) < len(self.layers),
+            "a side without a factor (rank)": any(None in rank for rank in ranks),
+            "a count that is not known (multiply-adds)": self.multiply_adds_before is not None
+            and any(row.multiply_adds_before is None for row in self.layers),
+        }
+        dashes = [meaning for meaning, holds in meanings.items() if holds]
+        lines = [f'"-": {", ".join(dashes)}'] if dashes else []
+        if any(None not in rank for rank in ranks):
+            lines.append("rank AxB: the h x w convolution has A input and B output channels")
+        return lines
+
+    def _of_layers(self) -> list[str]:
         refitted = sum(row.becomes == "dense" for row in self.layers)
         dense = f", {refitted} dense with new weights" if refitted else ""
         return [
-            ", ".join(rates),
-            f"{len(self.replaced)} of {len(self.layers)} layers replaced{dense}; seed {self.seed}",
+            f"{len(self.replaced)} of {len(self.layers)} layers replaced{dense}; seed {self.seed}"
         ]
 
     def _of_data(self) -> list[str]:
@@ -313,30 +335,42 @@ class Report(_Exported):
             lines.append(f"accuracy on {self.accuracy_images:,} held-out images: {shares}")
         if self.error_of is not None:
             lines.append(f"{self.error_of} error: {_ERRORS[self.error_of, self.sequential]}")
+        if self.latency_after is not None and self.budget_rate is not None:
+            lines.append(
+                "milliseconds: of one call of the whole network on this machine; from the times of "
+                f"its layers {fraction(self.budget_rate)} of them were expected to remain"
+            )
         return lines
 
     def _of_time(self) -> list[str]:
+        """How long the stages took, and how the time of the network was estimated."""
         if not self.seconds:
             return []
         stages = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in self.seconds.items())
-        return [f"seconds: {stages}; {sum(self.seconds.values()):.3g} in all"]
+        total = sum(self.seconds.values())
+        return [f"seconds for compressing: {stages}; {total:.3g} in all"]
 
 
 @dataclass(frozen=True)
 class LayerInspection:
-    """One layer and what a method could make of it.
+    """Describes one layer and what a method could make of it.
 
     Attributes:
         name: qualified name in the model; "" for the model itself.
         kind: class of the layer.
         shape: shape of its weight.
-        parameters: parameters, bias included; one shared with an earlier layer not counted.
-        bytes: what a checkpoint holds of it.
+        parameters: number of parameters, bias included; a parameter that is shared with an earlier
+            layer is not counted.
+        bytes: size in a checkpoint.
         multiply_adds: of one run on the example inputs; None where not known.
-        smallest_rank: the smallest rank; None if it must be left alone.
-        largest_rank: the largest rank that makes it smaller; None if it must be left alone.
-        smallest_parameters: parameters at the smallest rank; as they are, if it must be left alone.
-        reason: why it must be left alone; None if it can be replaced.
+        smallest_rank: the smallest rank of the first of ``methods``; None if the layer stays as it
+            is.
+        largest_rank: the largest rank of that method that makes the layer smaller; None if the
+            layer stays as it is.
+        smallest_parameters: number of parameters at the smallest rank of the best of ``methods``;
+            that of the layer, if it stays as it is.
+        reason: why the layer stays as it is; None if it can be replaced.
+        methods: names of the methods that take the layer: one, or those that "auto" chooses from.
     """
 
     name: str
@@ -349,21 +383,23 @@ class LayerInspection:
     largest_rank: Rank | None
     smallest_parameters: int
     reason: str | None
+    methods: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dict, list, str, int and None."""
+        """Returns all of it as dict, list, str, int and None."""
         return _plain(self)
 
 
 @dataclass(frozen=True, repr=False)
 class Inspection(_Exported):
-    """What could be compressed.
+    """Tells what could be compressed; printed, it is a table of all layers.
 
     Attributes:
         method: name of the method.
         layers: every layer of the model in order of registration.
-        other_parameters: parameters outside of the layers, such as those of normalisation.
-        other_bytes: what a checkpoint holds of that.
+        other_parameters: number of parameters outside of the layers, such as those of
+            normalisation.
+        other_bytes: size of those in a checkpoint.
     """
 
     method: str
@@ -373,36 +409,36 @@ class Inspection(_Exported):
 
     @property
     def parameters(self) -> int:
-        """Parameters of the whole model."""
+        """Number of parameters of the whole model."""
         return self.other_parameters + sum(row.parameters for row in self.layers)
 
     @property
     def bytes(self) -> int:
-        """Bytes that a checkpoint of the model holds."""
+        """Size of a checkpoint of the model in bytes."""
         return self.other_bytes + sum(row.bytes for row in self.layers)
 
     @property
     def multiply_adds(self) -> int | None:
-        """Of the convolutions and linear layers together; None without example inputs."""
+        """Multiply-adds of the convolutions and linear layers; None without example inputs."""
         return _sum_known(row.multiply_adds for row in self.layers)
 
     @property
     def compressible_parameters(self) -> int:
-        """Parameters of the layers that can be replaced."""
+        """Number of parameters of the layers that can be replaced."""
         return sum(row.parameters for row in self.layers if row.reason is None)
 
     @property
     def smallest_parameters(self) -> int:
-        """Parameters of the whole model when each layer that can be replaced has its least rank."""
+        """Number of parameters of the model with every layer at its smallest rank."""
         return self.other_parameters + sum(row.smallest_parameters for row in self.layers)
 
     @property
     def smallest_rate(self) -> float:
-        """Those over the parameters of the whole model."""
+        """The smallest ``rate`` that `compress` can reach."""
         return _ratio(self.smallest_parameters, self.parameters)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as dict, list, str, int, float and None."""
+        """Returns all of it as dict, list, str, int, float and None."""
         return {
             "method": self.method,
             "parameters": self.parameters,
@@ -419,46 +455,46 @@ class Inspection(_Exported):
     def __str__(self) -> str:
         reasons = Footnotes()
         counted = self.multiply_adds is not None
-        headers = ["layer", "kind", "shape", "ranks", "parameters", "share", "smallest"]
-        headers += ["stored bytes"] + ["multiply-adds"] * counted + [""]
+        several = any(len(row.methods) > 1 for row in self.layers)
+        headers = ["layer", "kind", "shape", "methods" if several else "ranks"]
+        headers += ["parameters", "share", "smallest", *["multiply-adds"] * counted, ""]
         table = Table(*(("", header) for header in headers), left=4)
 
         def add(of: LayerInspection | Inspection, *cells: str, last: str = "") -> None:
             share = f"{100 * _ratio(of.parameters, self.parameters):.1f} %"
             numbers = [f"{of.parameters:,}", share, f"{of.smallest_parameters:,}"]
-            numbers += [quantity(of.bytes, "B"), *[quantity(of.multiply_adds)] * counted]
-            table.add(*cells, *numbers, last)
+            table.add(*cells, *numbers, *[quantity(of.multiply_adds)] * counted, last)
 
         for row in self.layers:
-            ranks = _range_text(row.smallest_rank, row.largest_rank)
+            sizes = ", ".join(row.methods) or "-" if several else _range_text(row)
             mark = reasons.mark(row.reason) if row.reason else ""
-            kind = shorten(row.kind, _KIND_WIDTH)
-            add(row, _name(row.name), kind, joined(row.shape), ranks, last=mark)
-        count, size = self.other_parameters, self.other_bytes
-        other = LayerInspection("", "", (), count, size, None, None, None, count, None)
-        add(other, "everything else", "-", "-", "-")
+            add(row, _name(row.name), row.kind, joined(row.shape), sizes, last=mark)
+        count, share = self.other_parameters, _ratio(self.other_parameters, self.parameters)
+        numbers = [f"{count:,}", f"{100 * share:.1f} %", f"{count:,}", *[""] * counted]
+        table.add("everything else", "", "", "", *numbers, "")
         table.rule()
         add(self, "whole model", "", "", "")
         share = 100 * _ratio(self.compressible_parameters, self.parameters)
         summary = (
-            f"{sum(row.reason is None for row in self.layers)} of {len(self.layers)} layers, "
-            f"{share:.1f} % of the parameters, can be compressed; "
-            f"smallest rate {fraction(self.smallest_rate)}"
+            f"method {self.method} can replace {sum(row.reason is None for row in self.layers)} of "
+            f"{len(self.layers)} layers, with {share:.1f} % of the parameters; "
+            f"smallest rate {fraction(self.smallest_rate)}, file size {_megabytes(self.bytes)}"
         )
-        left_alone = ["cannot be compressed:", *reasons.lines()] if reasons.lines() else []
-        return "\n".join([str(table), "", summary, *left_alone])
+        unchanged = ["not replaced:", *reasons.lines()] if reasons.lines() else []
+        legend = ['"-": the layer stays as it is'] if unchanged else []
+        return "\n".join([str(table), "", wrapped(summary), *legend, *unchanged])
 
 
 def _name(name: str) -> str:
     return name or "(the model)"
 
 
-def _range_text(smallest: Rank | None, largest: Rank | None) -> str:
+def _range_text(row: LayerInspection) -> str:
     """A family of ranks: "1-12", "1x1 to 16x24"; "-" for none."""
-    if smallest is None or largest is None:
+    if row.smallest_rank is None or row.largest_rank is None:
         return "-"
-    between = "-" if isinstance(largest, int) else " to "
-    return f"{rank_text(smallest)}{between}{rank_text(largest)}"
+    between = "-" if isinstance(row.largest_rank, int) else " to "
+    return f"{rank_text(row.smallest_rank)}{between}{rank_text(row.largest_rank)}"
 
 
 def _plain(row: LayerReport | LayerInspection) -> dict[str, Any]:
@@ -482,11 +518,20 @@ def _error_text(error: float | None) -> str:
     return "<0.001" if 0 < error < 0.001 else f"{error:.3f}"
 
 
+def _megabytes(count: float) -> str:
+    """Three significant digits: "0.0593 MB", "46.8 MB", "1,234 MB"."""
+    return f"{count / 1e6:,.0f} MB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _ratio(after: int, before: int) -> float:
+def _ratio(after: float, before: float) -> float:
     return after / before if before else 1.0
 
 

@@ -1,4 +1,4 @@
-"""What a model is made of: every layer, its size, and why it must be left alone if it must."""
+"""Every layer of a model, its size, and the reason if it cannot be replaced."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Layer:
         calls: its calls on the example inputs; None without example inputs.
         multiply_adds: of these calls together; None where not known (no calls seen, or a kind of
             layer that is not counted).
-        reason: why it must be left alone; None if it can be replaced.
+        reason: why it cannot be replaced; None if it can.
     """
 
     name: str
@@ -92,7 +92,7 @@ def survey(
     """Looks at every layer; the model is not changed.
 
     With example inputs, a copy of the model runs once on them (`record_calls`): the order of
-    execution and the multiply-adds are then known, and layers that are never called are left alone.
+    execution and the multiply-adds are then known, and layers that are never called are not replaced.
     Without, the order of registration counts as the order of execution. Either way, layers that are
     used through their weight are found in the code of the modules that hold them.
 
@@ -131,7 +131,7 @@ def survey(
 
 @torch.no_grad()
 def multiply_adds(layer: nn.Module, calls: tuple[Shapes, ...]) -> int | None:
-    """Multiply-adds of the calls, without gradients; None for a layer whose count is not known.
+    """Counts the multiply-adds of the calls, without gradients; None where that is not known.
 
     A compressed layer tells them itself, for the path that it would take. A convolution needs its
     weight once at every output position (a transposed one: at every input position), a linear
@@ -153,7 +153,7 @@ def multiply_adds(layer: nn.Module, calls: tuple[Shapes, ...]) -> int | None:
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers by name, each once: what a checkpoint holds."""
+    """Yields parameters and persistent buffers by name, each once: what a checkpoint holds."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         tensors: dict[str, Tensor | None] = {**module._parameters}
@@ -167,7 +167,7 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Bytes of the values; 0 for a lazy parameter, whose shape is not known yet."""
+    """Returns the bytes of the values; 0 for a lazy parameter, whose shape is not known yet."""
     return 0 if is_lazy(tensor) else tensor.numel() * tensor.element_size()
 
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from sketchlayers.methods._method import Method
 
 _SHARES = (0.0, 0.05, 0.1, 0.18, 0.28, 0.4, 0.55, 0.75, 1.0)
-"""Which ranks of a family are fitted for a curve: places in it, over its length."""
+"""Ranks that are fitted for a curve, as fractions of the largest: errors bend where it is small."""
 _LISTED = 64
-"""How many ranks a curve lists at most."""
-_EXACT = 1e-14  # squared; below it is rounding, whose logarithm is not to be interpolated
+"""Ranks that a curve lists at most, those that were fitted apart."""
+_EXACT = 1e-14
+"""Squared relative error below which there is only rounding, whose logarithm means nothing."""
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ def fitted_curve(
 
 
 def spread(ranks: Sequence[T]) -> list[T]:
-    """About ten members of a family, both ends among them, denser where it is small."""
+    """Chooses about ten members of a family, both ends among them, denser where it is small."""
     last = len(ranks) - 1
     places = {round(share * last) for share in _SHARES} if ranks else set()
     return [ranks[place] for place in sorted(places)]
@@ -93,7 +94,7 @@ def squared_error(
     second_moment: Tensor | None = None,
     sensitivity: Tensor | None = None,
 ) -> float:
-    """``tr(F D Sigma D^T) / tr(F W Sigma W^T)`` with ``D = W - weight``, summed over the groups.
+    """Returns ``tr(F D Sigma D^T) / tr(F W Sigma W^T)``, ``D = W - weight``, over all groups.
 
     Args:
         layer: the layer with the weight ``W``.
@@ -119,7 +120,7 @@ def squared_errors(
     sensitivity: Tensor | None,
     errors: Callable[[Group], Tensor],
 ) -> Tensor:
-    """Squared relative errors of a whole layer from the relative ones of each of its groups.
+    """Computes squared relative errors of a layer from the errors of its groups.
 
     Args:
         layer: a convolution or a linear layer.

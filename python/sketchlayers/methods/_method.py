@@ -20,7 +20,7 @@ Init = Literal["fit", "random"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """How to make one layer smaller; the fields of a subclass are the method's options.
+    """Base class of all methods; the fields of a subclass are the method's options.
 
     A method sizes its replacement by a rank: one whole number, or a tuple of several. Of all ranks,
     `ranks` lists a family that grows evenly.
@@ -35,11 +35,11 @@ class Method(ABC):
 
     @abstractmethod
     def refusal(self, layer: nn.Module) -> str | None:
-        """Why the method cannot take this layer, in a few words; None if it can."""
+        """Says in a few words why the method cannot take this layer; None if it can."""
 
     @abstractmethod
     def ranks(self, layer: nn.Module) -> Sequence[Rank]:
-        """The uniform family: ranks from the smallest to the largest that makes the layer smaller.
+        """Lists the uniform family: from the smallest rank to the largest that shrinks it.
 
         Their parameters increase and are all below the layer's own; empty if it would grow at any
         rank.
@@ -47,11 +47,11 @@ class Method(ABC):
 
     @abstractmethod
     def parameters(self, layer: nn.Module, rank: Rank) -> int:
-        """Parameters of the replacement, bias included."""
+        """Counts the parameters of the replacement, bias included."""
 
     @abstractmethod
     def multiply_adds(self, layer: nn.Module, rank: Rank, input_shape: Sequence[int]) -> int:
-        """Multiply-adds of one call of the replacement, without gradients, in the layer's mode."""
+        """Counts the multiply-adds of a call without gradients, in the layer's mode."""
 
     @abstractmethod
     def build(
@@ -64,7 +64,7 @@ class Method(ABC):
         second_moment: Tensor | None = None,
         sensitivity: Tensor | None = None,
     ) -> nn.Module:
-        """The replacement, on the layer's device, in its dtype, memory format, mode, requires_grad.
+        """Builds the replacement, with the layer's device, dtype, memory format and mode.
 
         Args:
             layer: the layer to replace; it is not changed.
@@ -86,7 +86,7 @@ class Method(ABC):
         second_moment: Tensor | None = None,
         sensitivity: Tensor | None = None,
     ) -> list[Candidate]:
-        """What the layer could become and the error it would have, by increasing parameters.
+        """Lists what the layer could become, with the errors, by increasing parameters.
 
         All candidates that matter for choosing ranks, not only the uniform family; those that have
         both more parameters and more error than another may be missing. The errors are estimates,
@@ -101,7 +101,7 @@ class Method(ABC):
         return fitted_curve(self, layer, second_moment, sensitivity)
 
     def members(self, layer: nn.Module) -> tuple[Method, ...]:
-        """The methods that a layer may choose from: this one, unless it stands for several."""
+        """Lists the methods to choose from: this one, unless it stands for several."""
         return (self,)
 
     def require_extension(self) -> None:
@@ -114,7 +114,7 @@ class Method(ABC):
             _extension.require(f"compress: method {self.name!r}")
 
     def options(self) -> dict[str, Any]:
-        """The options by name, as given."""
+        """Returns the options by name, as given."""
         return dataclasses.asdict(self)
 
 
@@ -123,7 +123,7 @@ M = TypeVar("M", bound=type[Method])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator: makes a method known to `get` and ``compress`` by ``name``."""
+    """Makes a method known to `get` and ``compress`` by ``name``; a class decorator."""
 
     def add(method: M) -> M:
         if name in _methods:
@@ -136,29 +136,49 @@ def register(name: str) -> Callable[[M], M]:
 
 
 def names() -> list[str]:
-    """Names of all methods, sorted."""
+    """Returns the names of all methods, sorted."""
     return sorted(_methods)
 
 
+def kind_of(method: str | Method | type[Method]) -> type[Method]:
+    """Finds the class of a method.
+
+    Args:
+        method: a name, a config object, or the class itself.
+
+    Raises:
+        TypeError: ``method`` is nothing of this kind.
+        ValueError: no method has this name.
+    """
+    if isinstance(method, str):
+        if method not in _methods:
+            close = difflib.get_close_matches(method, names(), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"compress: method must be one of {', '.join(map(repr, names()))} "
+                f"(got {method!r}{hint})"
+            )
+        return _methods[method]
+    if isinstance(method, Method):
+        return type(method)
+    if isinstance(method, type) and issubclass(method, Method):
+        return method
+    number = isinstance(method, int | float) and not isinstance(method, bool)
+    hint = f"; a rate is given as rate={method!r}" if number else ""
+    raise TypeError(
+        "compress: method must be a name or a config object such as methods.Sketch() "
+        f"(got {type(method).__name__}{hint})"
+    )
+
+
 def get(method: str | Method, **options: Any) -> Method:
-    """The method of this name with these options, or the given config with these options changed.
+    """Returns the method of this name with these options, or a config with these options changed.
 
     Raises:
         TypeError: ``method`` is neither a name nor a config, or has no such option.
         ValueError: no method has this name, or an option's value is wrong.
     """
-    if isinstance(method, type) and issubclass(method, Method):
-        method = method.name
-    if isinstance(method, str) and method not in _methods:
-        raise ValueError(
-            f"compress: method must be one of {', '.join(map(repr, names()))} (got {method!r})"
-        )
-    if not isinstance(method, str | Method):
-        raise TypeError(
-            "compress: method must be a name or a config object such as methods.Sketch() "
-            f"(got {type(method).__name__})"
-        )
-    kind = _methods[method] if isinstance(method, str) else type(method)
+    kind = kind_of(method)
     known = [field.name for field in dataclasses.fields(kind)]
     for option in options:
         if option not in known:
@@ -168,9 +188,9 @@ def get(method: str | Method, **options: Any) -> Method:
                 f"compress: method {kind.name!r} has no option {option!r} "
                 f"({hint}its options: {', '.join(known) or 'none'})"
             )
-    return kind(**options) if isinstance(method, str) else dataclasses.replace(method, **options)
+    return dataclasses.replace(method, **options) if isinstance(method, Method) else kind(**options)
 
 
 def compressed_layers() -> tuple[type[nn.Module], ...]:
-    """The classes of all methods' replacements."""
+    """Returns the classes of all methods' replacements."""
     return tuple(dict.fromkeys(layer for method in _methods.values() for layer in method.layers))

@@ -24,19 +24,19 @@ class Candidate(NamedTuple):
 
 
 def as_rank(rank: Rank | Sequence[int | None]) -> Rank:
-    """The rank as it was before a file made a list of a tuple."""
+    """Returns the rank as it was before a file made a list of a tuple."""
     return rank if isinstance(rank, int) else tuple(rank)
 
 
 def rank_text(rank: Rank) -> str:
-    """For tables: "12", "16x24", "-x24"."""
+    """Writes a rank for tables: "12", "16x24", "-x24"."""
     if isinstance(rank, int):
         return str(rank)
     return "x".join("-" if size is None else str(size) for size in rank)
 
 
 def one_number(owner: str, rank: Rank) -> int:
-    """The rank of a method whose ranks are whole numbers.
+    """Returns the rank of a method whose ranks are whole numbers.
 
     Raises:
         TypeError: the rank is a tuple.

@@ -22,10 +22,11 @@ from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn.cp import cp_parts, uniform_ranks
 
 _CURVE_SWEEPS, _CURVE_SWEEPS_OF_LARGE = 20, 8
-"""Of the fits that a curve is made from; from `_LARGE_PATCH` on a sweep takes seconds."""
+"""Sweeps of the fits for a curve; fewer for large layers, where a sweep takes seconds."""
 _LARGE_PATCH = 3000
+"""Inputs of one output from which on a layer is large."""
 _DAMPING = 0.5
-"""Share of the gain of the last doubling of sweeps that every further one is taken to bring."""
+"""Fraction of the last doubling's gain that each further doubling of sweeps is taken to bring."""
 
 
 @register("cp")

@@ -171,7 +171,7 @@ def _sizes(layer: nn.Module) -> Sizes:
 
 
 def scale_argument(text: str) -> str | float:
-    """The option ``scale`` as given on a command line, for ``type=`` of ``argparse``.
+    """Parses the option ``scale`` of a command line, for ``type=`` of ``argparse``.
 
     Raises:
         argparse.ArgumentTypeError: neither "paper" nor "normalized" nor a number.

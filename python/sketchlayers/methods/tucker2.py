@@ -22,15 +22,15 @@ from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn.tucker import checked_ranks, tucker_parts, uniform_ranks
 
 _INPUT_SHARES = (0.05, 0.1, 0.17, 0.26, 0.38, 0.52, 0.7, 0.85)
-"""Input ranks that a curve is fitted at, over the largest that is of use; and that itself."""
+"""Input ranks that a curve is fitted at, as fractions of the largest useful one, itself added."""
 _SWEEPS, _SWEEPS_OF_LARGE = 4, 2
-"""Of these fits: within 5 and 10 % of the last squared error on layers of trained networks."""
+"""Sweeps of these fits, small and large layers: within 5 and 10 % of the final squared error."""
 _LARGE_PATCH = 3000
-"""Inputs of one output from which a sweep takes seconds."""
+"""Inputs of one output from which on a layer is large: a sweep takes seconds."""
 _STEEPEST = 0.1
-"""The least ratio of neighbouring squared errors that interpolation follows."""
+"""Smallest ratio of neighbouring squared errors that interpolation follows, against outliers."""
 _LISTED = 200
-"""How many candidates a curve has at most."""
+"""Candidates that a curve has at most."""
 
 
 @register("tucker2")

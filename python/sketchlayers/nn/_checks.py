@@ -59,8 +59,16 @@ def checked_rate(owner: str, rate: float) -> float:
     if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
         raise TypeError(f"{owner}: rate must be a number (got rate={rate!r})")
     if not 0 < rate <= 1:
-        raise ValueError(f"{owner}: rate must be in (0, 1] (got rate={rate})")
+        raise ValueError(
+            f"{owner}: rate must be in (0, 1] (got rate={rate}): it is the fraction of the "
+            f"parameters that is kept{percent_hint('rate', rate)}"
+        )
     return float(rate)
+
+
+def percent_hint(name: str, value: float) -> str:
+    """Says what to give where a fraction was given in percent; "" where it cannot have been."""
+    return f"; for {value:g} % give {name}={value / 100:g}" if 2 <= value <= 100 else ""
 
 
 def number_above(owner: str, name: str, value: float, bound: float) -> float:
