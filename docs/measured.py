@@ -1,4 +1,4 @@
-"""Writes the measured tables of the pages anew, from experiments/results/*.csv.
+"""Writes the measured tables of the pages from experiments/results/*.csv.
 
 Usage: python docs/measured.py
 
@@ -339,6 +339,12 @@ def quantized() -> str:
     )
 
 
+def int8_accuracy(method: str, form: str) -> str:
+    """In percent."""
+    row = one(results("int8_cpu_amd_epyc"), method=method, form=form)
+    return f"{float(row['int8_accuracy']):.1f}"
+
+
 # -------------------------------------------------------------------------------------- decision
 
 
@@ -360,24 +366,31 @@ def decision() -> str:
             [
                 "a trained network and images of its kind; smaller, without training",
                 "`compress(model, rate=0.5, calibration=images)`: `method` is `auto`",
-                f"ResNet-20: {accuracy(twenty, 'auto', '0.5')} % at 0.5 and "
+                f"ResNet-20, its convolutions: {accuracy(twenty, 'auto', '0.5')} % at 0.5 and "
                 f"{accuracy(twenty, 'auto', '0.3')} % at 0.3 of the parameters, dense "
                 f"{dense_accuracy(twenty)} %",
             ],
             [
-                "the same, but `auto` takes too long: a large network",
+                "the same for a large network, for which `auto` takes too long",
                 '`method="tucker2"`',
                 f"ResNet-20: {seconds(quick)} in place of {seconds(thorough)}; ResNet-50: "
                 f"{float(large['seconds']) / 60:.0f} minutes; "
                 f"{accuracy(twenty, 'tucker2', '0.5')} % at 0.5",
             ],
             [
-                "the same, and minutes to spend afterwards",
+                "the same, with minutes to spend afterwards",
                 '`method="tucker2", refine=True`',
                 f"ResNet-20 at 0.3: {accuracy(twenty, 'tucker2', '0.3')} % become "
                 f"{accuracy(twenty, 'tucker2', '0.3', 'refined')} %; `auto` gains nothing: "
                 f"{accuracy(twenty, 'auto', '0.3')} and "
                 f"{accuracy(twenty, 'auto', '0.3', 'refined')} %",
+            ],
+            [
+                "the same, to run in int8",
+                '`method="tucker2"`; or `auto`, folded before it is quantised',
+                f"ResNet-20 at 0.5 in int8: Tucker-2 {int8_accuracy('tucker2', 'factored')} %; "
+                f"`auto` {int8_accuracy('auto', 'factored')} % factored, "
+                f"{int8_accuracy('auto', 'folded')} % folded",
             ],
             [
                 "a network of 1x1 and depthwise convolutions",
@@ -447,7 +460,7 @@ TABLES = {
 
 
 def rewritten(page: str) -> str:
-    """The page with its tables made anew."""
+    """The page with its tables as the results give them."""
     return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", page)
 
 
