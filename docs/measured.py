@@ -195,6 +195,8 @@ LAYERS = (
     "3x3 512->512 @7",
     "1x1 192->192 @16",
     "1x1 192->160 @32",
+    "3x3 64->64 @56",
+    "3x3 128->256 @28 /2",
 )
 
 
@@ -204,19 +206,27 @@ def speed(name: str, **values: str) -> float:
 
 
 def layer_speed() -> str:
-    """One block and eight, both mixings."""
+    """One block and eight, both mixings, and the memory of training."""
 
     def cell(file: str, layer: str, mixing: str) -> str:
         method = "any" if layer.startswith("1x1") else mixing
+        own = chosen(results(file), layer=layer, method=method)
+        if not own:
+            return "not measured"
         forward = [
-            speed(file, layer=layer, method=method, mode="forward", batch=batch)
-            for batch in ("64", "1")
+            float(one(own, mode="forward", batch=batch)["speed"]) for batch in ("64", "1")
         ]
-        training = speed(file, layer=layer, method=method, mode="training", batch="64")
+        training = float(one(own, mode="training", batch="64")["speed"])
         return f"{forward[0]:.1f}x, {forward[1]:.1f}x; {training:.1f}x"
 
     return table(
-        ["layer", "channel mixing: batch 64, 1; training 64", "eight blocks", "spatial mixing"],
+        [
+            "layer",
+            "channel mixing: inference 64, 1; training 64",
+            "eight blocks",
+            "spatial mixing",
+            "peak memory, training",
+        ],
         (
             [
                 layer.replace("->", " to "),
@@ -225,8 +235,42 @@ def layer_speed() -> str:
                 "the same layer"
                 if layer.startswith("1x1")
                 else cell("figures_cpu_amd_epyc", layer, "spatial"),
+                memory(layer),
             ]
             for layer in LAYERS
+        ),
+    )
+
+
+def memory(layer: str) -> str:
+    """The most of both mixings in training, over the dense layer's."""
+    rows = chosen(results("figures_cpu_amd_epyc"), layer=layer, mode="training")
+    return f"{max(float(row['memory']) for row in rows):.2f}x"
+
+
+def linear_speed() -> str:
+    """Fully connected layers by batch."""
+    batches = ("1", "16", "256")
+
+    def cell(layer: str, mode: str, batch: str) -> str:
+        rows = chosen(results("figures_cpu_amd_epyc"), layer=layer, mode=mode, batch=batch)
+        return f"{float(rows[0]['speed']):.1f}x" if rows else "not measured"
+
+    return table(
+        [
+            "layer",
+            *(f"inference {batch}" for batch in batches),
+            "training 256",
+            "peak memory, training",
+        ],
+        (
+            [
+                layer.replace("FC", "fully connected").replace("x", " to "),
+                *(cell(layer, "forward", batch) for batch in batches),
+                cell(layer, "training", "256"),
+                memory(layer),
+            ]
+            for layer in ("FC 4096x4096", "FC 1024x1024")
         ),
     )
 
@@ -451,6 +495,7 @@ TABLES = {
         scratch,
         cost,
         layer_speed,
+        linear_speed,
         networks,
         peers,
         exported,
