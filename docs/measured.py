@@ -1,4 +1,4 @@
-"""Writes the measured tables of the pages anew, from experiments/results/*.csv.
+"""Writes the measured tables of the pages from experiments/results/*.csv.
 
 Usage: python docs/measured.py
 
@@ -195,6 +195,8 @@ LAYERS = (
     "3x3 512->512 @7",
     "1x1 192->192 @16",
     "1x1 192->160 @32",
+    "3x3 64->64 @56",
+    "3x3 128->256 @28 /2",
 )
 
 
@@ -204,19 +206,27 @@ def speed(name: str, **values: str) -> float:
 
 
 def layer_speed() -> str:
-    """One block and eight, both mixings."""
+    """One block and eight, both mixings, and the memory of training."""
 
     def cell(file: str, layer: str, mixing: str) -> str:
         method = "any" if layer.startswith("1x1") else mixing
+        own = chosen(results(file), layer=layer, method=method)
+        if not own:
+            return "not measured"
         forward = [
-            speed(file, layer=layer, method=method, mode="forward", batch=batch)
-            for batch in ("64", "1")
+            float(one(own, mode="forward", batch=batch)["speed"]) for batch in ("64", "1")
         ]
-        training = speed(file, layer=layer, method=method, mode="training", batch="64")
+        training = float(one(own, mode="training", batch="64")["speed"])
         return f"{forward[0]:.1f}x, {forward[1]:.1f}x; {training:.1f}x"
 
     return table(
-        ["layer", "channel mixing: batch 64, 1; training 64", "eight blocks", "spatial mixing"],
+        [
+            "layer",
+            "channel mixing: inference 64, 1; training 64",
+            "eight blocks",
+            "spatial mixing",
+            "peak memory, training",
+        ],
         (
             [
                 layer.replace("->", " to "),
@@ -225,8 +235,42 @@ def layer_speed() -> str:
                 "the same layer"
                 if layer.startswith("1x1")
                 else cell("figures_cpu_amd_epyc", layer, "spatial"),
+                memory(layer),
             ]
             for layer in LAYERS
+        ),
+    )
+
+
+def memory(layer: str) -> str:
+    """The most of both mixings in training, over the dense layer's."""
+    rows = chosen(results("figures_cpu_amd_epyc"), layer=layer, mode="training")
+    return f"{max(float(row['memory']) for row in rows):.2f}x"
+
+
+def linear_speed() -> str:
+    """Fully connected layers by batch."""
+    batches = ("1", "16", "256")
+
+    def cell(layer: str, mode: str, batch: str) -> str:
+        rows = chosen(results("figures_cpu_amd_epyc"), layer=layer, mode=mode, batch=batch)
+        return f"{float(rows[0]['speed']):.1f}x" if rows else "not measured"
+
+    return table(
+        [
+            "layer",
+            *(f"inference {batch}" for batch in batches),
+            "training 256",
+            "peak memory, training",
+        ],
+        (
+            [
+                layer.replace("FC", "fully connected").replace("x", " to "),
+                *(cell(layer, "forward", batch) for batch in batches),
+                cell(layer, "training", "256"),
+                memory(layer),
+            ]
+            for layer in ("FC 4096x4096", "FC 1024x1024")
         ),
     )
 
@@ -339,6 +383,12 @@ def quantized() -> str:
     )
 
 
+def int8_accuracy(method: str, form: str) -> str:
+    """In percent."""
+    row = one(results("int8_cpu_amd_epyc"), method=method, form=form)
+    return f"{float(row['int8_accuracy']):.1f}"
+
+
 # -------------------------------------------------------------------------------------- decision
 
 
@@ -360,24 +410,31 @@ def decision() -> str:
             [
                 "a trained network and images of its kind; smaller, without training",
                 "`compress(model, rate=0.5, calibration=images)`: `method` is `auto`",
-                f"ResNet-20: {accuracy(twenty, 'auto', '0.5')} % at 0.5 and "
+                f"ResNet-20, its convolutions: {accuracy(twenty, 'auto', '0.5')} % at 0.5 and "
                 f"{accuracy(twenty, 'auto', '0.3')} % at 0.3 of the parameters, dense "
                 f"{dense_accuracy(twenty)} %",
             ],
             [
-                "the same, but `auto` takes too long: a large network",
+                "the same for a large network, for which `auto` takes too long",
                 '`method="tucker2"`',
                 f"ResNet-20: {seconds(quick)} in place of {seconds(thorough)}; ResNet-50: "
                 f"{float(large['seconds']) / 60:.0f} minutes; "
                 f"{accuracy(twenty, 'tucker2', '0.5')} % at 0.5",
             ],
             [
-                "the same, and minutes to spend afterwards",
+                "the same, with minutes to spend afterwards",
                 '`method="tucker2", refine=True`',
                 f"ResNet-20 at 0.3: {accuracy(twenty, 'tucker2', '0.3')} % become "
                 f"{accuracy(twenty, 'tucker2', '0.3', 'refined')} %; `auto` gains nothing: "
                 f"{accuracy(twenty, 'auto', '0.3')} and "
                 f"{accuracy(twenty, 'auto', '0.3', 'refined')} %",
+            ],
+            [
+                "the same, to run in int8",
+                '`method="tucker2"`; or `auto`, folded before it is quantised',
+                f"ResNet-20 at 0.5 in int8: Tucker-2 {int8_accuracy('tucker2', 'factored')} %; "
+                f"`auto` {int8_accuracy('auto', 'factored')} % factored, "
+                f"{int8_accuracy('auto', 'folded')} % folded",
             ],
             [
                 "a network of 1x1 and depthwise convolutions",
@@ -438,6 +495,7 @@ TABLES = {
         scratch,
         cost,
         layer_speed,
+        linear_speed,
         networks,
         peers,
         exported,
@@ -447,7 +505,7 @@ TABLES = {
 
 
 def rewritten(page: str) -> str:
-    """The page with its tables made anew."""
+    """The page with its tables as the results give them."""
     return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", page)
 
 

@@ -155,7 +155,7 @@ def _by_data(files: Sequence[Path]) -> dict[str, list[Row]]:
 
 
 def draw(files: Sequence[Path], png: Path) -> None:
-    """Draws error over nominal rate from CSV files, a panel for each data set.
+    """Draws error over nominal rate from CSV files, panels of four methods for each data set.
 
     Points at which a method has failed with every seed are missing.
 
@@ -163,34 +163,52 @@ def draw(files: Sequence[Path], png: Path) -> None:
         RunError: a file is not there or has other columns.
     """
     plot_panels(
-        [_panel(title, rows) for title, rows in _by_data(files).items()],
+        [panel for title, rows in _by_data(files).items() for panel in _panels(title, rows)],
         png,
-        x="parameters kept",
-        y="top-1 error (%)",
+        x="fraction of the parameters kept (smaller networks to the right)",
+        y="top-1 error (%), lower is better",
         level="dense",
     )
 
 
-def _panel(title: str, rows: Sequence[Row]) -> Panel:
+def _panels(title: str, rows: Sequence[Row]) -> list[Panel]:
+    """Sketches, and the methods that they are compared to."""
     dense = _errors([row for row in rows if row["method"] == "dense"])
-    lines = []
-    for method in CONTENDERS:
-        own = [row for row in rows if row["method"] == method]
-        if method == "dense" or not own:
-            continue
-        by_rate: dict[float, list[float]] = {}
-        for row in own:
-            by_rate.setdefault(float(row["nominal_rate"]), []).extend(_errors([row]))
-        points = sorted((rate, errors) for rate, errors in by_rate.items() if errors)
-        lines.append(
-            Line(
-                own[0]["label"],
-                tuple(rate for rate, _ in points),
-                tuple(statistics.mean(errors) for _, errors in points),
-                tuple(statistics.stdev(e) if len(e) > 1 else 0.0 for _, e in points),
-            )
+    level = statistics.mean(dense) if dense else None
+    present = [method for method in CONTENDERS if any(row["method"] == method for row in rows)]
+    families = {
+        "sketches": [method for method in present if method.startswith("sketch")],
+        "other methods": [
+            method for method in present if not method.startswith(("sketch", "dense"))
+        ],
+    }
+    return [
+        Panel(
+            f"{title}: {family}",
+            tuple(_line(rows, method) for method in methods[start : start + _LINES]),
+            level,
         )
-    return Panel(title, tuple(lines), statistics.mean(dense) if dense else None)
+        for family, methods in families.items()
+        for start in range(0, len(methods), _LINES)
+    ]
+
+
+_LINES = 4
+"""Of a panel, at most: more cannot be told apart."""
+
+
+def _line(rows: Sequence[Row], method: str) -> Line:
+    own = [row for row in rows if row["method"] == method]
+    by_rate: dict[float, list[float]] = {}
+    for row in own:
+        by_rate.setdefault(float(row["nominal_rate"]), []).extend(_errors([row]))
+    points = sorted((rate, errors) for rate, errors in by_rate.items() if errors)
+    return Line(
+        own[0]["label"].removeprefix("sketch "),
+        tuple(rate for rate, _ in points),
+        tuple(statistics.mean(errors) for _, errors in points),
+        tuple(statistics.stdev(e) if len(e) > 1 else 0.0 for _, e in points),
+    )
 
 
 def _errors(rows: Sequence[Row]) -> list[float]:

@@ -37,7 +37,8 @@ def ninn(
         num_classes: number of outputs.
         width: factor on the number of channels of CONV_1 to CONV_8.
         batch_norm: normalise after every convolution but the last. Without it compressed networks
-            need smaller learning rates, and some methods do not train (see README.md).
+            need smaller learning rates, and some methods do not train
+            (docs/negative_results.md).
         dropout: probability, applied after both pooling layers.
 
     Returns:

@@ -26,6 +26,9 @@ _COLOURS = (
     "#8C510A",
 )
 
+_PIXELS = 100 / 72
+"""Of a point at matplotlib's default resolution, in which it lays out."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -106,7 +109,7 @@ def _colours(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a panel: its name, its points and how far they spread up and down, if known."""
+    """A line of a panel: its name, its points and their standard deviations, if known."""
 
     name: str
     x: tuple[float, ...]
@@ -116,67 +119,110 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A title, lines, and a level that is drawn across all of the panel."""
+    """A title, a few lines, and a level that is drawn across all of the panel."""
 
     title: str
     lines: tuple[Line, ...]
     level: float | None = None
 
 
-def plot_panels(panels: Sequence[Panel], path: Path, *, x: str, y: str, level: str) -> None:
-    """Writes a PNG with panels side by side, at most four in a row; the same name, the same line.
+def plot_panels(
+    panels: Sequence[Panel], path: Path, *, x: str, y: str, level: str, across: int = 2
+) -> None:
+    """Writes a PNG with panels side by side; x falls to the right, where the lines are named.
 
     Args:
         panels: what to draw.
         path: of the file.
         x: label of the horizontal axis.
-        y: label of the vertical axis.
-        level: what the level is called.
+        y: label of the vertical axis; it says whether higher or lower is better.
+        level: name of the level.
+        across: panels in a row, at most.
     """
-    across = max(1, min(4, len(panels)))
+    across = max(1, min(across, len(panels)))
     down = max(1, -(-len(panels) // across))
     figure, grid = plt.subplots(
         down,
         across,
-        figsize=(max(6.4, 4.2 * across), 3.6 * down + 0.8),
+        figsize=(5.6 * across, 3.7 * down),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
-    styles = {
-        name: {"color": colour, "linestyle": ("-", "--", ":")[index // len(_COLOURS) % 3]}
-        for index, (name, colour) in enumerate(zip(names, _colours(len(names)), strict=True))
-    }
-    handles = {}
     for axes, panel in zip(grid.flat, panels, strict=False):
-        for line in panel.lines:
-            handles[line.name] = axes.errorbar(
-                line.x,
-                line.y,
-                line.spread,
-                marker="o",
-                markersize=3,
-                capsize=2,
-                **styles[line.name],
-            )
-        if panel.level is not None:
-            handles[level] = axes.axhline(panel.level, color="grey", linewidth=0.8)
-        axes.set_title(panel.title, fontsize="small")
+        _plot_panel(axes, panel, level)
         axes.set_xlabel(x)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel(y)
-    order = [name for name in (level, *names) if name in handles]
-    figure.legend(
-        [handles[name] for name in order],
-        order,
-        loc="outside lower center",
-        ncols=max(2, across),
-        fontsize="small",
-    )
+    figure.canvas.draw()  # sets the limits, on which the places of the names depend
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        _name_lines(axes, panel, level)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _plot_panel(axes: Axes, panel: Panel, level: str) -> None:
+    for line, colour in zip(panel.lines, _colours(len(panel.lines)), strict=True):
+        axes.errorbar(
+            line.x, line.y, line.spread, color=colour, marker="o", markersize=3.5, capsize=2
+        )
+    if panel.level is not None:
+        axes.axhline(panel.level, color="grey", linewidth=0.8, zorder=1)
+    axes.set_title(panel.title, fontsize="medium")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    places = [place for line in panel.lines for place in line.x]
+    if places:
+        width = max(places) - min(places) or 0.1
+        axes.set_xlim(max(places) + 0.05 * width, min(places) - 0.62 * width)
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick >= min(places) - 1e-9])
+
+
+def _name_lines(axes: Axes, panel: Panel, level: str) -> None:
+    """Writes each line's name to the right of its last point, without overlaps."""
+    colours = _colours(len(panel.lines))
+    ends = [
+        (line.y[line.x.index(min(line.x))], line.name, colour)
+        for line, colour in zip(panel.lines, colours, strict=True)
+        if line.x
+    ]
+    if not ends:
+        return
+    if panel.level is not None:
+        ends.append((panel.level, level, "grey"))
+    ends.sort(reverse=True)
+    low, high = axes.get_ylim()
+    place = min(line_x for line in panel.lines for line_x in line.x)
+    heights = _apart([height for height, _, _ in ends], 0.065 * (high - low))
+    for (height, name, colour), text_height in zip(ends, heights, strict=True):
+        axes.annotate(
+            name,
+            (place, height),
+            xytext=(12, (text_height - height) / (high - low) * axes.bbox.height / _PIXELS),
+            textcoords="offset points",
+            color=colour,
+            fontsize="small",
+            verticalalignment="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkB": 4},
+        )
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The nearest heights to falling ones that are a gap apart: groups around their means."""
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _bottom(groups[-2], gap) - _top(groups[-1], gap) < gap:
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_top(group, gap) - index * gap for group in groups for index in range(len(group))]
+
+
+def _top(group: Sequence[float], gap: float) -> float:
+    return sum(group) / len(group) + gap * (len(group) - 1) / 2
+
+
+def _bottom(group: Sequence[float], gap: float) -> float:
+    return sum(group) / len(group) - gap * (len(group) - 1) / 2

@@ -78,37 +78,71 @@ def tables(rows: Sequence[Row], *, markdown: bool = False) -> list[str]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draws accuracy over parameters kept, one panel a network and method, one line a variant."""
+    """Draws accuracy over the fraction kept: methods, and the steps of one, for each network."""
     panels = []
-    for setting, group in _groups(rows, (*_SETTING, "method")):
-        network, data, split, _, _, method = setting
-        if method == "dense":
-            continue
-        dense = next(
-            (
-                float(row["accuracy"])
-                for row in rows
-                if row["variant"] == "dense" and _values(row, _SETTING) == setting[:-1]
-            ),
-            None,
-        )
-        lines = [
-            Line(
-                " ".join(filter(None, (variant, _calibration(line[0])))),
-                tuple(float(row["kept"]) for row in line),
-                tuple(float(row["accuracy"]) for row in line),
-            )
-            for (variant, *_), line in _groups(
-                sorted(
-                    (row for row in group if row["accuracy"]),
-                    key=lambda row: (_position(row["variant"]), float(row["rate"])),
-                ),
-                ("variant", "options", "calibration_data", "calibration_images"),
-            )
+    for setting, group in _groups(rows, _SETTING):
+        network, data, split, *_ = setting
+        title = f"{network.replace('resnet', 'ResNet-')}, {data}"
+        title += "" if split == "test" else f" ({split})"
+        dense = [float(row["accuracy"]) for row in group if row["variant"] == "dense"]
+        own = [
+            row
+            for row in group
+            if row["accuracy"]
+            and row["variant"] != "dense"
+            and row["calibration_data"] in ("same", "none")
         ]
-        title = f"{network}, {data}{'' if split == 'test' else f' ({split})'}: {method}"
-        panels.append(Panel(title, tuple(lines), dense))
-    plot_panels(panels, path, x="parameters kept", y="accuracy (%)", level="dense")
+        for name, lines in (("by method", _method_lines(own)), *_step_lines(own)):
+            if len(lines) > 1 or not panels:
+                level = dense[0] if dense else None
+                panels.append(Panel(f"{title}: {name}", tuple(lines), level))
+    plot_panels(
+        panels,
+        path,
+        x="fraction of the parameters kept (smaller networks to the right)",
+        y="accuracy (%), higher is better",
+        level="dense",
+    )
+
+
+_PLOTTED_METHODS = ("auto", "tucker2", "svd")
+_PLOTTED_STEPS = {
+    "frobenius": "no images",
+    "data": "norm of the outputs",
+    "allocation": "+ ranks by error",
+    "sensitivity": "+ sequential fit, sensitivity",
+}
+
+
+def _method_lines(rows: Sequence[Row]) -> list[Line]:
+    """The methods as `compress` uses them by default, and the first without images."""
+    by_method = {
+        method: _line(rows, method, "sensitivity", method)
+        for method in _PLOTTED_METHODS
+    }
+    without = _line(rows, "tucker2", "frobenius", "tucker2, no images")
+    return [line for line in (*by_method.values(), without) if line.x]
+
+
+def _step_lines(rows: Sequence[Row]) -> list[tuple[str, list[Line]]]:
+    """The title and the lines of the first method that was run with several steps."""
+    for method in dict.fromkeys(row["method"] for row in rows):
+        lines = [
+            _line(rows, method, variant, name) for variant, name in _PLOTTED_STEPS.items()
+        ]
+        lines = [line for line in lines if line.x]
+        if len(lines) > 1:
+            return [(f"steps of {method}", lines)]
+    return []
+
+
+def _line(rows: Sequence[Row], method: str, variant: str, name: str) -> Line:
+    own = sorted(
+        (float(row["kept"]), float(row["accuracy"]))
+        for row in rows
+        if row["method"] == method and row["variant"] == variant
+    )
+    return Line(name, tuple(kept for kept, _ in own), tuple(value for _, value in own))
 
 
 def _by_variant(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
@@ -186,12 +220,6 @@ def _by_rate(rows: Sequence[Row]) -> list[Row]:
     """Methods as they came, in each the largest rates first."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     return sorted(rows, key=lambda row: (methods.index(row["method"]), -float(row["rate"])))
-
-
-def _calibration(row: Row) -> str:
-    """A word for lines that were calibrated on other images than those of the data set."""
-    other = row["calibration_data"] not in ("none", "same")
-    return f"({row['calibration_data']})" if other else ""
 
 
 _ORDER = {variant.name: position for position, variant in enumerate(GROUPS["all"])}
