@@ -78,7 +78,7 @@ def test_citation() -> None:
 
 def test_changelog_begins_with_this_version() -> None:
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert [name for name in headings if name != "Unreleased"][0] == sketchlayers.__version__
+    assert next(name for name in headings if name != "Unreleased") == sketchlayers.__version__
 
 
 def test_workflow_runs_continuous_integration() -> None:
