@@ -112,6 +112,7 @@ def test_examples_of_a_docstring_run(
     run_sessions(value.__doc__, names, value.__name__)
 
 
+@pytest.mark.slow  # trains; the site runs it, too
 def test_example_with_plots_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On fewer images and a stage of the network less; the site runs it whole."""
     pyplot = pytest.importorskip("matplotlib.pyplot")

@@ -1,8 +1,7 @@
-"""Compresses in as many processes as ``torchrun`` started; what each got goes into a folder."""
+"""Compresses in every process of a job; what each got goes into a folder."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,6 @@ def compressed(calibration: list[Tensor], variant: str) -> tuple[nn.Module, floa
 
 
 def main(out: Path) -> None:
-    dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(rank)
     for variant in VARIANTS:
@@ -77,10 +75,3 @@ def main(out: Path) -> None:
         except Exception as error:
             failures.append(f"{type(error).__name__}: {error}")
     (out / f"failures-{rank}.txt").write_text("\n".join(failures))
-    dist.barrier()  # none leaves while another still listens
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

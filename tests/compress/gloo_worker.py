@@ -1,8 +1,7 @@
-"""Calibrates in as many processes as ``torchrun`` started; what each got goes into a folder."""
+"""Calibrates in every process of a job; what each got goes into a folder."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +44,6 @@ class Broken:
 
 
 def main(out: Path) -> None:
-    dist.init_process_group("gloo")
     rank = dist.get_rank()
     model = network()
     whole = sketchlayers.calibrate(model, batches(rank))
@@ -68,9 +66,3 @@ def main(out: Path) -> None:
         except Exception as error:
             failures.append(f"{type(error).__name__}: {error}")
     (out / f"failures-{rank}.txt").write_text("\n".join(failures))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

@@ -26,7 +26,6 @@ from sketchlayers.compress._products import working_bytes
 
 from . import gloo_worker
 from .networks import OutOfOrder, Small, assert_unchanged, images, state_of
-from .torchrun import in_two_processes
 
 
 def assert_equal(got: Calibration, expected: Calibration, *, tolerance: float = 0.0) -> None:
@@ -654,14 +653,6 @@ def test_calibration_of_another_model_names_the_first_difference() -> None:
 # ------------------------------------------------------------------------------------- processes
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `gloo_worker` wrote, run by ``torchrun``."""
-    out = tmp_path_factory.mktemp("processes")
-    in_two_processes(gloo_worker, out)
-    return out
-
-
 def test_two_processes_give_what_one_gives(two_processes: Path) -> None:
     model = gloo_worker.network()
     parts = [gloo_worker.batches(rank) for rank in range(2)]
@@ -675,13 +666,14 @@ def test_two_processes_give_what_one_gives(two_processes: Path) -> None:
             ("more", calibrate(model, parts[1], into=whole)),  # the other one's part was empty
             ("alone", calibrate(model, parts[rank])),
         ):
-            got = Calibration.load(two_processes / f"{name}-{rank}.safetensors")
+            got = Calibration.load(two_processes / "gloo_worker" / f"{name}-{rank}.safetensors")
             assert_equal(got, expected, tolerance=1e-6)
 
 
 def test_failure_in_one_process_is_an_error_in_all(two_processes: Path) -> None:
     first, second = (
-        (two_processes / f"failures-{rank}.txt").read_text().splitlines() for rank in range(2)
+        (two_processes / "gloo_worker" / f"failures-{rank}.txt").read_text().splitlines()
+        for rank in range(2)
     )
     assert len(first) == len(second) == 4
     assert re.match("RuntimeError: calibrate: .* must succeed in all .* rank 1;", first[0])

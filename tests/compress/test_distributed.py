@@ -9,15 +9,12 @@ import pytest
 import torch
 
 from . import gloo_compress_worker as worker
-from .torchrun import in_two_processes
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the worker wrote, run by ``torchrun``."""
-    out = tmp_path_factory.mktemp("processes")
-    in_two_processes(worker, out)
-    return out
+@pytest.fixture
+def written(two_processes: Path) -> Path:
+    """The folder with what each process got."""
+    return two_processes / "gloo_compress_worker"
 
 
 def results(folder: Path, variant: str) -> list[dict[str, Any]]:
@@ -25,17 +22,17 @@ def results(folder: Path, variant: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("variant", worker.VARIANTS)
-def test_all_processes_get_the_same_network(two_processes: Path, variant: str) -> None:
-    first, second = results(two_processes, variant)
+def test_all_processes_get_the_same_network(written: Path, variant: str) -> None:
+    first, second = results(written, variant)
     assert first["change"] == second["change"]
     assert first["state"].keys() == second["state"].keys()
     for name, value in first["state"].items():
         assert torch.equal(value, second["state"][name]), name
 
 
-def test_failures_are_errors_in_all_processes(two_processes: Path) -> None:
+def test_failures_are_errors_in_all_processes(written: Path) -> None:
     first, second = (
-        (two_processes / f"failures-{rank}.txt").read_text().splitlines() for rank in range(2)
+        (written / f"failures-{rank}.txt").read_text().splitlines() for rank in range(2)
     )
     assert "reading the images must succeed in all processes" in first[0]
     assert second[0].startswith("ValueError: compress: the calibration loader must yield batches")
@@ -43,8 +40,8 @@ def test_failures_are_errors_in_all_processes(two_processes: Path) -> None:
     assert first[1].endswith("all processes must be called with the same arguments")
 
 
-def test_it_is_the_network_of_one_process_with_all_images(two_processes: Path) -> None:
-    first, _ = results(two_processes, "closed form")
+def test_it_is_the_network_of_one_process_with_all_images(written: Path) -> None:
+    first, _ = results(written, "closed form")
     whole = [*worker.batches(0), *worker.batches(1)]
     model, change = worker.compressed(whole, "closed form")
     assert first["change"] == pytest.approx(change, rel=1e-4)

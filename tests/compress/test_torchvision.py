@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from selection import slow_except
 from torch import nn
 
 import sketchlayers
@@ -20,10 +21,19 @@ models = pytest.importorskip("torchvision.models")
 FITTED = {"mobilenet_v3", "shufflenet", "squeezenet", "swin", "vit"}
 # The largest matrices are folded sooner at a smaller rate.
 RATES = {"alexnet": 0.2, "vgg": 0.1, "wide_resnet": 0.2}
+# The small ones, with every kind of block: residual, grouped, gated, shuffled, attention.
+QUICK = ("convnext", "maxvit", "mobilenet_v3", "regnet_y", "resnet", "squeezenet", "swin", "vit")
+# On the meta device, the smallest of every family.
+QUICK_NAMES = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",
+    "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf",
+    "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1",
+    "swin_t", "swin_v2_t", "vgg11", "vit_b_16", "wide_resnet50_2",
+)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:compress.*training:UserWarning")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(QUICK, FAMILIES))
 def test_one_of_every_family(family: str) -> None:
     build, size = FAMILIES[family]
     rate = RATES.get(family, 0.5)
@@ -58,7 +68,7 @@ def test_one_of_every_family(family: str) -> None:
     assert error < 1e-9
 
 
-@pytest.mark.parametrize("name", models.list_models(module=models))
+@pytest.mark.parametrize("name", slow_except(QUICK_NAMES, models.list_models(module=models)))
 def test_all_on_the_meta_device(name: str) -> None:
     with parameters_on_meta():
         model = models.get_model(name, weights=None, **_QUICK.get(name, {})).eval()

@@ -1,4 +1,4 @@
-"""Runs a worker of these tests in two processes."""
+"""Runs a script of these tests in two processes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 
-def in_two_processes(worker: ModuleType, out: Path) -> None:
-    """Runs the module by ``torchrun``, with a folder for its results as argument."""
+def in_two_processes(worker: Path, out: Path) -> None:
+    """Runs the script by ``torchrun``, with a folder for its results as argument."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(worker.__file__), str(out)]
+    command += ["--nproc-per-node", "2", str(worker), str(out)]
     done = subprocess.run(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

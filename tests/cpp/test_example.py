@@ -63,6 +63,7 @@ def probabilities(network: nn.Module, images: Tensor) -> Tensor:
         return network((images / 255 - mean) / deviation).softmax(1)
 
 
+@pytest.mark.slow  # compiles the program and the network
 @pytest.mark.filterwarnings("ignore")  # of the compiler's
 def test_a_folder_of_images_is_classified(program: Callable[[str], Path], tmp_path: Path) -> None:
     network = compressed()

@@ -57,6 +57,7 @@ OPTIONS = ["--width", "0.1", "--size", "8", "--subset", "128", "--test-subset", 
 OPTIONS += ["--method", "sketch", "--rate", "0.5", "--epochs", "3", "--device", "cpu"]
 
 
+@pytest.mark.slow  # these three start eight jobs of three processes
 def test_a_job_goes_on_when_a_process_was_killed(tmp_path: Path) -> None:
     """And ends with the weights of one that was never stopped."""
     whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
@@ -73,6 +74,7 @@ def test_a_job_goes_on_when_a_process_was_killed(tmp_path: Path) -> None:
         assert torch.equal(ends[1]["network"][key], value), key
 
 
+@pytest.mark.slow
 def test_processes_stop_together(tmp_path: Path) -> None:
     """When one of them is asked to, in the middle of an epoch; the job goes on from there."""
     whole, stopped = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
@@ -90,6 +92,7 @@ def test_processes_stop_together(tmp_path: Path) -> None:
         assert torch.equal(ends[1]["network"][key], value), key
 
 
+@pytest.mark.slow
 def test_a_figure_runs_under_torchrun(tmp_path: Path) -> None:
     """One process writes; what is there is done by neither again."""
     options = ["--data", "digits", "--size", "8", "--width", "0.1", "--subset", "64"]

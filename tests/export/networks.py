@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from selection import slow_except
 from torch import Tensor, nn
 
 import sketchlayers
@@ -45,8 +46,10 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
 }
 OWN_OPERATORS = ["spatial", "channel", "blocks", "frame", "hashednet", "freshnet"]
 """Those whose layers call operators of this package; the others are of PyTorch's layers alone."""
-KINDS = [*OWN_OPERATORS, "dictionary", "tucker2"]
-"""One of each kind of layer, for what takes seconds."""
+KINDS = slow_except(
+    ["channel", "frame", "hashednet", "tucker2"], [*OWN_OPERATORS, "dictionary", "tucker2"]
+)
+"""One of each kind of layer, for what takes seconds: parameters of tests."""
 
 
 def images(count: int = 4, size: int = 8) -> Tensor:

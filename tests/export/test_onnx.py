@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from selection import slow_except
 from torch import nn
 from torch.export import Dim
 
@@ -72,7 +73,10 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+QUICK = ("channel mixing", "reflected", "spatial blocks", "frequencies")
+
+
+@pytest.mark.parametrize("name", slow_except(QUICK, LAYERS))
 def test_convolutions(name):
     layer = LAYERS[name]()
     with torch.no_grad():

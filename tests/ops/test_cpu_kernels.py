@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from selection import slow_except
 
 from sketchlayers.nn import SKConv2d, SKLinear
 
@@ -62,13 +63,13 @@ def check(layer: Layer, dtype: torch.dtype, layout: dict[str, str], grad_layout:
             assert error <= max(allowed, rounding), f"{path}: {name} by {error}"
 
 
-@budget(150)
+@budget(60)
 @given(conv_layers(), st.sampled_from(NARROW), layouts, st.sampled_from(LAYOUTS))
 def test_conv2d(layer: Conv, dtype: torch.dtype, layout: dict[str, str], grad_layout: str):
     check(layer, dtype, layout, grad_layout)
 
 
-@budget(60)
+@budget(40)
 @given(pointwise_layers(), st.sampled_from(NARROW), layouts, st.sampled_from(LAYOUTS))
 def test_pointwise_conv2d(
     layer: Conv, dtype: torch.dtype, layout: dict[str, str], grad_layout: str
@@ -76,13 +77,13 @@ def test_pointwise_conv2d(
     check(layer, dtype, layout, grad_layout)
 
 
-@budget(60)
+@budget(40)
 @given(linear_layers(), st.sampled_from(NARROW), layouts, st.sampled_from(LAYOUTS))
 def test_linear(layer: Linear, dtype: torch.dtype, layout: dict[str, str], grad_layout: str):
     check(layer, dtype, layout, grad_layout)
 
 
-@budget(80)
+@budget(40)
 @given(
     st.one_of(conv_layers(), pointwise_layers(), linear_layers()), st.sampled_from(NARROW), layouts
 )
@@ -160,6 +161,7 @@ def test_sizes_of_real_layers(layer: Layer, threads: int):
           "contiguous")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2], indirect=True)
 @pytest.mark.skipif(
     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 12 * 2**30
@@ -189,13 +191,15 @@ def test_more_than_2_to_the_31_elements(layer: SKLinear | SKConv2d, sizes, threa
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="has no wider vectors to hide"
 )
+@pytest.mark.parametrize("tests", slow_except(["ways"], ["ways", "not ways"]))
 @pytest.mark.parametrize("capability", ["avx2", "default"])
-def test_narrower_vectors(capability: str):
+def test_narrower_vectors(capability: str, tests: str):
     """The same tests with the instruction sets of lesser processors."""
     if os.environ.get("ATEN_CPU_CAPABILITY"):
         pytest.skip("is the inner run")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+        [*command, "-m", "not slow", "-k", tests],
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

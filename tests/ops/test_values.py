@@ -72,25 +72,25 @@ def check_against_reference(layer: Layer, operands: Operands, grad_layout: str) 
 grad_layouts = st.sampled_from([*LAYOUTS, "expanded"])
 
 
-@budget(150)
+@budget(80)
 @given(layer=conv_layers(), layout=layouts, grad_layout=grad_layouts)
 def test_conv2d(layer: Conv, layout: dict[str, str], grad_layout: str):
     check_against_reference(layer, laid_out(layer.operands(), layout), grad_layout)
 
 
-@budget(80)
+@budget(40)
 @given(layer=pointwise_layers(), layout=layouts, grad_layout=grad_layouts)
 def test_pointwise_conv2d(layer: Conv, layout: dict[str, str], grad_layout: str):
     check_against_reference(layer, laid_out(layer.operands(), layout), grad_layout)
 
 
-@budget(60)
+@budget(40)
 @given(layer=linear_layers(), layout=layouts, grad_layout=grad_layouts)
 def test_linear(layer: Linear, layout: dict[str, str], grad_layout: str):
     check_against_reference(layer, laid_out(layer.operands(), layout), grad_layout)
 
 
-@budget(80)
+@budget(40)
 @given(layer=st.one_of(conv_layers(), pointwise_layers(), linear_layers()), layout=layouts)
 def test_weight(layer: Layer, layout: dict[str, str]):
     operands = laid_out(layer.operands(), layout).requiring("s1", "s2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from compress.torchrun import in_two_processes
@@ -14,7 +15,7 @@ from . import worker
 def ends(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """How every check ended in each process."""
     out = tmp_path_factory.mktemp("processes")
-    in_two_processes(worker, out)
+    in_two_processes(Path(worker.__file__), out)
     return [json.loads((out / f"ends-{rank}.json").read_text()) for rank in range(2)]
 
 
