@@ -213,9 +213,7 @@ def layer_speed() -> str:
         own = chosen(results(file), layer=layer, method=method)
         if not own:
             return "not measured"
-        forward = [
-            float(one(own, mode="forward", batch=batch)["speed"]) for batch in ("64", "1")
-        ]
+        forward = [float(one(own, mode="forward", batch=batch)["speed"]) for batch in ("64", "1")]
         training = float(one(own, mode="training", batch="64")["speed"])
         return f"{forward[0]:.1f}x, {forward[1]:.1f}x; {training:.1f}x"
 

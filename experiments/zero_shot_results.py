@@ -116,10 +116,7 @@ _PLOTTED_STEPS = {
 
 def _method_lines(rows: Sequence[Row]) -> list[Line]:
     """The methods as `compress` uses them by default, and the first without images."""
-    by_method = {
-        method: _line(rows, method, "sensitivity", method)
-        for method in _PLOTTED_METHODS
-    }
+    by_method = {method: _line(rows, method, "sensitivity", method) for method in _PLOTTED_METHODS}
     without = _line(rows, "tucker2", "frobenius", "tucker2, no images")
     return [line for line in (*by_method.values(), without) if line.x]
 
@@ -127,9 +124,7 @@ def _method_lines(rows: Sequence[Row]) -> list[Line]:
 def _step_lines(rows: Sequence[Row]) -> list[tuple[str, list[Line]]]:
     """The title and the lines of the first method that was run with several steps."""
     for method in dict.fromkeys(row["method"] for row in rows):
-        lines = [
-            _line(rows, method, variant, name) for variant, name in _PLOTTED_STEPS.items()
-        ]
+        lines = [_line(rows, method, variant, name) for variant, name in _PLOTTED_STEPS.items()]
         lines = [line for line in lines if line.x]
         if len(lines) > 1:
             return [(f"steps of {method}", lines)]
