@@ -163,7 +163,7 @@ gpu: toolkit $(STAMPS)/installed ## on a machine with a GPU: its tests, memory c
 lint: $(STAMPS)/environment ## style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	clang-format --dry-run --Werror $(CPP_FILES)
+	@clang-format --dry-run --Werror $(CPP_FILES)
 	$(call alive,checking types,$(PY) -m mypy)
 
 format: $(STAMPS)/environment ## put the sources in shape
