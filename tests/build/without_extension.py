@@ -133,7 +133,7 @@ def check_command_line(folder: Path) -> None:
     assert code == 0 and f"All is well, but {REASON}" in printed, printed
     assert command("inspect", *trusted, "--method", "tucker2")[0] == 0
     code, printed = command("compress", *arguments, str(small))
-    assert code == 0 and "rate 0." in printed, printed
+    assert code == 0 and "2 of 3 layers replaced" in printed, printed
     assert isinstance(torch.load(small, weights_only=False), nn.Sequential)
     for refused in (
         ("compress", *arguments, str(folder / "none.pt"), "--method", "sketch"),
