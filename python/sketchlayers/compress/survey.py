@@ -92,9 +92,9 @@ def survey(
     """Looks at every layer; the model is not changed.
 
     With example inputs, a copy of the model runs once on them (`record_calls`): the order of
-    execution and the multiply-adds are then known, and layers that are never called are not replaced.
-    Without, the order of registration counts as the order of execution. Either way, layers that are
-    used through their weight are found in the code of the modules that hold them.
+    execution and the multiply-adds are then known, and layers that are never called are not
+    replaced. Without, the order of registration counts as the order of execution. Either way,
+    layers that are used through their weight are found in the code of the modules that hold them.
 
     Raises:
         ValueError: the model does not run on the example inputs.
