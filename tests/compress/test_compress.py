@@ -137,7 +137,11 @@ def test_rate_must_be_in_range(rate: float) -> None:
         ({"rate": 0.5, "calibraton": []}, TypeError, r"'calibraton': did you mean calibration\?"),
         ({"rate": 0.5, "colour": 1}, TypeError, "method 'sketch' has no option 'colour'"),
         ({"method": 0.5}, TypeError, r"got float; a rate is given as rate=0\.5"),
-        ({"rate": 0.5, "method": "tucker"}, ValueError, r"got 'tucker'; did you mean 'tucker2'\?"),
+        (
+            {"rate": 0.5, "method": "tucker"},
+            ValueError,
+            r"got 'tucker'\); did you mean 'tucker2'\?",
+        ),
         ({"rate": {"body.4": 0.5}}, ValueError, "body.4: depthwise convolution"),
         ({"rate": 0.5, "example_inputs": torch.zeros(1, 5)}, ValueError, "must run on example_inp"),
     ],

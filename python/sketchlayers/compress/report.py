@@ -304,8 +304,10 @@ class Report(_Exported):
         """What signs in the table stand for, as far as they are there."""
         ranks = [row.rank for row in self.replaced if isinstance(row.rank, tuple)]
         meanings = {
-            "an unchanged layer (method, rank)": len(self.replaced) < len(self.layers),
-            "a side without a factor (rank)": any(None in rank for rank in ranks),
+            "an unchanged layer (method)": any(row.becomes is None for row in self.layers),
+            "no single weight (shape)": any(not row.shape for row in self.layers),
+            "a layer or side without factors (rank)": len(self.replaced) < len(self.layers)
+            or any(None in rank for rank in ranks),
             "a count that is not known (multiply-adds)": self.multiply_adds_before is not None
             and any(row.multiply_adds_before is None for row in self.layers),
         }
@@ -337,13 +339,13 @@ class Report(_Exported):
             lines.append(f"{self.error_of} error: {_ERRORS[self.error_of, self.sequential]}")
         if self.latency_after is not None and self.budget_rate is not None:
             lines.append(
-                "milliseconds: of one call of the whole network on this machine; from the times of "
-                f"its layers {fraction(self.budget_rate)} of them were expected to remain"
+                "milliseconds: of one call on this machine (expected from the times of single "
+                f"layers: {fraction(self.budget_rate)} of the original)"
             )
         return lines
 
     def _of_time(self) -> list[str]:
-        """How long the stages took, and how the time of the network was estimated."""
+        """How long the stages took."""
         if not self.seconds:
             return []
         stages = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in self.seconds.items())

@@ -156,7 +156,7 @@ def kind_of(method: str | Method | type[Method]) -> type[Method]:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(
                 f"compress: method must be one of {', '.join(map(repr, names()))} "
-                f"(got {method!r}{hint})"
+                f"(got {method!r}){hint}"
             )
         return _methods[method]
     if isinstance(method, Method):
