@@ -82,7 +82,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     panels = []
     for setting, group in _groups(rows, _SETTING):
         network, data, split, *_ = setting
-        title = f"{network.replace('resnet', 'ResNet-')}, {data}"
+        title = f"{_TITLES.get(network, network)}, {data}"
         title += "" if split == "test" else f" ({split})"
         dense = [float(row["accuracy"]) for row in group if row["variant"] == "dense"]
         own = [
@@ -105,21 +105,23 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     )
 
 
+_TITLES = {
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
 _PLOTTED_METHODS = ("auto", "tucker2", "svd")
 _PLOTTED_STEPS = {
-    "frobenius": "no images",
-    "data": "norm of the outputs",
-    "allocation": "+ ranks by error",
     "sensitivity": "+ sequential fit, sensitivity",
+    "allocation": "+ ranks by error",
+    "data": "norm of the outputs",
+    "frobenius": "no images",
 }
 
 
 def _method_lines(rows: Sequence[Row]) -> list[Line]:
     """The methods as `compress` uses them by default, and the first without images."""
-    by_method = {
-        method: _line(rows, method, "sensitivity", method)
-        for method in _PLOTTED_METHODS
-    }
+    by_method = {method: _line(rows, method, "sensitivity", method) for method in _PLOTTED_METHODS}
     without = _line(rows, "tucker2", "frobenius", "tucker2, no images")
     return [line for line in (*by_method.values(), without) if line.x]
 
@@ -127,9 +129,7 @@ def _method_lines(rows: Sequence[Row]) -> list[Line]:
 def _step_lines(rows: Sequence[Row]) -> list[tuple[str, list[Line]]]:
     """The title and the lines of the first method that was run with several steps."""
     for method in dict.fromkeys(row["method"] for row in rows):
-        lines = [
-            _line(rows, method, variant, name) for variant, name in _PLOTTED_STEPS.items()
-        ]
+        lines = [_line(rows, method, variant, name) for variant, name in _PLOTTED_STEPS.items()]
         lines = [line for line in lines if line.x]
         if len(lines) > 1:
             return [(f"steps of {method}", lines)]
