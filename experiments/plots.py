@@ -179,8 +179,9 @@ def _plot_panel(axes: Axes, panel: Panel, level: str) -> None:
         width = first - last or 0.1
         if panel.level is not None:
             axes.plot([first, last], [panel.level] * 2, color="grey", linewidth=1, zorder=1)
-        axes.set_xlim(first + 0.05 * width, last - 0.72 * width)  # room for the names
-        axes.set_xticks([tick for tick in axes.get_xticks() if tick >= last - 0.01 * width])
+        left, margin = first + 0.05 * width, 0.01 * width
+        axes.set_xlim(left, last - 0.72 * width)  # room for the names
+        axes.set_xticks([tick for tick in axes.get_xticks() if last - margin <= tick <= left])
 
 
 def _name_lines(axes: Axes, panel: Panel, level: str) -> None:
