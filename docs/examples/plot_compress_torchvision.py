@@ -75,9 +75,9 @@ print(f"accuracy of the dense network: {100 * dense_accuracy:.1f} %")
 # A smaller network
 # -----------------
 #
-# Calibration images go in as batches, without labels. The report has a line for every layer: its new
-# method, its sizes, and the relative change of its output on these images. Layers that stay dense
-# have a reason. Tucker-2 is quick; without ``"tucker2"`` each layer takes the best of several
+# Calibration images go in as batches, without labels. The report has a line for every layer: its
+# new method, its sizes, and the relative change of its output on these images. Layers that stay
+# dense have a reason. Tucker-2 is quick; without ``"tucker2"`` each layer takes the best of several
 # methods, which is more accurate on small networks, and slower.
 
 batches = train_images[:CALIBRATION_IMAGES].split(64)
@@ -115,8 +115,8 @@ plt.show()
 # -------------------
 #
 # One calibration is used for all rates. Without the images themselves the layers are fitted
-# independently and not in sequence, which is less accurate, and quick. The second line has no data at
-# all: least squares on the weights alone.
+# independently and not in sequence, which is less accurate, and quick. The second line has no data:
+# least squares on the weights alone.
 
 warnings.simplefilter("ignore")  # which say that the weights alone are not enough
 calibration = sketchlayers.calibrate(model, batches)
