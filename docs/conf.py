@@ -88,7 +88,7 @@ def formula(writer: HTML5Translator, node: nodes.math_block) -> None:
 def leave_out(
     app: Sphinx, kind: str, name: str, member: Any, skip: bool, options: Any
 ) -> bool | None:
-    """Fields of named tuples are described by their class; what Python says of them is nothing."""
+    """Fields of named tuples are described by their class; their own docstrings say nothing."""
     documentation = getattr(member, "__doc__", None) or ""
     return True if documentation.startswith("Alias for field number") else None
 
@@ -96,7 +96,7 @@ def leave_out(
 def readable_signature(
     app: Sphinx, kind: str, name: str, value: Any, options: Any, signature: str | None, returns: Any
 ) -> tuple[str, Any] | None:
-    """A dataclass's defaults that are made anew have no text that Sphinx could parse."""
+    """Sphinx cannot parse the text that stands for a dataclass's default factory."""
     return signature and (signature.replace("<factory>", "..."), returns)
 
 

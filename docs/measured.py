@@ -1,6 +1,8 @@
 """Writes the measured tables of the pages from experiments/results/*.csv.
 
-Usage: python docs/measured.py
+Usage: python docs/measured.py [--figure]
+
+``--figure`` draws speed_cpu.png, too, which needs matplotlib and the package.
 
 A page has a table between ``<!-- measured: NAME -->`` and ``<!-- measured: end -->``; the function
 of this name below makes it. So no number on a page is typed, and the tests see to it that the pages
@@ -12,8 +14,10 @@ from __future__ import annotations
 import csv
 import re
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "experiments" / "results"
@@ -507,6 +511,27 @@ def rewritten(page: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", page)
 
 
+def draw_speed() -> None:
+    """Draws speed_cpu.png."""
+    from sketchlayers.bench import plot
+
+    rows = [
+        SimpleNamespace(
+            layer=row["layer"],
+            method=row["method"],
+            format=row["format"],
+            mode=row["mode"],
+            batch=int(row["batch"]),
+            speed=float(row["speed"]),
+            speed_low=float(row["speed_low"]),
+            speed_high=float(row["speed_high"]),
+        )
+        for row in results("figures_cpu_amd_epyc")
+    ]
+    title = "Sketched layers at rate 0.1, float32, two threads of an AMD EPYC"
+    plot.write_png(FOLDER / "speed_cpu.png", rows, title)
+
+
 def main() -> None:
     """Writes every page that has a table."""
     for path in sorted(FOLDER.glob("*.md")):
@@ -514,6 +539,8 @@ def main() -> None:
         if page != (new := rewritten(page)):
             path.write_text(new)
             print(path)
+    if "--figure" in sys.argv[1:]:
+        draw_speed()
 
 
 if __name__ == "__main__":

@@ -168,17 +168,20 @@ def _plot_panel(axes: Axes, panel: Panel, level: str) -> None:
         axes.errorbar(
             line.x, line.y, line.spread, color=colour, marker="o", markersize=3.5, capsize=2
         )
-    if panel.level is not None:
-        axes.axhline(panel.level, color="grey", linewidth=0.8, zorder=1)
     axes.set_title(panel.title, fontsize="medium")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.margins(y=0.1)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     places = [place for line in panel.lines for place in line.x]
     if places:
-        width = max(places) - min(places) or 0.1
-        axes.set_xlim(max(places) + 0.05 * width, min(places) - 0.62 * width)
-        axes.set_xticks([tick for tick in axes.get_xticks() if tick >= min(places) - 1e-9])
+        first, last = max(places), min(places)
+        width = first - last or 0.1
+        if panel.level is not None:
+            axes.plot([first, last], [panel.level] * 2, color="grey", linewidth=1, zorder=1)
+        left, margin = first + 0.05 * width, 0.01 * width
+        axes.set_xlim(left, last - 0.72 * width)  # room for the names
+        axes.set_xticks([tick for tick in axes.get_xticks() if last - margin <= tick <= left])
 
 
 def _name_lines(axes: Axes, panel: Panel, level: str) -> None:

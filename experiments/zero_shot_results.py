@@ -82,7 +82,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     panels: list[Panel] = []
     for setting, group in _groups(rows, _SETTING):
         network, data, split, *_ = setting
-        title = f"{network.replace('resnet', 'ResNet-')}, {data}"
+        title = f"{_TITLES.get(network, network)}, {data}"
         title += "" if split == "test" else f" ({split})"
         dense = [float(row["accuracy"]) for row in group if row["variant"] == "dense"]
         own = [
@@ -105,12 +105,17 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     )
 
 
+_TITLES = {
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
 _PLOTTED_METHODS = ("auto", "tucker2", "svd")
 _PLOTTED_STEPS = {
-    "frobenius": "no images",
-    "data": "norm of the outputs",
-    "allocation": "+ ranks by error",
     "sensitivity": "+ sequential fit, sensitivity",
+    "allocation": "+ ranks by error",
+    "data": "norm of the outputs",
+    "frobenius": "no images",
 }
 
 

@@ -43,8 +43,8 @@ print(f"{len(train_images):,} images for training, {len(test_images)} for testin
 # The network
 # -----------
 #
-# Any network of yours takes this place. This is a ResNet-18 without its last two stages, which are
-# made for larger images. It is trained here, in less than a minute.
+# Your own network takes the place of this one. It is a ResNet-18 without its last two stages, which
+# are meant for larger images, and it is trained here in less than a minute.
 
 model = torchvision.models.resnet18(num_classes=10)
 model.layer3 = model.layer4 = torch.nn.Identity()
@@ -75,10 +75,10 @@ print(f"accuracy of the dense network: {100 * dense_accuracy:.1f} %")
 # A smaller network
 # -----------------
 #
-# Calibration images go in as batches, without labels. The report has a line for every layer: what
-# it has become, its sizes, and the change of its output on these images, relative to it. Layers
-# that stay dense have a reason. Tucker-2 is quick; without ``"tucker2"`` each layer takes the best
-# of several methods, which is better on small networks, and slower.
+# Calibration images go in as batches, without labels. The report has a line for every layer: its
+# new method, its sizes, and the relative change of its output on these images. Layers that stay
+# dense have a reason. Tucker-2 is quick; without ``"tucker2"`` each layer takes the best of several
+# methods, which is more accurate on small networks, and slower.
 
 batches = train_images[:CALIBRATION_IMAGES].split(64)
 small, report = sketchlayers.compress(model, "tucker2", rate=0.3, calibration=batches)
@@ -91,8 +91,8 @@ print(f"accuracy of the smaller network: {100 * accuracy(small):.1f} %")
 # Where the parameters were, and where the error is
 # -------------------------------------------------
 #
-# ``report.plot(path)`` draws this picture to a file. The numbers behind it are attributes of the
-# report's layers, and so any other picture is a few lines as well.
+# ``report.plot(path)`` draws this figure into a file. Its numbers are attributes of the report's
+# layers, so any other figure takes a few lines as well.
 
 rows = [row for row in report.layers if row.parameters_before]
 places = range(len(rows))
@@ -114,9 +114,9 @@ plt.show()
 # How far can one go?
 # -------------------
 #
-# One calibration serves all rates. Without the images themselves layers are fitted one by one and
-# not in sequence, which is less exact, and quick. Beside it the same without any data: least
-# squares on the weights alone.
+# One calibration is used for all rates. Without the images themselves the layers are fitted
+# independently and not in sequence, which is less accurate, and quick. The second line has no data:
+# least squares on the weights alone.
 
 warnings.simplefilter("ignore")  # which say that the weights alone are not enough
 calibration = sketchlayers.calibrate(model, batches)
@@ -137,11 +137,11 @@ axes.legend(frameon=False)
 plt.show()
 
 # %%
-# What goes into the product
-# --------------------------
+# Back to dense layers
+# --------------------
 #
-# ``small`` is a module like any other, of plain convolutions. ``fold`` gives dense layers with the
-# same outputs, for whatever takes nothing else.
+# ``small`` is an ordinary module with plain convolutions. ``fold`` gives dense layers with the same
+# outputs, for programs that take nothing else.
 
 plain = sketchlayers.fold(small)
 with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,10 +43,6 @@ class Drawn(Protocol):
     def speed_high(self) -> float:
         """Upper quartile."""
 
-    @property
-    def gemms(self) -> float | None:
-        """Speed of the matrix products alone."""
-
 
 # Okabe and Ito's palette, distinguishable with any colour vision.
 _COLOURS = {
@@ -55,6 +52,11 @@ _COLOURS = {
     "tensorly Tucker": "#CC79A7",
     "tensorly CP": "#E69F00",
     "Panther": "#56B4E9",
+}
+_NAMES = {
+    "spatial": "spatial mixing",
+    "channel": "channel mixing",
+    "any": "one mixing: 1x1 or fully connected",
 }
 TITLES = {"forward": "inference", "training": "forward + backward"}
 
@@ -76,7 +78,7 @@ def require_matplotlib() -> None:
 def write_png(path: Path, rows: Sequence[Drawn], title: str) -> None:
     """Draws a dot for every row at its speed relative to dense, a bar from quartile to quartile.
 
-    A grey stroke stands where the two matrix products alone would be.
+    The speed stands beside the dot, and the name of the contender where it comes first.
     """
     from matplotlib.figure import Figure
 
@@ -84,7 +86,7 @@ def write_png(path: Path, rows: Sequence[Drawn], title: str) -> None:
     labels = list(dict.fromkeys(_label(row) for row in rows))
     series = list(dict.fromkeys(_series(row) for row in rows))
     figure = Figure(
-        figsize=(3 + 4.2 * len(modes), 1.8 + max(0.42, 0.13 * len(series)) * len(labels)),
+        figsize=(4 + 4.6 * len(modes), 1.2 + max(0.36, 0.15 * len(series)) * len(labels)),
         layout="constrained",
     )
     panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
@@ -93,16 +95,17 @@ def write_png(path: Path, rows: Sequence[Drawn], title: str) -> None:
         axes.set_title(TITLES[mode], fontsize="medium")
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
-    handles, names = _legend(panels)
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False
-    )
     figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=150)
 
 
 def _label(row: Drawn) -> str:
-    return f"{row.layer}, batch {row.batch}"
+    """The layer in words: ``5x5 96->192 @16`` has 96 and 192 channels on 16x16 pixels."""
+    layer = re.sub(r" (\d+)->(\d+)", r", \1 to \2 channels", row.layer)
+    layer = re.sub(r" @(\d+)", r", \1x\1 pixels", layer)
+    layer = re.sub(r" /(\d+)$", r", stride \1", layer)
+    layer = re.sub(r"^FC (\d+)x(\d+)$", r"fully connected, \1 to \2", layer)
+    return f"{layer}; batch {row.batch}"
 
 
 def _series(row: Drawn) -> str:
@@ -126,25 +129,30 @@ def _draw(axes: Any, rows: Sequence[Drawn], labels: Sequence[str], series: Seque
     heights = _heights(rows, labels, series)
     for name in series:
         own = [row for row in rows if _series(row) == name]
-        if own:
+        for index, row in enumerate(own):
             axes.errorbar(
-                [row.speed for row in own],
-                [heights[_label(row), name] for row in own],
-                xerr=[
-                    [row.speed - row.speed_low for row in own],
-                    [row.speed_high - row.speed for row in own],
-                ],
+                row.speed,
+                heights[_label(row), name],
+                xerr=[[row.speed - row.speed_low], [row.speed_high - row.speed]],
                 elinewidth=1.5,
                 **_style(name),
-                label=name,
                 zorder=3,
             )
-    _draw_products(axes, rows, labels)
+            text = f"{row.speed:.2g}x" if row.speed < 1 else f"{row.speed:.1f}x"
+            axes.annotate(
+                f"{text}  {_NAMES.get(name, name)}" if index == 0 else text,
+                (row.speed_high, heights[_label(row), name]),
+                xytext=(4, 0),
+                textcoords="offset points",
+                verticalalignment="center",
+                fontsize="x-small",
+                color=_style(name)["color"],
+            )
     _scale(axes, rows)
-    for row in range(0, len(labels), 2):
-        axes.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0, zorder=0)
+    for line in range(0, len(labels), 2):
+        axes.axhspan(line - 0.5, line + 0.5, color="black", alpha=0.04, linewidth=0, zorder=0)
     axes.set_ylim(-0.5, len(labels) - 0.5)
-    axes.set_xlabel("times as fast as dense")
+    axes.set_xlabel("times as fast as dense (faster to the right)")
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
@@ -158,46 +166,23 @@ def _heights(
         present = {_series(row) for row in rows if _label(row) == label}
         names = [name for name in series if name in present]
         for index, name in enumerate(names):
-            heights[label, name] = line + 0.8 * ((index + 1) / (len(names) + 1) - 0.5)
+            heights[label, name] = line + (index + 1) / (len(names) + 1) - 0.5
     return heights
 
 
-def _draw_products(axes: Any, rows: Sequence[Drawn], labels: Sequence[str]) -> None:
-    speeds = {_label(row): row.gemms for row in rows if row.gemms is not None}
-    if speeds:
-        axes.scatter(
-            list(speeds.values()),
-            [labels.index(label) for label in speeds],
-            marker="|",
-            s=160,
-            color="0.45",
-            label="the two matrix products alone",
-            zorder=2,
-        )
-
-
 def _scale(axes: Any, rows: Sequence[Drawn]) -> None:
-    """Logarithmic, with plain numbers at the ticks."""
+    """Logarithmic, with plain numbers at the ticks and room for a name on the right."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-    values = [value for row in rows for value in (row.speed_low, row.speed_high, row.gemms or 1.0)]
-    low, high = min(0.8, *values) / 1.1, max(1.25, *values) * 1.1
+    values = [value for row in rows for value in (row.speed_low, row.speed_high)]
+    low, high = min(0.8, *values) / 1.1, max(1.25, *values)
     ticks = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100]
     if high / low > 30:
         ticks = [tick for tick in ticks if tick not in (3, 4, 7, 15, 30)]
     axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.set_xlim(low, high * (high / low) ** 0.45)
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= high]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", alpha=0.3)
-
-
-def _legend(panels: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """Every name once, in the order of the panels."""
-    entries: dict[str, Any] = {}
-    for axes in panels:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(name, handle)
-    return list(entries.values()), list(entries)
