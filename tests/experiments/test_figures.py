@@ -47,7 +47,11 @@ def parsed(figure: figures.Figure, *arguments: str) -> Any:
     return figures.parser(figure, "").parse_args(["--root", "x", *arguments])
 
 
-@pytest.mark.parametrize("figure", [figure2.FIGURE, figure3.FIGURE], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "figure",
+    [figure2.FIGURE, pytest.param(figure3.FIGURE, marks=pytest.mark.slow)],
+    ids=lambda one: one.name,
+)
 def test_rates_are_those_of_the_paper(figure: figures.Figure) -> None:
     """Weights alone exactly; everything counted within .005, for every method and point."""
     args = parsed(figure)
