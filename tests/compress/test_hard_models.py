@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from selection import slow_except
 from torch import Tensor, nn
 
 import sketchlayers
@@ -140,7 +141,7 @@ def test_the_caller_is_in_inference_mode() -> None:
         smaller(made_inside, [images()])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", slow_except([torch.bfloat16], [torch.float16, torch.bfloat16]))
 def test_half_types_are_refined(dtype: torch.dtype) -> None:
     """Steps that are smaller than the type's precision add up."""
     torch.manual_seed(0)

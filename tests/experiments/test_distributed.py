@@ -32,7 +32,8 @@ def torchrun(*command: str, signal: str = "SIGKILL") -> str:
         command: arguments of torchrun.
         signal: what `killed_worker` sends to itself.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXPERIMENTS)}
+    path = os.pathsep.join(filter(None, [str(EXPERIMENTS), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     environment["SIGNAL_TO_SEND"] = signal
     done = subprocess.run(
         [*TORCHRUN, *command], env=environment, capture_output=True, text=True, timeout=240
