@@ -63,6 +63,7 @@ def readable(names: list[str]) -> dict[str, str]:
     ).stdout.splitlines()
 
     def short(name: str) -> str:
+        name = name.replace("(anonymous namespace)::", "")
         name = re.sub(r"\(.*\)$", "", name.removeprefix("void "))
         for prefix in ("sketchlayers::cuda::", "c10::"):
             name = name.replace(prefix, "")
