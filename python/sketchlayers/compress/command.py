@@ -144,7 +144,9 @@ def _compress(args: argparse.Namespace) -> None:
     rates = _rates(args)
     method = _method(args, "sketch" if args.calibration is None else "auto")
     method.require_extension()
-    loaded = _open(args)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed % 2**63)  # a named network without weights starts at random
+        loaded = _open(args)
     _check_ending(args.out, loaded)
     model = loaded.model.to(_device(args.device))
     labels = _Labels(args, loaded)
