@@ -1,50 +1,59 @@
-"""Trains Network-in-Network dense and sketched, compresses the trained one, compares them all.
+"""Trains a small network, compresses it without labels, trains sketched ones, compares them all.
 
     make demo                       scikit-learn's handwritten digits
     make demo DATA=folder           CIFAR-10: python batches, binary batches or folders of images
 
-Every number printed is measured in the run. The table, a plot and a summary go to runs/demo.
+Every number printed is measured in the run. The networks, a table and a plot go to runs/demo.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import io
+import math
 import os
-import shlex
 import sys
+import tempfile
+import textwrap
+import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from demo_plot import Panel, Series, draw
 from distributed import World, alone, join
-from experiment import NetworkSpec, build
-from image_data import DataError, DataSet, load
+from image_data import DataError, load
 from networks import count_parameters
 from options import documented_parser
-from plots import Curve, plot_curves
+from paired import paired_difference
+from pictures import Pictures, predictions
 from runs import RunError, RunFolder, hardware, versions, write_csv
-from sketchlayers import compress, inspect
-from speed import measure_speeds
+from sketchlayers import compress, inspect, save
+from speed import Speed, measure_speeds, onnx_steps, pytorch_steps, training_steps
 from tables import Column, decimals, format_table, whole
 from train import DENSE_LR, SKETCH_LR
-from training import Epoch, Recipe, Trainer, make_batches
+from training import Recipe, Trainer
 
 HERE = Path(__file__).resolve().parent
-COLUMNS = (
-    Column("network", "network", left=True),
-    Column("parameters", "parameters", whole),
-    Column("rate", "rate", decimals(3)),
-    Column("stored_bytes", "stored bytes", whole),
-    Column("accuracy", "accuracy %", decimals(1)),
-    Column("inference", "inference images/s", whole),
-    Column("training", "training images/s", whole),
-)
+RATES = (0.5, 0.25, 0.1)
+METHODS = ("tucker2", "svd", "cp", "auto")
+"""The first is the quickest, and its layers are fast."""
+TIMED_IMAGES = 32
+"""Images in a call that is timed: enough for the layers to take longer than their calls."""
+BEAT_SECONDS = 10.0
+"""From one sign of life to the next while nothing else is printed."""
+SAME = 1.05
+"""A speedup up to which a network is called as fast as the dense one."""
+KEPT = 1.0
+"""Points of accuracy that may be lost where the demo says that accuracy is kept."""
 
 
 @dataclass(frozen=True)
@@ -53,46 +62,82 @@ class Plan:
 
     data: str
     label: str
-    width: float
     epochs: int
-    tuning_epochs: int
-    dropout: float
-    subset: int | None = None
-    test_subset: int | None = None
+    images: int | None = None
+    test_images: int | None = None
+    calibration_images: int = 1024
+    timing_seconds: float = 3.0
+    width: float = 1.0
 
 
-DIGITS = Plan("digits", "handwritten digits", 1.0, epochs=10, tuning_epochs=4, dropout=0.2)
-CIFAR10 = Plan(
-    "cifar10",
-    "CIFAR-10",
-    0.5,
-    epochs=5,
-    tuning_epochs=2,
-    dropout=0.0,
-    subset=3000,
-    test_subset=2000,
+DIGITS = Plan("digits", "handwritten digits", epochs=8)
+CIFAR10 = Plan("cifar10", "CIFAR-10", epochs=5, images=2500, test_images=2000)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A form of the sketched layer: its options, and what to know where it is not faster."""
+
+    name: str
+    options: Mapping[str, Any]
+    remark: str
+
+
+SKETCHES = (
+    Sketch(
+        "for speed (channels, 8 blocks)",
+        {"mixing": "channel", "blocks": 8},
+        "no gain from layers of this size on this processor",
+    ),
+    Sketch(
+        "for accuracy (sign frame)",
+        {"frame": "signs"},
+        "its dense weight is formed from the seed: small to store, at best as fast as dense",
+    ),
+    Sketch(
+        "as in the paper",
+        {},
+        "mixing kernel positions, too, takes many more multiply-adds than mixing channels alone",
+    ),
 )
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One line of the table: a network, its test accuracy, and how it got there by epoch."""
+class Result:
+    """A network and what was measured of it.
+
+    Attributes:
+        name: as in tables.
+        network: in eval mode.
+        rate: parameters after / before, of the whole network.
+        parameters: of the whole network.
+        file_bytes: of the file that was written.
+        accuracy: in percent of the test images.
+        error: standard error of the accuracy, in points.
+        difference: accuracy minus that of the dense network, in points.
+        difference_error: standard error of the difference, over the same images.
+        seconds: that training or compression took; None for what was there before.
+        speeds: by what was timed: "pytorch", "onnx", "training".
+    """
 
     name: str
     network: nn.Module
+    rate: float
+    parameters: int
+    file_bytes: int
     accuracy: float
-    history: tuple[Epoch, ...] = ()
+    error: float
+    difference: float
+    difference_error: float
+    seconds: float
+    speeds: dict[str, Speed] = field(default_factory=dict)
 
-    @property
-    def curve(self) -> Curve:
-        """What the plot shows."""
-        tested = {
-            epoch.epoch: epoch.test_accuracy
-            for epoch in self.history
-            if epoch.test_accuracy is not None
-        } or {0: self.accuracy}
-        parameters = count_parameters(self.network)
-        return Curve(self.name, parameters, tuple(tested), tuple(tested.values()))
+    def row(self) -> dict[str, object]:
+        """The numbers, for the CSV file."""
+        own = {key: value for key, value in vars(self).items() if key not in ("network", "speeds")}
+        for key, speed in self.speeds.items():
+            own |= {f"{key}_ms": speed.milliseconds, f"{key}_times_as_fast": speed.times_as_fast}
+        return own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,15 +145,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone()
     parser = documented_parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder with CIFAR-10 (default: digits)")
-    parser.add_argument("--rate", type=float, default=0.15, help="parameters after / before")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default=METHODS[0],
+        help="of compression; auto tries the others in every layer, and takes minutes (tucker2)",
+    )
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=RATES,
+        help="fractions of the parameters to keep when compressing (0.5 0.25 0.1)",
+    )
+    parser.add_argument(
+        "--sketch-rate", type=float, default=0.1, help="the same of sketched networks (0.1)"
+    )
     parser.add_argument("--epochs", type=int, help="epochs of each training")
+    parser.add_argument("--images", type=int, help="number of training images")
+    parser.add_argument("--width", type=float, default=1.0, help="factor on the channels (1)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of results")
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress shows in a pipe, too
     try:
         with join(args.device) as world:
-            _demo(args, world)
+            Demo(args, world).run()
     except (DataError, RunError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -118,147 +182,467 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _demo(args: argparse.Namespace, world: World) -> None:
-    started = time.time()
-    plan = DIGITS if args.data is None else CIFAR10
-    if args.epochs is not None:
-        plan = replace(plan, epochs=args.epochs)
-    recipe = Recipe(epochs=plan.epochs, lr=DENSE_LR, seed=args.seed)
-    data = load(plan.data, args.data, subset=plan.subset, test_subset=plan.test_subset)
-    dense = NetworkSpec(width=plan.width, dropout=plan.dropout, seed=args.seed)
-    sketch = replace(dense, method="sketch", rate=args.rate)
-    for spec in (dense, sketch, replace(sketch, options={"frame": "signs"})):
-        build(spec, len(data.classes))  # a rate that cannot be met is refused before any training
-    folder = RunFolder(args.out)
-    folder.prepare(resume=True)
-    print(
-        f"{plan.label}: {len(data.train):,} training and {len(data.test):,} test images, "
-        f"{data.size}x{data.size}; Network-in-Network{_width(plan)}, "
-        f"{plan.epochs} epochs each, on {world.device}"
+class Demo:
+    """One run: data, plan, and where results go.
+
+    Raises:
+        DataError: images are missing or unreadable.
+        RunError: the folder of results cannot be made.
+        ValueError: an argument is out of range, or a rate cannot be met.
+    """
+
+    def __init__(self, args: argparse.Namespace, world: World) -> None:
+        self.args, self.world = args, world
+        plan = DIGITS if args.data is None else CIFAR10
+        given = {name: getattr(args, name) for name in ("epochs", "images", "width")}
+        self.plan = replace(plan, **{name: x for name, x in given.items() if x is not None})
+        self.recipe = Recipe(epochs=self.plan.epochs, lr=DENSE_LR, seed=args.seed)
+        self.data = load(
+            self.plan.data,
+            args.data,
+            size=32,
+            subset=self.plan.images,
+            test_subset=self.plan.test_images,
+        )
+        self.start = self._network()
+        self.sketches = [self._sketched(sketch) for sketch in SKETCHES]
+        self._check_rates()
+        RunFolder(args.out).prepare(resume=True)
+        size = self.data.size
+        self.test = Pictures(
+            self.data.test, size=size, resize=size, normalisation=self.data.normalisation
+        )
+        self.correct: Tensor | None = None  # of the dense network, image by image
+
+    def run(self) -> None:
+        """Trains, compresses, trains sketches; prints and writes what was measured."""
+        started = time.perf_counter()
+        print(
+            f"Data: {self.plan.label}, {len(self.data.train):,} images to train on and "
+            f"{len(self.data.test):,} to test on, {self.data.size}x{self.data.size}.\n"
+            f"Network: six convolutions, {count_parameters(self.start):,} parameters. "
+            f"Device: {self.world.device}, {torch.get_num_threads()} threads.\n"
+        )
+        dense = self._trained("dense", self.start, DENSE_LR)
+
+        print(
+            f'\n1. compress(model, "{self.args.method}", rate=r, calibration=images) on '
+            f"{len(self._calibration_images().labels):,} images: no labels, no training\n"
+        )
+        compressed = [dense, *(self._compressed(dense, rate) for rate in self.args.rates)]
+        self._time_inference(compressed, exported=True)
+        print(f"\n{compression_table(compressed, len(self.data.test))}\n")
+
+        print("2. Sketched layers trained from scratch, as long as the dense network\n")
+        sketched = [replace(dense, speeds={})] + [
+            self._trained(sketch.name, network, SKETCH_LR)
+            for sketch, network in zip(SKETCHES, self.sketches, strict=True)
+        ]
+        self._time_inference(sketched, exported=False)
+        self._time_training(sketched)
+        dense.speeds["training"] = sketched[0].speeds["training"]
+        print(f"\n{training_table(sketched)}\n")
+
+        self._write([*compressed, *sketched[1:]], started)
+        plot(compressed, sketched, self.args.out / "accuracy.png", self.plan.label)
+        print(last_words(self.args, self.plan, time.perf_counter() - started))
+
+    def _network(self) -> nn.Sequential:
+        torch.manual_seed(self.args.seed)
+        return small_vgg(len(self.data.classes), self.plan.width)
+
+    def _sketched(self, sketch: Sketch) -> nn.Module:
+        """The network as it starts, in sketched layers."""
+        network, _ = compress(
+            self._network(),
+            "sketch",
+            rate=self.args.sketch_rate,
+            init="random",
+            inplace=True,
+            seed=self.args.seed,
+            **sketch.options,
+        )
+        return network
+
+    def _check_rates(self) -> None:
+        """A rate that cannot be met is refused before any training."""
+        smallest = inspect(self.start, method=self.args.method).smallest_rate
+        for rate in self.args.rates:
+            if not smallest <= rate < 1:
+                raise ValueError(
+                    f"--rates: must be at least {smallest:.3f}, the smallest that this network "
+                    f"can have, and below 1 (got {rate:g})"
+                )
+
+    def _trained(self, name: str, network: nn.Module, lr: float) -> Result:
+        trainer = Trainer(
+            network, self.data, replace(self.recipe, lr=lr), world=self.world, name=name
+        )
+        with heartbeat(f"training: {name}"):
+            outcome = trainer.fit()
+        return self._measured(name, trainer.network, outcome.seconds)
+
+    def _compressed(self, dense: Result, rate: float) -> Result:
+        images = self._calibration_images()
+        started = time.perf_counter()
+        with warnings.catch_warnings(), heartbeat(f"compressing at rate {rate:g}"):
+            # The accuracy in the table tells what a warning about the outputs' change would.
+            warnings.simplefilter("ignore", UserWarning)
+            network, report = compress(
+                dense.network,
+                self.args.method,
+                rate=rate,
+                calibration=images,
+                seed=self.args.seed,
+            )
+        seconds = time.perf_counter() - started
+        print(f"  rate {rate:g}: {seconds:.0f} s, {methods_of(report)}")
+        return self._measured(f"rate {rate:g}", network, seconds)
+
+    def _calibration_images(self) -> Pictures:
+        """Training images without their labels."""
+        generator = torch.Generator().manual_seed(self.args.seed)
+        drawn = torch.randperm(len(self.data.train), generator=generator)
+        source = self.data.train.take(drawn[: self.plan.calibration_images])
+        size = self.data.size
+        return Pictures(source, size=size, resize=size, normalisation=self.data.normalisation)
+
+    def _measured(self, name: str, network: nn.Module, seconds: float) -> Result:
+        """Tests a network, and saves it."""
+        network.eval()
+        correct = predictions(network, self.test) == self.data.test.labels
+        if self.correct is None:
+            self.correct = correct
+        share = float(correct.double().mean())
+        difference, difference_error = paired_difference(correct, self.correct)
+        file = save(network, self.args.out / f"{file_name(name)}.safetensors")
+        parameters = count_parameters(network)
+        return Result(
+            name,
+            network,
+            parameters / count_parameters(self.start),
+            parameters,
+            file.stat().st_size,
+            100 * share,
+            100 * math.sqrt(share * (1 - share) / len(correct)),
+            difference,
+            difference_error,
+            seconds,
+        )
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        pixels = self.data.test.take(torch.arange(TIMED_IMAGES)).in_memory(self.data.size)
+        images = self.data.normalisation(pixels.pixels)
+        return images.to(self.world.device), pixels.labels.to(self.world.device)
+
+    def _time_inference(self, results: Sequence[Result], *, exported: bool) -> None:
+        images, _ = self._batch()
+        networks = {result.name: result.network for result in results}
+        with one_thread(), heartbeat("timing"), torch.no_grad():
+            self._time("pytorch", results, pytorch_steps(networks, images))
+            if exported and self.world.device.type == "cpu":
+                with tempfile.TemporaryDirectory() as folder:
+                    print("  exporting to ONNX")
+                    steps = onnx_steps(networks, images, Path(folder))
+                    if steps is None:
+                        print(
+                            "  not timed in ONNX Runtime: pip install onnx onnxscript onnxruntime"
+                        )
+                    else:
+                        self._time("onnx", results, steps)
+
+    def _time_training(self, results: Sequence[Result]) -> None:
+        networks = {result.name: result.network for result in results}
+        with one_thread(), heartbeat("timing steps of training"):
+            self._time("training", results, training_steps(networks, *self._batch()))
+
+    def _time(
+        self, kind: str, results: Sequence[Result], steps: Mapping[str, Callable[[], object]]
+    ) -> None:
+        seconds = self.plan.timing_seconds
+        speeds = measure_speeds(steps, TIMED_IMAGES, self.world.device, seconds)
+        for result in results:
+            result.speeds[kind] = speeds[result.name]
+
+    def _write(self, results: Sequence[Result], started: float) -> None:
+        rows = [result.row() for result in results]
+        columns = dict.fromkeys(key for row in rows for key in row)
+        write_csv(self.args.out / "results.csv", [dict.fromkeys(columns) | row for row in rows])
+        RunFolder(self.args.out).write_summary(
+            {
+                "plan": asdict(self.plan),
+                "seed": self.args.seed,
+                "rows": rows,
+                "seconds": time.perf_counter() - started,
+                "versions": versions(),
+                "hardware": hardware(self.world.device),
+            }
+        )
+
+
+def small_vgg(classes: int, width: float = 1.0) -> nn.Sequential:
+    """3x3 convolutions with many channels on small feature maps, after Simonyan and Zisserman.
+
+    Args:
+        classes: number of outputs.
+        width: factor on the numbers of channels, 64 and 128.
+
+    Returns:
+        A network for images ``(N, 3, 32, 32)``.
+
+    Raises:
+        ValueError: the width is not positive.
+    """
+    if not width > 0:
+        raise ValueError(f"--width: must be positive (got {width})")
+    first, wide = (max(1, round(width * channels)) for channels in (64, 128))
+    network = nn.Sequential(
+        *_convolution(3, first, kernel=5, stride=2),
+        nn.MaxPool2d(2),
+        *_convolution(first, wide),
+        *_convolution(wide, wide),
+        *_convolution(wide, wide),
+        nn.MaxPool2d(2),
+        *_convolution(wide, wide),
+        *_convolution(wide, wide),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(wide, classes),
     )
-    candidates = _candidates(dense, sketch, recipe, plan.tuning_epochs, data, world)
-    rows = _rows(candidates, data, world)
-    table = format_table(rows, COLUMNS)
-    print(f"\n{table}\n")
-
-    write_csv(args.out / "results.csv", rows)
-    plot = args.out / "accuracy.png"
-    title = f"Network-in-Network{_width(plan)} on {plan.label}, {len(data.train):,} images"
-    plot_curves([candidate.curve for candidate in candidates], plot, title=title)
-    seconds = time.time() - started
-    folder.write_summary(
-        {
-            "plan": asdict(plan),
-            "rate": args.rate,
-            "seed": args.seed,
-            "rows": rows,
-            "seconds": seconds,
-            "versions": versions(),
-            "hardware": hardware(world.device),
-        }
-    )
-    print(_last_words(args, plan, seconds))
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return network
 
 
-def _candidates(
-    dense: NetworkSpec,
-    sketch: NetworkSpec,
-    recipe: Recipe,
-    tuning_epochs: int,
-    data: DataSet,
-    world: World,
-) -> list[Candidate]:
-    sketch_recipe = replace(recipe, lr=SKETCH_LR)
-    framed = replace(sketch, options={"frame": "signs"})
-    trained = _trained("dense", dense, data, recipe, world)
+def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+def compression_table(results: Sequence[Result], images: int) -> str:
+    """The table of compressed networks, and what follows from it in words; dense comes first."""
+    columns = [
+        *_common_columns(),
+        Column("pytorch", "PyTorch ms"),
+        Column("onnx", "ONNX Runtime ms"),
+        Column("seconds", "made in s", decimals(0)),
+    ]
+    words = [_notes(images), _best(results)]
+    words += [*_not_faster(results, ("pytorch", "onnx")), *_at_chance(results)]
+    return _with_words([_cells(result) for result in results], columns, words)
+
+
+def training_table(results: Sequence[Result]) -> str:
+    """The same of networks that were trained from scratch."""
+    columns = [
+        *_common_columns(),
+        Column("pytorch", "inference ms"),
+        Column("training", "training ms"),
+        Column("seconds", "made in s", decimals(0)),
+    ]
+    dense, fast, accurate, paper = results
+    words = [
+        f"With {dense.parameters / fast.parameters:.1f}x fewer parameters the layers for speed are "
+        f"{_times(fast.speeds['pytorch'])} as fast as dense in inference and "
+        f"{_times(fast.speeds['training'])} in training. Accuracy against dense, in points: for "
+        f"speed {_signed(fast)}, for accuracy {_signed(accurate)}, as in the paper "
+        f"{_signed(paper)}."
+    ]
+    remarks = {sketch.name: sketch.remark for sketch in SKETCHES}
+    words += [*_not_faster(results, ("pytorch", "training"), remarks), *_at_chance(results)]
+    return _with_words([_cells(result) for result in results], columns, words)
+
+
+def _with_words(
+    rows: Sequence[Mapping[str, object]], columns: Sequence[Column], words: Sequence[str]
+) -> str:
+    """A table, and paragraphs below it."""
+    paragraphs = [textwrap.fill(text, 100) for text in words]
+    return "\n".join([format_table(rows, columns), "", *paragraphs])
+
+
+def _common_columns() -> list[Column]:
     return [
-        trained,
-        _trained("sketched", sketch, data, sketch_recipe, world),
-        _trained("sketched in a sign frame", framed, data, sketch_recipe, world),
-        *_compressed(
-            trained, sketch.rate, data, replace(sketch_recipe, epochs=tuning_epochs), world
+        Column("name", "network", left=True),
+        Column("parameters", "parameters", whole),
+        Column("file", "file kB", whole),
+        Column("accuracy", "accuracy %"),
+        Column("difference", "against dense"),
+    ]
+
+
+def _cells(result: Result) -> dict[str, object]:
+    dense = result.difference_error == result.difference == 0 and result.rate == 1
+    return {
+        "name": result.name,
+        "parameters": result.parameters,
+        "file": result.file_bytes / 1000,
+        "accuracy": f"{result.accuracy:.1f} ± {result.error:.1f}",
+        "difference": None if dense else _signed(result),
+        "seconds": result.seconds,
+        **{
+            kind: f"{speed.milliseconds:.2f}" + ("" if dense else f" ({_times(speed)})")
+            for kind, speed in result.speeds.items()
+        },
+    }
+
+
+def _notes(images: int) -> str:
+    return (
+        f"ms: milliseconds an image, one thread, calls of {TIMED_IMAGES} images; in brackets how "
+        f"many times as fast as dense. ±: one standard error, {images:,} test images. "
+        "kB: 1,000 bytes."
+    )
+
+
+def _best(results: Sequence[Result]) -> str:
+    """The strongest compression that keeps the accuracy, in a sentence."""
+    dense, *others = results
+    kept = [one for one in others if one.difference >= -KEPT]
+    best = min(kept or others, key=lambda one: one.parameters if kept else -one.accuracy)
+    fast = " and ".join(
+        f"{_times(best.speeds[kind])} as fast in {name}"
+        for kind, name in (("pytorch", "PyTorch"), ("onnx", "ONNX Runtime"))
+        if kind in best.speeds
+    )
+    return (
+        f"At {best.name} the network has {dense.parameters / best.parameters:.1f}x fewer "
+        f"parameters, its file is {dense.file_bytes / best.file_bytes:.1f}x smaller, it is {fast}, "
+        f"and its accuracy changes by {_signed(best)} points. "
+        f"Compression took {best.seconds:.0f} s, training {dense.seconds:.0f} s."
+    )
+
+
+def _not_faster(
+    results: Sequence[Result], kinds: Sequence[str], remarks: Mapping[str, str] | None = None
+) -> list[str]:
+    """A line for each network that is not faster than dense."""
+    names = {
+        "pytorch": "inference with PyTorch",
+        "onnx": "ONNX Runtime",
+        "training": "training",
+    }
+    lines = []
+    for result in results[1:]:
+        slow = [
+            f"{names[kind]} ({_times(result.speeds[kind])})"
+            for kind in kinds
+            if kind in result.speeds and result.speeds[kind].times_as_fast < SAME
+        ]
+        if slow:
+            remark = (remarks or {}).get(result.name, "it has more layers, with fewer operations")
+            lines.append(f"Not faster than dense: {result.name} in {', '.join(slow)}: {remark}.")
+    return lines
+
+
+def _at_chance(results: Sequence[Result]) -> list[str]:
+    """A line for each network that has lost more than half of what dense has above chance."""
+    return [
+        f"{result.name}: too small for this network and so little training; take a larger rate."
+        for result in results[1:]
+        if result.accuracy < results[0].accuracy / 2
+    ]
+
+
+def _times(speed: Speed) -> str:
+    return f"{speed.times_as_fast:.1f}x"
+
+
+def _signed(result: Result) -> str:
+    return f"{result.difference:+.1f} ± {result.difference_error:.1f}"
+
+
+def plot(compressed: Sequence[Result], sketched: Sequence[Result], path: Path, label: str) -> None:
+    """Draws accuracy over the file's size, and over milliseconds an image in PyTorch."""
+
+    def series(x: Callable[[Result], float]) -> tuple[Series, ...]:
+        return tuple(
+            Series(
+                name,
+                tuple(result.name.partition(" (")[0] for result in results),
+                tuple(x(result) for result in results),
+                tuple(result.accuracy for result in results),
+                joined,
+            )
+            for name, results, joined in (
+                ("compressed without labels or training", compressed, True),
+                ("sketched layers, trained from scratch", sketched[1:], False),
+            )
+        )
+
+    panels = (
+        Panel("size of the file (kB)", series(lambda one: one.file_bytes / 1000)),
+        Panel(
+            "milliseconds an image (PyTorch, one thread)",
+            series(lambda one: one.speeds["pytorch"].milliseconds),
         ),
-    ]
+    )
+    draw(panels, path, title=f"The same network on {label}, smaller in two ways")
 
 
-def _compressed(
-    dense: Candidate,
-    rate: float | Mapping[str, float] | None,
-    data: DataSet,
-    recipe: Recipe,
-    world: World,
-) -> list[Candidate]:
-    """The trained network fitted by sketched layers, before and after some more training."""
-    name = "dense, then compressed"
-    with warnings.catch_warnings():
-        # The fit warns about large errors; here the accuracy in the table tells.
-        warnings.simplefilter("ignore")
-        network, report = compress(dense.network, rate=rate, init="fit", seed=recipe.seed)
-    print(f"\n{name}: least-squares fit of every layer, without training\n{report}\n")
-    fitted = Trainer(copy.deepcopy(network), data, recipe, world=world)
-    accuracy = fitted.evaluate().accuracy
-    tuned = Trainer(network, data, recipe, world=world, name=f"{name} and tuned")
-    outcome = tuned.fit()
-    return [
-        Candidate(name, fitted.network, accuracy),
-        Candidate(tuned.name, tuned.network, outcome.accuracy, tuple(outcome.history)),
-    ]
+def methods_of(report: Any) -> str:
+    """Which method took how many layers: ``5 layers by cp, 1 by svd``."""
+    used = [row.method for row in report.replaced]
+    counts = [f"{used.count(method)} by {method}" for method in dict.fromkeys(used)]
+    return f"layers: {', '.join(counts)}, {len(report.layers) - len(used)} left alone"
 
 
-def _trained(
-    name: str, spec: NetworkSpec, data: DataSet, recipe: Recipe, world: World
-) -> Candidate:
-    trainer = Trainer(build(spec, len(data.classes)).network, data, recipe, world=world, name=name)
-    outcome = trainer.fit()
-    return Candidate(name, trainer.network, outcome.accuracy, tuple(outcome.history))
+def file_name(name: str) -> str:
+    """The name of a network, as that of a file."""
+    return name.partition(" (")[0].replace(" ", "_")
 
 
-def _rows(candidates: Sequence[Candidate], data: DataSet, world: World) -> list[dict[str, object]]:
-    print("measuring speed ...")
-    batches, _ = make_batches(data, Recipe(), world)
-    images, labels = next(iter(batches))
-    images = images.contiguous(memory_format=torch.channels_last)
-    networks = {candidate.name: candidate.network for candidate in candidates}
-    speeds = measure_speeds(networks, images, labels)
-    dense_parameters = count_parameters(candidates[0].network)
-    return [
-        {
-            "network": candidate.name,
-            "parameters": count_parameters(candidate.network),
-            "rate": count_parameters(candidate.network) / dense_parameters,
-            "stored_bytes": inspect(candidate.network).bytes,
-            "accuracy": candidate.accuracy,
-            "inference": speeds[candidate.name].inference,
-            "training": speeds[candidate.name].training,
-        }
-        for candidate in candidates
-    ]
-
-
-def _width(plan: Plan) -> str:
-    return "" if plan.width == 1 else f" at width {plan.width:g}"
-
-
-def _last_words(args: argparse.Namespace, plan: Plan, seconds: float) -> str:
+def last_words(args: argparse.Namespace, plan: Plan, seconds: float) -> str:
+    """What was written, and what to do next."""
     lines = [
-        f"Done in {seconds:.0f} s. Table, plot and summary are in {args.out}:",
-        "  results.csv  accuracy.png  summary.json",
-        "Next:",
+        "The same with your own network:",
+        "",
+        "    import sketchlayers",
+        f'    small, report = sketchlayers.compress(model, "{args.method}", rate=0.25, '
+        "calibration=images)",
+        '    sketchlayers.save(small, "small.safetensors")',
+        "",
+        "images: batches that the model takes, such as those of a DataLoader, of a few thousand "
+        "images in all.",
+        "",
+        f"Done in {seconds:.0f} s. In {args.out}: accuracy.png, results.csv, summary.json and "
+        "the saved networks.",
     ]
     if plan.data == "digits":
-        lines.append("  make demo DATA=folder     the same on CIFAR-10")
-    lines += [
-        f"  {_train_command()}     one network, longer, on other data sets",
-        f"  {os.path.relpath(HERE / 'README.md')}     what has been measured and how",
-    ]
+        lines.append("`make demo DATA=folder` does the same on CIFAR-10.")
+    lines.append(f"What else has been measured, and how: {os.path.relpath(HERE / 'README.md')}")
     return "\n".join(lines)
 
 
-def _train_command() -> str:
-    """Runs as typed in the current folder, in the environment of this process."""
-    in_environment = sys.prefix != sys.base_prefix
-    python = os.path.relpath(sys.executable) if in_environment else Path(sys.executable).name
-    return shlex.join([python, os.path.relpath(HERE / "train.py"), "--help"])
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def heartbeat(what: str, seconds: float = BEAT_SECONDS) -> Iterator[None]:
+    """Prints from time to time how long something has taken, until it is done."""
+    done = threading.Event()
+    started = time.monotonic()
+
+    def beat() -> None:
+        while not done.wait(seconds):
+            tqdm.write(f"  {what}: {time.monotonic() - started:.0f} s so far")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -1,77 +1,87 @@
-"""Images per second of networks, measured side by side."""
+"""Milliseconds an image of networks that take turns: PyTorch, ONNX Runtime, training steps."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export_latency import NEEDED, onnx_runtime
+from sketchlayers.bench.timing import Step, inference, paired_times, quartiles, speeds
+
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second in inference and in training (forward, backward and SGD step)."""
+    """Median milliseconds an image, and the median of the ratios to the first network's."""
 
-    inference: float
-    training: float
+    milliseconds: float
+    times_as_fast: float
 
 
 def measure_speeds(
-    networks: Mapping[str, nn.Module], images: Tensor, labels: Tensor, *, rounds: int = 7
+    steps: Mapping[str, Step], images: int, device: torch.device, seconds: float
 ) -> dict[str, Speed]:
-    """Medians over `rounds` in which every network gets its turn, so that all see the same machine.
+    """Times steps in turn, each on the same number of images; the first is the reference.
 
-    The networks themselves are left as they are.
+    On a processor the clock is that of the calling thread, which stands still while other programs
+    run: set one thread, so that all of the work is in it.
+
+    Args:
+        steps: one for each network, by name.
+        images: that a step works on.
+        device: where it does.
+        seconds: for all steps together.
     """
-    inference = {name: _inference(network, images) for name, network in networks.items()}
-    training = {name: _training(network, images, labels) for name, network in networks.items()}
-    inference_seconds = _median_seconds(inference, images.device, rounds)
-    training_seconds = _median_seconds(training, images.device, rounds)
+    clock = time.perf_counter if device.type == "cuda" else time.thread_time
+    times = paired_times(list(steps.values()), seconds, device, clock=clock)
     return {
-        name: Speed(len(images) / inference_seconds[name], len(images) / training_seconds[name])
-        for name in networks
+        name: Speed(1e3 * quartiles(own).median / images, speeds(times[0], own).median)
+        for name, own in zip(steps, times, strict=True)
     }
 
 
-def _median_seconds(
-    steps: Mapping[str, Callable[[], object]], device: torch.device, rounds: int
-) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(rounds + 1):
-        for name, step in steps.items():
-            seconds = _seconds(step, device)
-            # The first round warms up caches and memory.
-            if round_number:
-                times[name].append(seconds)
-    return {name: median(values) for name, values in times.items()}
+def pytorch_steps(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, Step]:
+    """Calls of the networks in eval mode, with channels_last images."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    return {name: inference(network, images) for name, network in networks.items()}
 
 
-def _seconds(step: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+def onnx_steps(
+    networks: Mapping[str, nn.Module], images: Tensor, folder: Path
+) -> dict[str, Step] | None:
+    """Calls of the networks in ONNX Runtime; None where a package for that is not installed.
+
+    Args:
+        networks: in eval mode, on the processor.
+        images: of one call.
+        folder: gets a folder of files for each network.
+    """
+    if not all(map(find_spec, NEEDED["onnx"])):
+        return None
+    steps = {}
+    for number, (name, network) in enumerate(networks.items()):
+        own = folder / str(number)
+        own.mkdir()
+        steps[name] = onnx_runtime(network, images, own)
+    return steps
 
 
-def _inference(network: nn.Module, images: Tensor) -> Callable[[], object]:
-    network = copy.deepcopy(network).eval()
-
-    @torch.no_grad()
-    def step() -> Tensor:
-        return network(images)
-
-    return step
+def training_steps(
+    networks: Mapping[str, nn.Module], images: Tensor, labels: Tensor
+) -> dict[str, Step]:
+    """Steps of SGD on copies of the networks, with channels_last images."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    return {name: _training(network, images, labels) for name, network in networks.items()}
 
 
-def _training(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object]:
+def _training(network: nn.Module, images: Tensor, labels: Tensor) -> Step:
     network = copy.deepcopy(network).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
 

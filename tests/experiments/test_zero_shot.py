@@ -16,6 +16,7 @@ from torchvision import models
 from torchvision.datasets import imagenet
 
 import compress_cost
+import headline
 import int8
 import pretrained
 import variants
@@ -105,6 +106,38 @@ def test_int8_of_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert float(row["difference"]) == pytest.approx(gained, abs=1e-3)
     printed = capsys.readouterr().out
     assert f"svd 0.5 folded: {float(folded['int8_accuracy']):.1f} %" in printed
+
+
+def test_headline_has_a_row_for_each_saved_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headline, "onnx_steps", lambda *_: None)
+    files = [f"--files={tmp_path}", "--seconds=0.01"]
+    command = [*on_digits(tmp_path, "--rates=0.5", "--methods=svd"), *files]
+    assert headline.main(command) == 0
+    first = read(tmp_path / "results.csv")
+    assert [row["method"] for row in first] == ["dense", "svd"]
+    dense, small = first
+    assert int(small["parameters"]) == pytest.approx(0.5 * int(dense["parameters"]), rel=0.03)
+    for row in first:
+        file = tmp_path / f"resnet8_{row['method']}_{float(row['rate']):g}.safetensors"
+        assert int(row["file_bytes"]) == file.stat().st_size > 4 * int(row["parameters"])
+        assert float(row["pytorch_ms"]) > 0
+    gained = float(small["accuracy"]) - float(dense["accuracy"])
+    assert float(small["difference"]) == pytest.approx(gained, abs=1e-3)
+    assert not dense["seconds"] and float(small["seconds"]) > 0
+
+    # Saved networks are tested and timed again, and not compressed again.
+    monkeypatch.setattr(headline, "compress", lambda *_, **__: pytest.fail("compressed again"))
+    assert headline.main(command) == 0
+    again = read(tmp_path / "results.csv")
+    same = [key for key in first[0] if not key.startswith("pytorch_")]
+    assert [[row[key] for key in same] for row in again] == [
+        [row[key] for key in same] for row in first
+    ]
+    capsys.readouterr()
+    assert headline.main([f"--csv={tmp_path / 'results.csv'}", "--show", "--markdown"]) == 0
+    assert "| resnet8 | 0.5, svd |" in capsys.readouterr().out
 
 
 def test_accuracy_is_that_of_the_network_on_the_images(tmp_path: Path) -> None:

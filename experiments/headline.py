@@ -1,0 +1,231 @@
+r"""Measures what compression without training gives: parameters, file, accuracy, time of an image.
+
+    python experiments/headline.py --network resnet20 --weights FILE --data cifar10 --root DIR \
+        --files DIR --csv headline.csv
+    python experiments/headline.py --csv headline.csv --show      # the table once more
+
+Networks are compressed by `sketchlayers.compress` with its defaults and saved in the folder of
+--files, each with its report. What is there is not compressed again: a command that was stopped
+goes on where it was, and networks can be timed when the machine is idle. Rows of other networks in
+the CSV file stay.
+
+An image's time is that of one call with one image, on one thread, dense and compressed networks of
+a runtime in turn: medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distributed import alone
+from image_data import DataError
+from networks import count_parameters
+from paired import paired_difference
+from pictures import predictions
+from pretrained import WeightsError
+from runs import read_csv, write_csv
+from sketchlayers import compress, load, save
+from sketchlayers.checkpoint import read_description
+from speed import Speed, measure_speeds, onnx_steps, pytorch_steps
+from tables import Column, decimals, format_table, markdown_table, whole
+from zero_shot import Experiment, check
+from zero_shot import parser as zero_shot_parser
+from zero_shot_results import Row
+
+METHODS = ("auto", "tucker2")
+RATES = (0.7, 0.5, 0.3)
+KEY = ("network", "data", "method", "rate")
+"""Columns that tell rows from each other; the dense network's method is "dense"."""
+
+
+class Headline(Experiment):
+    """A network, its compressed forms, and images to test them on; errors are those of its base."""
+
+    def rows(self) -> list[Row]:
+        """Compresses what is missing, then tests and times all."""
+        networks = {("dense", 1.0): self.trained.network}
+        files = {("dense", 1.0): save(self.trained.network, self._file("dense", 1.0))}
+        for method, rate in self._pairs():
+            files[method, rate] = file = self._compressed_file(method, rate)
+            networks[method, rate] = load(file, into=copy.deepcopy(self.trained.network)).eval()
+        names = {f"{method} {rate:g}": network for (method, rate), network in networks.items()}
+        print("timing ...", flush=True)
+        eager, exported = self._speeds(names)
+        rows = []
+        for (method, rate), network in networks.items():
+            name = f"{method} {rate:g}"
+            correct = predictions(network, self.measured) == self.labels
+            difference, error = paired_difference(correct, self._dense_correct)
+            rows.append(
+                {
+                    "network": self.args.network,
+                    "data": self.args.label or self.args.data,
+                    "method": method,
+                    "rate": rate,
+                    "images": len(self.labels),
+                    "calibration_images": 0 if method == "dense" else len(self.calibration.labels),
+                    "parameters": count_parameters(network),
+                    "file_bytes": files[method, rate].stat().st_size,
+                    "accuracy": 100 * float(correct.double().mean()),
+                    "difference": difference,
+                    "standard_error": error,
+                    "pytorch_ms": eager[name].milliseconds,
+                    "pytorch_speed": eager[name].times_as_fast,
+                    "onnx_ms": exported[name].milliseconds if exported else None,
+                    "onnx_speed": exported[name].times_as_fast if exported else None,
+                    "seconds": _seconds(files[method, rate]),
+                    "timing_threads": 1,
+                    "note": self.args.note,
+                    **self._circumstances,
+                }
+            )
+        return rows
+
+    def _pairs(self) -> Iterator[tuple[str, float]]:
+        for method in self.args.methods:
+            for rate in self.args.rates:
+                yield method, rate
+
+    def _file(self, method: str, rate: float) -> Path:
+        return self.args.files / f"{self.args.network}_{method}_{rate:g}.safetensors"
+
+    def _compressed_file(self, method: str, rate: float) -> Path:
+        """The saved network, made if it is not there."""
+        file = self._file(method, rate)
+        if not file.exists():
+            print(f"compressing: {method} at {rate:g} ...", flush=True)
+            with warnings.catch_warnings():
+                # The row has the accuracy, which tells more than a change of the outputs.
+                warnings.simplefilter("ignore", UserWarning)
+                network, report = compress(
+                    self.trained.network,
+                    method,
+                    rate=rate,
+                    calibration=self.calibration,
+                    seed=self.args.seed,
+                )
+            save(network, file, reports=report)
+        return file
+
+    def _speeds(
+        self, networks: Mapping[str, nn.Module]
+    ) -> tuple[dict[str, Speed], dict[str, Speed] | None]:
+        """In PyTorch and in ONNX Runtime, on one image."""
+        image = next(iter(self.measured))[:1].to(self.device)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+                eager = self._timed(
+                    pytorch_steps(
+                        {
+                            name: copy.deepcopy(network).to(memory_format=torch.channels_last)
+                            for name, network in networks.items()
+                        },
+                        image,
+                    )
+                )
+                steps = onnx_steps(networks, image, Path(folder))
+                return eager, None if steps is None else self._timed(steps)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _timed(self, steps: Mapping[str, object]) -> dict[str, Speed]:
+        return measure_speeds(steps, 1, self.device, self.args.seconds)  # type: ignore[arg-type]
+
+
+def _seconds(file: Path) -> float | None:
+    """That the compression of a saved network took; None for one that was not compressed."""
+    reports = read_description(file).reports
+    return sum(sum(report["seconds"].values()) for report in reports) if reports else None
+
+
+def table(rows: Sequence[Mapping[str, str]], *, markdown: bool = False) -> str:
+    """The rows for people."""
+    columns = [
+        Column("network", "network", left=True),
+        Column("kept", "rate and method", left=True),
+        Column("parameters", "parameters", whole),
+        Column("megabytes", "file MB", decimals(2)),
+        Column("accuracy", "top-1 %", decimals(1)),
+        Column("change", "against dense"),
+        Column("pytorch", "ms an image, PyTorch"),
+        Column("onnx", "ms an image, ONNX Runtime"),
+        Column("seconds", "made in s", decimals(0)),
+    ]
+    write = markdown_table if markdown else format_table
+    return write([_cells(row) for row in rows], columns)
+
+
+def _cells(row: Mapping[str, str]) -> Row:
+    dense = row["method"] == "dense"
+    change = f"{float(row['difference']):+.1f} ± {float(row['standard_error']):.1f}"
+    return {
+        "network": row["network"],
+        "kept": "dense" if dense else f"{float(row['rate']):g}, {row['method']}",
+        "parameters": row["parameters"],
+        "megabytes": float(row["file_bytes"]) / 1e6,
+        "accuracy": row["accuracy"],
+        "change": None if dense else change,
+        "pytorch": _time(row, "pytorch"),
+        "onnx": _time(row, "onnx"),
+        "seconds": row["seconds"] or None,
+    }
+
+
+def _time(row: Mapping[str, str], kind: str) -> str | None:
+    if not row[f"{kind}_ms"]:
+        return None
+    speed = "" if row["method"] == "dense" else f" ({float(row[f'{kind}_speed']):.1f}x)"
+    return f"{float(row[f'{kind}_ms']):.1f}{speed}"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `zero_shot` that make sense here, and three more."""
+    root = zero_shot_parser(__doc__)
+    root.set_defaults(methods=list(METHODS), rates=list(RATES))
+    root.add_argument("--files", type=Path, help="folder for the compressed networks")
+    root.add_argument("--seconds", type=float, default=20.0, help="of timing, each runtime (20)")
+    root.add_argument("--note", default="", help="a remark for the CSV file, such as on the load")
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 on success, 2 on bad arguments or data."""
+    alone()
+    args = parser().parse_args(arguments)
+    try:
+        check(args)
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        if not args.show:
+            if args.files is None or not args.files.is_dir():
+                raise ValueError(f"--files: must be a folder that exists (got {args.files})")
+            rows = Headline(args).rows()
+            replaced = {_identity(row) for row in rows}
+            before = read_csv(args.csv) if args.csv.is_file() else []
+            kept = [row for row in before if _identity(row) not in replaced]
+            write_csv(args.csv, [*kept, *rows])
+    except (DataError, WeightsError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(read_csv(args.csv), markdown=args.markdown))
+    return 0
+
+
+def _identity(row: Mapping[str, object]) -> tuple[str, ...]:
+    """The key as text; a rate of 1 is the same in a file and in a row that was just made."""
+    return tuple(f"{float(str(row[k])):g}" if k == "rate" else str(row[k]) for k in KEY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
