@@ -14,15 +14,19 @@ from hypothesis import HealthCheck, settings
 os.environ["SKETCHLAYERS_CACHE"] = ""
 
 
+# The same examples in every run, so that a change is to blame for a failure and not chance.
 settings.register_profile(
-    "default",
+    "fixed",
     max_examples=15,
     deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-# The same examples in every run, so that a change is to blame for a failure and not chance.
-settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+# Others in every run: pytest --hypothesis-profile random, which prints how to repeat a failure.
+settings.register_profile(
+    "random", settings.get_profile("fixed"), derandomize=False, print_blob=True
+)
+settings.load_profile("fixed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,6 +4,9 @@ A fuzzer tries one case after the other. Case N of seed S is the same in every r
 before it, so that what failed can be repeated:
 
     python tests/ops/fuzz.py --seed S --first N --calls 1
+
+Tests try a fixed list of cases; ``--seed random --seconds T`` tries others in each run, and prints
+the seed first.
 """
 
 from __future__ import annotations
@@ -83,9 +86,10 @@ def main(description: str, unit: str, count: int, make: Callable[[], Target]) ->
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(f"--{unit}", type=int, default=count, dest="count", help="how many at most")
     parser.add_argument("--seconds", type=float, help="stop after this time")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0, help="a number, or random to draw one")
     parser.add_argument("--first", type=int, default=0, help="number of the first")
     plan = Plan(**vars(parser.parse_args()))
+    print(f"{unit} of seed {plan.seed}", flush=True)
     shared = mmap.mmap(-1, 8)  # the number of the case at work, seen by both processes
 
     child = os.fork()
@@ -98,6 +102,10 @@ def main(description: str, unit: str, count: int, make: Callable[[], Target]) ->
             f"{unit}: number {number} of seed {plan.seed} {problem}; to repeat it:\n"
             f"    python {sys.argv[0]} --seed {plan.seed} --first {number} --{unit} 1"
         )
+
+
+def _seed(text: str) -> int:
+    return random.SystemRandom().getrandbits(32) if text == "random" else int(text)
 
 
 def _work(plan: Plan, unit: str, make: Callable[[], Target], shared: mmap.mmap) -> None:

@@ -65,7 +65,9 @@ int64_t output_size(const SKConv2dOptions& options, size_t axis, int64_t size) {
   const Sides padding = padding_amounts(options)[axis];
   const int64_t extent = (*options.dilation())[axis] * ((*options.kernel_size())[axis] - 1) + 1;
   const int64_t padded = size + padding.before + padding.after;
-  return padded < extent ? 0 : (padded - extent) / (*options.stride())[axis] + 1;
+  return padded < extent || padded > kLargestConvSize
+             ? 0
+             : (padded - extent) / (*options.stride())[axis] + 1;
 }
 
 ConvArguments conv_arguments(const SKConv2dOptions& options, std::vector<int64_t> padding) {
@@ -80,8 +82,8 @@ ConvArguments conv_arguments(const SKConv2dOptions& options, std::vector<int64_t
 
 LayerSizes SKConv2dImpl::checked_sizes(const SKConv2dOptions& options) {
   const int64_t groups = options.groups();
-  check_at_least(kOwner, "in_channels", options.in_channels(), 1);
-  check_at_least(kOwner, "out_channels", options.out_channels(), 1);
+  check_in_range(kOwner, "in_channels", options.in_channels(), 1, kLargestConvSize);
+  check_in_range(kOwner, "out_channels", options.out_channels(), 1, kLargestConvSize);
   check_at_least(kOwner, "groups", groups, 1);
   TORCH_CHECK_VALUE(options.in_channels() % groups == 0, kOwner,
                     ": in_channels must be divisible by groups (got in_channels=",
@@ -89,16 +91,19 @@ LayerSizes SKConv2dImpl::checked_sizes(const SKConv2dOptions& options) {
   TORCH_CHECK_VALUE(options.out_channels() % groups == 0, kOwner,
                     ": out_channels must be divisible by groups (got out_channels=",
                     options.out_channels(), ", groups=", groups, ")");
-  check_pair(kOwner, "kernel_size", *options.kernel_size(), 1);
-  check_pair(kOwner, "stride", *options.stride(), 1);
+  check_pair(kOwner, "kernel_size", *options.kernel_size(), 1, kLargestConvSize);
+  check_pair(kOwner, "stride", *options.stride(), 1, kLargestConvStep);
   TORCH_CHECK_VALUE(!std::holds_alternative<torch::enumtype::kSame>(options.padding()) ||
                         *options.stride() == *torch::ExpandingArray<2>(1),
                     kOwner, ": stride must be 1 with padding='same' (got stride=", options.stride(),
                     ")");
+  check_pair(kOwner, "dilation", *options.dilation(), 1, kLargestConvStep);
   if (const auto* numbers = std::get_if<torch::ExpandingArray<2>>(&options.padding())) {
-    check_pair(kOwner, "padding", **numbers, 0);
+    check_pair(kOwner, "padding", **numbers, 0, kLargestConvStep);
   }
-  check_pair(kOwner, "dilation", *options.dilation(), 1);
+  for (const Sides& sides : padding_amounts(options)) {
+    check_in_range(kOwner, "padding='same' of a side", sides.after, 0, kLargestConvStep);
+  }
   return {kOwner,
           options.in_channels(),
           options.out_channels(),

@@ -113,8 +113,16 @@ void check_at_least(const char* owner, const char* name, int64_t value, int64_t 
                     "=", value, ")");
 }
 
-void check_pair(const char* owner, const char* name, at::IntArrayRef pair, int64_t least) {
-  for (const int64_t value : pair) check_at_least(owner, name, value, least);
+void check_in_range(const char* owner, const char* name, int64_t value, int64_t least,
+                    int64_t most) {
+  check_at_least(owner, name, value, least);
+  TORCH_CHECK_VALUE(value <= most, owner, ": ", name, " must be at most ", most, " (got ", name,
+                    "=", value, ")");
+}
+
+void check_pair(const char* owner, const char* name, at::IntArrayRef pair, int64_t least,
+                int64_t most) {
+  for (const int64_t value : pair) check_in_range(owner, name, value, least, most);
 }
 
 void check_one_of(const char* owner, const char* name, const std::string& value,

@@ -109,7 +109,10 @@ class SketchLayerImpl : public torch::nn::Cloneable<Derived> {
 
 // Checks on options, made before any work. Raise c10::ValueError: `owner: what must hold`.
 void check_at_least(const char* owner, const char* name, int64_t value, int64_t least);
-void check_pair(const char* owner, const char* name, at::IntArrayRef pair, int64_t least);
+void check_in_range(const char* owner, const char* name, int64_t value, int64_t least,
+                    int64_t most);
+void check_pair(const char* owner, const char* name, at::IntArrayRef pair, int64_t least,
+                int64_t most);
 void check_one_of(const char* owner, const char* name, const std::string& value,
                   const std::vector<std::string>& choices);
 

@@ -52,6 +52,7 @@ void check_sizes(const char* op, const c10::SymInt& rows, const c10::SymInt& col
                     ": rows must be in [0, 2^32] (got rows=", rows, ")");
   TORCH_CHECK_VALUE(columns >= 0 && columns <= kWordLimit * kHashesPerBlock, op,
                     ": columns must be in [0, 2^34] (got columns=", columns, ")");
+  check_result_sizes(op, {rows, columns});
 }
 
 HashTables checked_tables(const char* op, int64_t num_values, const c10::SymInt& columns,

@@ -48,8 +48,9 @@ void check_unpack_signs(const at::Tensor& packed, const c10::SymInt& columns,
   TORCH_CHECK_TYPE(packed.scalar_type() == at::kInt,
                    "unpack_signs: packed signs must be int32 (got ", packed.scalar_type(), ")");
   check_strided("unpack_signs", "packed signs", packed);
-  TORCH_CHECK_TYPE(at::isFloatingType(dtype), "unpack_signs: dtype must be floating point (got ",
-                   dtype, ")");
+  TORCH_CHECK_TYPE(is_computed_type(dtype),
+                   "unpack_signs: dtype must be float32, float64, bfloat16 or float16 (got ", dtype,
+                   ")");
   TORCH_CHECK(packed.dim() >= 1,
               "unpack_signs: packed signs must have at least one dimension (got a scalar)");
   TORCH_CHECK_VALUE(columns >= 0 && start >= 0,
@@ -64,6 +65,9 @@ void check_unpack_signs(const at::Tensor& packed, const c10::SymInt& columns,
                     "unpack_signs: columns [start, start + columns) must lie in the packed row (got"
                     " start=",
                     start, ", columns=", columns, ", row of ", available, ")");
+  auto sizes = packed.sym_sizes().vec();
+  sizes.back() = columns;
+  check_result_sizes("unpack_signs", sizes);
 }
 
 namespace {

@@ -5,6 +5,7 @@
 #include <c10/util/safe_numerics.h>
 #include <torch/library.h>
 
+#include "ops/checks.h"
 #include "ops/operands.h"
 #include "ops/sk_weight.h"
 
@@ -63,8 +64,9 @@ namespace {
 
 void check_geometry(const char* op, const Sketch& sketch, const ConvArguments& conv) {
   const auto check_pair = [op](const char* name, const std::vector<int64_t>& pair, int64_t least) {
-    TORCH_CHECK_VALUE(pair.size() == 2 && pair[0] >= least && pair[1] >= least, op, ": ", name,
-                      " must be two numbers of at least ", least, " (got ",
+    const auto allowed = [least](int64_t n) { return n >= least && n <= kLargestConvStep; };
+    TORCH_CHECK_VALUE(pair.size() == 2 && allowed(pair[0]) && allowed(pair[1]), op, ": ", name,
+                      " must be two numbers from ", least, " to ", kLargestConvStep, " (got ",
                       c10::ArrayRef<int64_t>(pair), ")");
   };
   check_pair("stride", conv.stride, 1);
@@ -73,24 +75,26 @@ void check_geometry(const char* op, const Sketch& sketch, const ConvArguments& c
   TORCH_CHECK(conv.groups == sketch.groups, op,
               ": groups must be the first size of u1 (got groups=", conv.groups, " and ",
               sketch.groups, ")");
+  const int64_t inputs = sketch.groups * sketch.in_channels;
+  const int64_t outputs = sketch.groups * sketch.out_channels;
+  TORCH_CHECK_VALUE(inputs <= kLargestConvSize && outputs <= kLargestConvSize, op,
+                    ": a convolution must have fewer than 2^31 channels (got ", inputs,
+                    " input and ", outputs, " output channels)");
 }
 
 // (size + 2 padding - dilation (kernel - 1) - 1) / stride + 1
 c10::SymInt output_size(const char* op, const c10::SymInt& size, int64_t kernel, int64_t stride,
                         int64_t padding, int64_t dilation) {
-  constexpr int64_t kLargest = int64_t{1} << 40;
-  TORCH_CHECK_VALUE(stride < kLargest && padding < kLargest && dilation < kLargest / kernel, op,
-                    ": stride, padding and dilation must be below 2^40 (got stride=", stride,
-                    ", padding=", padding, ", dilation=", dilation, ")");
   const auto known = size.maybe_as_int();  // a guard on a symbolic one would say nothing
-  TORCH_CHECK_VALUE(!known || *known < kLargest, op, ": height and width must be below 2^40 (got ",
-                    size, ")");
-  const int64_t extent = dilation * (kernel - 1) + 1;
+  TORCH_CHECK(!known || (*known >= 1 && *known <= kLargestConvSize - 2 * padding), op,
+              ": height and width must be at least 1, and with padding below 2^31 (got size ", size,
+              " with padding ", padding, ")");
   const c10::SymInt padded = size + 2 * padding;
-  TORCH_CHECK(padded >= extent, op, ": the kernel must fit into the padded input (got kernel ",
-              kernel, " with dilation ", dilation, " for size ", size, " with padding ", padding,
-              ")");
-  return (padded - extent) / stride + 1;
+  // The largest kernel is asked for first, for which the product does not overflow.
+  TORCH_CHECK(kernel <= kLargestConvSize && padded >= dilation * (kernel - 1) + 1, op,
+              ": the kernel must fit into the padded input (got kernel ", kernel, " with dilation ",
+              dilation, " for size ", size, " with padding ", padding, ")");
+  return (padded - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
 }  // namespace
@@ -107,11 +111,13 @@ std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& inpu
               input.sym_sizes(), ")");
   check_operand(op, "input", input, s1);
   check_bias(op, bias, s1, sketch);
-  return {input.sym_size(0), sketch.groups * sketch.out_channels,
-          output_size(op, input.sym_size(2), sketch.kernel_h, conv.stride[0], conv.padding[0],
-                      conv.dilation[0]),
-          output_size(op, input.sym_size(3), sketch.kernel_w, conv.stride[1], conv.padding[1],
-                      conv.dilation[1])};
+  std::vector<c10::SymInt> sizes{input.sym_size(0), sketch.groups * sketch.out_channels,
+                                 output_size(op, input.sym_size(2), sketch.kernel_h, conv.stride[0],
+                                             conv.padding[0], conv.dilation[0]),
+                                 output_size(op, input.sym_size(3), sketch.kernel_w, conv.stride[1],
+                                             conv.padding[1], conv.dilation[1])};
+  check_result_sizes(op, sizes);
+  return sizes;
 }
 
 void check_conv_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,

@@ -8,6 +8,15 @@
 
 namespace sketchlayers {
 
+// The most that stride, padding and dilation may be, far more than any network has. Above it
+// PyTorch's convolutions overflow, or on some processors crash: they multiply by channels and bytes
+// in 32 bits, and read as far beyond a small image.
+constexpr int64_t kLargestConvStep = int64_t{1} << 15;
+
+// The most channels, and the largest height and width, padded: PyTorch's convolutions count them in
+// 32 bits.
+constexpr int64_t kLargestConvSize = (int64_t{1} << 31) - 1;
+
 struct ConvArguments {
   std::vector<int64_t> stride{1, 1};
   std::vector<int64_t> padding{0, 0};

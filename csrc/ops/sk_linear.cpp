@@ -4,6 +4,7 @@
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
+#include "ops/checks.h"
 #include "ops/operands.h"
 #include "ops/sk_weight.h"
 
@@ -50,6 +51,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward(
   return op.call(grad, input, s1, s2, u1, u2, output_mask, arguments.num_sketches, arguments.scale);
 }
 
+namespace {
+
+std::vector<c10::SymInt> output_sizes(const at::Tensor& input, const Sketch& sketch) {
+  auto sizes = input.sym_sizes().vec();
+  sizes.back() = sketch.out_channels;
+  return sizes;
+}
+
+}  // namespace
+
 void check_linear_input(const char* op, const at::Tensor& input,
                         const std::optional<at::Tensor>& bias, const at::Tensor& s1,
                         const Sketch& sketch) {
@@ -60,12 +71,12 @@ void check_linear_input(const char* op, const at::Tensor& input,
               input.sym_sizes(), ")");
   check_operand(op, "input", input, s1);
   check_bias(op, bias, s1, sketch);
+  check_result_sizes(op, output_sizes(input, sketch));
 }
 
 void check_linear_gradient(const char* op, const at::Tensor& grad, const at::Tensor& input,
                            const at::Tensor& s1, const Sketch& sketch) {
-  auto expected = input.sym_sizes().vec();
-  expected.back() = sketch.out_channels;
+  const auto expected = output_sizes(input, sketch);
   TORCH_CHECK(grad.sym_sizes() == c10::SymIntArrayRef(expected), op,
               ": grad must have the shape of the output, ", c10::SymIntArrayRef(expected), " (got ",
               grad.sym_sizes(), ")");

@@ -333,7 +333,7 @@ def sk_conv2d(
         input: Tensor of shape ``(batch, d2, height, width)``, or without the batch.
         s1, s2, u1, u2, mixing, num_sketches, scale, base, frame: As for :func:`sk_weight`.
         bias: Tensor of shape ``(d1,)``.
-        stride, padding, dilation: One number, or one for each axis.
+        stride, padding, dilation: One number, or one for each axis, at most 32768.
         groups: Must be the first size of ``u1``.
         path: As for :func:`sk_linear`.
 

@@ -1,6 +1,6 @@
 """Corrupted checkpoints by the thousand: each is refused in so many words, or it is sound.
 
-    python tests/checkpoint/fuzz.py --files 100000
+    python tests/checkpoint/fuzz.py --files 100000 --seed random
 
 A quarter of them have bytes changed, cut out, inserted or cut off anywhere. The others have another
 value somewhere in the JSON of the header or of what it holds, half of these under a checksum that

@@ -544,9 +544,9 @@ def test_models_that_files_do_not_hold(tmp_path: Path) -> None:
     for architecture in ("alexnet", {"name": "squid"}, {"title": "alexnet"}):
         with pytest.raises(ValueError, match="save: architecture must be that of the model"):
             sketchlayers.save(layer, tmp_path / "wrong.safetensors", architecture=architecture)
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError):  # Python's own: JSON has no NaN
         sketchlayers.save(layer, tmp_path / "wrong.safetensors", reports=[{"rate": torch.nan}])
     assert [path.name for path in tmp_path.iterdir()] == ["it.safetensors"]
-    with pytest.raises(Exception, match="No such file"):
+    with pytest.raises(FileNotFoundError):
         sketchlayers.save(layer, tmp_path / "nowhere" / "it.safetensors")
     assert json.dumps(read_description(tmp_path / "it.safetensors").layers) == "{}"

@@ -98,7 +98,7 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     files = find_images(write_photos(tmp_path, ["a"], 200, size=(16, 16), endings=[".jpg"]))
     prepare = Preparation.of(None, (3, 16, 16))
     files[150].write_bytes(files[150].read_bytes()[:-100])
-    with pytest.raises(FolderError, match=r"cannot read .*150\.jpg: image file is truncated"):
+    with pytest.raises(FolderError, match=r"cannot read .*150\.jpg: "):
         list(ImageBatches(files, prepare, 4))
     files[3].write_text("no image")
     with pytest.raises(FolderError, match=r"cannot read .*003\.jpg: not an image, or damaged"):

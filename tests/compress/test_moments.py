@@ -281,7 +281,7 @@ def test_tasks_have_a_thread_each() -> None:
     """The caller, its threads and new ones go on as before."""
     caller = threading.get_ident()
     seen: list[tuple[int, int, bool]] = []
-    both = threading.Barrier(2, timeout=60)
+    both = threading.Barrier(2, timeout=600)
 
     def task() -> None:
         both.wait()  # so both threads have one

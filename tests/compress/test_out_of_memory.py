@@ -157,5 +157,5 @@ def test_the_allocator_itself() -> None:
             return torch.empty(2**50)
 
     model.append(Huge())
-    with pytest.raises(RuntimeError, match="allocate memory"):
+    with pytest.raises(RuntimeError):
         sketchlayers.compress(model, rate={"1": 0.9}, init="random")

@@ -204,7 +204,7 @@ def test_a_failure_leaves_the_model_as_it_was(
     else:
         arguments["init"], expected = "fit", UserWarning
     with warnings.catch_warnings(), pytest.raises(expected):
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         sketchlayers.compress(model, **arguments)
     assert_unchanged(model, modules, state)
 

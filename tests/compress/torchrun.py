@@ -17,6 +17,6 @@ def in_two_processes(worker: Path, out: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -87,6 +87,17 @@ TEST(Conv2d, WrongPathRaises) {
   EXPECT_THROW(call_conv2d(input, p, 1, "spatial", "shortest"), c10::Error);
 }
 
+TEST(Conv2d, PaddingThatPyTorchCannotHoldRaisesOnEveryPath) {
+  const Parameters p = convolution(6, 5, 3, 2, 1, true);
+  const at::Tensor input = at::randn({2, 5, 8, 8}, at::kDouble);
+  ConvArguments conv;
+  conv.padding = {1, (int64_t{1} << 33) + 1};
+  for (const char* path : {"auto", "factored", "folded"}) {
+    EXPECT_THROW(sk_conv2d(input, p.s1, p.s2, p.u1, p.u2, std::nullopt, conv, {}, path),
+                 c10::ValueError);
+  }
+}
+
 TEST(Conv2d, WrongChannelsRaiseWithTheNameOfTheOperator) {
   const Parameters p = convolution(6, 5, 3, 2, 1, true);
   try {

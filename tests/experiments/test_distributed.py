@@ -36,7 +36,7 @@ def torchrun(*command: str, signal: str = "SIGKILL") -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     environment["SIGNAL_TO_SEND"] = signal
     done = subprocess.run(
-        [*TORCHRUN, *command], env=environment, capture_output=True, text=True, timeout=240
+        [*TORCHRUN, *command], env=environment, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr

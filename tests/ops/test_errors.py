@@ -116,7 +116,8 @@ CONV = [
     ({"input": lambda t: t[..., :1]}, RuntimeError, "kernel"),
     ({"input": lambda t: t[:, :, :2]}, RuntimeError, "kernel"),
     ({"dilation": (1, 6)}, RuntimeError, "kernel"),
-    ({"input": lambda t: t[..., :0]}, RuntimeError, "kernel"),
+    ({"input": lambda t: t[..., :0]}, RuntimeError, "height and width must be at least 1"),
+    ({"input": lambda t: t[..., :0], "padding": 4}, RuntimeError, "must be at least 1"),
     ({"stride": (0, 1)}, ValueError, "stride must be"),
     ({"stride": -1}, ValueError, "stride must be"),
     ({"stride": (1, 1, 1)}, ValueError, "stride must"),
@@ -244,7 +245,7 @@ def test_a_matrix_beyond_64_bits_fails_before_memory_is_asked_for(device):
         ({"start": -1}, ValueError, "start"),
         ({"start": 1}, ValueError, "columns"),
         ({"start": 2**63 - 1}, ValueError, "columns"),
-        ({"dtype": torch.int8}, TypeError, "dtype must be floating point"),
+        ({"dtype": torch.int8}, TypeError, "dtype must be float32"),
         ({"dtype": torch.complex64}, TypeError, "dtype must be"),
     ],
 )
@@ -269,12 +270,32 @@ def test_a_weight_beyond_64_bits_is_refused():
     fails(ops.sk_linear, {"input": huge(1, 2**34), **arguments}, ValueError, "fewer than 2")
 
 
+def on(device: str, arguments: Arguments) -> Arguments:
+    """The arguments on a device."""
+    return {
+        name: value.to(device) if torch.is_tensor(value) else value
+        for name, value in arguments.items()
+    }
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("path", ["auto", "folded", "factored"])
-def test_geometry_beyond_64_bits_is_refused(path):
-    """Sizes whose arithmetic would wrap around to something that looks right."""
-    for changes in ({"dilation": 2**62}, {"padding": 2**62}, {"padding": 2**63 - 1}):
-        with pytest.raises((ValueError, RuntimeError), match=r"^sk_conv2d: .*\(got .+\)"):
-            ops.sk_conv2d(**changed(conv_arguments() | {"path": path}, **changes))
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_geometry_that_no_convolution_of_pytorchs_can_hold_is_refused(name, path, device):
+    """Their 32 bits would wrap around to something that looks right."""
+    arguments = on(device, conv_arguments())
+    for number in (2**15 + 1, 2**31, 2**33 + 1, 2**62, 2**63 - 1):
+        for pair in ([1, number], [number, 1]):
+            changes = {name: pair, "path": path}
+            fails(ops.sk_conv2d, arguments | changes, ValueError, rf"{name} must be .* to 32768")
+
+
+@pytest.mark.parametrize("path", ["auto", "folded", "factored"])
+def test_the_largest_stride_padding_and_dilation_are_allowed(path):
+    arguments = on("meta", conv_arguments()) | {"path": path}
+    largest = {"stride": (1, 2**15), "padding": (2**15, 2**15), "dilation": (2**15, 2**15)}
+    # (5 + 2 * 2^15 - 2 * 2^15 - 1) + 1 rows, (6 + 2 * 2^15 - 2^15 - 1) // 2^15 + 1 columns
+    assert ops.sk_conv2d(**arguments | largest).shape == (3, 8, 5, 2)
 
 
 def test_an_error_leaves_the_operands_as_they_were():

@@ -21,7 +21,6 @@ def conv(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [2**31 - 1, 2**31, 2**33 + 1])
 def test_shapes_of_large_results(size):
-    assert conv(torch.empty(1, 3, size, 2, device="meta")).shape == (1, 5, size, 2)
     assert conv(torch.empty(size, 3, 2, 2, device="meta")).shape == (size, 5, 2, 2)
     s1, s2 = torch.empty(2, 3, device="meta"), torch.empty(5, 2, device="meta")
     x, u = torch.empty(size, 3, device="meta"), SIGNS.to("meta")
@@ -30,15 +29,36 @@ def test_shapes_of_large_results(size):
     assert torch.ops.sketchlayers.unpack_signs(packed, 100).shape == (size, 100)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_images_that_no_convolution_of_pytorchs_can_hold(device):
+    """Height and width have 32 bits there."""
+    largest = torch.empty(1, 3, 2**31 - 1, 2, device="meta")
+    assert conv(largest).shape == (1, 5, 2**31 - 1, 2)
+    for size in (2**31, 2**33 + 1, 2**61):
+        for shape in ((1, 3, size, 1), (1, 3, 1, size)):
+            with pytest.raises(
+                RuntimeError, match=r"height and width must be .* below 2\^31 \(got"
+            ):
+                conv(torch.zeros(1, 1, 1, 1, device=device).expand(shape))
+
+
 def test_sizes_that_would_overflow():
-    with pytest.raises(ValueError, match=r"height and width must be below 2\^40"):
-        conv(torch.zeros(1, 1, 1, 1).expand(1, 3, 2**61, 1))
     row = torch.empty(0, 2**60, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"fewer than 2\^58 words"):
         torch.ops.sketchlayers.unpack_signs(row, 1)
-    with pytest.raises(RuntimeError, match="overflow"):
-        seed, values = torch.zeros((), dtype=torch.int64), torch.zeros(3)
-        torch.ops.sketchlayers.hashed_weight(values, seed, 2**32, 2**34)
+    seed, values = torch.zeros((), dtype=torch.int64), torch.zeros(3)
+    rows, s1, s2 = torch.zeros(1).expand(2**59, 3), torch.zeros(2, 3), torch.zeros(5, 2)
+    signs = SIGNS[:, :1].expand(2**58, 1, 4)
+    for call in (
+        lambda: torch.ops.sketchlayers.hashed_weight(values, seed, 2**32, 2**34),
+        lambda: torch.ops.sketchlayers.hash_entries(seed, 2**32, 2**34, 3),
+        lambda: torch.ops.sketchlayers.sk_linear_factored(rows, s1, s2, SIGNS, SIGNS),
+        lambda: ops.sk_linear(rows, s1, s2, SIGNS, SIGNS, path="folded"),
+        lambda: conv(torch.zeros(1).expand(2**58, 3, 1, 1)),
+        lambda: ops.unpack_signs(signs, 32),
+    ):
+        with pytest.raises(ValueError, match=r"result, without zeros, .* below 2\^60 \(got"):
+            call()
 
 
 def test_results_without_elements_take_no_time():

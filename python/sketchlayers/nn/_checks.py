@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from torch import nn
 
 
-def whole_number(owner: str, name: str, value: int, least: int = 1) -> int:
-    """``value`` as an int that is at least ``least``.
+def whole_number(owner: str, name: str, value: int, least: int = 1, most: int | None = None) -> int:
+    """Return ``value`` as an int that is at least ``least`` and at most ``most``.
 
     Raises:
         TypeError: not a whole number.
-        ValueError: below ``least``.
+        ValueError: below ``least`` or above ``most``.
     """
     try:
         if isinstance(value, bool):
@@ -25,20 +25,24 @@ def whole_number(owner: str, name: str, value: int, least: int = 1) -> int:
         raise TypeError(f"{owner}: {name} must be an int (got {name}={value!r})") from None
     if number < least:
         raise ValueError(f"{owner}: {name} must be at least {least} (got {name}={number})")
+    if most is not None and number > most:
+        raise ValueError(f"{owner}: {name} must be at most {most} (got {name}={number})")
     return number
 
 
-def pair(owner: str, name: str, value: int | Sequence[int], least: int = 1) -> tuple[int, int]:
-    """``value`` as two whole numbers; one number stands for both.
+def pair(
+    owner: str, name: str, value: int | Sequence[int], least: int, most: int
+) -> tuple[int, int]:
+    """Return ``value`` as two whole numbers; one number stands for both.
 
     Raises:
         TypeError: not whole numbers.
-        ValueError: more or fewer than two, or below ``least``.
+        ValueError: more or fewer than two, below ``least`` or above ``most``.
     """
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) != 2:
         raise ValueError(f"{owner}: {name} must be an int or two of them (got {name}={value!r})")
-    first, second = (whole_number(owner, name, number, least) for number in values)
+    first, second = (whole_number(owner, name, number, least, most) for number in values)
     return first, second
 
 

@@ -15,6 +15,11 @@ from ._checks import one_of, pair, whole_number
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
+# What PyTorch's convolutions can hold, as in csrc/ops/sk_conv2d.h: channels, height and width with
+# padding; and stride, padding and dilation, with which PyTorch multiplies in 32 bits.
+_LARGEST_SIZE = 2**31 - 1
+_LARGEST_STEP = 2**15
+
 Sides = tuple[int, int]
 
 
@@ -54,8 +59,8 @@ class Geometry(NamedTuple):
             TypeError: an argument of another type.
             ValueError: an argument out of its range.
         """
-        in_channels = whole_number(owner, "in_channels", in_channels)
-        out_channels = whole_number(owner, "out_channels", out_channels)
+        in_channels = whole_number(owner, "in_channels", in_channels, most=_LARGEST_SIZE)
+        out_channels = whole_number(owner, "out_channels", out_channels, most=_LARGEST_SIZE)
         groups = whole_number(owner, "groups", groups)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
@@ -63,20 +68,26 @@ class Geometry(NamedTuple):
                     f"{owner}: {name} must be divisible by groups "
                     f"(got {name}={channels}, groups={groups})"
                 )
-        kernel = pair(owner, "kernel_size", kernel_size)
-        strides = pair(owner, "stride", stride)
+        kernel = pair(owner, "kernel_size", kernel_size, 1, _LARGEST_SIZE)
+        strides = pair(owner, "stride", stride, 1, _LARGEST_STEP)
+        dilations = pair(owner, "dilation", dilation, 1, _LARGEST_STEP)
+        paddings: str | tuple[int, int]
         if isinstance(padding, str):
             one_of(owner, "padding", padding, ("same", "valid"))
             if padding == "same" and strides != (1, 1):
                 raise ValueError(
                     f"{owner}: stride must be 1 with padding='same' (got stride={strides})"
                 )
+            paddings = padding
+        else:
+            paddings = pair(owner, "padding", padding, 0, _LARGEST_STEP)
         one_of(owner, "padding_mode", padding_mode, _PADDING_MODES)
-        paddings = padding if isinstance(padding, str) else pair(owner, "padding", padding, 0)
-        dilations = pair(owner, "dilation", dilation)
-        return cls(
+        geometry = cls(
             in_channels, out_channels, kernel, strides, paddings, dilations, groups, padding_mode
         )
+        for _, after in padding_amounts(geometry):
+            whole_number(owner, "padding='same' of a side", after, 0, _LARGEST_STEP)
+        return geometry
 
     @property
     def group_inputs(self) -> int:
@@ -171,13 +182,19 @@ def batch_and_size(
         RuntimeError: the shape does not fit the convolution.
     """
     shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
-    fits = len(shape) == 4 and shape[1] == conv.in_channels
+    fits = len(shape) == 4 and shape[1] == conv.in_channels and min(shape[2:]) >= 1
     if min(output_size(conv, shape[2:]) if fits else [0]) < 1:
         raise RuntimeError(
             f"{owner}: input_shape must be (N, {conv.in_channels}, H, W) or "
             f"({conv.in_channels}, H, W), at least as large as the kernel "
             f"(got input_shape={tuple(input_shape)})"
         )
+    for length, sides in zip(shape[2:], padding_amounts(conv), strict=True):
+        if length + sum(sides) > _LARGEST_SIZE:
+            raise RuntimeError(
+                f"{owner}: height and width of input_shape must be below 2^31 with padding "
+                f"(got input_shape={tuple(input_shape)})"
+            )
     return shape[0], (shape[2], shape[3])
 
 
