@@ -193,6 +193,8 @@ ADDRESS_ENV = PYTHONPATH=$(abspath $(SANITIZE)/python) OMP_NUM_THREADS=2 \
 	ASAN_OPTIONS=detect_leaks=0:max_allocation_size_mb=1024:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=print_stacktrace=1
 FUZZ_SECONDS ?= 120
+# Other cases every day.
+FUZZ_SEED ?= $(shell date +%Y%m%d)
 
 .PHONY: sanitize sanitize-address sanitize-thread oldest
 sanitize: sanitize-address sanitize-thread ## C++ tests, kernel tests and fuzzing under sanitizers
@@ -203,8 +205,8 @@ sanitize-address: $(STAMPS)/installed $(STAMPS)/googletest
 	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(SANITIZE)/address --parallel 2 --output-on-failure -E "^(install|examples|other_pytorch)$$"
 	rm -rf $(SANITIZE)/python && mkdir -p $(SANITIZE)/python && cp -r python/sketchlayers $(SANITIZE)/python
 	cp $(SANITIZE)/address/libsketchlayers.so $(SANITIZE)/python/sketchlayers
-	$(ADDRESS_ENV) $(PY) tests/ops/fuzz.py --seconds $(FUZZ_SECONDS)
-	$(ADDRESS_ENV) $(PY) tests/checkpoint/fuzz.py --seconds $(FUZZ_SECONDS)
+	$(ADDRESS_ENV) $(PY) tests/ops/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+	$(ADDRESS_ENV) $(PY) tests/checkpoint/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 	$(ADDRESS_ENV) $(PY) -m pytest $(IN_PARALLEL) tests/ops/test_cpu_kernels.py
 
 # Threads of OpenMP, whose runtime the sanitizer does not know, are left out: one for each caller.
