@@ -103,16 +103,17 @@ at::Tensor pointwise_conv(const at::Tensor& input, const at::Tensor& filter, int
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& filter, const ConvArguments& conv) {
   return at::conv2d(input, filter, std::nullopt, conv.stride, at::IntArrayRef(conv.padding),
-                    conv.dilation, conv.groups);
+                    effective_dilation(conv, filter), conv.groups);
 }
 
 // Gradients of a convolution without bias for (input, filter).
 std::pair<at::Tensor, at::Tensor> conv_backward(const at::Tensor& grad, const at::Tensor& input,
                                                 const at::Tensor& filter, const ConvArguments& conv,
                                                 bool want_input, bool want_filter) {
-  auto grads = at::convolution_backward(grad, input, filter, std::nullopt, conv.stride,
-                                        conv.padding, conv.dilation, /*transposed=*/false, {0, 0},
-                                        conv.groups, {want_input, want_filter, false});
+  auto grads =
+      at::convolution_backward(grad, input, filter, std::nullopt, conv.stride, conv.padding,
+                               effective_dilation(conv, filter), /*transposed=*/false, {0, 0},
+                               conv.groups, {want_input, want_filter, false});
   return {std::get<0>(grads), std::get<1>(grads)};
 }
 

@@ -119,7 +119,8 @@ at::Tensor SKConv2dImpl::forward(const at::Tensor& input) {
   const std::optional<at::Tensor> bias_or_none =
       bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
   if (weight.defined()) {
-    return at::conv2d(padded, weight, bias_or_none, *options.stride(), padding, *options.dilation(),
+    return at::conv2d(padded, weight, bias_or_none, *options.stride(), padding,
+                      effective_dilation(conv_arguments(options, padding), weight),
                       options.groups());
   }
   return sk_conv2d(padded, s1, s2, u1, u2, bias_or_none, conv_arguments(options, padding),

@@ -60,6 +60,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward(
                  conv.groups, arguments.mixing, arguments.num_sketches, arguments.scale);
 }
 
+std::vector<int64_t> effective_dilation(const ConvArguments& conv, const at::Tensor& filter) {
+  std::vector<int64_t> dilation = conv.dilation;
+  for (const int axis : {0, 1}) {
+    if (filter.sym_size(axis + 2).maybe_as_int() == 1) dilation[axis] = 1;
+  }
+  return dilation;
+}
+
 namespace {
 
 void check_geometry(const char* op, const Sketch& sketch, const ConvArguments& conv) {
@@ -201,7 +209,7 @@ at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, co
   const at::Tensor output = chosen == Path::kFactored
                                 ? sk_conv2d_factored(batch, s1, s2, u1, u2, bias, conv, arguments)
                                 : at::conv2d(batch, sk_weight(s1, s2, u1, u2, arguments), bias,
-                                             stride, padding, dilation, groups);
+                                             stride, padding, effective_dilation(conv, s1), groups);
   return batched ? output : output.squeeze(0);
 }
 

@@ -43,6 +43,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward(
     const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
     const ConvArguments& conv, const SketchArguments& arguments);
 
+// The dilation for PyTorch's convolutions: 1 along an axis with one tap, where any other changes
+// nothing, and crashes some of them (PyTorch 2.14 in float16 on CPUs).
+std::vector<int64_t> effective_dilation(const ConvArguments& conv, const at::Tensor& filter);
+
 // Raises unless input (4-D), bias and the convolution's arguments fit the sketch; returns the
 // output's sizes.
 std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& input,

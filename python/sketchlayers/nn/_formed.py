@@ -21,6 +21,7 @@ from ._geometry import (
     Geometry,
     PaddingMode,
     batch_and_size,
+    effective_dilation,
     geometry_repr,
     output_size,
     pad,
@@ -213,7 +214,8 @@ class FormedConv2d(FormedLayer):
         if weight is None:
             weight = self.dense_weight()
         input, padding = pad(self, input)
-        return F.conv2d(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        dilation = effective_dilation(self)
+        return F.conv2d(input, weight, self.bias, self.stride, padding, dilation, self.groups)
 
     def fold(self) -> nn.Conv2d:
         """The plain convolution with this layer's weight, of the same device and type."""

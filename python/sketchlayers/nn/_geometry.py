@@ -153,6 +153,15 @@ def padding_amounts(conv: _HasGeometry) -> tuple[Sides, Sides]:
     return (vertical, vertical), (horizontal, horizontal)
 
 
+def effective_dilation(conv: _HasGeometry) -> tuple[int, ...]:
+    """The dilation for PyTorch's convolutions: 1 along an axis with one tap.
+
+    Any other changes nothing there, and crashes some of them (PyTorch 2.14 in float16 on CPUs).
+    """
+    taps = zip(conv.dilation, conv.kernel_size, strict=True)
+    return tuple(dilation if kernel > 1 else 1 for dilation, kernel in taps)
+
+
 def pad(conv: Any, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Pads as an operator cannot; what is left to it are zeros, as many on either side."""
     (top, bottom), (left, right) = padding_amounts(conv)

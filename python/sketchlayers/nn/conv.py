@@ -19,6 +19,7 @@ from ._geometry import (
     Geometry,
     PaddingMode,
     batch_and_size,
+    effective_dilation,
     geometry_repr,
     output_size,
     pad,
@@ -162,9 +163,8 @@ class SKConv2d(SketchLayer):
                 return _onnx.sketched_conv2d(self, input, padding)
             weight = self.dense_weight()
         if weight is not None:
-            return F.conv2d(
-                input, weight, self.bias, self.stride, padding, self.dilation, self.groups
-            )
+            dilation = effective_dilation(self)
+            return F.conv2d(input, weight, self.bias, self.stride, padding, dilation, self.groups)
         return ops.sk_conv2d(
             input,
             self.s1,
