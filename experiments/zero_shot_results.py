@@ -79,7 +79,7 @@ def tables(rows: Sequence[Row], *, markdown: bool = False) -> list[str]:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draws accuracy over the fraction kept: methods, and the steps of one, for each network."""
-    panels = []
+    panels: list[Panel] = []
     for setting, group in _groups(rows, _SETTING):
         network, data, split, *_ = setting
         title = f"{_TITLES.get(network, network)}, {data}"
