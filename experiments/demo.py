@@ -70,7 +70,7 @@ class Plan:
     width: float = 1.0
 
 
-DIGITS = Plan("digits", "handwritten digits", epochs=8)
+DIGITS = Plan("digits", "handwritten digits", epochs=6)
 CIFAR10 = Plan("cifar10", "CIFAR-10", epochs=5, images=2500, test_images=2000)
 
 
