@@ -110,9 +110,11 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& filter, const ConvArg
 std::pair<at::Tensor, at::Tensor> conv_backward(const at::Tensor& grad, const at::Tensor& input,
                                                 const at::Tensor& filter, const ConvArguments& conv,
                                                 bool want_input, bool want_filter) {
+  // PyTorch's float64 convolution refuses filters whose axes of length 1 have unusual strides.
+  const at::Tensor strict = in_format(filter, common_memory_format(filter, filter));
   auto grads =
-      at::convolution_backward(grad, input, filter, std::nullopt, conv.stride, conv.padding,
-                               effective_dilation(conv, filter), /*transposed=*/false, {0, 0},
+      at::convolution_backward(grad, input, strict, std::nullopt, conv.stride, conv.padding,
+                               effective_dilation(conv, strict), /*transposed=*/false, {0, 0},
                                conv.groups, {want_input, want_filter, false});
   return {std::get<0>(grads), std::get<1>(grads)};
 }
