@@ -190,7 +190,7 @@ SANITIZE := build/sanitize
 SANITIZE_CMAKE = -G Ninja -DPython_EXECUTABLE=$$(command -v $(PY)) -DSKETCHLAYERS_TESTS=ON
 ADDRESS_ENV = PYTHONPATH=$(abspath $(SANITIZE)/python) OMP_NUM_THREADS=2 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0:max_allocation_size_mb=1024:allocator_may_return_null=1 \
+	ASAN_OPTIONS=detect_leaks=0:handle_segv=0:max_allocation_size_mb=1024:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=print_stacktrace=1
 FUZZ_SECONDS ?= 120
 # Other cases every day.

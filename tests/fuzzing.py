@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import math
 import mmap
 import os
 import random
@@ -22,7 +23,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 _PATIENCE = 300.0  # seconds that one case may take before it counts as hanging
@@ -32,7 +33,11 @@ class Target(Protocol):
     """What is fuzzed."""
 
     def attempt(self, draw: random.Random) -> str:
-        """Tries one case and names its outcome; whatever must not happen raises."""
+        """Tries one case and names its outcome; whatever must not happen raises.
+
+        A target may also have ``pytorch_alone(draw)``, which does what is PyTorch's of a case. A
+        case that ends its process is passed over where this does so, too.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class Plan:
     first: int = 0
     count: int = 1_000_000
     seconds: float | None = None
+    begun: float = field(default_factory=time.perf_counter)
+
+    def after(self, number: int) -> Plan:
+        """What is left of it behind a case."""
+        return replace(self, first=number + 1, count=self.first + self.count - number - 1)
 
 
 def case(seed: int, number: int) -> random.Random:
@@ -60,11 +70,12 @@ def attempt_all(
     """
     outcomes: Counter[str] = Counter()
     start = last = time.perf_counter()
+    end = math.inf if plan.seconds is None else plan.begun + plan.seconds
     for number in range(plan.first, plan.first + plan.count):
         begins(number)
         outcomes[target.attempt(case(plan.seed, number))] += 1
         now = time.perf_counter()
-        if plan.seconds is not None and now - start > plan.seconds:
+        if now > end:
             break
         if now - last > 60:
             print(f"{outcomes.total():,} after {now - start:.0f} s", flush=True)
@@ -92,16 +103,34 @@ def main(description: str, unit: str, count: int, make: Callable[[], Target]) ->
     print(f"{unit} of seed {plan.seed}", flush=True)
     shared = mmap.mmap(-1, 8)  # the number of the case at work, seen by both processes
 
+    while problem := _try_all(plan, unit, make, shared):
+        number = int.from_bytes(shared[:], "little")
+        if not _blames_pytorch(plan, number, make):
+            sys.exit(
+                f"{unit}: number {number} of seed {plan.seed} {problem}; to repeat it:\n"
+                f"    python {sys.argv[0]} --seed {plan.seed} --first {number} --{unit} 1"
+            )
+        print(f"{unit}: number {number} {problem}, and so did PyTorch alone", flush=True)
+        plan = plan.after(number)
+
+
+def _try_all(plan: Plan, unit: str, make: Callable[[], Target], shared: mmap.mmap) -> str:
+    """Tries all cases in a process of their own, and says what went wrong, if something did."""
     child = os.fork()
     if child == 0:
         _work(plan, unit, make, shared)
-    problem = _watch(child, shared)
-    if problem:
-        number = int.from_bytes(shared[:], "little")
-        sys.exit(
-            f"{unit}: number {number} of seed {plan.seed} {problem}; to repeat it:\n"
-            f"    python {sys.argv[0]} --seed {plan.seed} --first {number} --{unit} 1"
-        )
+    return _watch(child, shared)
+
+
+def _blames_pytorch(plan: Plan, number: int, make: Callable[[], Target]) -> bool:
+    """Whether what PyTorch alone does of a case ends a process, too."""
+    child = os.fork()
+    if child == 0:
+        try:
+            getattr(make(), "pytorch_alone", lambda draw: None)(case(plan.seed, number))
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def _seed(text: str) -> int:

@@ -506,6 +506,16 @@ class Operators:
             error.add_note(f"the call was: {call}")
             raise
 
+    def pytorch_alone(self, draw: random.Random) -> None:
+        """Does the convolutions of a call, forward and backward, as PyTorch does them."""
+        call = self.call(draw)
+        with _mode(call.mode), torch.inference_mode(False):
+            for image, filter, geometry in _convolutions(call):
+                weight = filter.to(image.dtype).requires_grad_()
+                image = image.clone().requires_grad_()
+                output = torch.conv2d(image, weight, None, *geometry)
+                torch.autograd.grad(output, [image, weight], torch.ones_like(output))
+
     def call(self, draw: random.Random) -> Call:
         """The call that a case is."""
         self.maker.begin(draw)
@@ -652,11 +662,16 @@ def _fits(parameter: Any, value: Any) -> bool:
 
 
 def _is_foreign(call: Call) -> bool:
-    """Whether a device, mix of devices or layout has no kernel that could refuse it."""
+    """Whether PyTorch fails before a kernel could refuse the call.
+
+    It does for a device, mix of devices or layout without a kernel, and for a negative view of a
+    type that it cannot negate.
+    """
     tensors = call.tensors()
     devices = {x.device.type for x in tensors}
     devices |= {x.type for x in call.kwargs.values() if isinstance(x, torch.device)}
     plain = all(x.layout == torch.strided and not x._is_zerotensor() for x in tensors)
+    plain = plain and not any(x.is_neg() and x.dtype not in _TYPES for x in tensors)
     return not plain or len(devices) > 1 or not devices <= {"cpu", "meta"}
 
 
@@ -744,18 +759,26 @@ def _convolutions_are_wrong(call: Call) -> bool:
     That of bfloat16 is with AMX (PyTorch 2.14), where a stride leaves one column: it reads what
     nobody has written.
     """
+    for image, filter, geometry in _convolutions(call):
+        right = torch.conv2d(image.double(), filter, None, *geometry)
+        found = torch.conv2d(image, filter.to(image.dtype), None, *geometry)
+        if (found.double() - right).norm() > 0.1 * right.norm():
+            return True
+    return False
+
+
+def _convolutions(call: Call) -> Iterator[tuple[Tensor, Tensor, list[Any]]]:
+    """Input, filter and geometry of the convolutions in a call: the dense one, a factor's."""
     if not call.name.startswith("sk_conv2d"):
-        return False
+        return
     backward = call.name.endswith("backward")
-    input, s1 = call.args[backward : backward + 2]
-    geometry = call.args[7:11] if backward else call.args[6:10]
-    if len(geometry) < 4:
-        return False
-    image = input if input.dim() == 4 else input[None]
-    filter = torch.randn(s1.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    right = torch.conv2d(image.double(), filter, None, *geometry)
-    found = torch.conv2d(image, filter.to(image.dtype), None, *geometry)
-    return bool((found.double() - right).norm() > 0.1 * right.norm())
+    input, s1, s2 = call.args[backward : backward + 3]
+    image = input.detach() if input.dim() == 4 else input.detach()[None]
+    generator = torch.Generator().manual_seed(0)
+    for rows in (s2.shape[0], s1.shape[0]):
+        shape = (rows, *s1.shape[1:])
+        filter = torch.randn(shape, dtype=torch.float64, generator=generator)
+        yield image, filter, call.args[7:11] if backward else call.args[6:10]
 
 
 def _in_float64(call: Call) -> tuple[Tensor, ...]:
