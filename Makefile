@@ -232,7 +232,7 @@ dist: $(STAMPS)/environment ## the sources, and of them a wheel for this PyTorch
 	rm -rf dist
 	$(PY) -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > /dev/null
 	$(call alive,building the wheel,$(WHEEL))
-	$(call alive,building the wheel without the compiled part,SKETCHLAYERS_NO_EXTENSION=1 $(WHEEL))
+	$(call alive,building the wheel without the compiled extension,SKETCHLAYERS_NO_EXTENSION=1 $(WHEEL))
 
 WHEEL = $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist dist/*.tar.gz
 

@@ -1,4 +1,4 @@
-"""Builds the compiled part with CMake; everything else about the package is in pyproject.toml.
+"""Builds the compiled extension with CMake; everything else about the package is in pyproject.toml.
 
 Two libraries come out of ``csrc``, both inside the package:
 
@@ -134,7 +134,7 @@ def describe(torch, choice) -> str:
 
 
 def why_no_extension() -> str:
-    """Why the package is installed without its compiled part; empty where it is compiled."""
+    """Why the package is installed without its compiled extension; empty where it is compiled."""
     if os.environ.get("SKETCHLAYERS_NO_EXTENSION", "0") not in ("", "0"):
         return "SKETCHLAYERS_NO_EXTENSION is set"
     compilers = [*shlex.split(os.environ.get("CXX", ""))[:1], "c++", "g++", "clang++"]
@@ -181,7 +181,7 @@ def compiled_part() -> dict:
         return without
     if reason := why_no_extension():
         print(
-            "sketchlayers: installing without the compiled part, so without sketched and hashed "
+            "sketchlayers: installing without the compiled extension, so without sketched and hashed "
             f"layers: {reason}",
             flush=True,
         )

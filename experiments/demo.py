@@ -611,7 +611,8 @@ def last_words(args: argparse.Namespace, plan: Plan, seconds: float) -> str:
     ]
     if plan.data == "digits":
         lines.append("`make demo DATA=folder` does the same on CIFAR-10.")
-    lines.append(f"What else has been measured, and how: {os.path.relpath(HERE / 'README.md')}")
+    results = os.path.relpath(HERE.parent / "docs" / "results.md")
+    lines.append(f"What else has been measured, and how: {results}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Run by `make dist-test`, in an environment with a wheel and what it asks for and nothing else.
 
-With --without-extension the wheel is the one that has no compiled part.
+With --without-extension the wheel is the one that has no compiled extension.
 
 There are no torchvision and pytest there: what the package promises must do without.
 """

@@ -38,7 +38,7 @@ def test_a_wheel_of_python_alone(environment: dict[str, str], reason: str, tmp_p
         text=True,
         check=True,
     )
-    assert "installing without the compiled part" in done.stdout and reason in done.stdout
+    assert "installing without the compiled extension" in done.stdout and reason in done.stdout
     [wheel] = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as files:
