@@ -181,8 +181,8 @@ def compiled_part() -> dict:
         return without
     if reason := why_no_extension():
         print(
-            "sketchlayers: installing without the compiled extension, so without sketched and hashed "
-            f"layers: {reason}",
+            "sketchlayers: installing without the compiled extension, so without sketched and "
+            f"hashed layers: {reason}",
             flush=True,
         )
         return without

@@ -194,10 +194,11 @@ class Job:
         if few:
             worst = max(few, key=few.__getitem__)
             moments = calibration[worst]
+            more = f", and {len(few) - 1} more saw few" if len(few) > 1 else ""
             self.notes.append(
-                f"use at least {few[worst]:,} images (got {calibration.images:,}): {len(few)} "
-                f"layer{'s' * (len(few) > 1)} saw few patches, {worst or 'the model'} "
-                f"{moments.count:,} for {moments.inputs:,} inputs"
+                f"use at least {few[worst]:,} images (got {calibration.images:,}): "
+                f"{f'layer {worst}' if worst else 'the model'} saw {moments.count:,} patches for "
+                f"its {moments.inputs:,} inputs{more}"
             )
 
     def _sensitivities(self, names: list[str]) -> Mapping[str, Tensor]:
