@@ -180,7 +180,7 @@ $(STAMPS)/googletest: $(STAMPS)/environment
 cpp-test: $(STAMPS)/installed $(STAMPS)/googletest ## the C++ tests, of the library that Python uses
 	cmake -S . -B $(BUILD) -DSKETCHLAYERS_TESTS=ON
 	$(call alive,compiling the C++ tests,cmake --build $(BUILD))
-	ctest --test-dir $(BUILD) --parallel 2 --output-on-failure
+	$(call alive,testing the C++ library,ctest --test-dir $(BUILD) --parallel 2 --output-on-failure)
 
 # -------------------------------------------------------------------- sanitizers, oldest PyTorch
 
