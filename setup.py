@@ -75,10 +75,12 @@ class BuildWithCMake(build_ext):
         run(["cmake", "-S", str(ROOT), "-B", str(folder), *cmake_arguments(choice)])
         jobs = ["--parallel", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         run(["cmake", "--build", str(folder), "--target", "sketchlayers", "_C", *jobs])
+        built = folder / "python"
+        run(["cmake", "--install", str(folder), "--component", "python", "--prefix", str(built)])
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / target.name, target)
+            shutil.copyfile(built / target.name, target)
 
     def get_ext_filename(self, name: str) -> str:
         """The file of an extension; the library is no Python module and has no ABI suffix."""

@@ -18,5 +18,5 @@ set_target_properties(_C PROPERTIES CXX_VISIBILITY_PRESET hidden)
 
 # PyTorch's folder is beside this package's in an installation; in an editable one PyTorch's
 # libraries are found because Python has already loaded them.
-set_target_properties(sketchlayers _C PROPERTIES BUILD_WITH_INSTALL_RPATH ON
-                                                 INSTALL_RPATH "$ORIGIN;$ORIGIN/../torch/lib")
+set_target_properties(sketchlayers _C PROPERTIES INSTALL_RPATH "$ORIGIN;$ORIGIN/../torch/lib")
+install(TARGETS sketchlayers _C LIBRARY DESTINATION . COMPONENT python EXCLUDE_FROM_ALL)
