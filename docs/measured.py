@@ -412,7 +412,8 @@ def decision() -> str:
             [
                 "a trained network and images of its kind; smaller, without training",
                 "`compress(model, rate=0.5, calibration=images)`: `method` is `auto`",
-                f"ResNet-20, its convolutions: {accuracy(twenty, 'auto', '0.5')} % at 0.5 and "
+                "ResNet-20, with a `filter_fn` for its convolutions: "
+                f"{accuracy(twenty, 'auto', '0.5')} % at 0.5 and "
                 f"{accuracy(twenty, 'auto', '0.3')} % at 0.3 of the parameters, dense "
                 f"{dense_accuracy(twenty)} %",
             ],

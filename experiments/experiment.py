@@ -140,7 +140,7 @@ def build(spec: NetworkSpec, num_classes: int, data: DataSet | None = None) -> B
 
 
 def set_covariances(network: nn.Module, moments: Calibration, seed: int) -> None:
-    """Gives dictionaries the covariances of their inputs, and draws their coefficients anew."""
+    """Gives dictionaries the covariances of their inputs, and draws their coefficients again."""
     torch.manual_seed(seed)
     for name, layer in network.named_modules():
         if isinstance(layer, DictionaryLayer) and layer.kernel == "covariance":

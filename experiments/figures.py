@@ -70,7 +70,7 @@ class Figure:
         return self.layers or (f"rate {self.rate:g}",)
 
     def layers_at(self, point: str) -> tuple[str, ...]:
-        """The layers that are compressed at a point, besides all of them where they go together."""
+        """The layers that are compressed at a point, one or several that go together."""
         return self.layers[: self.layers.index(point) + 1] if point in self.layers else ()
 
     def nominal_rate(self, network: nn.Module, point: str | None) -> float:
@@ -140,7 +140,7 @@ def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
     data.add_argument("--size", type=int, help="height and width of images (default: 32 or 224)")
     data.add_argument("--subset", type=int, help="number of training images, evenly over classes")
     data.add_argument("--test-subset", type=int, help="the same for test images")
-    data.add_argument("--stream", action="store_true", help="decode images anew in every epoch")
+    data.add_argument("--stream", action="store_true", help="decode images again in every epoch")
     data.add_argument("--workers", type=int, default=2, help="processes that decode them")
 
     points = root.add_argument_group("points")

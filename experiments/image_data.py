@@ -323,7 +323,7 @@ class DataSet:
 
     @property
     def streamed(self) -> bool:
-        """Whether images are decoded anew in every epoch."""
+        """Whether images are decoded again in every epoch."""
         return isinstance(self.train, ImageFiles)
 
     @cached_property
@@ -365,7 +365,7 @@ def load(
         test_subset: the same for the test images.
         held_out: in place of the test images this many training images outside the subset, evenly
             over the classes: settings can be chosen by them, and the test images stay unseen.
-        stream: decode folders of images anew in every epoch instead of once into memory; None
+        stream: decode folders of images again in every epoch instead of once into memory; None
             decides by the memory needed.
 
     Raises:

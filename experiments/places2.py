@@ -5,7 +5,7 @@
 
 The folder is that of the standard download of Places365 (train/CLASS/*.jpg, val/CLASS/*.jpg). In
 the paper the dense network has 32.3 % top-1 error and the sketched one 36.4 % at an overall rate of
-about 0.2. Images are decoded anew in every epoch (--workers). A stopped run goes on with the same
+about 0.2. Images are decoded again in every epoch (--workers). A stopped run goes on with the same
 command.
 """
 

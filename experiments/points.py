@@ -145,7 +145,7 @@ def is_done(folder: RunFolder, spec: NetworkSpec, recipe: Recipe, data: DataSet)
     except (ValueError, KeyError, AttributeError) as error:
         raise RunError(
             f"out: {folder.summary} must be the summary of a run (got {type(error).__name__}: "
-            f"{error}); move it away to run the point anew"
+            f"{error}); move it away to run the point again"
         ) from error
     here = json.loads(
         json.dumps({"network": asdict(spec), "recipe": asdict(recipe), "data": data.describe()})

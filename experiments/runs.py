@@ -146,7 +146,7 @@ class RunFolder:
             first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise RunError(
                 f"checkpoint: {path} must be a readable checkpoint (got: {first_line}); "
-                "move it away to start the run anew"
+                "move it away to start again"
             ) from error
         if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
             raise RunError(

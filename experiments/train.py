@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="test on this many training images outside the subset instead, to choose settings by",
     )
-    data.add_argument("--stream", action="store_true", help="decode images anew in every epoch")
+    data.add_argument("--stream", action="store_true", help="decode images again in every epoch")
     data.add_argument("--label", help="what figures call the data set")
 
     network = root.add_argument_group("network")

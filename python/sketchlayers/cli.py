@@ -50,7 +50,7 @@ COMMANDS = {
         "add_arguments_calibrate",
         "run_calibrate",
     ),
-    "doctor": Command("say what is installed, and the first thing that is wrong with it", "doctor"),
+    "doctor": Command("check the installation and say what to do if something is wrong", "doctor"),
     "bench": Command("time sketched layers against PyTorch's own", "bench"),
 }
 

@@ -34,7 +34,7 @@ _FEWEST_SAMPLES = 5
 def clear_cache(model: nn.Module) -> None:
     """Drops the dense weights that the sketched layers of ``model`` keep between inference calls.
 
-    They are formed anew when they are needed. Call this after factors or signs were written in a
+    They are formed again when they are needed. Call this after factors or signs were written in a
     way that leaves their version counters alone: through ``.data``, NumPy or DLPack, by a replayed
     CUDA graph, or by another process. CUDA graphs captured with these weights must not be replayed
     after.

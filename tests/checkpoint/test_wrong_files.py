@@ -182,7 +182,7 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
     ),
     "an alias besides": (
         lambda parts: parts.with_model(aliases={"a": "norm.bias"}).whole(),
-        "the file has besides tensors of the network: a",
+        "the file has tensors that the network lacks: a",
     ),
     "a format for a vector": (
         lambda parts: parts.with_model(channels_last=["norm.bias"]).whole(),
@@ -215,7 +215,7 @@ class NothingLarge(TorchDispatchMode):
     [
         (
             {"kind": "DictionaryLinear", "rank": 1024, "num_columns": 1024},
-            "its layers must need at most 68,157,440 bytes besides their tensors, 16 times the "
+            "its layers must need at most 68,157,440 bytes beside their tensors, 16 times the "
             "dense weights and 1,048,576 for each (got 4,294,967,296; ",
         ),
         ({"kind": "SKLinear", "rank": 1024, "blocks": 1024, "frame": "signs"}, "(got 268,566,528;"),

@@ -47,7 +47,7 @@ def held_bytes(layer: nn.Module, data: Tensor) -> int:
 
 
 def step_memory(layer: nn.Module, data: Tensor) -> int:
-    """Peak bytes of a training step, gradients made anew in it."""
+    """Peak bytes of a training step, whose gradients are allocated in it."""
     step = training_step(layer, data)
     step()
     data.grad = None

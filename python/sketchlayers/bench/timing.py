@@ -69,7 +69,7 @@ def paired_times(
     """Seconds of one call of every step, round by round.
 
     Each round runs every step once, so that a busy machine slows all of them. The order is drawn
-    anew for every round: no step always finds the caches as the same other one left them. On a GPU
+    again for every round: no step always finds the caches as the same other one left them. On a GPU
     a step is called several times a round, until a millisecond has passed, and the mean is taken.
 
     Args:

@@ -2,7 +2,7 @@
 
 A path's time is modelled as a sum over a call, its multiply-adds, the elements of the images and
 those of the weight or its factors. The constants are fitted to times of layers drawn at random, and
-judged by how long the chosen path takes beside the best one on layers drawn anew.
+judged by how long the chosen path takes beside the best one on newly drawn layers.
 """
 
 from __future__ import annotations
@@ -400,7 +400,7 @@ def tune(device: torch.device, dtypes: Sequence[torch.dtype], hardware: str) -> 
 
 
 def verify(device: torch.device, dtype: torch.dtype) -> tuple[list[Sample], str]:
-    """Measures layers drawn anew and judges what the planner chooses for them, in words."""
+    """Measures newly drawn layers and judges what the planner chooses for them, in words."""
     name = str(dtype).removeprefix("torch.")
     samples = []
     for own in sample(LAYERS_TO_VERIFY, _VERIFYING_SEED, device, dtype, _SECONDS):

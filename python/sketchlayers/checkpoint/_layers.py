@@ -1,4 +1,4 @@
-"""The layers of a model as JSON describes them, and such layers made anew."""
+"""The layers of a model as JSON describes them, and such layers made of it."""
 
 from __future__ import annotations
 
@@ -218,14 +218,14 @@ def _made(name: str, kind: type[nn.Module], config: dict[str, Any], old: nn.Modu
 
 
 def _check_seeded(layers: Iterable[nn.Module]) -> None:
-    """Raises if layers hold too much besides their tensors; each of them is given once."""
+    """Raises if layers hold too much beside their tensors; each of them is given once."""
     needed = most = 0
     for layer in layers:
         needed += 4 * _seeded_entries(layer)
         most += 4 * _MOST_SEEDED * _dense_entries(layer) + _SEEDED_BYTES
     if needed > most:
         raise WrongFileError(
-            f"its layers must need at most {most:,} bytes besides their tensors, {_MOST_SEEDED} "
+            f"its layers must need at most {most:,} bytes beside their tensors, {_MOST_SEEDED} "
             f"times the dense weights and {_SEEDED_BYTES:,} for each (got {needed:,}; what a layer "
             "makes from its seed shrinks with its rank, blocks and columns)"
         )

@@ -220,11 +220,15 @@ def _check_one_for_each(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
 
 
 def _check_names(own: Any, stored: Any) -> None:
-    for what, names in (("lacks", own - stored), ("has besides", stored - own)):
+    missing, unknown = own - stored, stored - own
+    for what, names in (
+        ("lacks tensors of the network", missing),
+        ("has tensors that the network lacks", unknown),
+    ):
         if names:
             listed = ", ".join(sorted(names)[:_MOST_NAMED])
             more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
-            raise WrongFileError(f"the file {what} tensors of the network: {listed}{more}")
+            raise WrongFileError(f"the file {what}: {listed}{more}")
 
 
 def _check_entry(name: str, own: Tensor, entry: Entry) -> None:

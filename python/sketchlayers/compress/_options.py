@@ -21,9 +21,9 @@ Rate = float | tuple[str, float]
 
 _EXAMPLES = """examples:
   sketchlayers compress resnet50 --weights FILE --calibration DIR --rate 0.5 \\
-      --out small.safetensors --plot errors.png
+      --method tucker2 --out small.safetensors --plot errors.png
   sketchlayers compress resnet50 --weights FILE --calibration DIR --rate 0.3 \\
-      --out smaller.safetensors --refine --finetune 5 --train DIR --val DIR
+      --method tucker2 --out smaller.safetensors --refine --finetune 5 --train DIR --val DIR
 """
 
 
@@ -241,7 +241,7 @@ def _add_keep_first(add: Callable[..., Any]) -> None:
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("method and fit").add_argument
-    _add_method(add, "auto; without --calibration it must be given")
+    _add_method(add, "auto with --calibration, sketch with --init random; else it must be given")
     add(
         "--init",
         choices=("fit", "random"),

@@ -45,7 +45,7 @@ class WeightCache(SeededModule):
     - while compiling, exporting or tracing, under ``torch.func`` or forward-mode derivatives, and
       under a mode such as ``FakeTensorMode`` (that of the default device aside);
     - for factors that are no plain parameters of the layer (a parametrisation, pruning, a replica
-      of ``DataParallel``), that ``fully_shard`` gathers anew for every call, that were made in
+      of ``DataParallel``), that ``fully_shard`` gathers for every call, that were made in
       inference mode (they have no version counter), or that lie in shared memory (another process
       may write there).
 
@@ -89,7 +89,7 @@ class WeightCache(SeededModule):
         return True
 
     def clear_cache(self) -> None:
-        """Drop the kept dense weight; the next inference call forms it anew.
+        """Drop the kept dense weight; the next inference call forms it again.
 
         Needed after the factors or signs were written in a way that leaves their version counters
         alone; see `WeightCache`. CUDA graphs captured with the weight must not be replayed after.

@@ -107,7 +107,7 @@ class FactoredLayer(Configured):
         The weights are normal with mean zero, of variance ``1 / fan_in`` in every part but the
         last, which has ``2 / fan_in``. An entry of the dense weight is then a sum of uncorrelated
         products, one for every choice of the inner channels. Their number is the product of the
-        ranks, which is also what the fans hold besides ``n``, so the variance is Kaiming's
+        ranks, which is also what the fans hold beside ``n``, so the variance is Kaiming's
         ``2 / n`` at every rank. The bias is drawn as ``nn.Conv2d`` draws it.
 
         Args:

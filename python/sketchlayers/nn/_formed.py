@@ -351,7 +351,7 @@ def number_or_rate(
         rate: None if the number is given.
         bounds: the smallest and the largest number.
         per_number: parameters for each.
-        kept: parameters besides.
+        kept: further parameters.
         dense: parameters of the dense layer.
 
     Raises:

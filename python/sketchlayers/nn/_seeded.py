@@ -45,7 +45,7 @@ class SeededModule(Configured):
         return {}
 
     def reset_signs(self) -> None:
-        """Make all that follows from the seed anew from the buffer ``seed``, and nothing else.
+        """Make all that follows from the seed again from the buffer ``seed``, and nothing else.
 
         Waits for the device. On the meta device, where the buffer has no value, the seed stays.
 
@@ -77,7 +77,7 @@ class SeededModule(Configured):
 
     @torch.no_grad()
     def _restore_seeded(self, *, in_place: bool = True) -> None:
-        """Make the seed's buffer and all that follows from it anew, from the mirrored seed."""
+        """Make the seed's buffer and all that follows from it again, from the mirrored seed."""
         seeded = self._make_seeded()
         for name, value in seeded.items():
             old = self._buffers[name]

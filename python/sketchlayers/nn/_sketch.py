@@ -289,7 +289,7 @@ class SketchLayer(WeightCache):
         return {name: self._packed(name) for name, there in present.items() if there}
 
     def _packed(self, name: str) -> Tensor:
-        """The packed signs of this name, made anew from the seed."""
+        """The packed signs of this name, made from the seed."""
         make = ops.hadamard_signs if self.signs == "hadamard" else ops.sign_matrix
         outputs, patch = self._group_outputs, self._patch
         stacked = self.blocks * self.num_sketches * self.rank
@@ -476,7 +476,7 @@ class SketchLayer(WeightCache):
         return dense.train(self.training)
 
     def config(self) -> dict[str, Any]:
-        """As `Configured.config`, and ``path`` unless it is chosen anew for each call."""
+        """As `Configured.config`, and ``path`` unless it is chosen for each call."""
         return super().config() | ({} if self._path == "auto" else {"path": self._path})
 
     @classmethod

@@ -248,7 +248,7 @@ class DictionaryLinear(DictionaryLayer, FormedLinear):
     with trained ``V (d1, m)``, the weights of ``m`` inputs drawn without replacement, and a fixed
     dictionary ``U (m, d2)`` that predicts those of all inputs by kernel ridge regression. It has
     ``m d1`` parameters and the bias, instead of ``d1 d2``, and stores ``m d2`` numbers for each
-    column besides if the kernel is a covariance. Input ``(*, d2)``, output ``(*, d1)``.
+    more column if the kernel is a covariance. Input ``(*, d2)``, output ``(*, d1)``.
 
     Args:
         in_features: ``d2``.

@@ -59,7 +59,7 @@ class FreshConv2d(HashedLayer, FormedConv2d):
     Attributes:
         frequency_buckets: how many of the values each frequency has, ``h + w - 1`` numbers.
         basis: cosine functions, a row for each frequency pair, ``(h w, h w)``; float64 for a
-            float64 layer and float32 for any other. Made anew, never stored.
+            float64 layer and float32 for any other. Made each time, never stored.
 
     Raises:
         ImportError: the compiled extension is missing, or was built for another PyTorch.
