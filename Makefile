@@ -20,7 +20,7 @@ STAMPS := $(if $(VENV),$(VENV),build)/.stamps
 export PATH := $(if $(VENV),$(abspath $(VENV)/bin):)$(PATH)
 
 # The folder of object files, which pip's build, the C++ tests and the next build share.
-BUILD := build/$(if $(VENV),$(patsubst .%,%,$(notdir $(VENV))),system)
+BUILD := build/$(if $(VENV),$(patsubst .%,%,$(notdir $(abspath $(VENV)))),system)
 export SKETCHLAYERS_BUILD_DIR := $(abspath $(BUILD))
 
 LIBRARY := python/sketchlayers/libsketchlayers.so
@@ -35,7 +35,8 @@ help: ## this list
 # Runs a command and says every ten seconds that it still runs: $(call alive,what it does,command).
 define alive
 	@echo "$(1) ..."; \
-	(seconds=0; while sleep 10; do seconds=$$((seconds + 10)); echo "  $(1): $$seconds s"; done) & \
+	(seconds=0; while sleep 10 > /dev/null 2>&1 && kill -0 $$$$ 2> /dev/null; do \
+		seconds=$$((seconds + 10)); echo "  $(1): $$seconds s"; done) & \
 	beat=$$!; trap 'kill $$beat 2> /dev/null' EXIT; $(2)
 endef
 
@@ -58,10 +59,12 @@ export REQUIREMENTS
 
 # The toolkit to get from the package index: none when PyTorch has no CUDA or nvcc is there.
 define TOOLKIT
-import sys, torch
+import os, sys, torch
 sys.path.insert(0, "python/sketchlayers")
 import _toolkit
-if torch.version.cuda and _toolkit.choose(torch.version.cuda, gpus=[(9, 0)]).toolkit is None:
+environment = {**os.environ, "FORCE_CUDA": "", "TORCH_CUDA_ARCH_LIST": ""}
+choice = torch.version.cuda and _toolkit.choose(torch.version.cuda, environment, gpus=[(9, 0)])
+if choice and choice.toolkit is None:
     print(_toolkit.toolkit_requirement(torch.version.cuda))
 endef
 export TOOLKIT
@@ -87,7 +90,8 @@ define install
 endef
 
 # What was asked of the build; the file is touched only when the answer changes.
-CONFIGURATION = $(FORCE_CUDA) $(CUDA_HOME) $(TORCH_CUDA_ARCH_LIST)
+CONFIGURATION = $(FORCE_CUDA) $(CUDA_HOME) $(CUDA_PATH) $(TORCH_CUDA_ARCH_LIST) $(if $(filter environment,$(origin CXX)),$(CXX)) \
+	$(CMAKE_ARGS) $(SKETCHLAYERS_NO_EXTENSION)
 .PHONY: always
 $(STAMPS)/configuration: always
 	@mkdir -p $(@D)

@@ -17,6 +17,7 @@ Environment variables:
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -69,10 +70,11 @@ class BuildWithCMake(build_ext):
         """Runs CMake and puts what it built where setuptools wants it."""
         import torch
 
-        choice = toolkit_finder.choose(torch.version.cuda, gpus=toolkit_finder.gpus(torch))
+        choice = choose_toolkit(torch)
         print(f"sketchlayers: {describe(torch, choice)}", flush=True)
         folder = build_folder(torch, choice)
-        run(["cmake", "-S", str(ROOT), "-B", str(folder), *cmake_arguments(choice)])
+        start_again_if_changed(folder, torch, choice)
+        run(["cmake", "-S", str(ROOT), "-B", str(folder), *cmake_arguments(torch, choice)])
         jobs = ["--parallel", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         run(["cmake", "--build", str(folder), "--target", "sketchlayers", "_C", *jobs])
         built = folder / "python"
@@ -91,8 +93,33 @@ class BuildWithCMake(build_ext):
 
 def run(command: list[str]) -> None:
     """Runs a command of CMake, which pip may have put beside a Python that is not on PATH."""
-    if subprocess.run(command, env={**os.environ, "PATH": SEARCH_PATH}).returncode:
+    environment = {**os.environ, "PATH": SEARCH_PATH}
+    environment.pop("DESTDIR", None)  # is for what setuptools installs, not for the build folder
+    if subprocess.run(command, env=environment).returncode:
         raise SystemExit(f"sketchlayers: this command failed: {shlex.join(command)}")
+
+
+def choose_toolkit(torch):
+    """What to compile; raises ``SystemExit`` where what was asked for cannot be."""
+    try:
+        return toolkit_finder.choose(torch.version.cuda, gpus=toolkit_finder.gpus(torch))
+    except (ValueError, toolkit_finder.ToolkitError) as error:
+        raise SystemExit(f"sketchlayers: {error}") from None
+
+
+def start_again_if_changed(folder: Path, torch, choice) -> None:
+    """Deletes the object files of another PyTorch, Python, compiler or place of the sources.
+
+    CMake keeps what it has found, and does not look whether it is still there.
+    """
+    compilers = [os.environ.get("CXX"), str(choice.toolkit and choice.toolkit.home)]
+    found = [str(ROOT), sys.executable, torch.__file__, torch.__version__, *compilers]
+    found += [os.environ.get("CMAKE_ARGS"), shutil.which("ninja", path=SEARCH_PATH)]
+    record, text = folder / "built_with.json", json.dumps(found)
+    if folder.exists() and (not record.exists() or record.read_text() != text):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(text)
 
 
 def build_folder(torch, choice) -> Path:
@@ -105,12 +132,13 @@ def build_folder(torch, choice) -> Path:
     return Path(os.environ.get("SKETCHLAYERS_BUILD_DIR") or ROOT / "build" / configuration)
 
 
-def cmake_arguments(choice) -> list[str]:
+def cmake_arguments(torch, choice) -> list[str]:
     """The configuration of the build."""
     arguments = [
         "-GNinja",
         "-DSKETCHLAYERS_PYTHON=ON",
         f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DLIBTORCH_ROOT={Path(torch.__file__).parent}",
         f"-DSKETCHLAYERS_CUDA={'ON' if choice.toolkit else 'OFF'}",
     ]
     if choice.toolkit:
@@ -120,11 +148,15 @@ def cmake_arguments(choice) -> list[str]:
         architectures = toolkit_finder.cmake_architectures(choice.architectures)
         arguments += [
             f"-DCMAKE_CUDA_COMPILER={choice.toolkit.home / 'bin' / 'nvcc'}",
+            # What CMake links to try the compiler, where the package index puts it.
+            f"-DCMAKE_CUDA_FLAGS_INIT=-L{runtime.parent}",
             f"-DCMAKE_CUDA_ARCHITECTURES={architectures}",
             f"-DSKETCHLAYERS_CUDA_ARCHS={choice.architectures}",
             f"-DSKETCHLAYERS_CUDA_INCLUDE_DIRS={';'.join(map(str, headers))}",
-            f"-DSKETCHLAYERS_CUDART={runtime}",
+            f"-DCUDA_CUDART={runtime}",
         ]
+        if "CXX" in os.environ and "CUDAHOSTCXX" not in os.environ:
+            arguments.append(f"-DCMAKE_CUDA_HOST_COMPILER={shlex.split(os.environ['CXX'])[-1]}")
     return arguments + shlex.split(os.environ.get("CMAKE_ARGS", ""))
 
 
@@ -182,6 +214,8 @@ def compiled_part() -> dict:
     if COMMANDS_THAT_COMPILE.isdisjoint(sys.argv):
         return without
     if reason := why_no_extension():
+        if os.environ.get("FORCE_CUDA") == "1":
+            raise SystemExit(f"sketchlayers: FORCE_CUDA=1 cannot be met: {reason}")
         print(
             "sketchlayers: installing without the compiled extension, so without sketched and "
             f"hashed layers: {reason}",
@@ -190,6 +224,8 @@ def compiled_part() -> dict:
         return without
     check_environment()
     import torch
+
+    choose_toolkit(torch)  # refuses what cannot be before anything is done
 
     minor = ".".join(torch.__version__.split(".")[:2])  # the library works with no other
     return {

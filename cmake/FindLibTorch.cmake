@@ -32,7 +32,7 @@ set(LibTorch_VERSION "")
 set(LibTorch_CUDA_VERSION "")
 if(EXISTS "${LIBTORCH_ROOT}/version.py") # the Python package
   file(READ "${LIBTORCH_ROOT}/version.py" _text)
-  if(_text MATCHES "__version__ = '([0-9.]+)")
+  if(_text MATCHES "__version__ = '([0-9]+\\.[0-9]+\\.[0-9]+)")
     set(LibTorch_VERSION "${CMAKE_MATCH_1}")
   endif()
   if(_text MATCHES "\ncuda[^\n=]*= '([0-9.]+)'")
@@ -40,7 +40,7 @@ if(EXISTS "${LIBTORCH_ROOT}/version.py") # the Python package
   endif()
 elseif(EXISTS "${LIBTORCH_ROOT}/build-version") # the C++ archive
   file(READ "${LIBTORCH_ROOT}/build-version" _text)
-  if(_text MATCHES "^([0-9.]+)")
+  if(_text MATCHES "^([0-9]+\\.[0-9]+\\.[0-9]+)")
     set(LibTorch_VERSION "${CMAKE_MATCH_1}")
   endif()
 endif()

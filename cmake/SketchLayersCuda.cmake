@@ -2,7 +2,7 @@
 #
 #   CMAKE_CUDA_ARCHITECTURES        what to compile for, as CMake writes it: 80-real;90
 #   SKETCHLAYERS_CUDA_ARCHS         the same as TORCH_CUDA_ARCH_LIST writes it, for messages
-#   SKETCHLAYERS_CUDART             the shared CUDA runtime, if not the toolkit's
+#   CUDA_CUDART                     the shared CUDA runtime, if the toolkit has none that is found
 #   SKETCHLAYERS_CUDA_INCLUDE_DIRS  headers of CUDA's mathematics libraries, which a small toolkit lacks
 
 if(NOT TARGET LibTorch::CUDA)
@@ -14,9 +14,6 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
-if(NOT DEFINED SKETCHLAYERS_CUDART)
-  set(SKETCHLAYERS_CUDART "${CUDA_cudart_LIBRARY}")
-endif()
 if(NOT DEFINED SKETCHLAYERS_CUDA_INCLUDE_DIRS)
   find_file(CUBLAS_HEADER cublas_v2.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
   if(NOT CUBLAS_HEADER) # PyTorch's packages have them
@@ -36,4 +33,6 @@ target_compile_options(sketchlayers_cuda
                        PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>")
 target_link_libraries(sketchlayers_cuda PRIVATE LibTorch::CUDA)
 join_files(sketchlayers_cuda)
-target_link_libraries(sketchlayers PRIVATE sketchlayers_cuda LibTorch::CUDA ${SKETCHLAYERS_CUDART})
+target_link_libraries(sketchlayers PRIVATE sketchlayers_cuda LibTorch::CUDA "${CUDA_CUDART}")
+get_filename_component(cudart_folder "${CUDA_CUDART}" DIRECTORY)
+set_property(TARGET sketchlayers APPEND PROPERTY INSTALL_RPATH "${cudart_folder}")

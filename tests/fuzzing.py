@@ -105,7 +105,7 @@ def main(description: str, unit: str, count: int, make: Callable[[], Target]) ->
 
     while problem := _try_all(plan, unit, make, shared):
         number = int.from_bytes(shared[:], "little")
-        if not _blames_pytorch(plan, number, make):
+        if not problem.startswith("ended by") or not _blames_pytorch(plan, number, make, shared):
             sys.exit(
                 f"{unit}: number {number} of seed {plan.seed} {problem}; to repeat it:\n"
                 f"    python {sys.argv[0]} --seed {plan.seed} --first {number} --{unit} 1"
@@ -122,7 +122,7 @@ def _try_all(plan: Plan, unit: str, make: Callable[[], Target], shared: mmap.mma
     return _watch(child, shared)
 
 
-def _blames_pytorch(plan: Plan, number: int, make: Callable[[], Target]) -> bool:
+def _blames_pytorch(plan: Plan, number: int, make: Callable[[], Target], shared: mmap.mmap) -> bool:
     """Whether what PyTorch alone does of a case ends a process, too."""
     child = os.fork()
     if child == 0:
@@ -130,7 +130,7 @@ def _blames_pytorch(plan: Plan, number: int, make: Callable[[], Target]) -> bool
             getattr(make(), "pytorch_alone", lambda draw: None)(case(plan.seed, number))
         finally:
             os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return _watch(child, shared).startswith("ended by")
 
 
 def _seed(text: str) -> int:

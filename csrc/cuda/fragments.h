@@ -151,7 +151,7 @@ struct Element<float> {
 
   // Rounds to the 10 bits of mantissa that the product reads; it would cut the others off.
   static SKETCHLAYERS_INLINE uint32_t prepare(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     uint32_t rounded;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
     return rounded;
@@ -289,7 +289,7 @@ struct Copies {
 
 // Four 8x8 tiles of 2-byte elements (or 8x4 of 4 bytes); lane l gives the row l%8 of tile l/8.
 SKETCHLAYERS_INLINE void load_left(LeftFragment& left, const PerLane<const void*>& rows) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(rows[0]));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(left.reg[0][0]), "=r"(left.reg[1][0]), "=r"(left.reg[2][0]),
@@ -312,7 +312,7 @@ SKETCHLAYERS_INLINE int left_unit(int lane) { return lane / 16; }
 // The same with every tile transposed, for elements of 2 bytes: columns in memory become rows.
 SKETCHLAYERS_INLINE void load_transposed(PerLane<uint32_t> (&reg)[4],
                                          const PerLane<const void*>& rows) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(rows[0]));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(reg[0][0]), "=r"(reg[1][0]), "=r"(reg[2][0]), "=r"(reg[3][0])

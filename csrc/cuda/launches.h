@@ -1,6 +1,9 @@
 // The launches of all kernels. The files that compile kernels include none of PyTorch's headers,
 // which nvcc would parse once for every architecture; the files that talk to ATen are compiled as
 // C++. Every launch returns cudaSuccess or what went wrong, and runs on the current device.
+//
+// The classes of kernels differ between the two: a lane's values on the device, a warp's on the
+// host. Only their sizes and their parameters may cross.
 #pragma once
 
 #include <cuda_runtime_api.h>

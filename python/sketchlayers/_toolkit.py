@@ -94,8 +94,8 @@ def choose(
         torch_cuda: ``torch.version.cuda`` of the PyTorch to build for.
         environ: Environment variables; ``os.environ`` when not given. ``FORCE_CUDA`` is ``1`` to
             demand CUDA and ``0`` to do without. ``TORCH_CUDA_ARCH_LIST`` lists compute
-            capabilities, or is ``all``; when not given, those of the machine's GPUs are taken, and
-            all where there is none.
+            capabilities, or is ``all``, and demands CUDA where a toolkit is found; when not given,
+            those of the machine's GPUs are taken, and all where there is none.
         gpus: Compute capabilities of the machine's GPUs.
 
     Raises:
@@ -110,16 +110,18 @@ def choose(
     if forced == "0":
         return Choice(None, "FORCE_CUDA=0")
     capabilities = sorted(set(gpus))
-    if not capabilities and not forced and torch_cuda is not None:
+    listed = environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if not (capabilities or forced or listed) and torch_cuda is not None:
         return Choice(None, "this machine has no GPU (FORCE_CUDA=1 compiles the CUDA kernels too)")
     choice = _choose_toolkit(torch_cuda, environ)
     if choice.toolkit is None:
         if forced:
             raise ToolkitError(f"FORCE_CUDA=1 cannot be met: {choice.reason}")
         return choice
-    listed = environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if not listed and capabilities:
-        listed = ";".join(f"{major}.{minor}" for major, minor in capabilities)
+        listed = architectures_for(capabilities, choice.toolkit)
+        if not listed:
+            return Choice(None, f"{choice.toolkit} compiles for no GPU of this machine")
     if listed.lower() in ("", "all"):
         listed = all_architectures(choice.toolkit)
     cmake_architectures(listed)  # raises for what is no list
@@ -131,6 +133,27 @@ def gpus(torch: Any) -> list[tuple[int, int]]:
     if torch.version.cuda is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+
+
+def architectures_for(gpus: Iterable[tuple[int, int]], toolkit: Toolkit) -> str:
+    """What to compile for some GPUs, in the form of ``TORCH_CUDA_ARCH_LIST``.
+
+    GPUs that are newer than the toolkit get PTX of the newest that it knows, which the driver
+    compiles; GPUs that it no longer compiles for get nothing.
+    """
+    known = known_architectures(toolkit)
+    if not known:  # a compiler that does not tell
+        return ";".join(f"{major}.{minor}" for major, minor in gpus)
+    listed = {f"{gpu[0]}.{gpu[1]}": None for gpu in gpus if gpu in known}
+    if any(gpu > max(known) for gpu in gpus):
+        listed[f"{max(known)[0]}.{max(known)[1]}+PTX"] = None
+    return ";".join(listed)
+
+
+def known_architectures(toolkit: Toolkit) -> set[tuple[int, int]]:
+    """The compute capabilities that a toolkit compiles for; empty where it does not tell."""
+    output = _run([str(toolkit.home / "bin" / "nvcc"), "--list-gpu-arch"]) or ""
+    return {(int(n[:-1]), int(n[-1])) for n in re.findall(r"compute_(\d+)\b", output)}
 
 
 def all_architectures(toolkit: Toolkit) -> str:

@@ -13,7 +13,7 @@ from sketchlayers._toolkit import Toolkit, ToolkitError
 HOPPER = [(9, 0)]
 
 
-def make_toolkit(home: Path, version: str) -> Path:
+def make_toolkit(home: Path, version: str, architectures: str = "") -> Path:
     """A folder that looks like a toolkit: an nvcc that answers like the real one."""
     nvcc = home / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
@@ -21,6 +21,7 @@ def make_toolkit(home: Path, version: str) -> Path:
         "#!/bin/sh\n"
         f'[ "$1" = --version ] && echo "Cuda compilation tools, release {version}, V{version}.48"\n'
         f'[ "$1" = --dryrun ] && echo "#$ TOP={home}/bin/.." >&2\n'
+        f'[ "$1" = --list-gpu-arch ] && printf "{architectures}"\n'
         "exit 0\n"
     )
     nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
@@ -114,6 +115,8 @@ def test_without_a_gpu_cuda_must_be_asked_for(
     choice = _toolkit.choose("13.2", found, gpus=[])
     assert choice.toolkit is None
     assert choice.reason.startswith("this machine has no GPU (FORCE_CUDA=1 ")
+    listed = {**found, "TORCH_CUDA_ARCH_LIST": "8.0"}
+    assert _toolkit.choose("13.2", listed, gpus=[]).toolkit is not None
     assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "1"}, gpus=[]).toolkit is not None
 
 
@@ -132,6 +135,22 @@ def test_architectures(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert architectures(new, HOPPER, "8.0 9.0a") == "8.0 9.0a"
     with pytest.raises(ToolkitError, match=r"TORCH_CUDA_ARCH_LIST must list .* \(got 'Hopper'\)"):
         architectures(new, HOPPER, "Hopper")
+
+
+def test_gpus_that_the_toolkit_does_not_know(
+    bare_machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    listed = "".join(f"compute_{number}\\\\n" for number in (75, 80, 90, 100))
+    found = {"CUDA_HOME": str(make_toolkit(tmp_path / "cuda", "13.0", listed))}
+
+    def architectures(*gpus: tuple[int, int]) -> str:
+        return _toolkit.choose("13.2", found, gpus=gpus).architectures
+
+    assert architectures((8, 0), (10, 0)) == "8.0;10.0"
+    assert architectures((8, 0), (6, 1)) == "8.0"
+    assert architectures((12, 0)) == "10.0+PTX"
+    choice = _toolkit.choose("13.2", found, gpus=[(6, 1)])
+    assert choice.toolkit is None and "compiles for no GPU of this machine" in choice.reason
 
 
 @pytest.mark.parametrize(

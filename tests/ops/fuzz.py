@@ -759,7 +759,7 @@ def _convolutions_are_wrong(call: Call) -> bool:
     That of bfloat16 is with AMX (PyTorch 2.14), where a stride leaves one column: it reads what
     nobody has written.
     """
-    for image, filter, geometry in _convolutions(call):
+    for image, filter, geometry in 3 * [*_convolutions(call)]:  # memory differs from call to call
         right = torch.conv2d(image.double(), filter, None, *geometry)
         found = torch.conv2d(image, filter.to(image.dtype), None, *geometry)
         if (found.double() - right).norm() > 0.1 * right.norm():
