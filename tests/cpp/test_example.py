@@ -21,6 +21,8 @@ from sketchlayers import SKConv2d, SKLinear
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
 CLASSES = ["tabby cat", "ship", "frog"]
 SIZE = 12
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+DEVIATION = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 def write_ppm(path: Path, image: Tensor) -> None:
@@ -36,11 +38,19 @@ def compressed() -> nn.Module:
         nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, stride=2)
     )
     dense.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 3)])
-    dense[6].weight.detach().mul_(60)  # so that images belong to different classes
     small, _ = sketchlayers.compress(dense, method="sketch", rate=0.8)
     assert [type(small[i]) for i in (1, 2, 5)] == [SKConv2d, SKConv2d, SKLinear]
     small[1].path, small[2].path = "factored", "folded"
     return small.eval()
+
+
+def tell_apart(network: nn.Module, images: Tensor) -> None:
+    """Moves and scales the last layer so that the images belong to different classes."""
+    last = network[6]
+    with torch.no_grad():
+        inputs = network[:6]((images / 255 - MEAN) / DEVIATION)
+        last.weight.mul_(3 / torch.nn.functional.linear(inputs, last.weight).std(0)[:, None])
+        last.bias.copy_(-torch.nn.functional.linear(inputs, last.weight).mean(0))
 
 
 def script() -> ModuleType:
@@ -57,10 +67,8 @@ def export(network: nn.Module, out: Path) -> None:
 
 
 def probabilities(network: nn.Module, images: Tensor) -> Tensor:
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-    deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.no_grad():
-        return network((images / 255 - mean) / deviation).softmax(1)
+        return network((images / 255 - MEAN) / DEVIATION).softmax(1)
 
 
 @pytest.mark.slow  # compiles the program and the network
@@ -76,6 +84,7 @@ def test_a_folder_of_images_is_classified(program: Callable[[str], Path], tmp_pa
         write_ppm(folder / f"{number}.ppm", image)
     resized = interpolate(wide[None].float(), (SIZE, 2 * SIZE), mode="bilinear", antialias=True)
     middle = resized[0, :, :, SIZE // 2 : SIZE // 2 + SIZE].round().clamp(0, 255)
+    tell_apart(network, torch.stack([*images, middle]))
     export(network, tmp_path / "network.pt2")
     command = [program("examples/cpp/classify.cpp"), tmp_path / "network.pt2", folder]
 
