@@ -46,15 +46,25 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], path: Path, *, title: str) -> None:
-    """Writes a PNG; every network has its label beside it, and an arrow points to the better."""
+    """Writes a PNG; every network has its label beside it, and axes say what is better."""
     figure, grid = plt.subplots(
         1, len(panels), figsize=(6 * len(panels), 4.6), sharey=True, layout="constrained"
     )
     figure.suptitle(title)
+    for number, (series, colour) in enumerate(zip(panels[0].series, _COLOURS, strict=False)):
+        mark = "●" if series.joined else "■"
+        figure.text(
+            (number + 0.5) / len(panels[0].series),
+            -0.02,
+            f"{mark} {series.name}",
+            color=colour,
+            ha="center",
+            va="top",
+        )
     for axes, panel in zip(grid, panels, strict=True):
         _draw(axes, panel)
-    grid[0].set_ylabel("test accuracy (%)")
-    figure.savefig(path, dpi=150)
+    grid[0].set_ylabel("test accuracy (%), higher is better")
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -79,27 +89,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
                 fontsize="small",
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )
-    for number, (series, colour) in enumerate(zip(panel.series, _COLOURS, strict=False)):
-        axes.text(
-            0.98,
-            0.04 + 0.06 * number,
-            f"{'●' if series.joined else '■'} {series.name}",
-            color=colour,
-            ha="right",
-            transform=axes.transAxes,
-            fontsize="small",
-        )
-    axes.set_xlabel(panel.x)
+    axes.set_xlabel(f"{panel.x}, smaller is better")
     axes.margins(y=0.2)
     axes.set_xlim(0, 1.25 * max(x for series in panel.series for x in series.x))  # labels fit
     axes.grid(alpha=0.3)
-    axes.annotate(
-        "better",
-        (0.02, 0.98),
-        xytext=(0.1, 0.9),
-        xycoords="axes fraction",
-        textcoords="axes fraction",
-        arrowprops={"arrowstyle": "->", "color": "grey"},
-        color="grey",
-        va="center",
-    )
