@@ -35,7 +35,7 @@ from pretrained import WeightsError
 from runs import read_csv, write_csv
 from sketchlayers import compress, load, save
 from sketchlayers.checkpoint import read_description
-from speed import Speed, measure_speeds, onnx_steps, pytorch_steps
+from speed import Speed, Step, measure_speeds, onnx_steps, pytorch_steps
 from tables import Column, decimals, format_table, markdown_table, whole
 from zero_shot import Experiment, check
 from zero_shot import parser as zero_shot_parser
@@ -139,8 +139,8 @@ class Headline(Experiment):
         finally:
             torch.set_num_threads(threads)
 
-    def _timed(self, steps: Mapping[str, object]) -> dict[str, Speed]:
-        return measure_speeds(steps, 1, self.device, self.args.seconds)  # type: ignore[arg-type]
+    def _timed(self, steps: Mapping[str, Step]) -> dict[str, Speed]:
+        return measure_speeds(steps, 1, self.device, self.args.seconds)
 
 
 def _seconds(file: Path) -> float | None:

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from sketchlayers import ops
-from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn import (
+    CPConv2d,
+    DictionaryConv2d,
+    FreshConv2d,
+    HashedConv2d,
+    LowRankConv2d,
+    SKConv2d,
+    SKLinear,
+    TuckerConv2d,
+)
 from sketchlayers.nn._sizes import (
     dense_parameters,
     max_rank,
@@ -328,3 +337,22 @@ def test_errors_name_the_linear_layer():
         rank_for_rate(8, 8, rate=0)
     with pytest.raises(ValueError, match=r"rank_for_rate: num_sketches must be at most .*= 2"):
         rank_for_rate(8, 4, rate=0.5, groups=2, num_sketches=3)
+
+
+OTHER_CONVOLUTIONS = {
+    HashedConv2d: {"rate": 0.5},
+    FreshConv2d: {"rate": 0.5},
+    DictionaryConv2d: {"rate": 0.5},
+    TuckerConv2d: {"ranks": (2, 2)},
+    CPConv2d: {"rank": 2},
+    LowRankConv2d: {"rank": 2},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_CONVOLUTIONS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_every_convolution_refuses_steps_that_pytorch_cannot_take(kind, name):
+    sizes = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, **OTHER_CONVOLUTIONS[kind]}
+    assert 2**15 in getattr(kind(**sizes, **{name: 2**15}), name)
+    with pytest.raises(ValueError, match=rf"^{kind.__name__}: {name} must be at most 32768 \(got"):
+        kind(**sizes, **{name: (1, 2**33 + 1)})
