@@ -79,7 +79,9 @@ def test_inductor_step_equals_eager(name, path):
     step = stepper(layer, path)
     operands = layer.operands()
     compiled = torch.compile(step, fullgraph=True)
-    assert_close(outcome(compiled, layer, operands), outcome(step, layer, operands))
+    # Not vectorised: for a capability without vectors Inductor writes code that does not compile.
+    with torch._inductor.config.patch({"cpp.simdlen": 0}):
+        assert_close(outcome(compiled, layer, operands), outcome(step, layer, operands))
 
 
 @pytest.mark.parametrize(("name", "path"), CASES)
