@@ -29,7 +29,6 @@ from runs import versions, write_csv
 from sketchlayers import compress, optimize_for_inference
 from sketchlayers.bench import peers, plot
 from sketchlayers.bench.cases import Case
-from sketchlayers.bench.command import add_measurement_arguments, check_measurement_arguments
 from sketchlayers.bench.memory import allocation_peak, held_bytes, inference_memory, tensor_bytes
 from sketchlayers.bench.table import Format, machine
 from sketchlayers.bench.timing import (
@@ -42,6 +41,7 @@ from sketchlayers.bench.timing import (
     speeds,
     synchronize,
 )
+from sketchlayers.cli.bench import add_measurement_arguments, check_measurement_arguments
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.ops import Mixing
 from tables import Column, decimals, format_table, speed_columns

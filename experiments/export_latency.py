@@ -28,9 +28,9 @@ from torchvision import models
 from distributed import alone
 from runs import versions, write_csv
 from sketchlayers import compress, optimize_for_inference
-from sketchlayers.bench.command import check_measurement_arguments
 from sketchlayers.bench.table import machine
 from sketchlayers.bench.timing import WIDE, Step, paired_times, quartiles, speeds
+from sketchlayers.cli.bench import check_measurement_arguments
 from tables import Column, decimals, format_table, speed_columns
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -26,8 +26,8 @@ from distributed import RANK
 from image_data import DataError
 from pretrained import WeightsError
 from runs import read_csv
-from sketchlayers.compress import _job
-from sketchlayers.compress._sensitivity import output_sensitivity, random_signs
+from sketchlayers.compression import pipeline
+from sketchlayers.compression.allocation.sensitivity import output_sensitivity, random_signs
 from variants import STEPS
 from zero_shot import Experiment, Run
 from zero_shot_results import Row, tables
@@ -69,7 +69,7 @@ class Comparison(Experiment):
     def compressed(self, run: Run) -> Any:
         kind = run.variant.name.partition(":")[0]
         measure = partial(output_sensitivity, directions=KINDS.get(kind, random_signs))
-        with mock.patch.object(_job, "output_sensitivity", measure):
+        with mock.patch.object(pipeline, "output_sensitivity", measure):
             return super().compressed(run)
 
 

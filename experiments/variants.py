@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from sketchlayers.compress import Refinement
+from sketchlayers.compression import Refinement
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from paired import paired_difference, text_to_bits
 from plots import Line, Panel, plot_panels
-from sketchlayers.compress import Report
+from sketchlayers.compression import Report
 from tables import Column, decimals, format_table, markdown_table, whole
 from variants import GROUPS
 

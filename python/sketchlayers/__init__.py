@@ -25,8 +25,8 @@ from sketchlayers._version import __version__
 
 if TYPE_CHECKING:
     from sketchlayers.checkpoint import load, save
-    from sketchlayers.compress import compress, fold, inspect
-    from sketchlayers.compress.calibrate import Calibration, calibrate
+    from sketchlayers.compression import compress, fold, inspect
+    from sketchlayers.compression.calibration.calibrate import Calibration, calibrate
     from sketchlayers.distributed import broadcast_model
     from sketchlayers.inference import clear_cache, optimize_for_inference
     from sketchlayers.nn import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
 # whose compiled extension, or whose PyTorch, does not load.
 _PUBLIC = {
-    "Calibration": "sketchlayers.compress.calibrate",
+    "Calibration": "sketchlayers.compression.calibration.calibrate",
     "CPConv2d": "sketchlayers.nn",
     "DictionaryConv2d": "sketchlayers.nn",
     "DictionaryLinear": "sketchlayers.nn",
@@ -60,11 +60,11 @@ _PUBLIC = {
     "SKLinear": "sketchlayers.nn",
     "TuckerConv2d": "sketchlayers.nn",
     "broadcast_model": "sketchlayers.distributed",
-    "calibrate": "sketchlayers.compress.calibrate",
+    "calibrate": "sketchlayers.compression.calibration.calibrate",
     "clear_cache": "sketchlayers.inference",
-    "compress": "sketchlayers.compress",
-    "fold": "sketchlayers.compress",
-    "inspect": "sketchlayers.compress",
+    "compress": "sketchlayers.compression",
+    "fold": "sketchlayers.compression",
+    "inspect": "sketchlayers.compression",
     "load": "sketchlayers.checkpoint",
     "optimize_for_inference": "sketchlayers.inference",
     "param_groups": "sketchlayers.optim",

@@ -2,7 +2,7 @@
 
 import sys
 
-from sketchlayers.cli import main
+from sketchlayers.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:] or ["doctor"]))

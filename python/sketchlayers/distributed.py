@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sketchlayers._processes import Processes
+from sketchlayers._runtime.processes import Processes
 from sketchlayers._sharded import is_sharded
 from sketchlayers.nn._seeded import SeededModule
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sketchlayers.compress._calls import ExampleInputs
-from sketchlayers.compress._swap import copy_model, replace_layers
-from sketchlayers.compress._table import Footnotes, Table, quantity
-from sketchlayers.compress.report import _Exported
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._geometry import memory_format
 from sketchlayers.nn._sketch import SketchLayer
+from sketchlayers.reports.report import _Exported
+from sketchlayers.reports.table import Footnotes, Table, quantity
+from sketchlayers.surgery.calls import ExampleInputs
+from sketchlayers.surgery.replace import copy_model, replace_layers
 
 Form = Literal["factored", "folded", "dense", "dense channels_last"]
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from sketchlayers import bench, cli
-from sketchlayers.bench import Case, cases, command, peers, plot, table
+from sketchlayers import bench
+from sketchlayers.bench import Case, cases, peers, plot, table
 from sketchlayers.bench.bound import Peaks
 from sketchlayers.bench.memory import inference_memory, step_memory
+from sketchlayers.cli import bench as command
+from sketchlayers.cli import main as cli
 
 from .rows import row
 from .test_peers import hide_packages

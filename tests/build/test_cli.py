@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import sketchlayers
-from sketchlayers import cli, doctor
+from sketchlayers.cli import doctor
+from sketchlayers.cli import main as cli
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,10 +75,14 @@ def test_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_doctor_imports_no_other_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.startswith("sketchlayers.compress")]:
+    for module in [
+        name
+        for name in sys.modules
+        if name.startswith(("sketchlayers.compression", "sketchlayers.cli.compress"))
+    ]:
         monkeypatch.delitem(sys.modules, module)
     cli.build_parser("doctor")
-    assert "sketchlayers.compress.command" not in sys.modules
+    assert "sketchlayers.cli.compress" not in sys.modules
 
 
 @pytest.mark.parametrize("error", [ValueError("rate must be in (0, 1]"), FileNotFoundError("gone")])

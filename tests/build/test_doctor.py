@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import sketchlayers
-from sketchlayers import _extension, _installation, _toolkit, doctor
-from sketchlayers.doctor import Facts, Gpu
+from sketchlayers import _extension, _installation, _toolkit
+from sketchlayers.cli import doctor
+from sketchlayers.cli.doctor import Facts, Gpu
 
 BUILD = {
     "version": sketchlayers.__version__,

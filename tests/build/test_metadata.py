@@ -39,7 +39,7 @@ def test_minor_version_of_pytorch_is_pinned() -> None:
 
 def test_console_script() -> None:
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="sketchlayers")
-    assert script.value == "sketchlayers.cli:main"
+    assert script.value == "sketchlayers.cli.main:main"
 
 
 def test_extras_that_are_named_exist() -> None:

@@ -68,7 +68,7 @@ def test_a_package_that_was_built_without(tmp_path: Path, sketched: Path) -> Non
 
 WITH_A_DAMAGED_LIBRARY = """
 import torch, sketchlayers
-from sketchlayers import cli
+from sketchlayers.cli import main as cli
 
 layer = torch.nn.Linear(12, 12)
 images = [torch.randn(64, 12)]

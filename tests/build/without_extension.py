@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers import cli, methods, ops
+from sketchlayers import methods, ops
+from sketchlayers.cli import main as cli
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "SKConv2d": lambda: sketchlayers.SKConv2d(4, 8, 3, rate=0.5),

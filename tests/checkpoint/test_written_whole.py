@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sketchlayers._files import written_whole
+from sketchlayers._runtime.files import written_whole
 
 
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:

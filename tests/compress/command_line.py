@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sketchlayers.cli import main
+from sketchlayers.cli.main import main
 
 
 def files(folder: Path) -> dict[str, bytes]:

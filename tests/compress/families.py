@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sketchlayers.compress import Report
+from sketchlayers.compression import Report
 
 models = pytest.importorskip("torchvision.models")
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers.compress import Refinement
+from sketchlayers.compression import Refinement
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "closed form": {"rate": 0.5, "sensitivity": False},

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers.compress import Compressed
+from sketchlayers.compression import Compressed
 
 
 class Small(nn.Module):

@@ -7,7 +7,14 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sketchlayers.compress.allocate import Choices, Option, least_damage, smallest, total, uniform
+from sketchlayers.compression.allocation.allocate import (
+    Choices,
+    Option,
+    least_damage,
+    smallest,
+    total,
+    uniform,
+)
 
 
 def linear(name: str, dense: int, per_rank: int, kept: int = 0) -> Choices:

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sketchlayers
 from sketchlayers import Calibration, calibrate
-from sketchlayers.compress import _loader
-from sketchlayers.compress._moments import MomentSums
-from sketchlayers.compress._patches import PatchGeometry
-from sketchlayers.compress._products import working_bytes
+from sketchlayers.compression.calibration.moments import MomentSums
+from sketchlayers.compression.calibration.patches import PatchGeometry
+from sketchlayers.compression.calibration.products import working_bytes
+from sketchlayers.surgery import batches as batches_module
 
 from . import gloo_worker
 from .networks import OutOfOrder, Small, assert_unchanged, images, state_of
@@ -551,7 +551,7 @@ def test_saving_fails_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         Path(str(args[1])).write_text("half of it")
         raise OSError("no space left")
 
-    monkeypatch.setattr("sketchlayers.compress.calibrate.save_file", half)
+    monkeypatch.setattr("sketchlayers.compression.calibration.calibrate.save_file", half)
     with pytest.raises(OSError, match="no space left"):
         calibrate(Small(), batches(1)).save(path)
     assert list(tmp_path.iterdir()) == [path]
@@ -699,10 +699,13 @@ def test_model_on_a_gpu_gives_the_same() -> None:
 def test_batches_go_to_the_device_of_the_model() -> None:
     other = object()
     batch = {"x": torch.zeros(2), "y": [torch.zeros(3), ("text", torch.zeros(4))], "z": other}
-    moved = _loader.to_device(batch, torch.device("meta"))
+    moved = batches_module.to_device(batch, torch.device("meta"))
     assert isinstance(moved, dict)
     assert [x.device.type for x in (moved["x"], moved["y"][0], moved["y"][1][1])] == ["meta"] * 3
     assert moved["y"][1][0] == "text" and moved["z"] is other
-    assert _loader.device_of(nn.Linear(2, 2)) == torch.device("cpu")
-    assert _loader.device_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))) is None
-    assert _loader.count_images({"x": [torch.zeros(5, 2)]}) == 5
+    assert batches_module.device_of(nn.Linear(2, 2)) == torch.device("cpu")
+    assert (
+        batches_module.device_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")))
+        is None
+    )
+    assert batches_module.count_images({"x": [torch.zeros(5, 2)]}) == 5

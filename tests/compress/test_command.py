@@ -15,7 +15,7 @@ from torch import nn
 
 import sketchlayers
 from sketchlayers.checkpoint import _container, read_description
-from sketchlayers.cli import main
+from sketchlayers.cli.main import main
 
 from .command_line import assert_refused, files, without
 

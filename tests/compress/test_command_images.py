@@ -15,8 +15,8 @@ from torch import nn
 
 import sketchlayers
 from sketchlayers.checkpoint import read_description
-from sketchlayers.cli import main
-from sketchlayers.compress._folder import ImageBatches, Preparation, find_images, spread
+from sketchlayers.cli.folders import ImageBatches, Preparation, find_images, spread
+from sketchlayers.cli.main import main
 
 from .command_line import assert_refused, files, without
 from .photos import write_photos

@@ -10,7 +10,7 @@ from torch import nn
 
 import sketchlayers
 from sketchlayers import SKConv2d, SKLinear, methods
-from sketchlayers.compress import Report, layer_seed
+from sketchlayers.compression import Report, layer_seed
 
 from .networks import OutOfOrder, Small, images, random_init
 
@@ -321,14 +321,6 @@ def test_fit_of_a_sketchable_weight_is_silent(recwarn: pytest.WarningsRecorder) 
 def test_random_layers_start_with_kaiming_variance() -> None:
     small = random_init(nn.Linear(256, 512), 0.2).model
     assert small.dense_weight().var().item() == pytest.approx(2 / 256, rel=0.2)
-
-
-def test_the_module_and_the_function_can_both_be_called() -> None:
-    import importlib
-
-    module = importlib.import_module("sketchlayers.compress")
-    small, _ = module(nn.Linear(48, 48), rate=0.5, init="random")
-    assert isinstance(small, SKLinear)
 
 
 @pytest.mark.gpu

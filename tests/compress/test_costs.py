@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from sketchlayers import methods
-from sketchlayers._processes import Processes
-from sketchlayers.compress import _costs
-from sketchlayers.compress._calls import call_with
-from sketchlayers.compress._costs import Budget, Costs, Unit
-from sketchlayers.compress.survey import Layer, survey
+from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression.allocation import costs as costs_module
+from sketchlayers.compression.allocation.costs import Budget, Costs, Unit
+from sketchlayers.compression.survey.layers import Layer, survey
+from sketchlayers.surgery.calls import call_with
 
 METHOD = methods.Tucker2()
 
@@ -54,13 +54,13 @@ def test_seconds_of_other_ranks_are_interpolated(monkeypatch: pytest.MonkeyPatch
     model = nn.Linear(256, 100, bias=False)
     layer = survey(model, methods.SVD(), example_inputs=torch.zeros(1, 256)).layers[0]
     monkeypatch.setattr(nn.Module, "__call__", lambda self, x: self)
-    monkeypatch.setattr(_costs, "_seconds", parameters_of)
-    times = _costs._Times(layer, Processes("compress", join=False))
+    monkeypatch.setattr(costs_module, "_seconds", parameters_of)
+    times = costs_module._Times(layer, Processes("compress", join=False))
     assert times.dense == pytest.approx(1e-6 * 25_600)
     svd = methods.SVD()
     for rank in (1, 20, 33, 50, 71):
         assert times.of(svd, 356 * rank) == pytest.approx(1e-6 * 356 * rank)
-    assert len(timed) == 1 + _costs._TIMED_RANKS
+    assert len(timed) == 1 + costs_module._TIMED_RANKS
     assert times.of(svd, 10) == pytest.approx(1e-6 * 356)  # never less than what was timed
     assert times.of(svd, 10**6) == pytest.approx(1e-6 * max(timed[1:]))
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import sketchlayers
 from sketchlayers import methods
-from sketchlayers.compress._swap import replace_layers
 from sketchlayers.methods import Method, Rank
+from sketchlayers.surgery.replace import replace_layers
 
 from .families import FAMILIES, assert_adds_up, bring_to_life
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers.compress._finetune import FineTuning, accuracy, finetune, scores_of
-from sketchlayers.compress._folder import LabelledImages, Preparation
+from sketchlayers.cli.finetune import FineTuning, accuracy, finetune, scores_of
+from sketchlayers.cli.folders import LabelledImages, Preparation
 
 from .photos import write_photos
 

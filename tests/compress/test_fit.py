@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers._processes import Processes
-from sketchlayers.compress._fit import Choice, Norm, fit_alone, fit_one_after_the_other
-from sketchlayers.compress._loader import call_model
-from sketchlayers.compress._sample import Sample
-from sketchlayers.compress.calibrate import calibrate
+from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression.calibration.calibrate import calibrate
+from sketchlayers.compression.fitting.fit import Choice, Norm, fit_alone, fit_one_after_the_other
 from sketchlayers.methods import SVD, Tucker2
+from sketchlayers.surgery.batches import call_model
+from sketchlayers.surgery.sample import Sample
 
 ALONE = Processes("compress", join=False)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sketchlayers.compress._folder import (
+from sketchlayers.cli.folders import (
     FolderError,
     ImageBatches,
     LabelledImages,

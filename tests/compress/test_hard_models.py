@@ -13,7 +13,7 @@ from selection import slow_except
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers.compress import Refinement
+from sketchlayers.compression import Refinement
 
 pytestmark = pytest.mark.filterwarnings("ignore:compress.*training:UserWarning")
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 import sketchlayers
 from sketchlayers import SKLinear
-from sketchlayers.compress._weight_reads import weights_read
+from sketchlayers.compression.survey.weight_reads import weights_read
 
 from .networks import OutOfOrder, random_init
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sketchlayers.compress._lockstep import Lockstep, live_bytes
+from sketchlayers.compression.fitting.lockstep import Lockstep, live_bytes
 
 
 class Branches(nn.Module):

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sketchlayers._threads import in_parallel
-from sketchlayers.compress import _patches, _products
-from sketchlayers.compress._moments import (
+from sketchlayers._runtime.threads import in_parallel
+from sketchlayers.compression.calibration import patches, products
+from sketchlayers.compression.calibration.moments import (
     LayerMoments,
     MomentSums,
     NonFiniteError,
 )
-from sketchlayers.compress._patches import PatchGeometry
-from sketchlayers.compress._products import PatchProducts, Products, ShiftProducts
+from sketchlayers.compression.calibration.patches import PatchGeometry
+from sketchlayers.compression.calibration.products import PatchProducts, Products, ShiftProducts
 
 CPU = torch.device("cpu")
 
@@ -129,10 +129,10 @@ def test_parts_of_bounded_size_give_the_same(monkeypatch: pytest.MonkeyPatch) ->
     x = torch.randn(5, 8, 7, 6, dtype=torch.float64)
     layers = [convolution("padded"), convolution("strided"), convolution("grouped")]
     whole = [moments_of(layer, [x]) for layer in layers]
-    for module in (_patches, _products):
+    for module in (patches, products):
         monkeypatch.setattr(module, "PART_BYTES", 12_000)
         monkeypatch.setattr(module, "PART_POSITIONS", 7)
-    monkeypatch.setattr(_products, "_PRODUCT_BYTES", 1000)
+    monkeypatch.setattr(products, "_PRODUCT_BYTES", 1000)
     for layer, expected in zip(layers, whole, strict=True):
         geometry = PatchGeometry.of(layer)
         parts = list(geometry.patches(x))

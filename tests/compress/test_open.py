@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import sketchlayers
-from sketchlayers.compress._open import WrongInput, open_model, read
+from sketchlayers.cli.models import WrongInput, open_model, read
 
 models = pytest.importorskip("torchvision.models")
 

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers.compress import _damage, _fit, _job, _moments, _swap
+from sketchlayers.compression import pipeline
+from sketchlayers.compression.allocation import damage
+from sketchlayers.compression.calibration import moments
+from sketchlayers.compression.fitting import fit
 from sketchlayers.methods import SVD, Sketch
+from sketchlayers.surgery import replace
 
 from .networks import Small, assert_unchanged, images, state_of
 
@@ -71,14 +75,14 @@ ERRORS = (MemoryError("no more"), torch.OutOfMemoryError("no more"))
 @pytest.mark.parametrize(
     ("owner", "name", "call", "inplace"),
     [
-        (_moments.MomentSums, "add", 3, True),  # second moments have been taken of some layers
-        (_damage.DamageMeter, "measure", 2, True),  # other layers stand in the network's copy
+        (moments.MomentSums, "add", 3, True),  # second moments have been taken of some layers
+        (damage.DamageMeter, "measure", 2, True),  # other layers stand in the network's copy
         (torch.linalg, "eigh", 3, False),  # factorisations are under way
-        (_fit, "_approximate", 2, True),  # batches wait inside the layers
+        (fit, "_approximate", 2, True),  # batches wait inside the layers
         (SVD, "build", 7, False),
-        (_job, "put_buffers", 1, True),  # the network has been made, and is judged
-        (_swap, "_carry_over", 1, False),  # of a copy
-        (_swap, "_carry_over", 5, True),  # hooks of one layer have moved
+        (pipeline, "put_buffers", 1, True),  # the network has been made, and is judged
+        (replace, "_carry_over", 1, False),  # of a copy
+        (replace, "_carry_over", 5, True),  # hooks of one layer have moved
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sketchlayers
-from sketchlayers.compress import Report
+from sketchlayers.compression import Report
 
 from .networks import Small, images, random_init
 

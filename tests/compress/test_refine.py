@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers._processes import Processes
-from sketchlayers.compress import Refinement
-from sketchlayers.compress._loader import call_model
-from sketchlayers.compress._network import (
+from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression import Refinement
+from sketchlayers.compression.finishing.network import (
     Judge,
     evaluation_copy,
     measured_batch_norms,
     put_buffers,
 )
-from sketchlayers.compress._sample import Sample
-from sketchlayers.compress.refine import mirrored_and_shifted, refine
+from sketchlayers.compression.finishing.refine import mirrored_and_shifted, refine
+from sketchlayers.surgery.batches import call_model
+from sketchlayers.surgery.sample import Sample
 
 ALONE = Processes("compress", join=False)
 

@@ -13,9 +13,9 @@ from torch import nn
 
 import sketchlayers
 from sketchlayers import methods
-from sketchlayers.compress import Inspection, Report
-from sketchlayers.compress._table import quantity
+from sketchlayers.compression import Inspection, Report
 from sketchlayers.methods._rank import rank_text
+from sketchlayers.reports.table import quantity
 
 from .networks import Small, images, random_init
 

@@ -8,16 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sketchlayers._processes import Processes
-from sketchlayers.compress import _sensitivity
-from sketchlayers.compress._damage import Damage, DamageMeter, Point, images_to_measure_on
-from sketchlayers.compress._loader import call_model
-from sketchlayers.compress._sample import Sample
-from sketchlayers.compress._sensitivity import (
+from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression.allocation import sensitivity
+from sketchlayers.compression.allocation.damage import (
+    Damage,
+    DamageMeter,
+    Point,
+    images_to_measure_on,
+)
+from sketchlayers.compression.allocation.sensitivity import (
     _graph_bytes,
     images_to_look_at,
     output_sensitivity,
 )
+from sketchlayers.surgery.batches import call_model
+from sketchlayers.surgery.sample import Sample
 
 ALONE = Processes("compress", join=False)
 
@@ -68,7 +73,7 @@ def exactly(net: Net, sample: Sample, name: str, groups: int) -> Tensor:
 
 
 def test_expectation_is_the_squared_jacobian(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sketchlayers.compress._sensitivity.PROJECTIONS", 3000)
+    monkeypatch.setattr("sketchlayers.compression.allocation.sensitivity.PROJECTIONS", 3000)
     net, sample = Net().eval(), sample_of(3)
     found = output_sensitivity(net, ["conv", "hidden", "head", "unused"], sample, ALONE)
     assert found.keys() == {"conv", "hidden", "head"}  # the other one is not reached
@@ -139,7 +144,7 @@ def test_graphs_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.ones_like(outputs)
 
     whole = output_sensitivity(net, ["conv", "head"], sample, ALONE, ones)
-    monkeypatch.setattr(_sensitivity, "_GRAPH_BYTES", 9 * one // 2)
+    monkeypatch.setattr(sensitivity, "_GRAPH_BYTES", 9 * one // 2)
     seen.clear()
     parts = output_sensitivity(net, ["conv", "head"], sample, ALONE, ones)
     assert seen == [1, 4, 2, 4, 2]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import sketchlayers
 from sketchlayers import SKConv2d, SKLinear
-from sketchlayers.compress import _job, convert
+from sketchlayers.compression import api, pipeline
 from sketchlayers.methods import Sketch
 
 from .networks import Small, assert_unchanged, images, random_init, state_of
@@ -196,9 +196,9 @@ def test_a_failure_leaves_the_model_as_it_was(
     elif at == "ranks":
         monkeypatch.setattr(Sketch, "ranks", fails)
     elif at == "swap":
-        monkeypatch.setattr(_job, "replace_layers", fails)
+        monkeypatch.setattr(pipeline, "replace_layers", fails)
     elif at == "report":
-        monkeypatch.setattr(convert, "_layer_report", fails)
+        monkeypatch.setattr(api, "_layer_report", fails)
     elif at == "filter":
         arguments["filter_fn"] = fails
     else:

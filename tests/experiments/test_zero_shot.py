@@ -27,7 +27,7 @@ from paired import bits_to_text, paired_difference, text_to_bits
 from pictures import Pictures
 from pretrained import Definition
 from runs import write_csv
-from sketchlayers.compress import Refinement
+from sketchlayers.compression import Refinement
 from zero_shot import Experiment, main, outputs_of_classes, parser
 
 from . import standard_downloads as downloads

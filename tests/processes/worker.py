@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sketchlayers
 from sketchlayers._sharded import whole
-from sketchlayers.compress._job import Job
+from sketchlayers.compression.pipeline import Job
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "spatial": ("sketch", {}),

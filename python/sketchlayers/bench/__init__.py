@@ -14,13 +14,11 @@ input, and the largest sum of what PyTorch's allocator held during the call.
 ``peers``       other packages' layers
 ``figures``     speeds to reach
 ``table plot``  rows, CSV, picture
-``command``     the arguments
 ==============  ==================================================================
 """
 
 from .bound import Mode, Peaks, Work, dense_work, measure_peaks, sketch_work
 from .cases import FULLY_CONNECTED, NINN, TABLE, Case, build_dense, build_sketch
-from .command import add_arguments, run
 from .memory import allocation_peak, held_bytes, inference_memory, step_memory
 from .table import Row, Settings, cpu_name, machine, run_case, write_csv
 from .timing import inference, paired_times, quartiles, speeds, synchronize, training_step
@@ -35,7 +33,6 @@ __all__ = [
     "Row",
     "Settings",
     "Work",
-    "add_arguments",
     "allocation_peak",
     "build_dense",
     "build_sketch",
@@ -48,7 +45,6 @@ __all__ = [
     "measure_peaks",
     "paired_times",
     "quartiles",
-    "run",
     "run_case",
     "sketch_work",
     "speeds",

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sketchlayers._files import shortened, written_whole
+from sketchlayers._runtime.files import shortened, written_whole
 from sketchlayers._version import __version__
 
 VERSION = 1

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sketchlayers import _extension, methods
-from sketchlayers._files import shortened
 from sketchlayers._meta import WithoutValues
+from sketchlayers._runtime.files import shortened
 from sketchlayers._sharded import own_class
 from sketchlayers.nn._config import (
     Configured,

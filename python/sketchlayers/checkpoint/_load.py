@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sketchlayers._files import shortened
+from sketchlayers._runtime.files import shortened
 from sketchlayers._sharded import has_shards
 from sketchlayers._wrapped import unwrapped
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sketchlayers._sharded import has_shards
-from sketchlayers.compress._swap import replace_layers
 from sketchlayers.nn._seeded import SeededModule
+from sketchlayers.surgery.replace import replace_layers
 
 from ._container import Entry, WrongFileError
 from ._layers import new_layers

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sketchlayers._extras import missing
-from sketchlayers._files import check_safetensors
-from sketchlayers._processes import Processes
+from sketchlayers._runtime.extras import missing
+from sketchlayers._runtime.files import check_safetensors
+from sketchlayers._runtime.processes import Processes
 from sketchlayers._sharded import has_shards, whole
 from sketchlayers._torchvision import build_torchvision, torchvision_names
 from sketchlayers._wrapped import unwrapped
-from sketchlayers.compress.report import Report
 from sketchlayers.nn._geometry import memory_format
+from sketchlayers.reports.report import Report
 
 from ._container import DTYPES, Entry, WrongFileError, has_nan, write
 from ._layers import describe

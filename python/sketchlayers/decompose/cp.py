@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sketchlayers._threads import Task, in_parallel, on_one_thread
+from sketchlayers._runtime.threads import Task, in_parallel, on_one_thread
 
 from ._checks import check_count, check_dimensions, check_tolerance
 from ._lbfgs import minimise

@@ -1,0 +1,276 @@
+"""Arguments of ``sketchlayers bench``, and what it does with them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sketchlayers import _extension, ops
+from sketchlayers.bench import figures, peers, plot, table, tune
+from sketchlayers.bench.bound import Mode, measure_peaks
+from sketchlayers.bench.cases import ALL, TABLE, Case, select
+from sketchlayers.bench.figures import Goal
+from sketchlayers.bench.table import Format, Row, Settings
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+_FIXED_BY_FIGURES = ("batch", "rate", "blocks", "mixing", "path")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of ``sketchlayers bench``."""
+    parser.add_argument(
+        "--figures",
+        action="store_true",
+        help="measure the layers with a speed to reach, and say which reach it",
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure the planner's constants on this machine and keep them",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="measure layers drawn at random and judge the planner's choices",
+    )
+    parser.add_argument(
+        "--layers", nargs="+", default=[], metavar="PATTERN", help='such as "3x3*" "FC*" NinN'
+    )
+    parser.add_argument("--batch", type=int, nargs="+", help="images in a batch (64); several too")
+    parser.add_argument("--rate", type=float, help="rate of every layer (0.1)")
+    parser.add_argument("--blocks", type=int, help="blocks of every layer, as far as they fit (1)")
+    parser.add_argument("--mixing", choices=["spatial", "channel"], help="only this mixing")
+    parser.add_argument(
+        "--mode", choices=["forward", "training"], help="only this: default is both in turn"
+    )
+    parser.add_argument("--path", choices=["auto", "factored", "folded"], help="path (auto)")
+    parser.add_argument(
+        "--peers", action="store_true", help="other packages' layers and torch.compile as well"
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="the sketched layers in both memory formats"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    add_measurement_arguments(parser, seconds=3.0)
+    parser.add_argument("--graphs", action="store_true", help="time CUDA graphs, on a GPU")
+
+
+def add_measurement_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> None:
+    """Declares how to measure and where results go: what benchmarks of networks need too."""
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help=f"time for each measurement ({seconds:g})"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="float32; with --figures on a GPU bfloat16")
+    parser.add_argument("--tf32", action="store_true", help="let a GPU's float32 use TF32")
+    parser.add_argument("--csv", type=Path, help="also write the table to this file")
+    parser.add_argument("--png", type=Path, help="also draw the speeds into this file")
+
+
+def check_measurement_arguments(args: argparse.Namespace) -> torch.device:
+    """Refuses what could only fail after minutes of measuring; sets threads and TF32.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: an argument is out of range, the device is not there, or a file could not be
+            written.
+    """
+    if not (math.isfinite(args.seconds) and args.seconds > 0):
+        raise ValueError(f"--seconds: must be positive (got {args.seconds})")
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads: must be at least 1 (got {args.threads})")
+    for option, path in (("--csv", args.csv), ("--png", args.png)):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise ValueError(f"{option}: its folder must exist (got {path})")
+    if args.png is not None:
+        plot.require_matplotlib()
+    device = checked_device(args.device)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = args.tf32
+        torch.backends.cudnn.allow_tf32 = args.tf32
+    return device
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device: no such device (got {name!r})") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: must be cpu or cuda (got {name!r})")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device: PyTorch finds no GPU (got {name!r})")
+    return device
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One layer at one batch: its rows come from one paired run."""
+
+    case: Case
+    batch: int
+    mode: Mode
+    mixings: tuple[ops.Mixing, ...]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints the table."""
+    check_arguments(args)
+    _extension.require("sketched layers")
+    if args.figures and args.threads is None:
+        args.threads = min(figures.THREADS, os.cpu_count() or 1)
+    device = check_measurement_arguments(args)
+    if args.tune or args.verify:
+        return _tune(args, device)
+    goals = _chosen_goals(args, device) if args.figures else []
+    plan = list(_plan_figures(goals) if args.figures else _plan_table(args, device))
+    settings = _settings(args, device)
+    hardware = table.machine(device)
+    rows = _measure(plan, settings, _head(settings, hardware))
+    print("\n" + "\n".join(table.notes(rows)))
+    if args.figures:
+        print(figures.summary(goals, rows))
+    dtype = str(settings.dtype).removeprefix("torch.")
+    if args.csv:
+        table.write_csv(args.csv, rows, dtype, hardware)
+        print(f"written to {args.csv}")
+    if args.png:
+        plot.write_png(args.png, rows, f"rate {settings.rate:g}, {dtype}, {hardware}")
+        print(f"drawn in {args.png}")
+    return 0
+
+
+def _tune(args: argparse.Namespace, device: torch.device) -> int:
+    hardware = table.machine(device)
+    if args.tune:
+        names = [args.dtype] if args.dtype else ["float32", "bfloat16"]
+        path = tune.tune(device, [getattr(torch, name) for name in names], hardware)
+        print(f"written to {path}")
+    if args.verify:
+        samples, words = tune.verify(device, getattr(torch, args.dtype or "float32"))
+        print(words)
+        if args.csv:
+            tune.write_samples(args.csv, samples, hardware)
+            print(f"written to {args.csv}")
+    return 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses arguments that are out of range or do not go together.
+
+    Raises:
+        ValueError: with the option's name.
+    """
+    for batch in args.batch or ():
+        if batch < 1:
+            raise ValueError(f"--batch: must be at least 1 (got {batch})")
+    if args.rate is not None and not 0 < args.rate <= 1:
+        raise ValueError(f"--rate: must be in (0, 1] (got {args.rate})")
+    if args.blocks is not None and args.blocks < 1:
+        raise ValueError(f"--blocks: must be at least 1 (got {args.blocks})")
+    if args.graphs and not args.device.startswith("cuda"):
+        raise ValueError(f"--graphs: needs a GPU (got --device {args.device})")
+    if args.figures:
+        given = [f"--{name}" for name in _FIXED_BY_FIGURES if getattr(args, name) is not None]
+        if given:
+            raise ValueError(f"--figures: fixes {', '.join(given)}, which cannot be given with it")
+
+
+def _chosen_goals(args: argparse.Namespace, device: torch.device) -> list[Goal]:
+    goals = figures.goals_for(device.type)
+    names = {case.name for case in select([goal.case for goal in goals], args.layers)}
+    return [goal for goal in goals if goal.case.name in names and args.mode in (None, goal.mode)]
+
+
+def _plan_figures(goals: Sequence[Goal]) -> Iterator[Measurement]:
+    """One measurement for the goals of a layer that differ in the mixing alone."""
+    mixings: dict[tuple[str, int, Mode], list[ops.Mixing]] = {}
+    cases = {goal.case.name: goal.case for goal in goals}
+    for goal in goals:
+        mixing: ops.Mixing = "spatial" if goal.mixing == "spatial" else "channel"
+        mixings.setdefault((goal.case.name, goal.batch, goal.mode), []).append(mixing)
+    for (name, batch, mode), needed in sorted(mixings.items(), key=lambda item: item[0][2]):
+        yield Measurement(cases[name], batch, mode, tuple(dict.fromkeys(needed)))
+
+
+def _plan_table(args: argparse.Namespace, device: torch.device) -> Iterator[Measurement]:
+    mixings: tuple[ops.Mixing, ...] = (args.mixing,) if args.mixing else ("spatial", "channel")
+    modes: list[Mode] = [args.mode] if args.mode else ["forward", "training"]
+    cases = select(ALL if device.type == "cuda" else TABLE, args.layers)
+    for mode in modes:
+        for case in cases:
+            for batch in args.batch or [64]:
+                yield Measurement(case, batch, mode, mixings)
+
+
+def _settings(args: argparse.Namespace, device: torch.device) -> Settings:
+    """Everything that measuring needs; the machine's peaks are measured here."""
+    on_gpu = device.type == "cuda"
+    name = args.dtype or ("bfloat16" if args.figures and on_gpu else "float32")
+    dtype: torch.dtype = getattr(torch, name)
+    formats: tuple[Format, ...] = ("nchw", "nhwc") if args.channels_last else ("nchw",)
+    if args.figures and on_gpu:
+        formats = ("nhwc",)
+    found: tuple[peers.Peer, ...] = ()
+    if args.peers:
+        found, missing = peers.available()
+        for line in missing:
+            print(line)
+    return Settings(
+        rate=figures.RATE if args.rate is None else args.rate,
+        path=args.path or "auto",
+        seconds=args.seconds,
+        device=device,
+        dtype=dtype,
+        formats=formats,
+        peaks=measure_peaks(device, dtype),
+        peers=found,
+        graphs=args.graphs,
+        memory=not args.no_memory,
+        blocks=args.blocks or 1,
+    )
+
+
+def _head(settings: Settings, hardware: str) -> str:
+    dtype = str(settings.dtype).removeprefix("torch.")
+    blocks = f", {settings.blocks} blocks" if settings.blocks > 1 else ""
+    return (
+        f"{dtype}, rate {settings.rate:g}{blocks}, {hardware}, PyTorch {torch.__version__}\n"
+        f"peaks: {settings.peaks}\n"
+        "speed: times the faster of PyTorch's layers in both memory formats, median of paired "
+        "runs\nGEMMs: the same for the two matrix products alone; bound: part of the least "
+        "possible time that is reached\n(above 100 % where data stay in caches); memory: peak "
+        "relative to dense"
+    )
+
+
+def _measure(plan: Sequence[Measurement], settings: Settings, head: str) -> list[Row]:
+    print(head)
+    rows: list[Row] = []
+    mode: Mode | None = None
+    for measurement in plan:
+        if measurement.mode != mode:
+            mode = measurement.mode
+            print(f"\n{plot.TITLES[mode]}\n{table.HEADER}", flush=True)
+        for row in table.run_case(
+            measurement.case, measurement.batch, mode, measurement.mixings, settings
+        ):
+            rows.append(row)
+            print(table.format_row(row), flush=True)
+    return rows

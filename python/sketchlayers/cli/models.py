@@ -1,0 +1,192 @@
+"""Models as a command line names them: by torchvision's name, or by a file.
+
+A file is one of `sketchlayers.save`, or a whole pickled model, of a user who trusts it. Weights for
+a named model may come from a safetensors file or from one of ``torch.save``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sketchlayers._runtime.extras import missing
+from sketchlayers._runtime.files import shortened
+from sketchlayers._torchvision import build_torchvision, torchvision_names
+from sketchlayers.checkpoint import load, read_description
+
+TRANSFORMS_INPUT = ("googlenet", "inception_v3")
+"""Networks that transform their inputs themselves, as their published weights need it."""
+
+# torchvision's files of DenseNets are older than its names of their layers.
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
+
+
+class WrongInput(Exception):
+    """Something that the user gave is wrong; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and how to rebuild it.
+
+    Attributes:
+        model: the model.
+        architecture: name and options of the torchvision model; None for a pickled model.
+        reports: of how it was compressed before, oldest first.
+        trained: whether its weights come from a file.
+    """
+
+    model: nn.Module
+    architecture: Mapping[str, Any] | None = None
+    reports: Sequence[Mapping[str, Any]] = ()
+    trained: bool = True
+
+    @property
+    def name(self) -> str | None:
+        """Name of the torchvision model; None for another one."""
+        return None if self.architecture is None else self.architecture["name"]
+
+
+def open_model(
+    name: str, weights: Path | None, num_classes: int | None, *, trust: bool, on_meta: bool = False
+) -> Loaded:
+    """Opens the model of this name or in this file; torchvision's are in evaluation mode.
+
+    Args:
+        name: of a torchvision classification model, or a path.
+        weights: state dict to load into the named model.
+        num_classes: of the named model; None for 1000.
+        trust: read pickled objects, too.
+        on_meta: without values, where nobody asks for them.
+
+    Raises:
+        WrongInput: there is no such model, or options do not go together.
+        FileNotFoundError, ValueError: a file is missing or damaged.
+        ImportError: it is a name, and torchvision is not installed.
+    """
+    names = torchvision_names()
+    if name in names:
+        architecture: dict[str, Any] = {"name": name, "num_classes": num_classes}
+        if weights is not None and num_classes is None and name in TRANSFORMS_INPUT:
+            architecture["transform_input"] = True
+        on_meta = on_meta and weights is None
+        model = build_torchvision(**architecture, on_meta=on_meta)
+        if on_meta:
+            model.to("meta")  # the statistics of batch norms, too
+        if weights is not None:
+            _load_weights(model, weights)
+        return Loaded(model, architecture, trained=weights is not None)
+    path = Path(name)
+    if not path.is_file():
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f"; close names: {', '.join(close)}" if close else ""
+        if not names and not path.suffix:
+            raise ImportError(missing(f"a network of the name {name}", "torchvision", "cli"))
+        raise WrongInput(
+            "MODEL must be the name of a torchvision classification model, or a file "
+            f"(got {name!r}{hint})"
+        )
+    for option, value in (("--weights", weights), ("--num-classes", num_classes)):
+        if value is not None:
+            raise WrongInput(f"{option} goes with a torchvision name, not with a file")
+    return _open_file(path, trust=trust)
+
+
+def _open_file(path: Path, *, trust: bool) -> Loaded:
+    if is_checkpoint(path):
+        description = read_description(path)
+        return Loaded(load(path), description.architecture, description.reports)
+    contents = read(path, trust=trust)
+    if isinstance(contents, nn.Module):
+        return Loaded(contents)
+    if isinstance(contents, Mapping):
+        raise WrongInput(
+            f"{path} holds weights and no model: give the model's name and --weights {path}"
+        )
+    raise WrongInput(f"{path} must hold a model (got {type(contents).__name__})")
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if is_checkpoint(path):
+        raise WrongInput(f"{path} holds a model of its own: give it as MODEL, without --weights")
+    contents = read(path, trust=False)
+    for key in ("state_dict", "model"):
+        if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
+            contents = contents[key]
+    if not isinstance(contents, Mapping):
+        raise WrongInput(f"{path} must hold a state dict (got {type(contents).__name__})")
+    try:
+        model.load_state_dict(_with_usual_names(contents))
+    except RuntimeError as error:
+        raise WrongInput(f"{path} does not fit the model: {shortened(error)}") from error
+
+
+def _with_usual_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the prefix of networks trained on several devices, and names of old DenseNets."""
+    parallel = all(str(name).startswith("module.") for name in state)
+    names = {name: str(name).removeprefix("module." if parallel else "") for name in state}
+    return {_OLD_DENSENET.sub(r"\1\2", names[name]): value for name, value in state.items()}
+
+
+def read(path: Path, *, trust: bool) -> Any:
+    """Reads a file of ``torch.save``, or the tensors of a safetensors file of another program.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or only with ``trust``, which reads pickled objects.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if _is_safetensors(path):
+        return _tensors(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if not trust and zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} holds pickled objects, which run code when they are read; "
+                "if you trust it, say --trust-pickle"
+            ) from error
+        raise ValueError(f"cannot read {path}: not a file of torch.save, or damaged") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(
+            f"cannot read {path}: {type(error).__name__}: {shortened(error)}"
+        ) from error
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tells whether a file is one of `sketchlayers.save`, damaged or not."""
+    return path.is_file() and _is_safetensors(path) and "sketchlayers.version" in _metadata(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a header, and the header in JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"cannot read {path}: damaged ({shortened(error)})") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    kind = _metadata(path).get("format", "")
+    if kind.startswith("sketchlayers."):
+        raise ValueError(f"{path} holds no model: it is a file of {kind}")
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,0 +1,1 @@
+"""Turns a budget into ranks."""

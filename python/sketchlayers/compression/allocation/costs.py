@@ -1,0 +1,186 @@
+"""What a budget counts: parameters, multiply-adds, or seconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression.finishing.network import evaluation_copy
+from sketchlayers.compression.survey.layers import Layer, Survey
+from sketchlayers.methods import Method, Rank
+
+Unit = Literal["parameters", "multiply-adds", "seconds"]
+_TIMED_RANKS = 6
+"""Ranks of a layer that are timed; the times of the others are interpolated."""
+_WARM_UP, _ROUNDS = 2, 9
+"""Calls that are not timed, because memory is allocated in them, and calls that are."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How small the model shall be.
+
+    Attributes:
+        unit: what is counted.
+        rate: after / before, of the whole model.
+    """
+
+    unit: Unit
+    rate: float
+
+    @property
+    def argument(self) -> str:
+        """What `compress` calls it."""
+        names = {"parameters": "rate", "multiply-adds": "flops_rate", "seconds": "latency_rate"}
+        return names[self.unit]
+
+
+class Costs:
+    """Costs of layers, dense and replaced, in the unit of a budget."""
+
+    def __init__(
+        self,
+        unit: Unit,
+        found: Survey,
+        model: nn.Module,
+        call: Callable[[nn.Module], object] | None,
+        processes: Processes,
+    ) -> None:
+        """Takes the survey with its calls; for seconds, a call of the model on one input.
+
+        Several processes take the mean of their times, so that they choose alike.
+
+        Raises:
+            ValueError: the unit needs calls and there are none.
+        """
+        self._unit = unit
+        self._call = call
+        self._processes = processes
+        if unit != "parameters" and any(layer.calls is None for layer in found.layers):
+            raise ValueError(
+                "compress: a budget of multiply-adds or seconds must know the layers' inputs "
+                "(got neither example_inputs nor calibration images)"
+            )
+        self._times: dict[str, _Times] = {}
+        self.whole = self._whole(found, model, call)
+
+    def dense(self, layer: Layer) -> float:
+        """Returns the cost of the layer as it is."""
+        if self._unit == "parameters":
+            return layer.parameters
+        if self._unit == "multiply-adds":
+            return layer.multiply_adds or 0
+        return self._timed(layer).dense
+
+    def of(self, layer: Layer, method: Method, rank: Rank) -> float:
+        """Returns the cost of a replacement."""
+        if self._unit == "parameters":
+            return method.parameters(layer.module, rank)
+        count = _multiply_adds(layer, method, rank)
+        return count if self._unit == "multiply-adds" else self._timed(layer).of(method, count)
+
+    def _whole(
+        self, found: Survey, model: nn.Module, call: Callable[[nn.Module], object] | None
+    ) -> float:
+        if self._unit == "parameters":
+            return found.parameters
+        if self._unit == "multiply-adds":
+            return sum(layer.multiply_adds or 0 for layer in found.layers)
+        assert call is not None
+        resting = evaluation_copy(model)
+        return self._processes.mean(_seconds(lambda: call(resting)))
+
+    def latencies(self, original: nn.Module, small: nn.Module) -> tuple[float, float]:
+        """Measures seconds of one call of both networks, in turns, on the same input."""
+        assert self._call is not None
+        call, copies = self._call, [evaluation_copy(model) for model in (original, small)]
+        times = _in_turns([partial(call, model) for model in copies])
+        before, after = (self._processes.mean(seconds) for seconds in times)
+        return before, after
+
+    def _timed(self, layer: Layer) -> _Times:
+        if layer.name not in self._times:
+            self._times[layer.name] = _Times(layer, self._processes)
+        return self._times[layer.name]
+
+
+class _Times:
+    """Seconds of one layer on the inputs that it has."""
+
+    def __init__(self, layer: Layer, processes: Processes) -> None:
+        self._layer = layer
+        self._processes = processes
+        self.dense = self._measure(layer.module)
+        self._points: dict[Method, list[tuple[float, float]]] = {}
+
+    def of(self, method: Method, multiply_adds: float) -> float:
+        """Interpolates the seconds of a replacement by its multiply-adds between timed ones."""
+        if method not in self._points:
+            self._points[method] = sorted(self._time(method))
+        points = self._points[method]
+        for (left, low), (right, high) in pairwise(points):
+            if multiply_adds <= right:
+                share = (multiply_adds - left) / (right - left) if right > left else 1.0
+                return low + (high - low) * max(0.0, share)
+        return points[-1][1]
+
+    def _time(self, method: Method) -> list[tuple[float, float]]:
+        ranks = method.ranks(self._layer.module)
+        steps = min(_TIMED_RANKS, len(ranks))
+        chosen = {ranks[round(i * (len(ranks) - 1) / max(1, steps - 1))] for i in range(steps)}
+        return [
+            (
+                _multiply_adds(self._layer, method, rank),
+                self._measure(method.build(self._layer.module, rank, init="random", seed=0)),
+            )
+            for rank in chosen
+        ]
+
+    def _measure(self, module: nn.Module) -> float:
+        weight = self._layer.module.get_parameter("weight")
+        inputs = [
+            torch.randn(call.input_shape, device=weight.device).to(weight.dtype)
+            for call in self._layer.calls or ()
+        ]
+        mode = module.training
+        try:
+            seconds = sum(_seconds(lambda x=x: module.eval()(x)) for x in inputs)  # type: ignore[misc]
+        finally:
+            module.train(mode)
+        return self._processes.mean(seconds)
+
+
+def _multiply_adds(layer: Layer, method: Method, rank: Rank) -> int:
+    return sum(method.multiply_adds(layer.module, rank, c.input_shape) for c in layer.calls or ())
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Median of some calls."""
+    (seconds,) = _in_turns([call])
+    return seconds
+
+
+@torch.no_grad()
+def _in_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """The median of some calls of each; taking turns, all meet the same load of the machine."""
+    rounds = [[_once(call) for call in calls] for _ in range(_WARM_UP + _ROUNDS)]
+    return [statistics.median(times) for times in zip(*rounds[_WARM_UP:], strict=True)]
+
+
+def _once(call: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin

@@ -1,0 +1,273 @@
+"""From a budget to what every layer shall become."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from sketchlayers._runtime.progress import progress_bar
+from sketchlayers.compression.allocation import allocate
+from sketchlayers.compression.allocation.costs import Budget, Costs
+from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, Damage, DamageMeter, Point
+from sketchlayers.compression.fitting.fit import Choice, Norm, fit_alone, for_method, naming, power
+from sketchlayers.compression.survey.layers import Layer, Survey
+from sketchlayers.compression.survey.selection import match, why_not
+from sketchlayers.methods import Method, Rank
+from sketchlayers.methods._rank import Candidate, rank_text
+from sketchlayers.reports.table import fraction
+
+TOLERANCE = 0.01
+"""Relative difference to the rate asked up to which there is no note: ranks are whole numbers."""
+
+_QUICK = {"max_sweeps": 8, "starts": 1}
+"""Options of methods for fits that are only measured: fewer sweeps than for those that are kept."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a layer shall become.
+
+    Attributes:
+        method: None: stays as it is.
+        rank: None: stays as it is.
+    """
+
+    method: Method | None = None
+    rank: Rank | None = None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What every layer that was looked at shall become.
+
+    Attributes:
+        chosen: by the layer's name.
+        notes: advice and exceptions, for the report.
+        rate: cost after / before of the whole model, in the budget's unit; None without a budget.
+    """
+
+    chosen: Mapping[str, Chosen]
+    notes: Sequence[str] = field(default=())
+    rate: float | None = None
+
+
+def check_budget(
+    found: Survey,
+    method: Method,
+    layers: Sequence[Layer],
+    budget: Budget,
+    costs: Costs,
+    reasons: Mapping[str, str],
+) -> None:
+    """Makes sure that the budget can be met.
+
+    Args:
+        found: the whole model.
+        method: what the layers may be replaced by.
+        layers: those that may be replaced.
+        budget: for the whole model.
+        costs: in the budget's unit.
+        reasons: why other layers stay as they are.
+
+    Raises:
+        ValueError: it cannot be met; the message tells the smallest possible one.
+    """
+    lazy = [layer for layer in found.layers if (layer.reason or "").startswith("lazy")]
+    if lazy:
+        raise ValueError(
+            "compress: a rate of the whole model must know all its parameters; run the model once "
+            f"(got {why_not(lazy)})"
+        )
+    smallest = _fixed(layers, costs) + sum(_cheapest(one, method, costs) for one in layers)
+    if smallest <= budget.rate * (1 + TOLERANCE) * costs.whole:
+        return
+    if layers:
+        share = 100 * _fixed(layers, costs) / costs.whole
+        elsewhere = f"{share:.0f} % of the {budget.unit} lie elsewhere"
+        why = f"smallest rank in each layer that may be replaced; {elsewhere}"
+    else:
+        why = f"no layer can be replaced: {why_not(found.layers, reasons) or 'it has none'}"
+    least = math.ceil(smallest / costs.whole * 1e4) / 1e4
+    raise ValueError(
+        f"compress: {budget.argument} must be at least {least:g} for this model ({why}) "
+        f"(got {budget.argument}={budget.rate:g})"
+    )
+
+
+def uniform(method: Method, layers: Sequence[Layer], budget: Budget, costs: Costs) -> Ranks:
+    """Chooses about the same rate for all layers; the budget must have been checked."""
+    choices = [
+        allocate.Choices(
+            layer.name,
+            layer.parameters,
+            method.ranks(layer.module),
+            partial(method.parameters, layer.module),
+            None if budget.unit == "parameters" else partial(_cost, costs, method, layer),
+        )
+        for layer in layers
+    ]
+    fixed = _fixed(layers, costs)
+    ranks = allocate.uniform(choices, _share(budget, costs, fixed))
+    chosen = {
+        name: Chosen() if rank is None else Chosen(method, rank) for name, rank in ranks.items()
+    }
+    return _within(budget, costs, fixed + allocate.total(choices, ranks), chosen)
+
+
+def by_layer(method: Method, layers: Sequence[Layer], rates: Mapping[str, float]) -> Ranks:
+    """Chooses the rank of each layer by the rate of the pattern that names it."""
+    chosen = {}
+    notes = []
+    for layer in layers:
+        pattern = match(layer.name, rates)
+        assert pattern is not None  # the others have been left out
+        asked = rates[pattern]
+        sizes = allocate.Choices(
+            layer.name,
+            layer.parameters,
+            method.ranks(layer.module),
+            partial(method.parameters, layer.module),
+        )
+        rank = sizes.nearest(asked)
+        chosen[layer.name] = Chosen() if rank is None else Chosen(method, rank)
+        smallest = sizes.parameters(sizes.ranks[0]) / sizes.dense
+        if smallest > asked * (1 + TOLERANCE):
+            notes.append(
+                f"{layer.name or 'the model'}: rate {fraction(asked)} was asked, "
+                f"{fraction(smallest)} is the smallest (rank {rank_text(sizes.ranks[0])})"
+            )
+    return Ranks(chosen, notes)
+
+
+def by_error(
+    method: Method,
+    layers: Sequence[Layer],
+    budget: Budget,
+    costs: Costs,
+    norms: Mapping[str, Norm],
+    meter: DamageMeter | None,
+    *,
+    progress: bool | None,
+) -> Ranks:
+    """Chooses ranks, and methods, that are expected to damage the network least.
+
+    Args:
+        method: a method; of several (``members``), each layer takes the best.
+        layers: those to choose for.
+        budget: for the whole model; it must have been checked.
+        costs: in the budget's unit.
+        norms: how each layer's error is measured.
+        meter: measures what errors do to the network; None: the squared relative error of each
+            layer's output is its damage.
+        progress: draw a progress bar.
+    """
+    fixed = _fixed(layers, costs)
+    options: dict[str, list[allocate.Option]] = {}
+    with progress_bar("errors over ranks", len(layers), unit="layer", show=progress) as bar:
+        for layer in layers:
+            with naming(layer.name):
+                candidates = _candidates(layer, method, norms[layer.name])
+                damages = _damages(layer, candidates, norms[layer.name], meter)
+            options[layer.name] = [
+                allocate.Option(member, one.rank, costs.of(layer, member, one.rank), damage)
+                for (member, one), damage in zip(candidates, damages, strict=True)
+            ]
+            options[layer.name].append(allocate.Option(None, None, costs.dense(layer), 0.0))
+            bar(1)
+    best = allocate.least_damage(options, _share(budget, costs, fixed))
+    got = fixed + sum(option.cost for option in best.values())
+    chosen = {name: Chosen(option.method, option.rank) for name, option in best.items()}
+    return _within(budget, costs, got, chosen)
+
+
+def _candidates(layer: Layer, method: Method, norm: Norm) -> list[tuple[Method, Candidate]]:
+    """All that the layer could become, with the squared relative error that it would have."""
+    moment = None if norm.moments is None else norm.moments.second_moment
+    found = [
+        (member, candidate)
+        for member in method.members(layer.module)
+        for candidate in member.curve(
+            layer.module,
+            second_moment=for_method(moment),
+            sensitivity=for_method(norm.sensitivity),
+        )
+    ]
+    for member in method.members(layer.module):  # the smallest, if the curve begins above it
+        smallest = member.ranks(layer.module)[0]
+        size = member.parameters(layer.module, smallest)
+        if all(size < candidate.parameters for _, candidate in found):
+            found.append((member, Candidate(smallest, size, 1.0)))
+    found.sort(key=lambda pair: (pair[1].parameters, pair[1].squared_error))
+    return found
+
+
+def _damages(
+    layer: Layer,
+    candidates: Sequence[tuple[Method, Candidate]],
+    norm: Norm,
+    meter: DamageMeter | None,
+) -> list[float]:
+    if meter is None:
+        return [candidate.squared_error for _, candidate in candidates]
+    scale = power(layer.module, norm)
+    points = []
+    front = _front(candidates)
+    for wanted in SQUARED_ERRORS:
+        if not front:
+            break
+        method, candidate = min(
+            front, key=lambda pair: abs(math.log(max(pair[1].squared_error, 1e-12) / wanted))
+        )
+        front.remove((method, candidate))
+        quick = {option: _QUICK[option] for option in _QUICK if option in method.options()}
+        choice = Choice(layer.module, dataclasses.replace(method, **quick), candidate.rank, 0)
+        fitted = fit_alone(choice, norm, init="fit")
+        damage = meter.measure({layer.name: fitted.module})
+        points.append(Point(scale * candidate.squared_error, damage))
+    damage_of = Damage(points)
+    return [damage_of(scale * candidate.squared_error) for _, candidate in candidates]
+
+
+def _front(candidates: Sequence[tuple[Method, Candidate]]) -> list[tuple[Method, Candidate]]:
+    """Those with less error than all that have no more parameters."""
+    kept: list[tuple[Method, Candidate]] = []
+    for pair in candidates:
+        if not kept or pair[1].squared_error < kept[-1][1].squared_error:
+            kept.append(pair)
+    return kept
+
+
+def _cheapest(layer: Layer, method: Method, costs: Costs) -> float:
+    members = method.members(layer.module)
+    smallest = (costs.of(layer, one, one.ranks(layer.module)[0]) for one in members)
+    return min((costs.dense(layer), *smallest))
+
+
+def _fixed(layers: Sequence[Layer], costs: Costs) -> float:
+    """Cost of all that stays as it is."""
+    return costs.whole - sum(costs.dense(layer) for layer in layers)
+
+
+def _cost(costs: Costs, method: Method, layer: Layer, rank: Rank | None) -> float:
+    return costs.dense(layer) if rank is None else costs.of(layer, method, rank)
+
+
+def _share(budget: Budget, costs: Costs, fixed: float) -> float:
+    """What the budget leaves to the layers."""
+    whole = budget.rate * costs.whole
+    return round(whole) - fixed if budget.unit != "seconds" else whole - fixed
+
+
+def _within(budget: Budget, costs: Costs, got: float, chosen: Mapping[str, Chosen]) -> Ranks:
+    """What was chosen for so much of a budget."""
+    rate = got / costs.whole if costs.whole else 1.0
+    if abs(rate - budget.rate) <= TOLERANCE * budget.rate:
+        return Ranks(chosen, rate=rate)
+    note = (
+        f"{budget.argument.replace('_', ' ')} {fraction(budget.rate)} was asked, {fraction(rate)} "
+        f"is the nearest: ranks are whole numbers (layers to compress: {len(chosen)})"
+    )
+    return Ranks(chosen, [note], rate)

@@ -1,0 +1,148 @@
+"""How much the outputs of a network change when the output of one of its layers does.
+
+To first order an error ``d`` of a layer's output at one position moves the network's outputs ``z``
+by ``J d``. With ``F = E[sum over positions of J^T J]`` the expected square of that is
+``tr(F E[d d^T])``, errors at different positions taken as independent: the norm in which errors of
+a layer count for what they do to the network. No labels are needed. (With the Jacobian of a loss
+in place of the outputs' this is the Fisher information, by which fits came out worse than without
+any weight: ``experiments/fisher.py``.)
+
+``J^T J`` is not formed: for random signs ``v``, ``E[(J^T v)(J^T v)^T] = J^T J``, and ``J^T v`` is
+one backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression.finishing.network import evaluation_copy
+from sketchlayers.surgery.sample import Sample, outputs_of
+
+PROJECTIONS = 3
+"""Backward passes for each image, each with random weights for the outputs."""
+_GRAPH_BYTES = 1 << 30
+"""Bytes that the graphs of the images of one backward pass may keep: 1 GiB."""
+_FEWEST_IMAGES, _MOST_IMAGES = 128, 512
+
+Directions = Callable[[Tensor, torch.Generator], Tensor]
+"""For outputs ``z (images, n)`` the vectors ``v (images, n)`` that are drawn back to the layers."""
+
+
+def random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws a projection in which all outputs count alike: ``E[v v^T] = I``."""
+    signs = torch.randint(2, outputs.shape, generator=generator, device="cpu") * 2 - 1
+    return signs.to(outputs)
+
+
+def images_to_look_at(sample: Sample) -> int:
+    """Returns how many images to take: their backward passes cost a pass or two of calibration."""
+    return min(sample.images, max(_FEWEST_IMAGES, min(_MOST_IMAGES, sample.images // 4)))
+
+
+def output_sensitivity(
+    model: nn.Module,
+    layers: Sequence[str],
+    sample: Sample,
+    processes: Processes,
+    directions: Directions = random_signs,
+) -> dict[str, Tensor]:
+    """Returns the matrices ``F`` of some layers.
+
+    Args:
+        model: unchanged; it runs in evaluation mode.
+        layers: names of convolutions and linear layers.
+        sample: the images (`images_to_look_at` says how many are enough).
+        processes: whose images are summed up.
+        directions: gives ``F = E[J^T E[v v^T] J]`` by other vectors ``v``.
+
+    Returns:
+        By name, ``(groups, T, T)`` float64 with ``T`` outputs of a group; of a layer that the
+        images do not reach, or whose output the network's does not depend on as far as gradients
+        tell (a model may run without), nothing.
+    """
+    model = evaluation_copy(model)
+    outputs: dict[str, list[Tensor]] = {}
+
+    def watch(name: str, layer: nn.Module) -> None:
+        def keep(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+            outputs.setdefault(name, []).append(output)
+            return output.clone()  # what follows may work in place
+
+        layer.register_forward_hook(keep)
+
+    found = {name: model.get_submodule(name) for name in layers}
+    for name, layer in found.items():
+        watch(name, layer)
+    sums = {name: _zeros(layer) for name, layer in found.items()}
+    images = 0
+    most = max(1, _GRAPH_BYTES // max(1, _graph_bytes(model, sample.first(1))))
+    outputs.clear()
+    for call in sample.in_batches_of(most).calls():
+        outputs.clear()
+        with torch.inference_mode(False), torch.enable_grad():
+            results = outputs_of(call(model))
+        images += len(results[0])
+        results = [result for result in results if result.requires_grad]
+        reached = [(name, output) for name, calls in outputs.items() for output in calls]
+        if not results or not reached:  # the model cuts its graph, or nothing of it was called
+            continue
+        for projection in range(PROJECTIONS):
+            generator = torch.Generator("cpu").manual_seed(projection * 1_000_003 + images)
+            gradients = torch.autograd.grad(
+                results,
+                [output for _, output in reached],
+                [directions(result.detach(), generator) for result in results],
+                retain_graph=projection + 1 < PROJECTIONS,
+                allow_unused=True,
+            )
+            for (name, _), gradient in zip(reached, gradients, strict=True):
+                if gradient is not None:
+                    _add(sums[name], gradient, found[name])
+    images = int(processes.sum(torch.tensor(float(images), dtype=torch.float64)))
+    sums = {name: processes.sum(total) / (PROJECTIONS * images) for name, total in sums.items()}
+    return {name: total for name, total in sums.items() if total.any() and total.isfinite().all()}
+
+
+def _graph_bytes(model: nn.Module, sample: Sample) -> int:
+    """What the graph of a forward call on these images keeps in addition to the parameters."""
+    parameters = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    (call,) = sample.calls()
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        result = call(model)  # noqa: F841 keeps the graph, whose addresses must not be used again
+    return sum(kept.values())
+
+
+def _zeros(layer: nn.Module) -> Tensor:
+    groups = getattr(layer, "groups", 1)
+    outputs = layer.get_parameter("weight").shape[0] // groups
+    return torch.zeros(groups, outputs, outputs, dtype=torch.float64, device="cpu")
+
+
+def _add(total: Tensor, gradient: Tensor, layer: nn.Module) -> None:
+    """Adds the products of the gradients at all positions."""
+    groups, outputs = total.shape[:2]
+    if isinstance(layer, nn.Linear):
+        rows = gradient.reshape(1, -1, outputs).mT
+    else:
+        images = gradient if gradient.ndim == 4 else gradient.unsqueeze(0)
+        rows = images.transpose(0, 1).reshape(groups, outputs, -1)
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    total += (rows @ rows.mT).double().cpu()

@@ -1,0 +1,241 @@
+"""Checks of the arguments of `compress`, done before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal, get_args
+
+import torch
+
+from sketchlayers.compression.allocation.costs import Budget
+from sketchlayers.compression.finishing.refine import Refinement
+from sketchlayers.methods._method import Init, Method
+from sketchlayers.nn._checks import percent_hint
+
+Allocation = Literal["uniform", "error"]
+Sensitivity = bool | Literal["fit", "allocation"]
+
+Rates = Budget | dict[str, float]
+"""One budget for the whole model, or a rate for each name or pattern of a layer."""
+
+_MEANINGS = {
+    "rate": "it is the fraction of the parameters that is kept",
+    "flops_rate": "it is the fraction of the multiply-adds that is kept",
+    "latency_rate": "it is the fraction of the time that is kept",
+}
+_WORDS = {
+    "flops_rate": ("flop", "mac", "multiply"),
+    "latency_rate": ("latency", "speed"),
+    "rate": ("ratio", "sparsity", "density", "amount", "budget", "percent", "compression", "prun"),
+    "calibration": ("calib", "data", "image", "loader", "sample"),
+}
+"""Words in the names of the arguments that do the same in other packages."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fit; all decided.
+
+    Attributes:
+        init: "fit" or "random".
+        allocation: how a budget becomes ranks.
+        sequential: fit layers one after the other.
+        only_sequential: where that cannot be done, fail.
+        sensitivity: whether errors of outputs are weighted in the fits, and in the allocation.
+        correct_bias: biases take up the change of the mean.
+        reestimate: batch norm: False, True, or "auto".
+        refinement: None for none.
+        seed: what the layers' seeds are derived from.
+    """
+
+    init: Init
+    allocation: Allocation
+    sequential: bool
+    only_sequential: bool
+    weighted_fit: bool
+    weighted_allocation: bool
+    correct_bias: bool
+    reestimate_batch_norm: bool | Literal["auto"]
+    refinement: Refinement | None
+    seed: int
+
+
+def settings(
+    *,
+    init: str,
+    data: Literal["none", "moments", "images"],
+    per_layer: bool,
+    allocation: str | None,
+    sequential: bool | None,
+    sensitivity: bool | str | None,
+    correct_bias: bool,
+    reestimate_batch_norm: bool | str,
+    refine: bool | Refinement | None,
+    seed: int | None,
+) -> Settings:
+    """Checks the settings and fills in defaults, which depend on the data.
+
+    Args:
+        data: what `calibration` is: nothing, finished moments, or images.
+        per_layer: whether the caller gives every layer its rate.
+        init, allocation, sequential, sensitivity, correct_bias: as for `compress`.
+        reestimate_batch_norm, refine, seed: as for `compress`.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range, or one that needs data that there are not.
+    """
+    _one_of("init", init, get_args(Init))
+    _one_of("allocation", allocation, (None, *get_args(Allocation)))
+    _one_of("sensitivity", sensitivity, (None, True, False, "fit", "allocation"))
+    _one_of("reestimate_batch_norm", reestimate_batch_norm, (True, False, "auto"))
+    for name, flag in (("sequential", sequential), ("correct_bias", correct_bias)):
+        if flag is not None and not isinstance(flag, bool):
+            raise TypeError(f"compress: {name} must be True or False (got {flag!r})")
+    images = data == "images"
+    if init == "random" and data != "none":
+        raise ValueError(
+            "compress: init must be 'fit' with calibration (got 'random'): a random start has "
+            "no use for it"
+        )
+    if init == "random" and allocation == "error":
+        raise ValueError("compress: allocation must be 'uniform' with init='random' (got 'error')")
+    if per_layer and allocation is not None:
+        raise ValueError(
+            f"compress: allocation must be None where rate names layers (got {allocation!r})"
+        )
+    for name, value in (
+        ("sequential", sequential),
+        ("sensitivity", sensitivity),
+        ("reestimate_batch_norm", reestimate_batch_norm),
+        ("refine", refine),
+    ):
+        if value and not images:
+            what = "a file of moments has none" if data == "moments" else "got calibration=None"
+            raise ValueError(f"compress: {name} needs images: give calibration a loader ({what})")
+    if refine is None or isinstance(refine, bool):
+        refinement = Refinement() if refine else None
+    elif isinstance(refine, Refinement):
+        refinement = refine
+    else:
+        raise TypeError(
+            f"compress: refine must be a bool or a Refinement (got {type(refine).__name__})"
+        )
+    weighted = images if sensitivity is None else sensitivity
+    default = "uniform" if data == "none" else "error"
+    return Settings(
+        init=init,  # type: ignore[arg-type]
+        allocation=default if allocation is None else allocation,  # type: ignore[arg-type]
+        sequential=images if sequential is None else sequential,
+        only_sequential=sequential is True,
+        weighted_fit=weighted in (True, "fit"),
+        weighted_allocation=weighted in (True, "allocation"),
+        correct_bias=correct_bias,
+        reestimate_batch_norm=reestimate_batch_norm,  # type: ignore[arg-type]
+        refinement=refinement,
+        seed=_checked_seed(seed),
+    )
+
+
+def checked_rates(
+    rate: float | Mapping[str, float] | None, flops_rate: float | None, latency_rate: float | None
+) -> Rates:
+    """Returns the one budget that was given, or the layers' own rates.
+
+    Raises:
+        TypeError: none, or one of another type.
+        ValueError: several, or one out of its range.
+    """
+    given = {
+        name: value
+        for name, value in (
+            ("rate", rate),
+            ("flops_rate", flops_rate),
+            ("latency_rate", latency_rate),
+        )
+        if value is not None
+    }
+    if not given:
+        raise TypeError(
+            f"compress: rate must be given, such as rate=0.5: {_MEANINGS['rate']}; or a dict "
+            "{name or pattern of layers: rate}"
+        )
+    if len(given) > 1:
+        raise ValueError(
+            "compress: one of rate, flops_rate and latency_rate must be given "
+            f"(got {' and '.join(given)})"
+        )
+    if isinstance(rate, Mapping):
+        if not rate:
+            raise ValueError("compress: rate must name a layer or pattern (got an empty dict)")
+        return {
+            pattern: _in_range("rate", value, f" for {pattern!r}")
+            for pattern, value in rate.items()
+        }
+    ((name, value),) = given.items()
+    units = {"rate": "parameters", "flops_rate": "multiply-adds", "latency_rate": "seconds"}
+    return Budget(units[name], _in_range(name, value, ""))  # type: ignore[arg-type]
+
+
+def check_names(options: Iterable[str], method: type[Method], arguments: Iterable[str]) -> None:
+    """Says what is probably meant by keyword arguments that nobody knows.
+
+    Args:
+        options: names of the keyword arguments that are not arguments of `compress`.
+        method: the method whose options they should be.
+        arguments: names of the arguments of `compress`.
+
+    Raises:
+        TypeError: a name is close to that of an argument, or is what other packages call one.
+    """
+    own = [field.name for field in dataclasses.fields(method)]
+    for option in options:
+        close = difflib.get_close_matches(option, [*own, *arguments], n=1, cutoff=0.8)
+        if option in own or (close and close[0] in own):
+            continue
+        hint = f"did you mean {close[0]}?" if close else _meant(option)
+        if hint is not None:
+            raise TypeError(f"compress: there is no argument {option!r}: {hint}")
+
+
+def _meant(option: str) -> str | None:
+    """Which argument of `compress` does what one of this name does in other packages."""
+    for argument, words in _WORDS.items():
+        if any(word in option.lower() for word in words):
+            if argument == "calibration":
+                return "give batches of images to calibration; labels are not needed"
+            return f"give {argument}, between 0 and 1: {_MEANINGS[argument]}"
+    return None
+
+
+def _in_range(name: str, rate: object, of: str) -> float:
+    if isinstance(rate, bool) or not isinstance(rate, Real):
+        raise TypeError(f"compress: {name}{of} must be a number (got {type(rate).__name__})")
+    value = float(rate)
+    if not 0 < value <= 1:
+        raise ValueError(
+            f"compress: {name}{of} must be in (0, 1] (got {name}={value:g}): {_MEANINGS[name]}"
+            f"{percent_hint(name, value)}"
+        )
+    return value
+
+
+def _checked_seed(seed: int | None) -> int:
+    """The seed; for None, one drawn from PyTorch's default generator."""
+    if seed is None:
+        return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"compress: seed must be a whole number (got {type(seed).__name__})")
+    return seed
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
+        choices = [repr(one) for one in allowed]
+        raise ValueError(
+            f"compress: {name} must be {', '.join(choices[:-1])} or {choices[-1]} (got {value!r})"
+        )

@@ -1,0 +1,1 @@
+"""Runs a model on images and measures the moments of its layers' inputs."""

@@ -1,0 +1,690 @@
+"""One pass over images: the moments of every layer's inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from sketchlayers._runtime.files import check_safetensors, shortened, written_whole
+from sketchlayers._runtime.processes import Processes
+from sketchlayers._runtime.progress import progress_bar
+from sketchlayers._version import __version__
+from sketchlayers.compression.calibration.moments import LayerMoments, MomentSums, NonFiniteError
+from sketchlayers.compression.calibration.patches import Padding, PatchGeometry
+from sketchlayers.compression.calibration.products import working_bytes
+from sketchlayers.compression.survey.layers import _find_layers
+from sketchlayers.compression.survey.reasons import _unusual_layer
+from sketchlayers.compression.survey.selection import (
+    NOT_CHOSEN,
+    FilterFunction,
+    match,
+    patterns_of,
+    suggestion,
+)
+from sketchlayers.reports.table import Footnotes, Table, quantity
+from sketchlayers.surgery.batches import (
+    Forward,
+    batches_in,
+    call_model,
+    count_images,
+    device_of,
+    generators_of,
+    is_loader,
+    is_used_up_by_one_pass,
+    to_device,
+)
+from sketchlayers.surgery.evaluation import evaluating, same_random_numbers
+
+__all__ = ["MEMORY_BUDGET", "Calibration", "LayerMoments", "calibrate"]
+
+MEMORY_BUDGET = 4 << 30
+"""Bytes that the sums of one pass may take by default: 4 GiB."""
+ADVISED_PATCHES = 5
+"""Patches for each input that a second moment should have: with fewer it is noisy."""
+NEVER_CALLED = "never called on the calibration data"
+
+_FORMAT = "sketchlayers.calibration"
+_FORMAT_VERSION = "1"
+
+
+class Calibration(Mapping[str, LayerMoments]):
+    """Holds the moments of each layer's input patches by the layer's name; prints as a table.
+
+    Attributes:
+        images: how many images they were measured on.
+        missing: the other convolutions and linear layers of the model, each with the reason why it
+            has no moments.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> calibration = sketchlayers.calibrate(model, [torch.randn(16, 3, 8, 8)])
+        >>> calibration["0"].second_moment.shape
+        torch.Size([1, 27, 27])
+        >>> calibration.save("moments.safetensors")
+    """
+
+    def __init__(
+        self,
+        moments: Mapping[str, LayerMoments],
+        *,
+        images: int,
+        missing: Mapping[str, str] | None = None,
+    ) -> None:
+        self._moments = dict(moments)
+        self.images = images
+        self.missing = dict(missing or {})
+
+    def __getitem__(self, name: str) -> LayerMoments:
+        return self._moments[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moments)
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    @property
+    def advised_images(self) -> dict[str, int]:
+        """Numbers of images that layers with few patches need, by the layer's name.
+
+        A second moment needs about five patches for each input; with fewer patches than inputs it
+        is singular.
+        """
+        return {
+            name: math.ceil(self.images * ADVISED_PATCHES * moments.inputs / moments.count)
+            for name, moments in self.items()
+            if moments.count < ADVISED_PATCHES * moments.inputs
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Advice for every layer that has seen few patches: how many images would do."""
+        return tuple(
+            f"{name or 'the model'}: use at least {images:,} images (got {self.images:,}): "
+            f"{self[name].count:,} patches for {self[name].inputs:,} inputs"
+            f"{' (a singular second moment)' if self[name].count < self[name].inputs else ''}"
+            for name, images in self.advised_images.items()
+        )
+
+    def check(self, model: nn.Module) -> None:
+        """Makes sure that the moments are of this model's layers.
+
+        Raises:
+            ValueError: names, sizes, strides or the like differ; the first such layer is named.
+        """
+        layers = _layers_of(model)
+        for name, layer in layers.items():
+            if name not in self._moments and name not in self.missing:
+                _fail_check(f"layer {name!r} of the model was not calibrated")
+            if name in self._moments and not any(map(is_lazy, layer.parameters(recurse=False))):
+                _compare(name, self[name].geometry, PatchGeometry.of(layer), "the model")
+        for name in (*self._moments, *self.missing):
+            if name not in layers:
+                _fail_check(f"the model has no layer {name!r}, which was calibrated")
+
+    def merge(self, other: Calibration) -> Calibration:
+        """Joins two calibrations to that on the images of both, as one run over them would give it.
+
+        Raises:
+            ValueError: they are of different models; the first layer that differs is named.
+        """
+        known, others = (
+            {**dict.fromkeys(c._moments), **dict.fromkeys(c.missing)} for c in (self, other)
+        )
+        for name in (*known, *others):
+            if name not in known or name not in others:
+                _fail_check(f"only one of two calibrations knows layer {name!r}")
+            if name in self and name in other:
+                _compare(name, self[name].geometry, other[name].geometry, "the other one")
+        moments = {}
+        for name in known:
+            pooled = _pooled(self.get(name), other.get(name))
+            if pooled is not None:
+                moments[name] = pooled
+        missing = {name: reason for name, reason in self.missing.items() if name not in moments}
+        return Calibration(moments, images=self.images + other.images, missing=missing)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file: all of it, or nothing if that fails.
+
+        It holds "NAME.second_moment" and "NAME.mean" for each layer; the metadata tell how each
+        layer cuts its input into patches, the counts, and what is missing. Of several processes,
+        one should write.
+
+        Raises:
+            ValueError: the path does not end in ``.safetensors``.
+        """
+        check_safetensors("Calibration.save", Path(path), "")
+        tensors = {}
+        for name, moments in self.items():
+            tensors[f"{name}.second_moment"] = moments.second_moment.contiguous()
+            tensors[f"{name}.mean"] = moments.mean.contiguous()
+        layers = {
+            name: {"count": moments.count, **dataclasses.asdict(moments.geometry)}
+            for name, moments in self.items()
+        }
+        metadata = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "sketchlayers": __version__,
+            "images": str(self.images),
+            "layers": json.dumps(layers),
+            "missing": json.dumps(self.missing),
+        }
+        with written_whole(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Reads what `save` wrote; the moments stay in the file until they are used.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is another one, or damaged; the message says what is wrong.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                _check_format(path, metadata)
+                return cls._parse(metadata, file)
+        except SafetensorError as error:
+            raise ValueError(
+                f"Calibration.load: {path} is no safetensors file, or damaged ({shortened(error)})"
+            ) from error
+        except _DamagedError as error:
+            raise ValueError(f"Calibration.load: {path} is damaged: {error}") from error
+
+    @classmethod
+    def _parse(cls, metadata: Mapping[str, str], file: Any) -> Calibration:
+        try:
+            layers = json.loads(metadata["layers"])
+            counts = {name: int(values.pop("count")) for name, values in layers.items()}
+            geometries = {name: _geometry(values) for name, values in layers.items()}
+            images, missing = int(metadata["images"]), dict(json.loads(metadata["missing"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise _DamagedError(
+                f"its metadata are wrong ({type(error).__name__}: {shortened(error)})"
+            ) from error
+        stored = set(file.keys())
+        moments = {}
+        for name, geometry in geometries.items():
+            tensors = []
+            for part in ("second_moment", "mean"):
+                if f"{name}.{part}" not in stored:
+                    raise _DamagedError(f"the {part} of layer {name!r} is missing")
+                tensors.append(file.get_tensor(f"{name}.{part}"))
+            moments[name] = LayerMoments(tensors[0], tensors[1], counts[name], geometry)
+            _check_stored(name, moments[name])
+        return cls(moments, images=images, missing=missing)
+
+    def __str__(self) -> str:
+        headers = [("", "layer"), ("", "inputs"), ("", "patches"), ("", "patches/input"), ("", "")]
+        table, marks = Table(*headers, left=1), Footnotes()
+        few = self.advised_images
+        advice = (
+            f"fewer than {ADVISED_PATCHES} patches for each input: use at least "
+            f"{max(few.values(), default=0):,} images (got {self.images:,})"
+        )
+        for name, moments in self.items():
+            groups = moments.geometry.groups
+            table.add(
+                name or "(the model)",
+                f"{groups} x {moments.inputs}" if groups > 1 else str(moments.inputs),
+                str(moments.count),
+                f"{moments.count / moments.inputs:.3g}",
+                marks.mark(advice) if name in few else "",
+            )
+        for name, reason in self.missing.items():
+            table.add(name or "(the model)", "-", "-", "-", marks.mark(reason))
+        size = sum(moments.second_moment.nbytes for moments in self.values())
+        summary = f"{len(self)} layers calibrated on {self.images} images, {quantity(size, 'B')}"
+        return "\n".join([str(table), "", summary, *marks.lines()])
+
+    __repr__ = __str__
+
+
+def calibrate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    layers: str | Iterable[str] | None = None,
+    filter_fn: FilterFunction | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    max_images: int | None = None,
+    forward: Forward | None = None,
+    into: Calibration | None = None,
+    distributed: bool = True,
+    progress: bool | None = None,
+) -> Calibration:
+    """Runs the model on images and measures the moments of every layer's input patches.
+
+    The second moment ``E[x x^T]`` says how much an error of the weight changes the layer's output:
+    ``E|(W - W~) x|^2 = tr((W - W~) E[x x^T] (W - W~)^T)``. It is taken over all output positions of
+    all images, with stride, padding, dilation and groups as the layer has them, padding counted as
+    data, and over all calls of a layer that is called several times. Labels are not needed.
+
+    Source of the norm: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, "Distribution-Aware Tensor
+    Decomposition for Compression of Convolutional Neural Networks", NeurIPS 2025, arXiv 2511.04494.
+
+    All ``nn.Conv2d`` and ``nn.Linear`` layers are calibrated but depthwise ones and those that no
+    method can replace (parametrised ones, those with a forward of their own); the reasons are in
+    `Calibration.missing`. Patches are never held but for a small part of a batch. If the moments
+    of all layers do not fit in ``memory_budget``, the loader is run through several times, for some
+    layers each time, and finished moments wait in a temporary file.
+
+    The model runs in evaluation mode without gradients; its modes, buffers and hooks and the random
+    numbers of PyTorch, Python and NumPy are as before, whatever happens. An outer autocast applies
+    to the model, not to the sums, which are float64 sums of products in float32.
+
+    When ``torch.distributed`` is initialised, every process runs on its own part of the images (a
+    ``DistributedSampler`` makes them; a part may be empty) and all get the moments of all images. A
+    failure in one process is an error in all.
+
+    Args:
+        model: any module. It is not changed.
+        loader: batches: tensors, tuples or lists that begin with the images, or dicts; tensors are
+            moved to the model's device. Larger batches are faster.
+        layers: names or glob patterns of the layers to calibrate; None: all.
+        filter_fn: ``filter_fn(module, name)`` tells whether to calibrate a layer; None: all.
+        memory_budget: bytes that the sums of one pass over the loader may take, 4 GiB by default.
+            The model's own activations and about 0.3 GB of working memory come on top.
+        max_images: stop after the batch with which so many images (of this process) are reached;
+            None takes all.
+        forward: ``forward(model, batch)`` calls the model where the batches are of another kind.
+        into: a calibration of the same model to continue: the result is that of one run over the
+            images of both, for the same layers.
+        distributed: work with the other processes of ``torch.distributed``, if it is initialised.
+        progress: draw a progress bar (by tqdm, if installed): None does so on a terminal.
+
+    Returns:
+        The `Calibration`.
+
+    Raises:
+        ValueError: the loader yields nothing, or is an iterator and several passes are needed; an
+            input of a layer is NaN or infinite (layer and batch are named); a layer has no shape
+            or no values yet; a pattern matches no layer; no layer is left or none is called;
+            ``into`` is of another model.
+        TypeError: an argument or a batch has the wrong type.
+        RuntimeError: another process has failed.
+    """
+    processes = Processes("calibrate", join=distributed)
+    with processes.together("the calibration"):
+        with processes.together("the preparation"):
+            plan = _prepare(model, loader, layers, filter_fn, memory_budget, max_images, into)
+        if not processes.agree(repr((plan.passes, plan.geometries))):
+            raise ValueError(
+                "calibrate: all processes must calibrate the same layers with the same "
+                "memory_budget"
+            )
+        moments: dict[str, LayerMoments] = {}
+        total = batches_in(loader) if max_images is None else max_images
+        with progress_bar(
+            "calibrating",
+            None if total is None else total * len(plan.passes),
+            unit="batch" if max_images is None else "image",
+            show=progress if processes.rank == 0 else False,
+        ) as advance:
+            run = _Run(model, loader, forward or call_model, max_images, advance)
+            for names in plan.passes:
+                sums = {name: MomentSums(plan.geometries[name]) for name in names}
+                with processes.together("the pass over the images"):
+                    run.once(sums)
+                images = int(processes.sum(torch.tensor(run.images)))
+                if images == 0:
+                    raise ValueError(
+                        "calibrate: the loader must yield batches (got none; a generator that has "
+                        "been run through before is empty)"
+                    )
+                for name in names:
+                    result = _take(name, sums.pop(name), processes)
+                    if into is not None and name in into:
+                        result = _pooled(into[name], result)
+                    if result is not None:
+                        moments[name] = result if len(plan.passes) == 1 else _on_disk(result)
+        missing = {name: plan.missing.get(name, NEVER_CALLED) for name in plan.order}
+        missing = {name: reason for name, reason in missing.items() if name not in moments}
+        if not moments:
+            raise ValueError(
+                "calibrate: the model must call a layer that is calibrated "
+                f"(got none of {', '.join(map(repr, plan.geometries))})"
+            )
+        return Calibration(
+            {name: moments[name] for name in plan.order if name in moments},
+            images=images + (into.images if into is not None else 0),
+            missing=missing,
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to calibrate.
+
+    Attributes:
+        order: names of all convolutions and linear layers, in order of registration.
+        geometries: of the layers to calibrate.
+        passes: their names, pass by pass over the loader.
+        missing: reasons of the others.
+    """
+
+    order: tuple[str, ...]
+    geometries: dict[str, PatchGeometry]
+    passes: tuple[tuple[str, ...], ...]
+    missing: dict[str, str]
+
+
+def _prepare(
+    model: nn.Module,
+    loader: Iterable[Any],
+    patterns: str | Iterable[str] | None,
+    filter_fn: FilterFunction | None,
+    memory_budget: int,
+    max_images: int | None,
+    into: Calibration | None,
+) -> _Plan:
+    """Checks the arguments and plans the passes, before any work."""
+    _check_arguments(model, loader, memory_budget, max_images)
+    if into is not None:
+        if patterns is not None or filter_fn is not None:
+            raise ValueError(
+                "calibrate: with into= the layers are those of that calibration "
+                "(got layers= or filter_fn= too)"
+            )
+        into.check(model)
+    found = _layers_of(model)
+    for name, layer in found.items():
+        if any(map(is_lazy, layer.parameters(recurse=False))):
+            raise ValueError(
+                "calibrate: every layer must know its shape; run the model once first "
+                f"(got the lazy layer {name!r})"
+            )
+        if any(p.is_meta for p in layer.parameters(recurse=False)):
+            raise ValueError(
+                f"calibrate: the model must have values (got {name!r} on the meta device)"
+            )
+    missing = _left_out(found, patterns, filter_fn)
+    if into is not None:
+        missing = {name: reason for name, reason in into.missing.items() if reason != NEVER_CALLED}
+    geometries = {
+        name: PatchGeometry.of(layer) for name, layer in found.items() if name not in missing
+    }
+    sizes = {name: working_bytes(geometry) for name, geometry in geometries.items()}
+    for name, size in sizes.items():
+        if size > memory_budget:
+            missing[name] = (
+                f"its second moment needs {quantity(size, 'B')}, more than memory_budget "
+                f"({quantity(memory_budget, 'B')})"
+            )
+            del geometries[name]
+    if not geometries:
+        telling = sorted(missing.items(), key=lambda item: item[1] == NOT_CHOSEN)
+        reasons = [f"{name or 'the model'}: {reason}" for name, reason in telling]
+        raise ValueError(
+            "calibrate: the model must have a layer that can be calibrated "
+            f"(got {'; '.join(reasons[:3]) or 'no convolution and no linear layer'}"
+            f"{f'; and {len(reasons) - 3} more' if len(reasons) > 3 else ''})"
+        )
+    passes = _passes({name: sizes[name] for name in geometries}, memory_budget)
+    if len(passes) > 1 and is_used_up_by_one_pass(loader):
+        raise ValueError(
+            f"calibrate: with memory_budget={quantity(memory_budget, 'B')} the loader must be run "
+            f"through {len(passes)} times, which an iterator can't (got {type(loader).__name__}); "
+            "give a DataLoader or a list, at least "
+            f"memory_budget={sum(sizes[name] for name in geometries)}, or fewer layers"
+        )
+    return _Plan(tuple(found), geometries, passes, missing)
+
+
+def _check_arguments(
+    model: nn.Module, loader: Iterable[Any], memory_budget: int, max_images: int | None
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"calibrate: model must be an nn.Module (got {type(model).__name__})")
+    if not is_loader(loader):
+        raise TypeError(
+            "calibrate: loader must be an iterable of batches, as a DataLoader or a list of "
+            f"tensors (got {type(loader).__name__})"
+        )
+    for name, value in (("memory_budget", memory_budget), ("max_images", max_images)):
+        if value is None and name == "max_images":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"calibrate: {name} must be a whole number (got {value!r})")
+        if value < 1:
+            raise ValueError(f"calibrate: {name} must be at least 1 (got {value})")
+
+
+def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """All two-dimensional convolutions and linear layers, without those of compressed layers."""
+    return {
+        name: layer
+        for name, layer in _find_layers(model)
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+
+
+def _left_out(
+    found: Mapping[str, nn.Module],
+    patterns: str | Iterable[str] | None,
+    filter_fn: FilterFunction | None,
+) -> dict[str, str]:
+    """The layers that are not calibrated, with the reasons."""
+    chosen = None if patterns is None else patterns_of("calibrate", patterns)
+    for pattern in chosen or ():
+        if all(match(name, [pattern]) is None for name in found):
+            hint = suggestion(pattern, list(found))
+            raise ValueError(f"calibrate: a pattern must match a layer (got {pattern!r}{hint})")
+    reasons = {}
+    for name, layer in found.items():
+        reason = _unusual_layer(layer) or (
+            "depthwise convolution" if _is_depthwise(layer) else None
+        )
+        if reason is None and (
+            (chosen is not None and match(name, chosen) is None)
+            or (filter_fn is not None and not filter_fn(layer, name))
+        ):
+            reason = NOT_CHOSEN
+        if reason is not None:
+            reasons[name] = reason
+    return reasons
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
+
+
+def _passes(sizes: Mapping[str, int], budget: int) -> tuple[tuple[str, ...], ...]:
+    """Parts the layers, the largest first, so that each part fits in the budget."""
+    passes: list[list[str]] = []
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        for names in passes:
+            if sum(sizes[other] for other in names) + sizes[name] <= budget:
+                names.append(name)
+                break
+        else:
+            passes.append([name])
+    order = list(sizes)
+    return tuple(tuple(sorted(names, key=order.index)) for names in passes)
+
+
+class _Run:
+    """Passes of a model over a loader.
+
+    Attributes:
+        images: how many images the last pass has seen.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        forward: Forward,
+        max_images: int | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._model = model
+        self._loader = loader
+        self._forward = forward
+        self._max_images = max_images
+        self._advance = advance
+        self._passes = 0
+        self._batch = 0  # the number of the batch that the model is running on
+        self.images = 0
+
+    def once(self, sums: Mapping[str, MomentSums]) -> None:
+        """Runs one pass for these layers."""
+        seen, device = self.images, device_of(self._model)
+        self.images = self._batch = 0
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(evaluating(self._model))
+            stack.enter_context(same_random_numbers(generators_of(self._loader)))
+            for name, layer_sums in sums.items():
+                hook = self._hook(name, layer_sums)
+                layer = self._model.get_submodule(name)
+                stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
+            for batch in self._loader:
+                self._batch += 1
+                try:
+                    self._forward(self._model, to_device(batch, device))
+                except Exception as error:
+                    error.add_note(f"(calibrate: in batch {self._batch} of the loader)")
+                    raise
+                images = count_images(batch)
+                self.images += images
+                self._advance(1 if self._max_images is None else images)
+                if self._max_images is not None and self.images >= self._max_images:
+                    break
+        self._passes += 1
+        if self._passes > 1 and self.images != seen:
+            raise ValueError(
+                "calibrate: the loader must yield the same images in each pass "
+                f"(got {seen} and then {self.images})"
+            )
+
+    def _hook(self, name: str, sums: MomentSums) -> Callable[..., None]:
+        def note(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+        ) -> None:
+            try:
+                sums.add(args[0] if args else kwargs["input"])
+            except NonFiniteError as error:
+                raise _non_finite(name, f"{error.found} in batch {self._batch}") from error
+
+        return note
+
+
+def _take(name: str, sums: MomentSums, processes: Processes) -> LayerMoments | None:
+    try:
+        return sums.take(processes.sum if processes.count > 1 else None)
+    except NonFiniteError as error:
+        raise _non_finite(name, error.found) from error
+
+
+def _non_finite(name: str, found: str) -> ValueError:
+    return ValueError(
+        f"calibrate: the inputs of layer {name!r} must be finite (got {found}); look at the images "
+        "and at the weights before it, or leave the layer out with filter_fn"
+    )
+
+
+def _pooled(first: LayerMoments | None, second: LayerMoments | None) -> LayerMoments | None:
+    """The moments over the patches of both."""
+    if first is None or second is None:
+        return first or second
+    count = first.count + second.count
+    share = second.count / count
+    return LayerMoments(
+        torch.lerp(first.second_moment, second.second_moment, share),
+        torch.lerp(first.mean, second.mean, share),
+        count,
+        first.geometry,
+    )
+
+
+def _on_disk(moments: LayerMoments) -> LayerMoments:
+    """The moments with the large part in a temporary file, which vanishes with the tensor.
+
+    The system may then move it out of memory.
+    """
+    matrix = moments.second_moment
+    with tempfile.NamedTemporaryFile(prefix="sketchlayers-") as file:
+        if hasattr(os, "posix_fallocate"):  # an error, if there is no room
+            os.posix_fallocate(file.fileno(), 0, matrix.nbytes)
+        else:
+            file.truncate(matrix.nbytes)
+        stored = torch.from_file(file.name, shared=True, size=matrix.numel(), dtype=matrix.dtype)
+    stored.copy_(matrix.flatten())
+    return dataclasses.replace(moments, second_moment=stored.view(matrix.shape))
+
+
+def _compare(name: str, ours: PatchGeometry, theirs: PatchGeometry, who: str) -> None:
+    for part in dataclasses.fields(PatchGeometry):
+        a, b = (getattr(geometry, part.name) for geometry in (ours, theirs))
+        if a != b:
+            what = part.name.replace("_", " ")
+            _fail_check(f"layer {name!r} has {what} {_plain(a)} in it and {_plain(b)} in {who}")
+
+
+def _plain(value: object) -> str:
+    return str(tuple(value)) if isinstance(value, tuple) else str(value)
+
+
+def _fail_check(what: str) -> NoReturn:
+    raise ValueError(f"Calibration: it must be of this very model (got another one: {what})")
+
+
+class _DamagedError(Exception):
+    """What is wrong with a file of moments."""
+
+
+def _geometry(values: Mapping[str, Any]) -> PatchGeometry:
+    """The geometry that JSON has made lists of."""
+    values = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
+    return PatchGeometry(**{**values, "padding": Padding(*values["padding"])})
+
+
+def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
+    found = metadata.get("format")
+    if found != _FORMAT:
+        raise ValueError(
+            f"Calibration.load: {path} must be a file of Calibration.save "
+            f"(got a safetensors file {f'in the format {found!r}' if found else 'of another kind'})"
+        )
+    version = metadata.get("format_version")
+    if version != _FORMAT_VERSION:
+        raise ValueError(
+            f"Calibration.load: {path} was written by sketchlayers {metadata.get('sketchlayers')} "
+            f"in version {version} of the format (this one reads {_FORMAT_VERSION}); update "
+            "sketchlayers, or calibrate again"
+        )
+
+
+def _check_stored(name: str, moments: LayerMoments) -> None:
+    groups, n = moments.geometry.groups, moments.geometry.inputs
+    for part, shape in (("second_moment", (groups, n, n)), ("mean", (groups, n))):
+        tensor = getattr(moments, part)
+        if tensor.dtype != torch.float64 or tensor.shape != shape:
+            raise _DamagedError(
+                f"the {part} of layer {name!r} must be {shape} float64 "
+                f"(got {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')})"
+            )
+    energy = moments.second_moment.diagonal(dim1=1, dim2=2)
+    sound = moments.mean.isfinite().all() and energy.isfinite().all() and (energy >= 0).all()
+    if not sound or not moments.count >= 1:
+        raise _DamagedError(f"the moments of layer {name!r} are no moments")

@@ -1,0 +1,94 @@
+"""Calibration data as `compress` uses them: moments of all layers, and images at hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from sketchlayers.compression.calibration.calibrate import Calibration, calibrate
+from sketchlayers.surgery.batches import (
+    Forward,
+    call_model,
+    device_of,
+    generators_of,
+    is_loader,
+    is_used_up_by_one_pass,
+)
+from sketchlayers.surgery.evaluation import same_random_numbers
+from sketchlayers.surgery.sample import take
+
+
+class Images:
+    """A loader, and as many of its first images as the memory may hold."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        forward: Forward | None,
+        memory_budget: int,
+        progress: bool | None,
+    ) -> None:
+        """Reads the first images.
+
+        Raises:
+            ValueError: the loader yields nothing, or can be read once only and does not fit.
+            TypeError: what is given is no loader.
+        """
+        if not is_loader(loader):
+            raise TypeError(
+                "compress: calibration must be a Calibration or an iterable of batches, as a "
+                f"DataLoader or a list of tensors (got {type(loader).__name__})"
+            )
+        if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
+            raise TypeError(
+                f"compress: memory_budget must be a whole number (got {memory_budget!r})"
+            )
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise ValueError(
+                "compress: the parameters must be able to have gradients (got some that were made "
+                "under torch.inference_mode)"
+            )
+        self._model = model
+        self._loader = loader
+        self._forward = forward or call_model
+        self._memory_budget = memory_budget
+        self._progress = progress
+        with self._random_numbers():
+            self.sample, self._complete = take(
+                loader, self._forward, device_of(model), memory_budget
+            )
+        if not self.sample.batches:
+            raise ValueError(
+                "compress: the calibration loader must yield batches (got none; a generator that "
+                "has been run through before is empty)"
+            )
+        if not self._complete and is_used_up_by_one_pass(loader):
+            raise ValueError(
+                "compress: a calibration loader that can be read only once must fit in "
+                f"memory_budget={memory_budget} bytes; give a list or a DataLoader "
+                f"(got {type(loader).__name__})"
+            )
+
+    @property
+    def example(self) -> Callable[[nn.Module], object]:
+        """Calls a model on one image."""
+        return self.sample.first(1).calls()[0]
+
+    def calibrate(self, layers: Iterable[str]) -> Calibration:
+        """Returns the moments of some layers, over all images."""
+        names = set(layers)
+        return calibrate(
+            self._model,
+            self.sample.batches if self._complete else self._loader,
+            filter_fn=lambda _, name: name in names,
+            memory_budget=self._memory_budget,
+            forward=self._forward,
+            progress=self._progress,
+        )
+
+    def _random_numbers(self) -> contextlib.AbstractContextManager[None]:
+        return same_random_numbers(generators_of(self._loader))

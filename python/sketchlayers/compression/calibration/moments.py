@@ -1,0 +1,164 @@
+"""Moments of layers' inputs, summed batch by batch: tensors in, moments out.
+
+Sums are float64. Products of float32 inputs are formed in float32 for at most `PART_POSITIONS`
+patches at a time, so that an entry of the second moment is wrong by at most ``PART_POSITIONS *
+2^-24`` of ``E|x_i x_j|`` (2.4e-4); measured, on positive inputs of very uneven channels, the error
+of an entry is below 1e-7 of ``sqrt(E x_i^2 E x_j^2)`` and the whole matrix is off by 3e-7 of its
+mean eigenvalue in the spectral norm. Float64 inputs stay float64, half types become float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sketchlayers.compression.calibration.patches import PatchGeometry
+from sketchlayers.compression.calibration.products import products
+
+Reduce = Callable[[Tensor], Tensor]
+"""Makes a sum of this process that of all processes."""
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMoments:
+    """First and second moment of the input patches of one layer.
+
+    Attributes:
+        second_moment: ``E[x x^T]`` over all images and output positions, (groups, n, n) float64.
+        mean: ``E[x]``, (groups, n) float64.
+        count: how many patches a group has seen.
+        geometry: how the layer cuts its input into patches.
+    """
+
+    second_moment: Tensor
+    mean: Tensor
+    count: int
+    geometry: PatchGeometry
+
+    @property
+    def inputs(self) -> int:
+        """Length n of a patch."""
+        return self.mean.shape[1]
+
+
+class MomentSums:
+    """Sums up the moments of one layer's inputs: count, sums and sums of products of the patches.
+
+    Example:
+        >>> sums = MomentSums(PatchGeometry.of(layer))
+        >>> for inputs in batches:
+        ...     sums.add(inputs)
+        >>> moments = sums.take()
+    """
+
+    def __init__(self, geometry: PatchGeometry) -> None:
+        """Takes the geometry of the layer."""
+        self._geometry = geometry
+        with exactly(_CPU):
+            self._begin()
+
+    def add(self, inputs: Tensor) -> None:
+        """Adds all patches of the input of one call of the layer.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or the values are too large to be summed up.
+            RuntimeError: the shape does not fit the layer.
+        """
+        device = inputs.device
+        if device.type != "cuda":  # others need not know float64
+            device = _CPU
+        with exactly(device):
+            maps = self._geometry.maps(inputs.detach().to(device))
+            total = self._sum(maps)
+            count = self._geometry.count(maps)
+            if count == 0:
+                return
+            if self._count == 0 and device != self._device:
+                self._begin(device)
+            self._total += total.to(self._device)
+            self._products.add(maps.to(self._device))
+            self._count += count
+
+    def take(self, reduce: Reduce | None = None) -> LayerMoments | None:
+        """Returns the moments so far, on the CPU, and starts again; None without patches.
+
+        Args:
+            reduce: makes each sum that of all processes.
+
+        Raises:
+            ValueError: a product of values was too large for their type.
+        """
+        with exactly(self._device):
+            moment, total, count = self._products.take(), self._total, self._count
+            self._begin()
+            if reduce is not None:
+                moment, total = reduce(moment), reduce(total)
+                count = int(reduce(torch.tensor(float(count), dtype=torch.float64)))
+            if count == 0:
+                return None
+            moment /= count
+            if not moment.diagonal(dim1=1, dim2=2).isfinite().all():
+                raise NonFiniteError("values whose squares are too large for their type")
+            return LayerMoments(moment.cpu(), (total / count).cpu(), count, self._geometry)
+
+    def _begin(self, device: torch.device = _CPU) -> None:
+        shape = self._geometry.groups, self._geometry.inputs
+        self._device = device
+        self._count = 0
+        self._total = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._products = products(self._geometry, device)
+
+    def _sum(self, maps: Tensor) -> Tensor:
+        """Sum of all patches, (groups, n) float64: the patches of the sum of all images."""
+        total = maps.sum(0, keepdim=True, dtype=torch.float64)
+        if not total.isfinite().all():
+            raise NonFiniteError(_what_is_not_finite(maps))
+        parts = [part.sum(-1) for part in self._geometry.patches(total)]
+        return torch.stack(parts).sum(0) if parts else torch.zeros_like(self._total).to(total)
+
+
+class NonFiniteError(ValueError):
+    """Inputs, or sums of their products, are not finite; ``found`` says what there is instead."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"moments: inputs must be finite (got {found})")
+        self.found = found
+
+
+def _what_is_not_finite(values: Tensor) -> str:
+    counts = {"NaN": int(values.isnan().sum()), "Inf": int(values.isinf().sum())}
+    found = [f"{name} {count} times" for name, count in counts.items() if count]
+    return " and ".join(found) or "values too large to be summed up"
+
+
+@contextlib.contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """Turns off gradients, autocast and inference mode, and computes in full float32.
+
+    Convolutions' products too.
+    """
+    backends = (
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+    )
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

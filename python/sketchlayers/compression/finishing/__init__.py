@@ -1,0 +1,1 @@
+"""Finishes a compressed network: refinement, batch norms, change of its outputs."""

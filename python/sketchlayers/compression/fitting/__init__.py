@@ -1,0 +1,1 @@
+"""Fits replacements of layers: each by itself, or one after the other."""

@@ -1,0 +1,1 @@
+"""Reports of compressions and inspections: tables, plots, JSON."""

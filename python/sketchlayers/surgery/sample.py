@@ -1,0 +1,177 @@
+"""Calibration batches that are kept in memory, for what needs them more than once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from sketchlayers.surgery.batches import Forward, count_images, rebuilt, to_device
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some batches, on the model's device, and how a model is called with one.
+
+    Attributes:
+        batches: as the loader yields them.
+        forward: ``forward(model, batch)``.
+    """
+
+    batches: tuple[Any, ...]
+    forward: Forward
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return sum(map(count_images, self.batches))
+
+    def calls(self) -> list[Callable[[nn.Module], object]]:
+        """Returns one call for each batch; each takes the model."""
+        return [partial(_call, forward=self.forward, batch=batch) for batch in self.batches]
+
+    def first(self, images: int) -> Sample:
+        """Returns the first so many images, in batches no larger than they are."""
+        batches: list[Any] = []
+        for batch in self.batches:
+            if images <= 0:
+                break
+            count = count_images(batch)
+            batches.append(batch if count <= images else cut(batch, 0, images))
+            images -= count
+        return Sample(tuple(batches), self.forward)
+
+    def in_few_batches(self, most: int) -> Sample:
+        """Joins the images, in their order, to at most so many batches, where they go together."""
+        size = -(-len(self.batches) // most)
+        groups = [self.batches[i : i + size] for i in range(0, len(self.batches), size)]
+        try:
+            joined = [group[0] if len(group) == 1 else _join(group) for group in groups]
+        except (ValueError, RuntimeError):  # of different structure or size
+            return self
+        return Sample(tuple(joined), self.forward)
+
+    def in_batches_of(self, most: int) -> Sample:
+        """Returns the same images in the same order, no more than so many in a batch."""
+        parts = [
+            cut(batch, start, start + most) if count_images(batch) > most else batch
+            for batch in self.batches
+            for start in range(0, count_images(batch), most)
+        ]
+        return Sample(tuple(parts), self.forward)
+
+    def joined(self) -> Any:
+        """Returns all batches as one.
+
+        Raises:
+            ValueError: the batches are of different structure or image size.
+        """
+        try:
+            return _join(self.batches)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                "compress: refine needs batches of one structure and image size "
+                f"(got {type(error).__name__}: {error})"
+            ) from error
+
+    def split(self, held_out: float) -> tuple[Sample, Sample]:
+        """Splits into two samples; the second has about this share of the images, at least 1."""
+        last = min(self.images - 1, max(1, round(held_out * self.images)))
+        remaining = self.images - last
+        head, tail = [], []
+        for batch in self.batches:
+            count = count_images(batch)
+            if remaining >= count:
+                head.append(batch)
+            elif remaining <= 0:
+                tail.append(batch)
+            else:
+                head.append(cut(batch, 0, remaining))
+                tail.append(cut(batch, remaining, count))
+            remaining -= count
+        return Sample(tuple(head), self.forward), Sample(tuple(tail), self.forward)
+
+
+def take(
+    loader: Iterable[Any], forward: Forward, device: torch.device | None, most: int
+) -> tuple[Sample, bool]:
+    """The first batches of a loader that fit in ``most`` bytes, at least one; whether it is all."""
+    batches: list[Any] = []
+    for batch in loader:
+        batch = to_device(batch, device)
+        most -= batch_bytes(batch)
+        if batches and most < 0:
+            return Sample(tuple(batches), forward), False
+        batches.append(batch)
+    return Sample(tuple(batches), forward), True
+
+
+def batch_bytes(batch: Any) -> int:
+    """Returns the bytes of all tensors of a batch."""
+    return sum(x.numel() * x.element_size() for x in tree_leaves(batch) if isinstance(x, Tensor))
+
+
+def cut(batch: Any, start: int, stop: int) -> Any:
+    """Returns the images from ``start`` to ``stop`` of a batch."""
+    return select(batch, slice(start, stop))
+
+
+def select(batch: Any, which: slice | Tensor) -> Any:
+    """Returns some images of a batch."""
+    count = count_images(batch)
+
+    def part(value: Any) -> Any:
+        whole = isinstance(value, Tensor) and value.ndim and value.shape[0] == count
+        return value[which] if whole else value
+
+    parts = tree_map(part, _plain(batch))
+    return rebuilt(batch, parts) if isinstance(batch, Mapping) else parts
+
+
+def outputs_of(result: object) -> list[Tensor]:
+    """Returns the floating-point tensors of a model's outputs, each as (images, values).
+
+    Raises:
+        TypeError: there are none.
+    """
+    tensors = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
+    if not tensors:
+        raise TypeError(
+            "compress: the model must return floating-point tensors, alone or in a tuple, list or "
+            f"dict (got {type(result).__name__})"
+        )
+    return [x.flatten(1) if x.ndim > 1 else x.reshape(1, -1) for x in tensors]
+
+
+def squared_distance(results: Iterable[Tensor], targets: Iterable[Tensor]) -> Tensor:
+    """Returns the sum of the squared differences of the outputs of two models, over all images."""
+    pairs = zip(results, targets, strict=True)
+    return torch.stack([(x.float() - y.float()).square().sum() for x, y in pairs]).sum()
+
+
+def _join(batches: Sequence[Any]) -> Any:
+    """Some batches as one.
+
+    Raises:
+        ValueError, RuntimeError: they are of different structure or image size.
+    """
+    joined = tree_map(_joined, *map(_plain, batches))
+    return rebuilt(batches[0], joined) if isinstance(batches[0], Mapping) else joined
+
+
+def _plain(batch: Any) -> Any:
+    """The batch in a form that PyTorch's trees look into."""
+    return dict(batch) if isinstance(batch, Mapping) else batch
+
+
+def _joined(*values: Any) -> Any:
+    return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]
+
+
+def _call(model: nn.Module, *, forward: Forward, batch: Any) -> object:
+    return forward(model, batch)
