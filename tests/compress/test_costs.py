@@ -27,7 +27,7 @@ def network() -> nn.Module:
 def costs(unit: Unit, model: nn.Module | None = None) -> tuple[Costs, dict[str, Layer]]:
     model = network() if model is None else model
     x = torch.zeros(1, 3, 8, 8)
-    found = survey(model, METHOD, example_inputs=x)
+    found = survey(model, METHOD, examples=[(call_with(x), 1)])
     layers = {layer.name: layer for layer in found.layers}
     return Costs(unit, found, model, call_with(x), Processes("compress", join=False)), layers
 
@@ -52,7 +52,7 @@ def test_seconds_of_other_ranks_are_interpolated(monkeypatch: pytest.MonkeyPatch
         return 1e-6 * timed[-1]
 
     model = nn.Linear(256, 100, bias=False)
-    layer = survey(model, methods.SVD(), example_inputs=torch.zeros(1, 256)).layers[0]
+    layer = survey(model, methods.SVD(), examples=[(call_with(torch.zeros(1, 256)), 1)]).layers[0]
     monkeypatch.setattr(nn.Module, "__call__", lambda self, x: self)
     monkeypatch.setattr(costs_module, "_seconds", parameters_of)
     times = costs_module._Times(layer, Processes("compress", join=False))

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 import sketchlayers
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression.calibration.calibrate import calibrate
-from sketchlayers.compression.fitting.fit import Choice, Norm, fit_alone, fit_one_after_the_other
+from sketchlayers.compression.fitting.layer import Choice, Norm, fit_alone
+from sketchlayers.compression.fitting.sequence import fit_one_after_the_other
 from sketchlayers.methods import SVD, Tucker2
 from sketchlayers.surgery.batches import call_model
+from sketchlayers.surgery.replay import plan_replays
 from sketchlayers.surgery.sample import Sample
 
 ALONE = Processes("compress", join=False)
@@ -112,6 +114,7 @@ def sequential(net: Net, sample: Sample, **ranks: object) -> dict:
         choices(net, **ranks),
         {},
         sample,
+        plan_replays(net, list(ranks), sample.calls()),
         ALONE,
         fitted={},
         correct_bias=True,

@@ -14,7 +14,7 @@ import sketchlayers
 from sketchlayers.compression import pipeline
 from sketchlayers.compression.allocation import damage
 from sketchlayers.compression.calibration import moments
-from sketchlayers.compression.fitting import fit
+from sketchlayers.compression.fitting import sequence
 from sketchlayers.methods import SVD, Sketch
 from sketchlayers.surgery import replace
 
@@ -78,7 +78,7 @@ ERRORS = (MemoryError("no more"), torch.OutOfMemoryError("no more"))
         (moments.MomentSums, "add", 3, True),  # second moments have been taken of some layers
         (damage.DamageMeter, "measure", 2, True),  # other layers stand in the network's copy
         (torch.linalg, "eigh", 3, False),  # factorisations are under way
-        (fit, "_approximate", 2, True),  # batches wait inside the layers
+        (sequence, "approximate", 2, True),  # some layers have been replaced
         (SVD, "build", 7, False),
         (pipeline, "put_buffers", 1, True),  # the network has been made, and is judged
         (replace, "_carry_over", 1, False),  # of a copy

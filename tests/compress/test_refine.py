@@ -12,15 +12,18 @@ from torch import Tensor, nn
 import sketchlayers
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression import Refinement
-from sketchlayers.compression.finishing.network import (
-    Judge,
-    evaluation_copy,
-    measured_batch_norms,
-    put_buffers,
-)
+from sketchlayers.compression.calibration.outputs import OriginalOutputs
+from sketchlayers.compression.finishing.batch_norms import measured_batch_norms, put_buffers
 from sketchlayers.compression.finishing.refine import mirrored_and_shifted, refine
 from sketchlayers.surgery.batches import call_model
+from sketchlayers.surgery.replace import evaluation_copy
 from sketchlayers.surgery.sample import Sample
+
+
+def change(net: nn.Module, sample: Sample, small: nn.Module) -> float:
+    outputs = OriginalOutputs(net, sample, ALONE, most_bytes=1 << 30)
+    return outputs.relative_change(small)
+
 
 ALONE = Processes("compress", join=False)
 
@@ -56,7 +59,7 @@ def smaller(**arguments: Any) -> tuple[nn.Module, nn.Module, Sample]:
 def test_outputs_come_nearer_and_nothing_else_changes() -> None:
     net, small, sample = smaller()
     held = sample.split(0.2)[1]
-    before = Judge(net, held, ALONE)(small)
+    before = change(net, held, small)
     others = {n: v.clone() for n, v in small.state_dict().items() if "core" not in n}
     flags = [p.requires_grad for p in small.parameters()]
     layer = small[3].core
@@ -64,7 +67,7 @@ def test_outputs_come_nearer_and_nothing_else_changes() -> None:
     done = refine(net, small, [layer], sample, settings, ALONE, seed=0)
     assert done.before == pytest.approx(before)
     assert done.after < 0.95 * done.before
-    assert Judge(net, held, ALONE)(small) == pytest.approx(done.after)
+    assert change(net, held, small) == pytest.approx(done.after)
     state = small.state_dict()
     assert all(torch.equal(state[name], value) for name, value in others.items())
     assert [p.requires_grad for p in small.parameters()] == flags

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers._runtime.processes import Processes
-from sketchlayers.compression.allocation import sensitivity
 from sketchlayers.compression.allocation.damage import (
     Damage,
     DamageMeter,
@@ -17,11 +16,12 @@ from sketchlayers.compression.allocation.damage import (
     images_to_measure_on,
 )
 from sketchlayers.compression.allocation.sensitivity import (
-    _graph_bytes,
     images_to_look_at,
     output_sensitivity,
 )
+from sketchlayers.compression.calibration.outputs import OriginalOutputs
 from sketchlayers.surgery.batches import call_model
+from sketchlayers.surgery.replay import plan_replays
 from sketchlayers.surgery.sample import Sample
 
 ALONE = Processes("compress", join=False)
@@ -72,6 +72,12 @@ def exactly(net: Net, sample: Sample, name: str, groups: int) -> Tensor:
     return total / images
 
 
+def meter_of(net: nn.Module, sample: Sample) -> DamageMeter:
+    outputs = OriginalOutputs(net, sample, ALONE, most_bytes=1 << 30)
+    layers = ["conv", "hidden", "head"]
+    return DamageMeter(net, layers, outputs, plan_replays(net, layers, sample.calls()))
+
+
 def test_expectation_is_the_squared_jacobian(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sketchlayers.compression.allocation.sensitivity.PROJECTIONS", 3000)
     net, sample = Net().eval(), sample_of(3)
@@ -89,8 +95,10 @@ def test_it_predicts_the_damage_of_a_small_change() -> None:
     f = output_sensitivity(net, ["head"], sample, ALONE)["head"][0]
     inputs: list[Tensor] = []
     handle = net.head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
-    meter = DamageMeter(net, sample, ALONE)
+    for batch in sample.batches:
+        call_model(net, batch)
     handle.remove()
+    meter = meter_of(net, sample)
     x = torch.cat(inputs).double()
     change = torch.randn(3, 7, dtype=torch.float64) / 10
     other = nn.Linear(7, 3)
@@ -100,9 +108,9 @@ def test_it_predicts_the_damage_of_a_small_change() -> None:
     predicted = ((f @ change @ (x.T @ x / len(x))) * change).sum()
     # F of the head is the identity; random signs leave noise off its diagonal.
     torch.testing.assert_close(f.diagonal(), torch.ones(3, dtype=torch.float64))
-    assert meter.measure({"head": other}) == pytest.approx(float(predicted), rel=0.3)
+    assert meter.measure("head", other) == pytest.approx(float(predicted), rel=0.3)
     exact = (change @ (x.T @ x / len(x)) * change).sum()
-    assert meter.measure({"head": other}) == pytest.approx(float(exact), rel=1e-4)
+    assert meter.measure("head", other) == pytest.approx(float(exact), rel=1e-4)
 
 
 def test_frozen_parameters_and_modes_are_left_alone() -> None:
@@ -119,24 +127,19 @@ def test_frozen_parameters_and_modes_are_left_alone() -> None:
 
 def test_meter_puts_the_layers_back() -> None:
     net, sample = Net().eval(), sample_of()
-    meter = DamageMeter(net, sample, ALONE)
-    assert meter.measure({}) == 0
-    first = meter.measure({"hidden": nn.Linear(6, 7)})
+    meter = meter_of(net, sample)
+    first = meter.measure("hidden", nn.Linear(6, 7))
     assert first > 0
-    assert meter.measure({"hidden": net.hidden}) == 0
+    assert meter.measure("hidden", net.hidden) == 0
     broken = nn.Linear(6, 7)
     nn.init.constant_(broken.weight, torch.nan)
-    assert meter.measure({"hidden": broken}) == torch.inf
+    assert meter.measure("hidden", broken) == torch.inf
     assert isinstance(net.hidden, nn.Linear)
 
 
-def test_graphs_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_graphs_are_cut() -> None:
     """Parts of a batch have a graph each; their sum is that of the batch."""
     net, sample = Net().eval(), sample_of()
-    one = _graph_bytes(net, sample.first(1))
-    # At least the inputs of both products and the activations between them.
-    assert one >= 4 * (4 * 25 + 6 * 9 + 6 + 7)
-    assert 1.9 * one < _graph_bytes(net, sample.first(2)) < 2.1 * one
     seen: list[int] = []
     net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
 
@@ -144,10 +147,13 @@ def test_graphs_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.ones_like(outputs)
 
     whole = output_sensitivity(net, ["conv", "head"], sample, ALONE, ones)
-    monkeypatch.setattr(sensitivity, "_GRAPH_BYTES", 9 * one // 2)
+    batches = list(map(len, sample.batches))
+    assert seen == [batches[0], *batches]
     seen.clear()
-    parts = output_sensitivity(net, ["conv", "head"], sample, ALONE, ones)
-    assert seen == [1, 4, 2, 4, 2]
+    # At least the inputs of both products and the activations between them.
+    budget = 4 * 4 * (4 * 25 + 6 * 9 + 6 + 7)
+    parts = output_sensitivity(net, ["conv", "head"], sample, ALONE, ones, memory_budget=budget)
+    assert seen[0] == batches[0] and max(seen[1:]) <= 4 and sum(seen[1:]) == sum(batches)
     for name, matrix in whole.items():
         torch.testing.assert_close(parts[name], matrix, rtol=1e-5, atol=0)
 

@@ -15,13 +15,19 @@ from sketchlayers import methods
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression.allocation.costs import Budget
 from sketchlayers.compression.allocation.ranks import Chosen
-from sketchlayers.compression.arguments import Allocation, Sensitivity, check_names, checked_rates
+from sketchlayers.compression.arguments import (
+    Allocation,
+    Rates,
+    Sensitivity,
+    Settings,
+    check_names,
+    checked_rates,
+)
 from sketchlayers.compression.arguments import settings as checked_settings
 from sketchlayers.compression.calibration.calibrate import MEMORY_BUDGET, Calibration
 from sketchlayers.compression.calibration.images import Images
 from sketchlayers.compression.finishing.refine import Refinement
-from sketchlayers.compression.fitting.fit import Fitted
-from sketchlayers.compression.pipeline import Job
+from sketchlayers.compression.pipeline import Outcome, Task, run
 from sketchlayers.compression.survey.layers import (
     Layer,
     multiply_adds,
@@ -29,12 +35,13 @@ from sketchlayers.compression.survey.layers import (
     stored_tensors,
     survey,
 )
+from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.compression.survey.selection import FilterFunction, left_out
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init, kind_of
 from sketchlayers.reports.report import Inspection, LayerInspection, LayerReport, Report
 from sketchlayers.surgery.batches import Forward
-from sketchlayers.surgery.calls import ExampleInputs
+from sketchlayers.surgery.calls import ExampleInputs, call_with
 from sketchlayers.surgery.evaluation import outside_of_modes
 from sketchlayers.surgery.replace import replace_layers
 
@@ -102,8 +109,11 @@ def compress(
     initialised, every process calibrates on its own images, and all get the same model. Without
     images processes do not wait for each other: each gets the same model for the same ``seed``.
 
-    Hooks of the model run in all forward calls that are made of copies of it, some ten for each
-    image, in threads and with gradients in some.
+    Forward calls are made of copies of the model, some ten for each batch, in the caller's thread
+    and context, one after the other, each from its start to its end or to a layer that is looked
+    at, where an exception ends it. Hooks run in all of them. Batches stay whole, as the loader
+    yields them (but for `Refinement` and where the graph of one would not fit in
+    ``memory_budget``), and all calls on a batch draw the same random numbers; the caller's generators stay as they are.
 
     Args:
         model: any module. It is not changed, unless ``inplace``.
@@ -214,58 +224,26 @@ def compress(
                     "compress: all processes must have the same network (got other values of its "
                     "tensors); call sketchlayers.broadcast_model(model) before"
                 )
-        if example_inputs is None and images is not None:
-            example_inputs = images.example
-        found = survey(model, chosen_method, init=init, example_inputs=example_inputs)
-        reasons = left_out(
-            found,
-            rates=None if isinstance(rates, Budget) else rates,
-            layers=layers,
-            filter_fn=filter_fn,
-            keep_first=keep_first,
+        outcome = run(
+            Task(
+                model=model,
+                method=chosen_method,
+                rates=rates,
+                settings=settings,
+                images=images,
+                calibration=moments,
+                example_inputs=example_inputs,
+                layers=layers,
+                filter_fn=filter_fn,
+                keep_first=keep_first,
+                processes=processes,
+                memory_budget=memory_budget,
+                progress=progress if processes.rank == 0 else False,
+            )
         )
-        job = Job(
-            model,
-            found,
-            chosen_method,
-            settings,
-            reasons,
-            images,
-            processes,
-            memory_budget=memory_budget,
-            progress=progress,
-        )
-        job.run(rates, moments, example_inputs)
-        report = Report(
-            method=chosen_method.name,
-            options=chosen_method.options(),
-            init=init,
-            seed=settings.seed,
-            rate_asked=rates.rate if isinstance(rates, Budget) else rates,
-            layers=tuple(
-                _layer_report(
-                    layer,
-                    job.ranks.chosen.get(layer.name, Chosen()),
-                    job.fitted.get(layer.name),
-                    job.reasons,
-                )
-                for layer in found.layers
-            ),
-            other_parameters=found.other_parameters,
-            other_bytes=found.other_bytes,
-            notes=tuple(job.notes),
-            budget=rates.argument if isinstance(rates, Budget) else "rate",
-            budget_rate=job.ranks.rate,
-            allocation=settings.allocation if isinstance(rates, Budget) else None,
-            images=job.images,
-            sequential=job.sequential,
-            output_change=job.change,
-            latency_before=None if job.latencies is None else job.latencies[0],
-            latency_after=None if job.latencies is None else job.latencies[1],
-            seconds=job.seconds,
-        )
+        report = _report(outcome, chosen_method, settings, rates)
     _warn_of_large_errors(report, with_data=calibration is not None)
-    return Compressed(job.result(inplace=inplace), report)
+    return Compressed(outcome.finished.result(inplace=inplace), report)
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -336,7 +314,8 @@ def inspect(
     if not isinstance(model, nn.Module):
         raise TypeError(f"inspect: model must be an nn.Module (got {type(model).__name__})")
     chosen_method = methods.get(method, **options)
-    found = survey(model, chosen_method, init="random", example_inputs=example_inputs)
+    examples = [] if example_inputs is None else [(call_with(example_inputs), 1)]
+    found = survey(model, chosen_method, init="random", examples=examples)
     kept = left_out(found, rates=None, layers=None, filter_fn=None, keep_first=keep_first)
     return Inspection(
         method=chosen_method.name,
@@ -348,7 +327,7 @@ def inspect(
     )
 
 
-def _inspected(layer: Layer, method: Method, kept: str | None) -> LayerInspection:
+def _inspected(layer: Layer, method: Method, kept: Reason | None) -> LayerInspection:
     """What a method could make of a layer.
 
     Args:
@@ -370,14 +349,40 @@ def _inspected(layer: Layer, method: Method, kept: str | None) -> LayerInspectio
         smallest_rank=families[0][1][0] if families else None,
         largest_rank=families[0][1][-1] if families else None,
         smallest_parameters=min(sizes, default=layer.parameters),
-        reason=reason,
+        reason=None if reason is None else reason.text,
         methods=tuple(member.name for member in members),
     )
 
 
-def _layer_report(
-    layer: Layer, chosen: Chosen, new: Fitted | None, reasons: Mapping[str, str]
-) -> LayerReport:
+def _report(outcome: Outcome, method: Method, settings: Settings, rates: Rates) -> Report:
+    budget = rates if isinstance(rates, Budget) else None
+    latencies = outcome.finished.latencies or (None, None)
+    return Report(
+        method=method.name,
+        options=method.options(),
+        init=settings.init,
+        seed=settings.seed,
+        rate_asked=rates.rate if isinstance(rates, Budget) else rates,
+        layers=tuple(_layer_report(layer, outcome) for layer in outcome.found.layers),
+        other_parameters=outcome.found.other_parameters,
+        other_bytes=outcome.found.other_bytes,
+        notes=tuple(outcome.log.notes),
+        budget="rate" if budget is None else budget.argument,
+        budget_rate=outcome.ranks.rate,
+        allocation=None if budget is None else settings.allocation,
+        images=outcome.measured.images,
+        sequential=outcome.fits.sequential,
+        output_change=outcome.finished.change,
+        latency_before=latencies[0],
+        latency_after=latencies[1],
+        seconds=outcome.log.seconds,
+    )
+
+
+def _layer_report(layer: Layer, outcome: Outcome) -> LayerReport:
+    chosen = outcome.ranks.chosen.get(layer.name, Chosen())
+    new = outcome.fits.layers.get(layer.name)
+    reason = layer.reason or outcome.log.reasons.get(layer.name)
     after = layer.parameters, layer.bytes, layer.multiply_adds
     if new is None:
         chosen = Chosen()
@@ -400,7 +405,7 @@ def _layer_report(
         multiply_adds_before=layer.multiply_adds,
         multiply_adds_after=after[2],
         relative_error=None if new is None else new.relative_error,
-        reason=layer.reason or reasons.get(layer.name),
+        reason=None if reason is None else reason.text,
     )
 
 

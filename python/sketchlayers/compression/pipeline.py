@@ -1,13 +1,20 @@
-"""What one call of `compress` does after its arguments have been checked."""
+"""What one call of `compress` does after its arguments have been checked, stage by stage.
+
+    survey -> calibrate -> allocate -> fit -> swap -> finish -> report
+
+Each stage is a function from what the ones before it have found to a frozen dataclass. The user's
+model stays as it is until `Finished.result`. Every forward call of it, or of a copy, is made in the
+caller's thread, runs alone, and ends, if by an exception, before the next one begins.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sketchlayers._runtime.processes import Processes
@@ -16,126 +23,162 @@ from sketchlayers.compression.allocation import ranks
 from sketchlayers.compression.allocation.costs import Budget, Costs
 from sketchlayers.compression.allocation.damage import DamageMeter, images_to_measure_on
 from sketchlayers.compression.allocation.ranks import Ranks
-from sketchlayers.compression.allocation.sensitivity import images_to_look_at, output_sensitivity
+from sketchlayers.compression.allocation.sensitivity import (
+    GradientError,
+    images_to_look_at,
+    output_sensitivity,
+)
 from sketchlayers.compression.arguments import Rates, Settings
-from sketchlayers.compression.calibration.calibrate import NEVER_CALLED, Calibration
+from sketchlayers.compression.calibration.calibrate import Calibration
 from sketchlayers.compression.calibration.images import Images
-from sketchlayers.compression.finishing.network import (
-    Judge,
+from sketchlayers.compression.calibration.outputs import OriginalOutputs
+from sketchlayers.compression.finishing.batch_norms import (
     Statistics,
-    evaluation_copy,
     measured_batch_norms,
     put_buffers,
 )
-from sketchlayers.compression.finishing.refine import Refinement, refine
-from sketchlayers.compression.fitting.fit import (
+from sketchlayers.compression.finishing.refine import refine
+from sketchlayers.compression.fitting.layer import (
     Choice,
     Fitted,
     Norm,
     fit_alone,
-    fit_one_after_the_other,
     naming,
     seeded,
 )
-from sketchlayers.compression.fitting.lockstep import OrderError, live_bytes
+from sketchlayers.compression.fitting.sequence import fit_one_after_the_other, images_within
 from sketchlayers.compression.seeds import layer_seed
-from sketchlayers.compression.survey.layers import Layer, Survey
+from sketchlayers.compression.survey.layers import Layer, Survey, survey
+from sketchlayers.compression.survey.reasons import Reason
+from sketchlayers.compression.survey.selection import FilterFunction, left_out
 from sketchlayers.methods import Method
-from sketchlayers.surgery.calls import Call, ExampleInputs, call_with
+from sketchlayers.surgery.calls import Call, CallOrder, ExampleInputs, OrderError, call_with
 from sketchlayers.surgery.evaluation import evaluating
-from sketchlayers.surgery.replace import replace_layers
-from sketchlayers.surgery.sample import Sample, outputs_of
+from sketchlayers.surgery.replace import evaluation_copy, replace_layers
+from sketchlayers.surgery.replay import Plan, plan_replays
+from sketchlayers.surgery.sample import OutputsDifferError
 
-_NOT_REACHED = "none of the images that took part in the sequential fit reach it"
-STAYS_DENSE = "stays dense at this rate"
-_CALLS_AT_ONCE = 8
-"""Batches of a sequential fit: each has a thread that waits, and threads that it computes with."""
 JUDGED_IMAGES = 512
-"""Images on which the change of the network's outputs is measured."""
+"""Images, or some more, on which the change of the network's outputs is measured."""
 
 
-class Job:
-    """Measures, chooses ranks, fits, and finishes the network.
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked for; all checked.
 
     Attributes:
-        reasons: why layers stay as they are, by name; grows.
-        notes: advice and exceptions, for the report.
-        seconds: of each stage.
-        fitted: the new layers, by name.
-        methods: what they were made by, by name.
-        change: of the network's outputs, relative to them, on calibration images; None without.
-        images: that the layers' moments were taken on; None without.
-        latencies: seconds of one call, before and after; None unless the budget is of seconds.
-        sequential: whether layers were fitted one after the other.
+        model: the user's.
+        method: what layers may be replaced by.
+        rates: one budget, or rates of layers.
+        settings: how to fit.
+        images: calibration images; None without.
+        calibration: finished moments; None without.
+        example_inputs: of one call of the model; None: the first calibration batch.
+        layers: names or patterns of the layers that are meant; None: all.
+        filter_fn: tells which layers are meant; None: all.
+        keep_first: leave the layer that runs first.
+        processes: that share the work.
+        memory_budget: bytes of activations that are kept.
+        progress: draw progress bars.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        found: Survey,
-        method: Method,
-        settings: Settings,
-        reasons: dict[str, str],
-        images: Images | None,
-        processes: Processes,
-        *,
-        memory_budget: int,
-        progress: bool | None,
-    ) -> None:
-        self.reasons = reasons
-        self.notes: list[str] = []
-        self.seconds: dict[str, float] = {}
-        self.fitted: dict[str, Fitted] = {}
-        self.ranks = Ranks({})
-        self.change: float | None = None
-        self.images: int | None = None
-        self.latencies: tuple[float, float] | None = None
-        self.sequential = settings.sequential
-        self._swaps: dict[nn.Module, nn.Module] = {}
-        self._small: nn.Module | None = None
-        self._batch_norms: Statistics = {}  # measured in the smaller network
-        self._model = model
-        self._found = found
-        self._method = method
-        self._settings = settings
-        self._images = images
-        self._memory_budget = memory_budget
-        self._processes = processes
-        self._progress = progress if self._processes.rank == 0 else False
+    model: nn.Module
+    method: Method
+    rates: Rates
+    settings: Settings
+    images: Images | None
+    calibration: Calibration | None
+    example_inputs: ExampleInputs | None
+    layers: str | Iterable[str] | None
+    filter_fn: FilterFunction | None
+    keep_first: bool
+    processes: Processes
+    memory_budget: int
+    progress: bool | None
 
-    def run(
-        self,
-        rates: Rates,
-        calibration: Calibration | None,
-        example_inputs: ExampleInputs | None,
-    ) -> None:
-        """Does all the work; the user's model stays as it is until `result`."""
-        if self._settings.init == "fit":
-            for layer in self._layers():
-                _check_finite(layer)
-        costs = self._costs(rates, example_inputs)
-        if isinstance(rates, Budget):
-            ranks.check_budget(
-                self._found, self._method, self._layers(), rates, costs, self.reasons
-            )
-        norms = self._norms(calibration)
-        with self._stage("ranks"):
-            self.ranks = self._choose(rates, costs, norms)
-        self.notes += self.ranks.notes
-        for name, chosen in self.ranks.chosen.items():
-            if chosen.method is None:
-                self.reasons[name] = STAYS_DENSE
-        with self._stage("fit"):
-            self.fitted = self._fit(norms)
-        modules = {layer.name: layer.module for layer in self._found.layers}
-        self._swaps = {modules[name]: fitted.module for name, fitted in self.fitted.items()}
-        if self._images is not None:
-            self._small = self._finished(self._images)
-        if isinstance(rates, Budget) and rates.unit == "seconds":
-            small = self._small
-            if small is None:
-                small = replace_layers(self._model, self._swaps, inplace=False)
-            self.latencies = costs.latencies(self._model, small)
+    @property
+    def budget(self) -> Budget | None:
+        """The one budget of the whole model; None where layers have rates."""
+        return self.rates if isinstance(self.rates, Budget) else None
+
+
+@dataclass(frozen=True)
+class Log:
+    """What happens on the way, for the report.
+
+    Attributes:
+        notes: advice and exceptions.
+        seconds: of each stage.
+        reasons: why layers stay as they are although they could be replaced, by name.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, Reason] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the seconds of the body to a stage's."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def open_layers(self, found: Survey) -> list[Layer]:
+        """Returns the layers that may be replaced, as far as is known."""
+        return [one for one in found.compressible if one.name not in self.reasons]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What calibration has found.
+
+    Attributes:
+        norms: how the error of each layer is measured, by name.
+        images: on how many images; None without data.
+        order: of the layers' calls; None without images.
+        outputs: of the original network; None without images, or where they cannot be compared.
+        plan: for repeated forward calls on the images; None: each computes everything.
+    """
+
+    norms: Mapping[str, Norm]
+    images: int | None = None
+    order: CallOrder | None = None
+    outputs: OriginalOutputs | None = None
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Layers that take the place of the original ones.
+
+    Attributes:
+        layers: by name.
+        sequential: whether they were fitted one after the other.
+    """
+
+    layers: Mapping[str, Fitted]
+    sequential: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The smaller network, which is made only where it has been judged or timed.
+
+    Attributes:
+        model: the original; it has not been changed.
+        swaps: what takes the place of which layer.
+        small: the smaller network; None: not made yet.
+        batch_norms: buffers that have been measured in it.
+        change: of the network's outputs, relative to them; None where it is not known.
+        latencies: seconds of one call, before and after; None unless the budget is of seconds.
+    """
+
+    model: nn.Module
+    swaps: Mapping[nn.Module, nn.Module]
+    small: nn.Module | None = None
+    batch_norms: Statistics = field(default_factory=dict)
+    change: float | None = None
+    latencies: tuple[float, float] | None = None
 
     def result(self, *, inplace: bool) -> nn.Module:
         """Returns the smaller model: the original one, changed, if ``inplace``.
@@ -143,267 +186,79 @@ class Job:
         If anything fails the original one is as it was.
         """
         if not inplace:
-            if self._small is not None:
-                return self._small
-            return replace_layers(self._model, self._swaps, inplace=False)
-        before = put_buffers(self._model, self._batch_norms)
+            if self.small is not None:
+                return self.small
+            return replace_layers(self.model, self.swaps, inplace=False)
+        before = put_buffers(self.model, self.batch_norms)
         try:
-            return replace_layers(self._model, self._swaps, inplace=True)
+            return replace_layers(self.model, self.swaps, inplace=True)
         except BaseException:
-            put_buffers(self._model, before)
+            put_buffers(self.model, before)
             raise
 
-    def _layers(self) -> list[Layer]:
-        """The layers that may be replaced."""
-        return [one for one in self._found.compressible if one.name not in self.reasons]
 
-    @contextlib.contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+@dataclass(frozen=True)
+class Outcome:
+    """All that the stages have found."""
 
-    # ------------------------------------------------------------------------------- measuring
+    found: Survey
+    measured: Measured
+    ranks: Ranks
+    fits: Fits
+    finished: Finished
+    log: Log
 
-    def _costs(self, rates: Rates, example_inputs: ExampleInputs | None) -> Costs:
-        unit = rates.unit if isinstance(rates, Budget) else "parameters"
-        call: Call | None = None if example_inputs is None else call_with(example_inputs)
-        return Costs(unit, self._found, self._model, call, self._processes)
 
-    def _norms(self, calibration: Calibration | None) -> dict[str, Norm]:
-        """How the error of each layer is measured; layers that no data reach stay as they are."""
-        names = [layer.name for layer in self._layers()]
-        if self._images is not None and names:
-            with self._stage("calibration"):
-                calibration = self._images.calibrate(names)
-        if calibration is None:
-            return {name: Norm() for name in names}
-        self.images = calibration.images
-        for name, why in calibration.missing.items():
-            if name in names and why == NEVER_CALLED:
-                self.reasons[name] = why
-            elif name in names:
-                self.notes.append(f"{name}: fitted in the norm of its weight ({why})")
-        self._note_few_patches(calibration, names)
-        names = [layer.name for layer in self._layers()]
-        sensitivities = self._sensitivities([name for name in names if name in calibration])
-        return {name: Norm(calibration.get(name), sensitivities.get(name)) for name in names}
-
-    def _note_few_patches(self, calibration: Calibration, names: list[str]) -> None:
-        few = {name: n for name, n in calibration.advised_images.items() if name in names}
-        if few:
-            worst = max(few, key=few.__getitem__)
-            moments = calibration[worst]
-            more = f", and {len(few) - 1} more saw few" if len(few) > 1 else ""
-            self.notes.append(
-                f"use at least {few[worst]:,} images (got {calibration.images:,}): "
-                f"{f'layer {worst}' if worst else 'the model'} saw {moments.count:,} patches for "
-                f"its {moments.inputs:,} inputs{more}"
-            )
-
-    def _sensitivities(self, names: list[str]) -> Mapping[str, Tensor]:
-        settings = self._settings
-        wanted = settings.weighted_fit or settings.weighted_allocation
-        if self._images is None or not wanted or not names:
-            return {}
-        sample = self._images.sample
-        sample = sample.first(images_to_look_at(sample))
-        with self._stage("sensitivity"):
-            return output_sensitivity(self._model, names, sample, self._processes)
-
-    # ------------------------------------------------------------------------ choosing and fitting
-
-    def _choose(self, rates: Rates, costs: Costs, norms: Mapping[str, Norm]) -> Ranks:
-        layers = self._layers()
-        if not isinstance(rates, Budget):
-            return ranks.by_layer(self._method, layers, rates)
-        if self._settings.allocation == "uniform":
-            return ranks.uniform(self._method, layers, rates, costs)
-        meter = None
-        if self._images is not None and self._settings.weighted_allocation:
-            count = images_to_measure_on(self._images.sample, len(layers))
-            sample = self._with_outputs_kept(self._images.sample.first(count))
-            meter = DamageMeter(self._model, sample, self._processes)
-        return ranks.by_error(
-            self._method,
-            layers,
-            rates,
-            costs,
-            {name: self._norm_of_fit(norm) for name, norm in norms.items()},
-            meter,
-            progress=self._progress,
+def run(task: Task) -> Outcome:
+    """Does all the work."""
+    log = Log()
+    found = look_at(task, log)
+    if task.settings.init == "fit":
+        for layer in log.open_layers(found):
+            _check_finite(layer)
+    costs = _costs(task, found)
+    if task.budget is not None:
+        ranks.check_budget(
+            found, task.method, log.open_layers(found), task.budget, costs, log.reasons
         )
+    measured = measure(task, found, log)
+    with log.stage("ranks"):
+        chosen = allocate(task, found, measured, costs, log)
+    with log.stage("fit"):
+        fits = fit(task, found, measured, chosen, log)
+    finished = finish(task, found, measured, fits, costs, log)
+    return Outcome(found, measured, chosen, fits, finished, log)
 
-    def _with_outputs_kept(self, sample: Sample) -> Sample:
-        """As many of the images as the network's outputs for them may be kept."""
-        with torch.no_grad():
-            outputs = outputs_of(sample.first(1).calls()[0](evaluation_copy(self._model)))
-        size = max(1, sum(output.nbytes for output in outputs))
-        return sample.first(max(1, self._memory_budget // size))
 
-    def _norm_of_fit(self, norm: Norm) -> Norm:
-        return norm if self._settings.weighted_fit else Norm(norm.moments)
+# ---------------------------------------------------------------------------------------- survey
 
-    def _fit(self, norms: Mapping[str, Norm]) -> dict[str, Fitted]:
-        """The new layers; with sequential fits also those that stay dense, with other weights."""
-        layers = {layer.name: layer for layer in self._layers() if layer.name in self.ranks.chosen}
-        layers |= {
-            layer.name: layer
-            for layer in self._found.compressible
-            if self.reasons.get(layer.name) == STAYS_DENSE
-        }
-        choices = {
-            name: Choice(
-                layer.module,
-                self.ranks.chosen[name].method,
-                self.ranks.chosen[name].rank,
-                layer_seed(self._settings.seed, name),
-            )
-            for name, layer in layers.items()
-        }
-        alone = {
-            name: choice
-            for name, choice in choices.items()
-            if choice.method is not None and not self._in_sequence(layers[name], norms[name])
-        }
-        sequence = {
-            name: choice
-            for name, choice in choices.items()
-            if self._in_sequence(layers[name], norms[name])
-        }
-        fitted = self._fit_each(alone, norms)
-        if sequence and self._images is not None:
-            try:
-                fitted |= self._fit_in_sequence(sequence, fitted, norms, self._images)
-                self.reasons |= {name: _NOT_REACHED for name in sequence if name not in fitted}
-            except OrderError as error:
-                if self._settings.only_sequential or self._processes.count > 1:
-                    raise
-                self.sequential = False
-                self.notes.append(f"layers were fitted each for itself: {error}")
-                rest = {name: one for name, one in sequence.items() if one.method is not None}
-                fitted |= self._fit_each(rest, norms)
-        for name, one in fitted.items():
-            one.module.train(layers[name].module.training)  # they ran in evaluation mode
-        return {name: fitted[name] for name in layers if name in fitted}
 
-    def _in_sequence(self, layer: Layer, norm: Norm) -> bool:
-        """Whether the layer can be fitted to the inputs that it will really get."""
-        calls = layer.calls
-        return self._settings.sequential and norm.moments is not None and len(calls or ()) == 1
-
-    def _fit_each(
-        self, choices: Mapping[str, Choice], norms: Mapping[str, Norm]
-    ) -> dict[str, Fitted]:
-        fitted = {}
-        with progress_bar("fitting", len(choices), unit="layer", show=self._progress) as bar:
-            for name, choice in choices.items():
-                with naming(name):
-                    fitted[name] = self._fit_alone(name, choice, norms[name])
-                bar(1)
-        return fitted
-
-    def _fit_alone(self, name: str, choice: Choice, norm: Norm) -> Fitted:
-        device = choice.layer.get_parameter("weight").device
-        with seeded(layer_seed(self._settings.seed, f"{name}:init"), device):
-            return fit_alone(
-                choice,
-                self._norm_of_fit(norm),
-                init=self._settings.init,
-                correct_bias=self._settings.correct_bias,
-            )
-
-    def _fit_in_sequence(
-        self,
-        choices: Mapping[str, Choice],
-        fitted: Mapping[str, Fitted],
-        norms: Mapping[str, Norm],
-        images: Images,
-    ) -> dict[str, Fitted]:
-        sample = images.sample
-        size = 2 * live_bytes(self._model, choices, sample.first(1).calls()[0])
-        count = max(1, self._memory_budget // max(1, size))
-        if count < sample.images:
-            self.notes.append(
-                f"{count} of {sample.images} images took part in the sequential fit: "
-                f"memory_budget={self._memory_budget}, {size} bytes an image"
-            )
-            sample = sample.first(count)
-        sample = sample.in_few_batches(_CALLS_AT_ONCE)
-        weights = {
-            name: norm.sensitivity
-            for name, norm in norms.items()
-            if norm.sensitivity is not None and self._settings.weighted_fit
-        }
-        with progress_bar("fitting", len(choices), unit="layer", show=self._progress) as bar:
-            return fit_one_after_the_other(
-                self._model,
-                choices,
-                weights,
-                sample,
-                self._processes,
-                fitted={name: one.module for name, one in fitted.items()},
-                correct_bias=self._settings.correct_bias,
-                advance=bar,
-            )
-
-    # ------------------------------------------------------------------------------- finishing
-
-    def _finished(self, images: Images) -> nn.Module:
-        """The network with its new layers, refined and judged."""
-        original = evaluation_copy(self._model)
-        small = replace_layers(self._model, self._swaps, inplace=False)
-        with evaluating(small):
-            judged = self._with_outputs_kept(images.sample.first(JUDGED_IMAGES))
-            judge = Judge(original, judged, self._processes)
-            self.change = judge(small)
-            if self._settings.reestimate_batch_norm:
-                with self._stage("batch norm"):
-                    self._reestimate(small, images, judge)
-            if self._settings.refinement is not None:
-                with self._stage("refinement"):
-                    self._refine(original, small, list(self._swaps.values()), images)
-                self.change = judge(small)
-        put_buffers(small, self._batch_norms)
-        return small
-
-    def _reestimate(self, small: nn.Module, images: Images, judge: Judge) -> None:
-        before = self.change
-        self._batch_norms = measured_batch_norms(small, images.sample, self._processes)
-        previous = put_buffers(small, self._batch_norms)
-        self.change = judge(small)
-        if (
-            self._settings.reestimate_batch_norm == "auto"
-            and before is not None
-            and not self.change < before
-        ):
-            put_buffers(small, previous)
-            self._batch_norms = {}
-            self.notes.append(
-                "batch norms were left as they are: with new statistics the outputs would "
-                f"change by {self.change:.3f} instead of {before:.3f}"
-            )
-            self.change = before
-
-    def _refine(
-        self, original: nn.Module, small: nn.Module, layers: list[nn.Module], images: Images
-    ) -> None:
-        settings: Refinement | None = self._settings.refinement
-        assert settings is not None
-        done = refine(
-            original,
-            small,
-            layers,
-            images.sample,
-            settings,
-            self._processes,
-            seed=self._settings.seed,
-            progress=self._progress,
+def look_at(task: Task, log: Log) -> Survey:
+    """Finds the layers, and those that the caller does not mean."""
+    found = survey(
+        task.model,
+        task.method,
+        init=task.settings.init,
+        examples=_examples(task),
+        all_called=task.images is not None,
+    )
+    log.reasons.update(
+        left_out(
+            found,
+            rates=None if isinstance(task.rates, Budget) else task.rates,
+            layers=task.layers,
+            filter_fn=task.filter_fn,
+            keep_first=task.keep_first,
         )
-        self.notes.append(
-            f"refined for {done.epochs} epochs: on held-out images the outputs change by "
-            f"{done.after:.3f} instead of {done.before:.3f}"
-        )
+    )
+    return found
+
+
+def _examples(task: Task) -> list[tuple[Call, int]]:
+    """Calls of the model, each with its number of images."""
+    if task.example_inputs is not None:
+        return [(call_with(task.example_inputs), 1)]
+    return [] if task.images is None else task.images.calls()
 
 
 def _check_finite(layer: Layer) -> None:
@@ -414,3 +269,367 @@ def _check_finite(layer: Layer) -> None:
             f"compress: weights to fit must be finite (got {bad} NaN or infinite of "
             f"{weight.numel()} in {layer.name or 'the model'!r})"
         )
+
+
+def _costs(task: Task, found: Survey) -> Costs:
+    unit = "parameters" if task.budget is None else task.budget.unit
+    examples = _examples(task)
+    call = examples[0][0] if examples else None
+    return Costs(unit, found, task.model, call, task.processes)
+
+
+# ----------------------------------------------------------------------------------- calibration
+
+
+def measure(task: Task, found: Survey, log: Log) -> Measured:
+    """Finds how errors are measured; layers that no data reach stay as they are."""
+    names = [layer.name for layer in log.open_layers(found)]
+    calibration, order = task.calibration, None
+    if task.images is not None and names:
+        with log.stage("calibration"):
+            calibration, order = task.images.calibrate(names)
+    outputs = None if task.images is None else _original_outputs(task, task.images, log)
+    if calibration is None:
+        return Measured({name: Norm() for name in names}, outputs=outputs)
+    for name, why in calibration.missing.items():
+        if name in names and why == Reason.NEVER_CALLED:
+            log.reasons[name] = why
+        elif name in names:
+            log.notes.append(f"{name}: fitted in the norm of its weight ({why})")
+    _note_few_patches(calibration, names, log)
+    names = [layer.name for layer in log.open_layers(found)]
+    sensitivities: Mapping[str, Tensor] = {}
+    if outputs is not None:
+        sensitivities = _sensitivities(task, [name for name in names if name in calibration], log)
+    norms = {name: Norm(calibration.get(name), sensitivities.get(name)) for name in names}
+    plan = None
+    if task.images is not None:
+        layers = [layer.name for layer in _in_order(log.open_layers(found), order)]
+        plan = plan_replays(task.model, layers, task.images.sample.calls())
+    return Measured(norms, calibration.images, order, outputs, plan)
+
+
+def _original_outputs(task: Task, images: Images, log: Log) -> OriginalOutputs | None:
+    try:
+        with log.stage("calibration"):
+            return OriginalOutputs(
+                task.model,
+                images.sample.first(JUDGED_IMAGES),
+                task.processes,
+                most_bytes=task.memory_budget,
+            )
+    except OutputsDifferError as error:
+        log.notes.append(f"layers are fitted by their own outputs: {error}")
+        return None
+
+
+def _note_few_patches(calibration: Calibration, names: list[str], log: Log) -> None:
+    few = {name: n for name, n in calibration.advised_images.items() if name in names}
+    if few:
+        worst = max(few, key=few.__getitem__)
+        moments = calibration[worst]
+        more = f", and {len(few) - 1} more saw few" if len(few) > 1 else ""
+        log.notes.append(
+            f"use at least {few[worst]:,} images (got {calibration.images:,}): "
+            f"{f'layer {worst}' if worst else 'the model'} saw {moments.count:,} patches for "
+            f"its {moments.inputs:,} inputs{more}"
+        )
+
+
+def _sensitivities(task: Task, names: list[str], log: Log) -> Mapping[str, Tensor]:
+    settings = task.settings
+    wanted = settings.weighted_fit or settings.weighted_allocation
+    if task.images is None or not wanted or not names:
+        return {}
+    sample = task.images.sample
+    sample = sample.first(images_to_look_at(sample))
+    try:
+        with log.stage("sensitivity"):
+            return output_sensitivity(
+                task.model, names, sample, task.processes, memory_budget=task.memory_budget
+            )
+    except GradientError as error:
+        if task.processes.count > 1:
+            raise
+        log.notes.append(
+            "errors of all outputs of a layer count alike, since the network's gradients cannot "
+            f"be taken ({error})"
+        )
+        return {}
+
+
+# ------------------------------------------------------------------------------------ allocation
+
+
+def allocate(task: Task, found: Survey, measured: Measured, costs: Costs, log: Log) -> Ranks:
+    """Chooses what every layer shall become."""
+    layers = log.open_layers(found)
+    chosen = _choose(task, layers, measured, costs, log)
+    log.notes.extend(chosen.notes)
+    for name, one in chosen.chosen.items():
+        if one.method is None:
+            log.reasons[name] = Reason.STAYS_DENSE
+    return chosen
+
+
+def _choose(task: Task, layers: list[Layer], measured: Measured, costs: Costs, log: Log) -> Ranks:
+    if not isinstance(task.rates, Budget):
+        return ranks.by_layer(task.method, layers, task.rates)
+    if task.settings.allocation == "uniform":
+        return ranks.uniform(task.method, layers, task.rates, costs)
+
+    def by_error(meter: DamageMeter | None) -> Ranks:
+        assert isinstance(task.rates, Budget)
+        return ranks.by_error(
+            task.method,
+            _in_order(layers, measured.order),
+            task.rates,
+            costs,
+            {name: _norm_of_fit(task, norm) for name, norm in measured.norms.items()},
+            meter,
+            progress=task.progress,
+        )
+
+    outputs = measured.outputs
+    if outputs is None or not task.settings.weighted_allocation or not layers:
+        return by_error(None)
+    outputs = outputs.first(images_to_measure_on(outputs.sample, len(layers)))
+    names = [layer.name for layer in _in_order(layers, measured.order)]
+    try:
+        return by_error(DamageMeter(task.model, names, outputs, measured.plan))
+    except OutputsDifferError as error:
+        log.notes.append(f"ranks were chosen by the errors of the layers' own outputs: {error}")
+        return by_error(None)
+
+
+def _in_order(layers: list[Layer], order: CallOrder | None) -> list[Layer]:
+    """The layers in the order of their calls, as far as there is one."""
+    if order is None:
+        return layers
+    try:
+        place = {name: number for number, name in enumerate(order.sorted(x.name for x in layers))}
+    except OrderError:
+        return layers
+    return sorted(layers, key=lambda layer: place.get(layer.name, len(place)))
+
+
+def _norm_of_fit(task: Task, norm: Norm) -> Norm:
+    return norm if task.settings.weighted_fit else Norm(norm.moments)
+
+
+# --------------------------------------------------------------------------------------- fitting
+
+
+def fit(task: Task, found: Survey, measured: Measured, chosen: Ranks, log: Log) -> Fits:
+    """Makes the new layers; with sequential fits also those that stay dense, with other weights."""
+    layers = {layer.name: layer for layer in log.open_layers(found) if layer.name in chosen.chosen}
+    layers |= {
+        layer.name: layer
+        for layer in found.compressible
+        if log.reasons.get(layer.name) == Reason.STAYS_DENSE
+    }
+    choices = {
+        name: Choice(
+            layer.module,
+            chosen.chosen[name].method,
+            chosen.chosen[name].rank,
+            layer_seed(task.settings.seed, name),
+        )
+        for name, layer in layers.items()
+    }
+    sequence = _sequence(task, choices, measured, log)
+    alone = {name: one for name, one in choices.items() if name not in sequence and one.method}
+    fitted = _fit_each(task, alone, measured.norms)
+    if sequence and task.images is not None:
+        fitted |= _fit_in_sequence(task, task.images, sequence, fitted, measured, log)
+    for name, one in fitted.items():
+        one.module.train(layers[name].module.training)  # they ran in evaluation mode
+    return Fits(
+        {name: fitted[name] for name in layers if name in fitted},
+        bool(sequence) or (task.settings.sequential and not choices),
+    )
+
+
+def _sequence(
+    task: Task, choices: Mapping[str, Choice], measured: Measured, log: Log
+) -> dict[str, Choice]:
+    """The layers that can be fitted to the inputs that they will really get, in order."""
+    order = measured.order
+    if not task.settings.sequential or order is None:
+        return {}
+    names = [name for name in choices if measured.norms[name].moments is not None]
+    varying = [name for name in names if len(order.calls(name)) > 1]
+    if varying:
+        log.notes.append(
+            f"{', '.join(varying)}: fitted alone, since the number of calls depends on the batch"
+        )
+    try:
+        ordered = order.sorted(name for name in names if order.calls(name) == {1})
+        if not task.processes.agree(repr(ordered)):
+            raise OrderError(
+                "compress: all processes must go through the layers in the same order for "
+                "sequential fitting; use sequential=False"
+            )
+    except OrderError as error:
+        if task.settings.only_sequential or task.processes.count > 1:
+            raise
+        log.notes.append(f"layers were fitted each for itself: {error}")
+        return {}
+    return {name: choices[name] for name in ordered}
+
+
+def _fit_each(
+    task: Task, choices: Mapping[str, Choice], norms: Mapping[str, Norm]
+) -> dict[str, Fitted]:
+    fitted = {}
+    with progress_bar("fitting", len(choices), unit="layer", show=task.progress) as bar:
+        for name, choice in choices.items():
+            with naming(name):
+                fitted[name] = _fit_alone(task, name, choice, norms[name])
+            bar(1)
+    return fitted
+
+
+def _fit_alone(task: Task, name: str, choice: Choice, norm: Norm) -> Fitted:
+    device = choice.layer.get_parameter("weight").device
+    with seeded(layer_seed(task.settings.seed, f"{name}:init"), device):
+        return fit_alone(
+            choice,
+            _norm_of_fit(task, norm),
+            init=task.settings.init,
+            correct_bias=task.settings.correct_bias,
+        )
+
+
+def _fit_in_sequence(
+    task: Task,
+    images: Images,
+    choices: Mapping[str, Choice],
+    fitted: Mapping[str, Fitted],
+    measured: Measured,
+    log: Log,
+) -> dict[str, Fitted]:
+    sample, size = images_within(task.memory_budget, measured.plan, images.sample)
+    if sample.images < images.sample.images:
+        log.notes.append(
+            f"{sample.images} of {images.sample.images} images took part in the sequential fit: "
+            f"memory_budget={task.memory_budget}, {size} bytes an image"
+        )
+    weights = {
+        name: norm.sensitivity
+        for name, norm in measured.norms.items()
+        if norm.sensitivity is not None and task.settings.weighted_fit
+    }
+    with progress_bar("fitting", len(choices), unit="layer", show=task.progress) as bar:
+        done = fit_one_after_the_other(
+            task.model,
+            choices,
+            weights,
+            sample,
+            measured.plan,
+            task.processes,
+            fitted={name: one.module for name, one in fitted.items()},
+            correct_bias=task.settings.correct_bias,
+            advance=bar,
+        )
+    missed = {name: one for name, one in choices.items() if name not in done and one.method}
+    if missed and task.settings.only_sequential:
+        raise OrderError(
+            "compress: the smaller network must run its layers as the original one does for "
+            f"sequential fitting (got other inputs of {', '.join(map(repr, missed))}); use "
+            "sequential=False"
+        )
+    if missed:
+        log.notes.append(
+            f"{', '.join(missed)}: fitted alone, since the images of the sequential fit do not "
+            "reach it in the smaller network as in the original one"
+        )
+        done |= _fit_each(task, missed, measured.norms)
+    return done
+
+
+# ------------------------------------------------------------------------------------- finishing
+
+
+def finish(
+    task: Task, found: Survey, measured: Measured, fits: Fits, costs: Costs, log: Log
+) -> Finished:
+    """Puts the layers into a copy of the network; with images, refines and judges it."""
+    modules = {layer.name: layer.module for layer in found.layers}
+    swaps = {modules[name]: fitted.module for name, fitted in fits.layers.items()}
+    small, statistics, change, latencies = None, Statistics(), None, None
+    if task.images is not None:
+        small = replace_layers(task.model, swaps, inplace=False)
+        with evaluating(small):
+            change, statistics = _finish(task, task.images, small, swaps, measured.outputs, log)
+        put_buffers(small, statistics)
+    if task.budget is not None and task.budget.unit == "seconds":
+        if small is None:
+            small = replace_layers(task.model, swaps, inplace=False)
+        latencies = costs.latencies(task.model, small)
+    return Finished(task.model, swaps, small, statistics, change, latencies)
+
+
+def _finish(
+    task: Task,
+    images: Images,
+    small: nn.Module,
+    swaps: Mapping[nn.Module, nn.Module],
+    outputs: OriginalOutputs | None,
+    log: Log,
+) -> tuple[float | None, Statistics]:
+    change = _change(outputs, small, log)
+    statistics = Statistics()
+    if task.settings.reestimate_batch_norm:
+        with log.stage("batch norm"):
+            change, statistics = _reestimate(task, images, small, outputs, change, log)
+    if task.settings.refinement is not None:
+        with log.stage("refinement"):
+            done = refine(
+                evaluation_copy(task.model),
+                small,
+                list(swaps.values()),
+                images.sample,
+                task.settings.refinement,
+                task.processes,
+                seed=task.settings.seed,
+                progress=task.progress,
+            )
+        log.notes.append(
+            f"refined for {done.epochs} epochs: on held-out images the outputs change by "
+            f"{done.after:.3f} instead of {done.before:.3f}"
+        )
+        change = _change(outputs, small, log)
+    return change, statistics
+
+
+def _change(outputs: OriginalOutputs | None, small: nn.Module, log: Log) -> float | None:
+    if outputs is None:
+        return None
+    try:
+        return outputs.relative_change(small)
+    except OutputsDifferError as error:
+        log.notes.append(f"the change of the outputs was not measured: {error}")
+        return None
+
+
+def _reestimate(
+    task: Task,
+    images: Images,
+    small: nn.Module,
+    outputs: OriginalOutputs | None,
+    before: float | None,
+    log: Log,
+) -> tuple[float | None, Statistics]:
+    statistics = measured_batch_norms(small, images.sample, task.processes)
+    previous = put_buffers(small, statistics)
+    change = _change(outputs, small, log)
+    auto = task.settings.reestimate_batch_norm == "auto"
+    if auto and before is not None and change is not None and not change < before:
+        put_buffers(small, previous)
+        log.notes.append(
+            "batch norms were left as they are: with new statistics the outputs would "
+            f"change by {change:.3f} instead of {before:.3f}"
+        )
+        return before, Statistics()
+    return change, statistics

@@ -1,8 +1,11 @@
-"""One run of a model on example inputs: which layers are called, in which order, on what shapes."""
+"""Which layers a model calls, in which order, on what shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import graphlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sketchlayers.surgery.batches import Forward
+from sketchlayers.surgery.evaluation import same_random_numbers
 from sketchlayers.surgery.replace import copy_model
 
 Call = Callable[[nn.Module], object]
@@ -20,26 +25,33 @@ ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | Call
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of the first input and of the output of one call of a layer."""
+    """Shapes of the first input and of the output of one call of a layer.
+
+    Attributes:
+        input_shape: of the first input.
+        output_shape: of the output.
+        images: how many images the call of the model was for.
+    """
 
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    images: int = 1
 
 
 def record_calls(
-    model: nn.Module, layers: Iterable[str], example_inputs: ExampleInputs
+    model: nn.Module, layers: Iterable[str], calls: Sequence[tuple[Call, int]]
 ) -> dict[str, list[Shapes]]:
     """Runs a copy of the model, in eval mode and without gradients, and notes the layers' calls.
 
-    The copy shares the parameters (but those that the run would give their shapes) and has
-    buffers of its own, so the model does not change. Hooks
-    of the model run as they do in any forward call.
+    Calls of the model after the first one are made as long as there are layers that none has
+    reached, and count for these alone. The copy shares the parameters (but those that the run would
+    give their shapes) and has buffers of its own, so the model does not change. Hooks of the model
+    run as they do in any forward call.
 
     Args:
         model: any module.
         layers: names of the layers to watch.
-        example_inputs: a tensor, a tuple or list of arguments, a dict of keyword arguments, or a
-            function of the model.
+        calls: calls of the model, each with its number of images.
 
     Returns:
         The calls of each layer that was called, in the order of the first call.
@@ -47,6 +59,19 @@ def record_calls(
     Raises:
         ValueError: the model does not run on these inputs.
     """
+    found: dict[str, list[Shapes]] = {}
+    names = list(layers)
+    for call, images in calls:
+        missing = [name for name in names if name not in found]
+        if not missing:
+            break
+        found |= _record_call(model, missing, call, images)
+    return found
+
+
+def _record_call(
+    model: nn.Module, layers: Sequence[str], call: Call, images: int
+) -> dict[str, list[Shapes]]:
     calls: dict[str, list[Shapes]] = {}
     probe = copy_model(model, {id(p): p for p in model.parameters() if not is_lazy(p)})
     probe.eval()
@@ -55,25 +80,22 @@ def record_calls(
         def note(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
         ) -> None:
+            shapes = calls.setdefault(name, [])
             inputs = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
             if isinstance(inputs, Tensor) and isinstance(output, Tensor):
-                call = Shapes(tuple(inputs.shape), tuple(output.shape))
-                calls.setdefault(name, []).append(call)
-            else:
-                calls.setdefault(name, [])
+                shapes.append(Shapes(tuple(inputs.shape), tuple(output.shape), images))
 
         probe.get_submodule(name).register_forward_hook(note, with_kwargs=True)
 
     for name in layers:
         watch(name)
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-            call_with(example_inputs)(probe)
+        with torch.no_grad(), same_random_numbers():
+            call(probe)
     except Exception as error:
         raise ValueError(
             "compress: the model must run on example_inputs, by default the first calibration "
-            f"image (got {type(error).__name__}: {error})"
+            f"batch (got {type(error).__name__}: {error})"
         ) from error
     return calls
 
@@ -87,3 +109,65 @@ def call_with(example_inputs: ExampleInputs) -> Call:
     if callable(example_inputs) and not isinstance(example_inputs, Tensor):
         return example_inputs
     return lambda model: model(example_inputs)
+
+
+class OrderError(RuntimeError):
+    """Batches come through the layers in different orders."""
+
+
+class CallOrder:
+    """The order in which calls of a model reach its layers; a batch may leave some out.
+
+    Attributes:
+        sequences: the layers' names in the order of their calls, one sequence for each kind of
+            batch.
+    """
+
+    def __init__(self) -> None:
+        self.sequences: dict[tuple[str, ...], None] = {}
+
+    @contextlib.contextmanager
+    def watching(self, model: nn.Module, layers: Iterable[str]) -> Iterator[Callable[..., object]]:
+        """Notes the calls of the body; yields what to call the model through, for each batch."""
+        current: list[str] = []
+        with contextlib.ExitStack() as stack:
+            for name in layers:
+
+                def note(*_: object, name: str = name) -> None:
+                    current.append(name)
+
+                layer = model.get_submodule(name)
+                stack.callback(layer.register_forward_pre_hook(note).remove)
+
+            def noted(forward: Forward, model: nn.Module, batch: Any) -> object:
+                current.clear()
+                result = forward(model, batch)
+                self.sequences[tuple(current)] = None
+                return result
+
+            yield noted
+
+    def calls(self, name: str) -> set[int]:
+        """Returns how often batches that reach a layer call it: several numbers, if they differ."""
+        return {count for one in self.sequences if (count := Counter(one)[name])}
+
+    def sorted(self, names: Iterable[str]) -> list[str]:
+        """Returns layers in the order in which all batches that reach them call them first.
+
+        Raises:
+            OrderError: there is none.
+        """
+        wanted = dict.fromkeys(names)
+        sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
+        for sequence in self.sequences:
+            reached = [name for name in dict.fromkeys(sequence) if name in wanted]
+            for before, name in zip([None, *reached], reached, strict=False):
+                sorter.add(name, *([] if before is None else [before]))
+        try:
+            return list(sorter.static_order())
+        except graphlib.CycleError as error:
+            some = ", ".join(map(repr, dict.fromkeys(error.args[1])))
+            raise OrderError(
+                "compress: all batches must go through the layers in the same order for sequential "
+                f"fitting (got {some} in different orders); use sequential=False"
+            ) from error

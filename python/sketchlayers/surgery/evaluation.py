@@ -66,6 +66,31 @@ def same_random_numbers(generators: Iterable[torch.Generator] = ()) -> Iterator[
                 numpy.set_state(numpy_before)
 
 
+@contextlib.contextmanager
+def random_numbers(number: int, model: nn.Module) -> Iterator[None]:
+    """Draws the same random numbers in every body with this number; afterwards all is as before.
+
+    Those of PyTorch, Python and NumPy, and of generators that are attributes of modules.
+    """
+    own = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Generator)
+    ]
+    with same_random_numbers(own):
+        torch.default_generator.manual_seed(number)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(number)
+        for generator in own:
+            generator.manual_seed(number)
+        random.seed(number)
+        numpy = _numpy_random()
+        if numpy:
+            numpy.seed(number)
+        yield
+
+
 def _numpy_random() -> Any:
     """NumPy's random numbers, if anybody has loaded NumPy."""
     return getattr(sys.modules.get("numpy"), "random", None)

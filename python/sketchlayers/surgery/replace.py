@@ -47,7 +47,7 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise TypeError(
             "compress: the model must allow copy.deepcopy, or be changed with inplace=True and "
@@ -55,8 +55,13 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
         ) from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory has run out: Python's, a GPU's, or PyTorch's on the CPU, which says so."""
+def evaluation_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy in evaluation mode that shares the parameters and has buffers of its own."""
+    return copy_model(model, {id(p): p for p in model.parameters()}).eval()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tells whether memory has run out: Python's, a GPU's, or PyTorch's, which says so."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error)
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sketchlayers.surgery.batches import Forward, count_images, rebuilt, to_device
+from sketchlayers.surgery.evaluation import random_numbers
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,37 @@ class Sample:
         return sum(map(count_images, self.batches))
 
     def calls(self) -> list[Callable[[nn.Module], object]]:
-        """Returns one call for each batch; each takes the model."""
-        return [partial(_call, forward=self.forward, batch=batch) for batch in self.batches]
+        """Returns one call for each batch; each takes the model.
+
+        All calls for one batch draw the same random numbers.
+        """
+        return [
+            partial(_call, forward=self.forward, batch=batch, number=number)
+            for number, batch in enumerate(self.batches)
+        ]
 
     def first(self, images: int) -> Sample:
-        """Returns the first so many images, in batches no larger than they are."""
+        """Returns the first batches with at least so many images, each whole, one at least.
+
+        A model may need batches of a certain size.
+        """
         batches: list[Any] = []
         for batch in self.batches:
-            if images <= 0:
+            if batches and images <= 0:
                 break
-            count = count_images(batch)
-            batches.append(batch if count <= images else cut(batch, 0, images))
-            images -= count
+            batches.append(batch)
+            images -= count_images(batch)
         return Sample(tuple(batches), self.forward)
 
-    def in_few_batches(self, most: int) -> Sample:
-        """Joins the images, in their order, to at most so many batches, where they go together."""
-        size = -(-len(self.batches) // most)
-        groups = [self.batches[i : i + size] for i in range(0, len(self.batches), size)]
-        try:
-            joined = [group[0] if len(group) == 1 else _join(group) for group in groups]
-        except (ValueError, RuntimeError):  # of different structure or size
-            return self
-        return Sample(tuple(joined), self.forward)
+    def at_most(self, images: int) -> Sample:
+        """Returns the first batches with no more images than that, each whole, one at least."""
+        batches: list[Any] = []
+        for batch in self.batches:
+            images -= count_images(batch)
+            if batches and images < 0:
+                break
+            batches.append(batch)
+        return Sample(tuple(batches), self.forward)
 
     def in_batches_of(self, most: int) -> Sample:
         """Returns the same images in the same order, no more than so many in a batch."""
@@ -148,8 +157,22 @@ def outputs_of(result: object) -> list[Tensor]:
     return [x.flatten(1) if x.ndim > 1 else x.reshape(1, -1) for x in tensors]
 
 
-def squared_distance(results: Iterable[Tensor], targets: Iterable[Tensor]) -> Tensor:
-    """Returns the sum of the squared differences of the outputs of two models, over all images."""
+class OutputsDifferError(RuntimeError):
+    """Outputs of two models, or for two batches, cannot be compared: they differ in shape."""
+
+
+def squared_distance(results: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Returns the sum of the squared differences of the outputs of two models, over all images.
+
+    Raises:
+        OutputsDifferError: they have different shapes.
+    """
+    shapes = [[tuple(x.shape) for x in outputs] for outputs in (results, targets)]
+    if shapes[0] != shapes[1]:
+        raise OutputsDifferError(
+            f"the smaller network must return outputs of the same shapes (got {shapes[0]} in place "
+            f"of {shapes[1]})"
+        )
     pairs = zip(results, targets, strict=True)
     return torch.stack([(x.float() - y.float()).square().sum() for x, y in pairs]).sum()
 
@@ -173,5 +196,6 @@ def _joined(*values: Any) -> Any:
     return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]
 
 
-def _call(model: nn.Module, *, forward: Forward, batch: Any) -> object:
-    return forward(model, batch)
+def _call(model: nn.Module, *, forward: Forward, batch: Any, number: int) -> object:
+    with random_numbers(number, model):
+        return forward(model, batch)

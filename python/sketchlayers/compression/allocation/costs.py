@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from sketchlayers._runtime.processes import Processes
-from sketchlayers.compression.finishing.network import evaluation_copy
 from sketchlayers.compression.survey.layers import Layer, Survey
 from sketchlayers.methods import Method, Rank
+from sketchlayers.surgery.replace import evaluation_copy
 
 Unit = Literal["parameters", "multiply-adds", "seconds"]
 _TIMED_RANKS = 6
@@ -160,7 +160,10 @@ class _Times:
 
 
 def _multiply_adds(layer: Layer, method: Method, rank: Rank) -> int:
-    return sum(method.multiply_adds(layer.module, rank, c.input_shape) for c in layer.calls or ())
+    calls = layer.calls or ()
+    return round(
+        sum(method.multiply_adds(layer.module, rank, c.input_shape) / c.images for c in calls)
+    )
 
 
 def _seconds(call: Callable[[], object]) -> float:

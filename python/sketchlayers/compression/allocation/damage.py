@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sketchlayers._runtime.processes import Processes
-from sketchlayers.compression.finishing.network import check_finite, evaluation_copy
-from sketchlayers.surgery.sample import Sample, outputs_of, squared_distance
+from sketchlayers.compression.calibration.outputs import OriginalOutputs
+from sketchlayers.surgery.replay import Plan, Replays
+from sketchlayers.surgery.sample import Sample
 
 SQUARED_ERRORS = (0.01, 0.04, 0.15, 0.4)
 """Candidates nearest to these squared errors are put into the network."""
@@ -76,49 +75,36 @@ def images_to_measure_on(sample: Sample, layers: int) -> int:
 
 
 class DamageMeter:
-    """Puts layers into a copy of a network and measures how its outputs change."""
+    """Puts layers into a copy of a network, one at a time, and measures how its outputs change."""
 
-    def __init__(self, model: nn.Module, sample: Sample, processes: Processes) -> None:
-        """Takes the original model, which does not change, and the images.
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        outputs: OriginalOutputs,
+        plan: Plan | None,
+    ) -> None:
+        """Takes the original model, which does not change, and its outputs.
 
-        Raises:
-            ValueError: an output of the model is not finite.
+        Args:
+            model: the original.
+            layers: names of the layers to measure, in the order in which the model calls them.
+            outputs: of the original.
+            plan: for repeated calls of the model; None: each computes everything.
         """
-        self._model = evaluation_copy(model)
-        self._calls = sample.calls()
-        self._processes = processes
-        self._targets = [self._outputs(call) for call in self._calls]
-        check_finite(x for target in self._targets for x in target)
-        self._images = sum(len(target[0]) for target in self._targets)
+        self._outputs = outputs
+        self._replays = Replays(model, layers, outputs.sample.calls(), plan)
 
-    def measure(self, layers: Mapping[str, nn.Module]) -> float:
-        """Measures ``|z~ - z|^2``, its mean over the images, with layers in place of the originals.
+    def measure(self, name: str, layer: nn.Module) -> float:
+        """Measures ``|z~ - z|^2``, its mean over the images, with a layer in place of the original.
 
         Infinite if an output is not finite.
+
+        Args:
+            name: of the layer; not one before that of the last call.
+            layer: what to put in its place; it is put into evaluation mode.
+
+        Raises:
+            OutputsDifferError: the outputs are not as many as the original's.
         """
-        layers = {name: layer.eval() for name, layer in layers.items()}
-        originals = {name: self._model.get_submodule(name) for name in layers}
-        self._put(layers)
-        try:
-            distances = [
-                squared_distance(self._outputs(call), target)
-                for call, target in zip(self._calls, self._targets, strict=True)
-            ]
-        finally:
-            self._put(originals)
-        total = torch.stack([torch.stack(distances).double().sum().cpu(), _number(self._images)])
-        squares, images = self._processes.sum(total).tolist()
-        return squares / images if math.isfinite(squares) else math.inf
-
-    def _outputs(self, call: Callable[[nn.Module], object]) -> list[Tensor]:
-        with torch.no_grad():
-            return outputs_of(call(self._model))
-
-    def _put(self, layers: Mapping[str, nn.Module]) -> None:
-        for name, layer in layers.items():
-            parent, _, child = name.rpartition(".")
-            self._model.get_submodule(parent)._modules[child] = layer
-
-
-def _number(value: int) -> Tensor:
-    return torch.tensor(float(value), dtype=torch.float64)
+        return self._outputs.mean_squared_change(self._replays.outputs(name, layer.eval()))

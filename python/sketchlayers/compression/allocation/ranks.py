@@ -12,8 +12,16 @@ from sketchlayers._runtime.progress import progress_bar
 from sketchlayers.compression.allocation import allocate
 from sketchlayers.compression.allocation.costs import Budget, Costs
 from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, Damage, DamageMeter, Point
-from sketchlayers.compression.fitting.fit import Choice, Norm, fit_alone, for_method, naming, power
+from sketchlayers.compression.fitting.layer import (
+    Choice,
+    Norm,
+    fit_alone,
+    for_method,
+    naming,
+    power,
+)
 from sketchlayers.compression.survey.layers import Layer, Survey
+from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.compression.survey.selection import match, why_not
 from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._rank import Candidate, rank_text
@@ -60,7 +68,7 @@ def check_budget(
     layers: Sequence[Layer],
     budget: Budget,
     costs: Costs,
-    reasons: Mapping[str, str],
+    reasons: Mapping[str, Reason],
 ) -> None:
     """Makes sure that the budget can be met.
 
@@ -75,7 +83,7 @@ def check_budget(
     Raises:
         ValueError: it cannot be met; the message tells the smallest possible one.
     """
-    lazy = [layer for layer in found.layers if (layer.reason or "").startswith("lazy")]
+    lazy = [layer for layer in found.layers if layer.reason == Reason.LAZY]
     if lazy:
         raise ValueError(
             "compress: a rate of the whole model must know all its parameters; run the model once "
@@ -225,7 +233,7 @@ def _damages(
         quick = {option: _QUICK[option] for option in _QUICK if option in method.options()}
         choice = Choice(layer.module, dataclasses.replace(method, **quick), candidate.rank, 0)
         fitted = fit_alone(choice, norm, init="fit")
-        damage = meter.measure({layer.name: fitted.module})
+        damage = meter.measure(layer.name, fitted.module)
         points.append(Point(scale * candidate.squared_error, damage))
     damage_of = Damage(points)
     return [damage_of(scale * candidate.squared_error) for _, candidate in candidates]

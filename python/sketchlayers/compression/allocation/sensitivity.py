@@ -13,20 +13,21 @@ one backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from sketchlayers._runtime.processes import Processes
-from sketchlayers.compression.finishing.network import evaluation_copy
+from sketchlayers.compression.calibration.calibrate import MEMORY_BUDGET
+from sketchlayers.surgery.batches import count_images
+from sketchlayers.surgery.replace import evaluation_copy, is_out_of_memory
 from sketchlayers.surgery.sample import Sample, outputs_of
 
 PROJECTIONS = 3
 """Backward passes for each image, each with random weights for the outputs."""
-_GRAPH_BYTES = 1 << 30
-"""Bytes that the graphs of the images of one backward pass may keep: 1 GiB."""
 _FEWEST_IMAGES, _MOST_IMAGES = 128, 512
 
 Directions = Callable[[Tensor, torch.Generator], Tensor]
@@ -50,6 +51,8 @@ def output_sensitivity(
     sample: Sample,
     processes: Processes,
     directions: Directions = random_signs,
+    *,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> dict[str, Tensor]:
     """Returns the matrices ``F`` of some layers.
 
@@ -59,11 +62,16 @@ def output_sensitivity(
         sample: the images (`images_to_look_at` says how many are enough).
         processes: whose images are summed up.
         directions: gives ``F = E[J^T E[v v^T] J]`` by other vectors ``v``.
+        memory_budget: bytes that the graph of one backward pass may keep. A batch with a larger
+            one is cut.
 
     Returns:
         By name, ``(groups, T, T)`` float64 with ``T`` outputs of a group; of a layer that the
         images do not reach, or whose output the network's does not depend on as far as gradients
         tell (a model may run without), nothing.
+
+    Raises:
+        GradientError: the gradients cannot be taken.
     """
     model = evaluation_copy(model)
     outputs: dict[str, list[Tensor]] = {}
@@ -82,51 +90,72 @@ def output_sensitivity(
         watch(name, layer)
     sums = {name: _zeros(layer) for name, layer in found.items()}
     images = 0
-    most = max(1, _GRAPH_BYTES // max(1, _graph_bytes(model, sample.first(1))))
-    outputs.clear()
-    for call in sample.in_batches_of(most).calls():
-        outputs.clear()
-        with torch.inference_mode(False), torch.enable_grad():
-            results = outputs_of(call(model))
-        images += len(results[0])
-        results = [result for result in results if result.requires_grad]
-        reached = [(name, output) for name, calls in outputs.items() for output in calls]
-        if not results or not reached:  # the model cuts its graph, or nothing of it was called
-            continue
-        for projection in range(PROJECTIONS):
-            generator = torch.Generator("cpu").manual_seed(projection * 1_000_003 + images)
-            gradients = torch.autograd.grad(
-                results,
-                [output for _, output in reached],
-                [directions(result.detach(), generator) for result in results],
-                retain_graph=projection + 1 < PROJECTIONS,
-                allow_unused=True,
-            )
-            for (name, _), gradient in zip(reached, gradients, strict=True):
-                if gradient is not None:
-                    _add(sums[name], gradient, found[name])
+    try:
+        first = sample.first(1)
+        most = max(1, memory_budget * first.images // max(1, _graph_bytes(model, first)))
+        sample = sample.in_batches_of(most)
+        for call, batch in zip(sample.calls(), sample.batches, strict=True):
+            outputs.clear()
+            with torch.inference_mode(False), torch.enable_grad():
+                results = outputs_of(call(model))
+            images += count_images(batch)
+            reached = [(name, output) for name, calls in outputs.items() for output in calls]
+            for gradients in _drawn_back(results, [x for _, x in reached], directions, images):
+                for (name, _), gradient in zip(reached, gradients, strict=True):
+                    if gradient is not None:
+                        _add(sums[name], gradient, found[name])
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise GradientError(str(error).partition("\n")[0]) from error
     images = int(processes.sum(torch.tensor(float(images), dtype=torch.float64)))
     sums = {name: processes.sum(total) / (PROJECTIONS * images) for name, total in sums.items()}
     return {name: total for name, total in sums.items() if total.any() and total.isfinite().all()}
 
 
+class GradientError(RuntimeError):
+    """The gradients of a model's outputs cannot be taken."""
+
+
+def _drawn_back(
+    results: Sequence[Tensor], outputs: Sequence[Tensor], directions: Directions, seed: int
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Yields ``J^T v`` for some ``v``; nothing if the results do not depend on the outputs."""
+    results = [result for result in results if result.requires_grad]
+    if not results or not outputs:  # the model cuts its graph, or nothing of it was called
+        return
+    for projection in range(PROJECTIONS):
+        generator = torch.Generator("cpu").manual_seed(projection * 1_000_003 + seed)
+        yield torch.autograd.grad(
+            results,
+            outputs,
+            [directions(result.detach(), generator) for result in results],
+            retain_graph=projection + 1 < PROJECTIONS,
+            allow_unused=True,
+        )
+
+
 def _graph_bytes(model: nn.Module, sample: Sample) -> int:
     """What the graph of a forward call on these images keeps in addition to the parameters."""
-    parameters = {p.data_ptr() for p in model.parameters()}
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, int] = {}
+    alive: list[StorageWeakRef] = []  # while they are, addresses are not used again
 
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in parameters:
-            kept[tensor.data_ptr()] = tensor.nbytes
-        return tensor
+    def count(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(StorageWeakRef(storage))
 
-    (call,) = sample.calls()
+    def never(_: None) -> Tensor:
+        raise AssertionError("nothing goes backward here")
+
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(count, never),
     ):
-        result = call(model)  # noqa: F841 keeps the graph, whose addresses must not be used again
+        sample.calls()[0](model)
     return sum(kept.values())
 
 

@@ -27,9 +27,8 @@ from sketchlayers.compression.calibration.moments import LayerMoments, MomentSum
 from sketchlayers.compression.calibration.patches import Padding, PatchGeometry
 from sketchlayers.compression.calibration.products import working_bytes
 from sketchlayers.compression.survey.layers import _find_layers
-from sketchlayers.compression.survey.reasons import _unusual_layer
+from sketchlayers.compression.survey.reasons import Reason, unusual_layer
 from sketchlayers.compression.survey.selection import (
-    NOT_CHOSEN,
     FilterFunction,
     match,
     patterns_of,
@@ -47,7 +46,7 @@ from sketchlayers.surgery.batches import (
     is_used_up_by_one_pass,
     to_device,
 )
-from sketchlayers.surgery.evaluation import evaluating, same_random_numbers
+from sketchlayers.surgery.evaluation import evaluating, random_numbers, same_random_numbers
 
 __all__ = ["MEMORY_BUDGET", "Calibration", "LayerMoments", "calibrate"]
 
@@ -55,7 +54,6 @@ MEMORY_BUDGET = 4 << 30
 """Bytes that the sums of one pass may take by default: 4 GiB."""
 ADVISED_PATCHES = 5
 """Patches for each input that a second moment should have: with fewer it is noisy."""
-NEVER_CALLED = "never called on the calibration data"
 
 _FORMAT = "sketchlayers.calibration"
 _FORMAT_VERSION = "1"
@@ -82,7 +80,7 @@ class Calibration(Mapping[str, LayerMoments]):
         moments: Mapping[str, LayerMoments],
         *,
         images: int,
-        missing: Mapping[str, str] | None = None,
+        missing: Mapping[str, Reason] | None = None,
     ) -> None:
         self._moments = dict(moments)
         self.images = images
@@ -183,7 +181,7 @@ class Calibration(Mapping[str, LayerMoments]):
             "sketchlayers": __version__,
             "images": str(self.images),
             "layers": json.dumps(layers),
-            "missing": json.dumps(self.missing),
+            "missing": json.dumps({n: [r.kind, r.text] for n, r in self.missing.items()}),
         }
         with written_whole(Path(path)) as temporary:
             save_file(tensors, temporary, metadata)
@@ -217,7 +215,9 @@ class Calibration(Mapping[str, LayerMoments]):
             layers = json.loads(metadata["layers"])
             counts = {name: int(values.pop("count")) for name, values in layers.items()}
             geometries = {name: _geometry(values) for name, values in layers.items()}
-            images, missing = int(metadata["images"]), dict(json.loads(metadata["missing"]))
+            images = int(metadata["images"])
+            stored_reasons = json.loads(metadata["missing"])
+            missing = {name: _reason(value) for name, value in stored_reasons.items()}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise _DamagedError(
                 f"its metadata are wrong ({type(error).__name__}: {shortened(error)})"
@@ -252,7 +252,7 @@ class Calibration(Mapping[str, LayerMoments]):
                 marks.mark(advice) if name in few else "",
             )
         for name, reason in self.missing.items():
-            table.add(name or "(the model)", "-", "-", "-", marks.mark(reason))
+            table.add(name or "(the model)", "-", "-", "-", marks.mark(reason.text))
         size = sum(moments.second_moment.nbytes for moments in self.values())
         summary = f"{len(self)} layers calibrated on {self.images} images, {quantity(size, 'B')}"
         return "\n".join([str(table), "", summary, *marks.lines()])
@@ -358,7 +358,7 @@ def calibrate(
                         result = _pooled(into[name], result)
                     if result is not None:
                         moments[name] = result if len(plan.passes) == 1 else _on_disk(result)
-        missing = {name: plan.missing.get(name, NEVER_CALLED) for name in plan.order}
+        missing = {name: plan.missing.get(name, Reason.NEVER_CALLED) for name in plan.order}
         missing = {name: reason for name, reason in missing.items() if name not in moments}
         if not moments:
             raise ValueError(
@@ -386,7 +386,7 @@ class _Plan:
     order: tuple[str, ...]
     geometries: dict[str, PatchGeometry]
     passes: tuple[tuple[str, ...], ...]
-    missing: dict[str, str]
+    missing: dict[str, Reason]
 
 
 def _prepare(
@@ -420,20 +420,22 @@ def _prepare(
             )
     missing = _left_out(found, patterns, filter_fn)
     if into is not None:
-        missing = {name: reason for name, reason in into.missing.items() if reason != NEVER_CALLED}
+        missing = {
+            name: reason for name, reason in into.missing.items() if reason != Reason.NEVER_CALLED
+        }
     geometries = {
         name: PatchGeometry.of(layer) for name, layer in found.items() if name not in missing
     }
     sizes = {name: working_bytes(geometry) for name, geometry in geometries.items()}
     for name, size in sizes.items():
         if size > memory_budget:
-            missing[name] = (
+            missing[name] = Reason(
                 f"its second moment needs {quantity(size, 'B')}, more than memory_budget "
                 f"({quantity(memory_budget, 'B')})"
             )
             del geometries[name]
     if not geometries:
-        telling = sorted(missing.items(), key=lambda item: item[1] == NOT_CHOSEN)
+        telling = sorted(missing.items(), key=lambda item: item[1] == Reason.NOT_CHOSEN)
         reasons = [f"{name or 'the model'}: {reason}" for name, reason in telling]
         raise ValueError(
             "calibrate: the model must have a layer that can be calibrated "
@@ -483,7 +485,7 @@ def _left_out(
     found: Mapping[str, nn.Module],
     patterns: str | Iterable[str] | None,
     filter_fn: FilterFunction | None,
-) -> dict[str, str]:
+) -> dict[str, Reason]:
     """The layers that are not calibrated, with the reasons."""
     chosen = None if patterns is None else patterns_of("calibrate", patterns)
     for pattern in chosen or ():
@@ -492,14 +494,14 @@ def _left_out(
             raise ValueError(f"calibrate: a pattern must match a layer (got {pattern!r}{hint})")
     reasons = {}
     for name, layer in found.items():
-        reason = _unusual_layer(layer) or (
-            "depthwise convolution" if _is_depthwise(layer) else None
-        )
+        reason = unusual_layer(layer)
+        if reason is None and _is_depthwise(layer):
+            reason = Reason("depthwise convolution")
         if reason is None and (
             (chosen is not None and match(name, chosen) is None)
             or (filter_fn is not None and not filter_fn(layer, name))
         ):
-            reason = NOT_CHOSEN
+            reason = Reason.NOT_CHOSEN
         if reason is not None:
             reasons[name] = reason
     return reasons
@@ -561,7 +563,8 @@ class _Run:
             for batch in self._loader:
                 self._batch += 1
                 try:
-                    self._forward(self._model, to_device(batch, device))
+                    with random_numbers(self._batch - 1, self._model):
+                        self._forward(self._model, to_device(batch, device))
                 except Exception as error:
                     error.add_note(f"(calibrate: in batch {self._batch} of the loader)")
                     raise
@@ -657,6 +660,15 @@ def _geometry(values: Mapping[str, Any]) -> PatchGeometry:
     """The geometry that JSON has made lists of."""
     values = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
     return PatchGeometry(**{**values, "padding": Padding(*values["padding"])})
+
+
+def _reason(stored: object) -> Reason:
+    """A reason from kind and text; the first files had the text alone."""
+    if isinstance(stored, str):
+        never = stored == Reason.NEVER_CALLED.text
+        return Reason.NEVER_CALLED if never else Reason(stored)
+    kind, text = map(str, stored)  # type: ignore[call-overload]
+    return Reason(text, kind)
 
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,11 +13,13 @@ from sketchlayers.compression.calibration.calibrate import Calibration, calibrat
 from sketchlayers.surgery.batches import (
     Forward,
     call_model,
+    count_images,
     device_of,
     generators_of,
     is_loader,
     is_used_up_by_one_pass,
 )
+from sketchlayers.surgery.calls import Call, CallOrder
 from sketchlayers.surgery.evaluation import same_random_numbers
 from sketchlayers.surgery.sample import take
 
@@ -73,22 +76,24 @@ class Images:
                 f"(got {type(loader).__name__})"
             )
 
-    @property
-    def example(self) -> Callable[[nn.Module], object]:
-        """Calls a model on one image."""
-        return self.sample.first(1).calls()[0]
+    def calls(self) -> list[tuple[Call, int]]:
+        """Returns calls of a model on the batches at hand, each with its number of images."""
+        sample = self.sample
+        return list(zip(sample.calls(), map(count_images, sample.batches), strict=True))
 
-    def calibrate(self, layers: Iterable[str]) -> Calibration:
-        """Returns the moments of some layers, over all images."""
-        names = set(layers)
-        return calibrate(
-            self._model,
-            self.sample.batches if self._complete else self._loader,
-            filter_fn=lambda _, name: name in names,
-            memory_budget=self._memory_budget,
-            forward=self._forward,
-            progress=self._progress,
-        )
+    def calibrate(self, layers: Iterable[str]) -> tuple[Calibration, CallOrder]:
+        """Returns the moments of some layers, over all images, and the order of their calls."""
+        names, order = set(layers), CallOrder()
+        with order.watching(self._model, names) as noted:
+            calibration = calibrate(
+                self._model,
+                self.sample.batches if self._complete else self._loader,
+                filter_fn=lambda _, name: name in names,
+                memory_budget=self._memory_budget,
+                forward=partial(noted, self._forward),
+                progress=self._progress,
+            )
+        return calibration, order
 
     def _random_numbers(self) -> contextlib.AbstractContextManager[None]:
         return same_random_numbers(generators_of(self._loader))

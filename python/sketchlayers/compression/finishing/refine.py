@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from sketchlayers._runtime.processes import Processes
 from sketchlayers._runtime.progress import progress_bar
-from sketchlayers.compression.finishing.network import Judge
+from sketchlayers.compression.calibration.outputs import OriginalOutputs
 from sketchlayers.surgery.sample import Sample, outputs_of, select, squared_distance
 
 Augmentation = Callable[[Any], Any]
@@ -145,8 +146,8 @@ def refine(
     training, held_out = sample.split(settings.held_out)
     factors = _Factors(layers)
     best = average = factors.copies()
-    judge = Judge(original, held_out, processes)
-    before = lowest = judge(model)
+    outputs = OriginalOutputs(original, held_out, processes, most_bytes=sys.maxsize)
+    before = lowest = outputs.relative_change(model)
     epochs = steps = since_best = 0
     optimizer = torch.optim.Adam(factors.values, lr=settings.learning_rate)
     batches = _Batches(training, settings, processes, seed)
@@ -171,7 +172,7 @@ def refine(
                 average = factors.averaged(average, 1 / (1 + min(steps, len(batches))))
                 bar(1)
             factors.show(average)
-            epochs, distance = epoch + 1, judge(model)
+            epochs, distance = epoch + 1, outputs.relative_change(model)
             factors.show(factors.values)
             if distance < lowest:
                 lowest, since_best = distance, 0

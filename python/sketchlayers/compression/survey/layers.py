@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from sketchlayers import methods
-from sketchlayers.compression.survey.reasons import Reasons
+from sketchlayers.compression.survey.reasons import Reason, Reasons
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init
-from sketchlayers.surgery.calls import ExampleInputs, Shapes, record_calls
+from sketchlayers.surgery.calls import Call, Shapes, record_calls
 
 _MATRIX_LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
 _OTHER_LAYERS = (
@@ -38,9 +38,9 @@ class Layer:
         shape: shape of its weight; () where it has none or none yet.
         parameters: how many parameters it brings; one that an earlier layer has too is not counted.
         bytes: what a checkpoint holds of it: parameters and persistent buffers.
-        calls: its calls on the example inputs; None without example inputs.
-        multiply_adds: of these calls together; None where not known (no calls seen, or a kind of
-            layer that is not counted).
+        calls: its calls on the examples; None without examples.
+        multiply_adds: of these calls together, for one image; None where not known (no calls seen,
+            or a kind of layer that is not counted).
         reason: why it cannot be replaced; None if it can.
     """
 
@@ -52,7 +52,7 @@ class Layer:
     bytes: int
     calls: tuple[Shapes, ...] | None
     multiply_adds: int | None
-    reason: str | None
+    reason: Reason | None
 
 
 @dataclass(frozen=True)
@@ -87,23 +87,30 @@ def survey(
     method: Method,
     *,
     init: Init = "fit",
-    example_inputs: ExampleInputs | None = None,
+    examples: Sequence[tuple[Call, int]] = (),
+    all_called: bool = False,
 ) -> Survey:
     """Looks at every layer; the model is not changed.
 
-    With example inputs, a copy of the model runs once on them (`record_calls`): the order of
-    execution and the multiply-adds are then known, and layers that are never called are not
-    replaced. Without, the order of registration counts as the order of execution. Either way,
-    layers that are used through their weight are found in the code of the modules that hold them.
+    With examples, a copy of the model runs once on them (`record_calls`): the order of execution
+    and the multiply-adds are then known, and layers that are never called are not replaced.
+    Without, the order of registration counts as the order of execution.
+
+    Args:
+        model: any module.
+        method: what layers may be replaced by.
+        init: whether weights are fitted.
+        examples: calls of the model, each with its number of images; one at least, or none.
+        all_called: whether others find out which layers are called.
 
     Raises:
         ValueError: the model does not run on the example inputs.
         TypeError: there are example inputs and the model cannot be copied.
     """
     found = dict(_find_layers(model))
-    calls = None if example_inputs is None else record_calls(model, found, example_inputs)
+    calls = record_calls(model, found, examples) if examples else None
     parameters, sizes = _count_by_owner(model, found)
-    reasons = Reasons(model, method, init, calls)
+    reasons = Reasons(model, method, init, None if all_called else calls)
     layers = []
     for name, module in found.items():
         own_calls = None if calls is None else tuple(calls.get(name, ()))
@@ -131,25 +138,32 @@ def survey(
 
 @torch.no_grad()
 def multiply_adds(layer: nn.Module, calls: tuple[Shapes, ...]) -> int | None:
-    """Counts the multiply-adds of the calls, without gradients; None where that is not known.
+    """Counts the multiply-adds of the calls, for one image; None where that is not known.
 
     A compressed layer tells them itself, for the path that it would take. A convolution needs its
     weight once at every output position (a transposed one: at every input position), a linear
     layer once for every row.
     """
+    counts = [_multiply_adds(layer, call) for call in calls]
+    if None in counts:
+        return None
+    return round(sum(n / call.images for n, call in zip(counts, calls, strict=True) if n))
+
+
+def _multiply_adds(layer: nn.Module, call: Shapes) -> int | None:
     count = getattr(layer, "multiply_adds", None)
     if callable(count):
-        return sum(int(count(call.input_shape)) for call in calls)
+        return int(count(call.input_shape))
     shape = _weight_shape(layer)
     if not shape or not isinstance(layer, _MATRIX_LAYERS):
         return None
     if isinstance(layer, _ConvTransposeNd):
-        positions = [math.prod(call.input_shape) // layer.in_channels for call in calls]
+        positions = math.prod(call.input_shape) // layer.in_channels
     elif isinstance(layer, _ConvNd):
-        positions = [math.prod(call.output_shape) // layer.out_channels for call in calls]
+        positions = math.prod(call.output_shape) // layer.out_channels
     else:
-        positions = [math.prod(call.output_shape[:-1]) for call in calls]
-    return sum(positions) * math.prod(shape)
+        positions = math.prod(call.output_shape[:-1])
+    return positions * math.prod(shape)
 
 
 def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,9 +1,10 @@
-"""Why a layer cannot be replaced."""
+"""Why a layer cannot be replaced, or is not."""
 
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import cast
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,46 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from sketchlayers import methods
-from sketchlayers.compression.survey.weight_reads import weights_read
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_READ_THROUGH_WEIGHT = {
+    "torch.nn.modules.activation.MultiheadAttention": ("out_proj",),
+    "torch.nn.modules.transformer.TransformerEncoderLayer": ("linear1", "linear2"),
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": ("qkv", "proj"),
+}
+"""Classes that hand the weights of some children to functions instead of calling them."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a layer stays as it is.
+
+    Attributes:
+        text: for people.
+        kind: for programs; that of a refusal which nothing else asks for is "other".
+    """
+
+    text: str
+    kind: str = "other"
+
+    NEVER_CALLED: ClassVar[Reason]
+    NOT_CHOSEN: ClassVar[Reason]
+    FIRST_KEPT: ClassVar[Reason]
+    STAYS_DENSE: ClassVar[Reason]
+    LAZY: ClassVar[Reason]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Reason.NEVER_CALLED = Reason("never called on the calibration data", "never_called")
+Reason.NOT_CHOSEN = Reason("not among the chosen layers", "not_chosen")
+Reason.FIRST_KEPT = Reason("the first layer is kept (keep_first=False takes it too)", "first_kept")
+Reason.STAYS_DENSE = Reason("stays dense at this rate", "stays_dense")
+Reason.LAZY = Reason("lazy: its shape is known only after a first forward call", "lazy")
 
 
 class Reasons:
@@ -37,16 +73,19 @@ class Reasons:
         self.holders = _holders(model)
         self.readers = _readers(model)
 
-    def of(self, name: str, module: nn.Module) -> str | None:
-        """Says in a few words why a layer cannot be replaced; None if it can."""
+    def of(self, name: str, module: nn.Module) -> Reason | None:
+        """Says why a layer cannot be replaced; None if it can."""
         if isinstance(module, methods.compressed_layers()):
-            return f"already compressed ({type(module).__name__})"
-        return (
-            _unusual_layer(module)
-            or self.method.refusal(module)
-            or self._used_elsewhere(name, module)
-            or self._out_of_reach(module)
-        )
+            return Reason(f"already compressed ({type(module).__name__})")
+        reason = unusual_layer(module)
+        if reason is None:
+            text = (
+                self.method.refusal(module)
+                or self._used_elsewhere(name, module)
+                or self._out_of_reach(module)
+            )
+            reason = None if text is None else Reason(text)
+        return reason
 
     def _used_elsewhere(self, name: str, module: nn.Module) -> str | None:
         path = name.split(".")
@@ -77,11 +116,16 @@ class Reasons:
         return None
 
 
-def _unusual_layer(layer: nn.Module) -> str | None:
-    """What makes the layer more than a plain one with a weight and a bias of its own."""
-    kind = type(layer).__name__
+def unusual_layer(layer: nn.Module) -> Reason | None:
+    """Says what makes the layer more than a plain one with a weight and a bias of its own."""
     if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
-        return "lazy: its shape is known only after a first forward call"
+        return Reason.LAZY
+    text = _unusual(layer)
+    return None if text is None else Reason(text)
+
+
+def _unusual(layer: nn.Module) -> str | None:
+    kind = type(layer).__name__
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         return None
     base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
@@ -153,6 +197,7 @@ def _readers(model: nn.Module) -> dict[str, str]:
     """Layers that a module around them uses through their weight: name -> class of that module."""
     readers: dict[str, str] = {}
     for prefix, module in model.named_modules():
-        for path in weights_read(type(module)):  # type: ignore[arg-type]
-            readers[f"{prefix}.{path}" if prefix else path] = type(module).__name__
+        for kind in type(module).__mro__:
+            for child in _READ_THROUGH_WEIGHT.get(f"{kind.__module__}.{kind.__qualname__}", ()):
+                readers[f"{prefix}.{child}" if prefix else child] = type(module).__name__
     return readers

@@ -9,9 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from sketchlayers.compression.survey.layers import Layer, Survey
-
-FIRST_KEPT = "the first layer is kept (keep_first=False takes it too)"
-NOT_CHOSEN = "not among the chosen layers"
+from sketchlayers.compression.survey.reasons import Reason
 
 FilterFunction = Callable[[nn.Module, str], bool]
 
@@ -23,7 +21,7 @@ def left_out(
     layers: str | Iterable[str] | None,
     filter_fn: FilterFunction | None,
     keep_first: bool,
-) -> dict[str, str]:
+) -> dict[str, Reason]:
     """Finds the compressible layers that the caller does not mean, by name with the reason.
 
     A layer is meant if a pattern of ``rates`` and one of ``layers`` match its name and
@@ -36,7 +34,7 @@ def left_out(
     patterns = patterns_of("compress", layers)
     for pattern in (*patterns_of("compress", rates), *patterns):
         _check_pattern(pattern, found)
-    reasons: dict[str, str] = {}
+    reasons: dict[str, Reason] = {}
     for layer in found.compressible:
         named = layer.name in patterns or layer.name in (rates or ()) or layer.name == ""
         if (
@@ -44,9 +42,9 @@ def left_out(
             or (layers is not None and match(layer.name, patterns) is None)
             or (filter_fn is not None and not filter_fn(layer.module, layer.name))
         ):
-            reasons[layer.name] = NOT_CHOSEN
+            reasons[layer.name] = Reason.NOT_CHOSEN
         elif keep_first and layer.name == found.first and not named:
-            reasons[layer.name] = FIRST_KEPT
+            reasons[layer.name] = Reason.FIRST_KEPT
     return reasons
 
 
@@ -92,7 +90,7 @@ def _check_pattern(pattern: str, found: Survey) -> None:
         )
 
 
-def why_not(layers: Sequence[Layer], reasons: Mapping[str, str] | None = None) -> str:
+def why_not(layers: Sequence[Layer], reasons: Mapping[str, Reason] | None = None) -> str:
     """Returns the reasons of the first few layers: "conv1: depthwise convolution; and 3 more"."""
     listed = [
         f"{layer.name or 'the model'}: {(reasons or {}).get(layer.name) or layer.reason}"

@@ -1,9 +1,6 @@
-"""The smaller network as a whole: how far it is from the original one, and its batch norms."""
+"""Statistics of batch norms, measured in the smaller network."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,60 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.surgery.batches import count_images
 from sketchlayers.surgery.evaluation import evaluating
-from sketchlayers.surgery.replace import copy_model
-from sketchlayers.surgery.sample import Sample, outputs_of, squared_distance
-
-
-class Judge:
-    """Tells how far a network's outputs are from the original one's, relative to these."""
-
-    def __init__(self, original: nn.Module, sample: Sample, processes: Processes) -> None:
-        """Takes the original in evaluation mode.
-
-        Raises:
-            ValueError: an output of the original is not finite.
-        """
-        self._calls = sample.calls()
-        self._processes = processes
-        self._targets = [self._outputs(original, call) for call in self._calls]
-        check_finite(x for target in self._targets for x in target)
-        self._square = self._sum(x.float().square().sum() for t in self._targets for x in t)
-
-    def __call__(self, model: nn.Module) -> float:
-        """For a model in evaluation mode; infinite if an output is not finite."""
-        distance = self._sum(
-            squared_distance(self._outputs(model, call), target)
-            for call, target in zip(self._calls, self._targets, strict=True)
-        )
-        if not math.isfinite(distance):
-            return math.inf
-        return math.sqrt(distance / self._square) if self._square else math.sqrt(distance)
-
-    def _outputs(self, model: nn.Module, call: Callable[[nn.Module], object]) -> list[Tensor]:
-        with torch.no_grad():
-            return outputs_of(call(model))
-
-    def _sum(self, values: Iterable[Tensor]) -> float:
-        total = torch.stack([value.double().cpu() for value in values]).sum()
-        return float(self._processes.sum(total))
-
-
-def check_finite(outputs: Iterable[Tensor]) -> None:
-    """Raises a ValueError if something in the network's outputs is NaN or infinite."""
-    for output in outputs:
-        bad = output.numel() - int(output.isfinite().sum())
-        if bad:
-            raise ValueError(
-                "compress: the network's outputs on the calibration images must be finite (got "
-                f"{bad} NaN or infinite of {output.numel()}); without images, or with a "
-                "Calibration, outputs do not matter"
-            )
-
-
-def evaluation_copy(model: nn.Module) -> nn.Module:
-    """Returns a copy in evaluation mode that shares the parameters and has buffers of its own."""
-    return copy_model(model, {id(p): p for p in model.parameters()}).eval()
-
+from sketchlayers.surgery.sample import Sample
 
 Statistics = dict[str, Tensor]
 """Buffers of batch norms by their names in the model."""

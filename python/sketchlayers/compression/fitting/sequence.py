@@ -1,0 +1,106 @@
+"""Layers one after the other, each fitted from the inputs that it will really get.
+
+Of a limited rank the best weight is the one nearest to the best of all (`target`) in the norm of
+``E[x~ x~^T]``: errors add up at right angles. Layers that stay dense take the best of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression.calibration.moments import NonFiniteError
+from sketchlayers.compression.fitting.layer import Choice, Fitted, approximate, naming
+from sketchlayers.compression.fitting.target import Target, TargetSums
+from sketchlayers.surgery.replay import Plan, Replays
+from sketchlayers.surgery.sample import Sample
+
+
+def fit_one_after_the_other(
+    model: nn.Module,
+    choices: Mapping[str, Choice],
+    sensitivities: Mapping[str, Tensor],
+    sample: Sample,
+    plan: Plan | None,
+    processes: Processes,
+    *,
+    fitted: Mapping[str, nn.Module],
+    correct_bias: bool,
+    advance: Callable[[int], None],
+) -> dict[str, Fitted]:
+    """Fits layers in the order in which the model runs them.
+
+    Args:
+        model: the original; it does not change.
+        choices: by name, in that order; layers that a call of the model reaches at most once.
+        sensitivities: by name, ``(groups, T, T)``; of layers that have none all outputs count
+            alike.
+        sample: the images.
+        plan: of forward calls of the model, by batches of the sample.
+        processes: whose images are summed up.
+        fitted: layers that have been replaced already.
+        correct_bias: the bias takes up the change of the mean.
+        advance: told of every layer.
+
+    Returns:
+        The fitted layers. Those are missing that were not reached, or that the smaller network
+        gives inputs of other shapes than the original one.
+
+    Raises:
+        ValueError: a layer's input or output is not finite.
+    """
+    done: dict[str, Fitted] = {}
+    calls = sample.calls()
+    originals, actual = (Replays(model, list(choices), calls, plan) for _ in range(2))
+    for name, layer in fitted.items():
+        actual.replace(name, layer)
+    for name, choice in choices.items():
+        target = _target(name, choice.layer, originals, actual, processes)
+        if target is not None:
+            with naming(name):
+                module = approximate(
+                    choice, target, sensitivities.get(name), correct_bias=correct_bias
+                )
+            done[name] = Fitted(module, target.relative_error(choice.layer, module))
+            actual.replace(name, module)
+        advance(1)
+    return done
+
+
+def _target(
+    name: str, layer: nn.Module, originals: Replays, actual: Replays, processes: Processes
+) -> Target | None:
+    """Moments of what a layer shall return and gets; None without pairs of these."""
+    sums = TargetSums(layer)
+    alike = True
+    try:
+        for before, now in zip(originals.inputs(name), actual.inputs(name), strict=True):
+            if before is None and now is None:
+                continue
+            if before is None or now is None or before.shape != now.shape:
+                alike = False
+                break
+            sums.add(before, now)
+        return sums.take(processes) if processes.least(alike) else None
+    except NonFiniteError as error:
+        raise ValueError(
+            f"compress: inputs of {name!r} must be finite in the smaller network "
+            f"(got {error.found})"
+        ) from error
+
+
+def images_within(budget: int, plan: Plan | None, sample: Sample) -> tuple[Sample, int]:
+    """Returns the batches that may take part, and the bytes that an image takes.
+
+    Args:
+        budget: bytes for activations of both networks that are kept.
+        plan: says how many they are.
+        sample: the images.
+    """
+    if plan is None:
+        return sample, 0
+    first = sample.first(1)
+    size = -(-2 * plan.most_bytes() // first.images)
+    return sample.at_most(budget // max(1, size)), size
