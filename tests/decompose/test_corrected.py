@@ -93,3 +93,32 @@ def test_errors_are_told(changes, error, message):
     }
     with pytest.raises(error, match=f"corrected_weight: .*{message}"):
         corrected_weight(**arguments)
+
+
+@pytest.mark.parametrize("images", [600, 4000])
+def test_many_inputs_of_few_outputs_are_solved_as_by_the_dense_formula(images: int) -> None:
+    """From 2048 inputs on it is iterative; fewer images than inputs leave directions unseen."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, outputs = 2100, 3
+    spread = torch.logspace(0, -3, inputs, dtype=torch.float64)
+    actual = torch.randn(images, inputs, dtype=torch.float64, generator=generator) * spread + 0.1
+    target = torch.randn(images, outputs, dtype=torch.float64, generator=generator)
+    weight = torch.randn(outputs, inputs, dtype=torch.float64, generator=generator)
+    weight[2] = 0
+    target[:, 2] = 0  # this row is right as it is
+    moment, cross = actual.T @ actual / images, target.T @ actual / images
+    shift = 1e-3 * moment.diagonal().mean() * torch.eye(inputs, dtype=torch.float64)
+    expected = torch.linalg.solve(moment + shift, (cross + weight @ shift).T).T
+    for scale in (1.0, 1e-60):  # the moment's unit does not matter
+        found = corrected_weight(weight, scale * cross, scale * moment)
+        assert (found - expected).norm() < 1e-8 * expected.norm()
+
+
+def test_many_inputs_without_a_ridge_fall_back_to_the_dense_formula() -> None:
+    inputs, outputs = 2100, 3
+    actual = torch.randn(40, inputs, dtype=torch.float64)
+    weight = torch.randn(outputs, inputs, dtype=torch.float64)
+    original = torch.randn(40, inputs, dtype=torch.float64)
+    moment, cross = actual.T @ actual / 40, weight @ original.T @ actual / 40
+    found = corrected_weight(weight, cross, moment, ridge=0.0)
+    torch.testing.assert_close(actual @ found.T, original @ weight.T, rtol=1e-4, atol=1e-4)

@@ -283,7 +283,7 @@ def _method(args: argparse.Namespace, default: str) -> methods.Method:
     """The method with those options that were given."""
     options = {
         option: value
-        for option in ("num_sketches", "mixing", "scale", "blocks", "signs", "base", "frame")
+        for option in ("num_sketches", "mixing", "scale", "blocks", "signs", "frame")
         if (value := getattr(args, option)) is not None
     }
     try:

@@ -314,7 +314,6 @@ def _add_sketch_options(parser: argparse.ArgumentParser) -> None:
         choices=("rademacher", "hadamard"),
         help="independent signs (default), or rows of a randomised Hadamard transform",
     )
-    add("--base", choices=("random",), help="add a fixed random weight made from the seed")
     add("--frame", choices=("signs",), help="multiply by fixed random signs made from the seed")
 
 

@@ -9,6 +9,7 @@ free, the sensitivity is a change of variables.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from ._checks import check_finite, check_shape
 SMALLEST_RIDGE = 1e-10
 _LARGEST_RIDGE = 1e-2
 _ASYMMETRY = 1e-3
-_ROWS_AT_A_TIME = 1024
+_TILE = 160  # so small that PyTorch takes one thread for it, which waits for no other
 
 
 class OutputNorm:
@@ -63,7 +64,7 @@ class OutputNorm:
         if second_moment is not None:
             check_shape(owner, "second_moment", second_moment, [(inputs, inputs)])
             moment = as_moment(owner, "second_moment", second_moment.to(weight.device))
-            self._without_input = not moment.any()
+            self._without_input = not moment.diagonal().any()
             self.second_moment = None if self._without_input else moment
         self._root = None
         if sensitivity is not None:
@@ -74,6 +75,11 @@ class OutputNorm:
             )
             self._root = sensitivity_root(owner, sensitivity)
         self.target = self.weigh(self.weight)
+
+    @property
+    def is_relative_error(self) -> bool:
+        """Whether what is minimised is `relative_error` itself, for want of a sensitivity."""
+        return self._root is None and not self._without_input
 
     def weigh(self, matrix: Tensor) -> Tensor:
         """``K^T matrix`` for a ``matrix (T, m)``."""
@@ -87,11 +93,24 @@ class OutputNorm:
         """``matrix Sigma`` for a ``matrix (..., n)``."""
         return matrix if self.second_moment is None else matrix @ self.second_moment
 
+    @cached_property
+    def image(self) -> Tensor:
+        """``K^T W Sigma (T, n)``."""
+        return self.times_second_moment(self.target)
+
     def square(self, matrix: Tensor) -> float:
         """``tr(matrix Sigma matrix^T)`` for a ``matrix (..., n)``."""
-        return max(
-            0.0, float(torch.vdot(self.times_second_moment(matrix).flatten(), matrix.flatten()))
-        )
+        image = self.times_second_moment(matrix)
+        return max(0.0, float(torch.vdot(image.flatten(), matrix.flatten())))
+
+    @cached_property
+    def target_square(self) -> float:
+        """``tr(F W Sigma W^T)``."""
+        return max(0.0, float((self.image * self.target).sum()))
+
+    @cached_property
+    def _weight_square(self) -> float:
+        return self.target_square if self._root is None else self.square(self.weight)
 
     def relative_error(self, approximation: Tensor) -> float:
         """``|(W - W~) Sigma^(1/2)| / |W Sigma^(1/2)|``, of outputs as they are, not sensitivities.
@@ -101,7 +120,7 @@ class OutputNorm:
         if self._without_input:
             return 0.0
         difference = self.weight - approximation.flatten(1)
-        return relative(self.square(difference), self.square(self.weight))
+        return relative(self.square(difference), self._weight_square)
 
     def ridged_second_moment(self) -> Tensor:
         """``Sigma (n, n)`` with the smallest ridge that makes it positive definite.
@@ -153,12 +172,14 @@ def as_moment(owner: str, name: str, moment: Tensor, *, is_diagonal: bool = Fals
 
 
 def _asymmetry(matrix: Tensor) -> float:
-    """``|M - M^T|``, without a second matrix of that size in memory."""
+    """``|M - M^T|``, by tiles that fit into a cache, without a second matrix in memory."""
     squares = 0.0
-    for start in range(0, matrix.shape[-1], _ROWS_AT_A_TIME):
-        rows = slice(start, start + _ROWS_AT_A_TIME)
-        difference = matrix[..., rows, :] - matrix[..., :, rows].mT
-        squares += float(difference.square().sum())
+    tiles = [slice(start, start + _TILE) for start in range(0, matrix.shape[-1], _TILE)]
+    for place, rows in enumerate(tiles):
+        for columns in tiles[place:]:
+            difference = matrix[..., rows, columns] - matrix[..., columns, rows].mT
+            pairs = 1 if rows == columns else 2
+            squares += pairs * float(torch.linalg.vector_norm(difference)) ** 2
     return math.sqrt(squares)
 
 

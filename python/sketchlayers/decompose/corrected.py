@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ._checks import check_dimensions, check_finite, check_shape
-from ._norm import as_moment, ridged_cholesky
+from ._norm import as_moment
+from ._solve import solve_ridged
 
 
 def corrected_weight(
@@ -24,6 +24,7 @@ def corrected_weight(
 
     The ridge keeps ``W'`` at ``W`` in the directions in which ``x~`` hardly varies. Its default
     changed nothing where patches were many, and helped where they were few, on held-out images.
+    With thousands of inputs and few outputs it is solved iteratively, to a residual of 1e-12.
 
     Args:
         weight: ``W``, ``(T, S, h, w)`` or ``(T, S)``.
@@ -52,8 +53,7 @@ def corrected_weight(
     matrix = weight.detach().double().flatten(1)
     cross = cross_moment.detach().to(matrix)
     moment = as_moment(owner, "second_moment", second_moment.to(weight.device))
-    shifted = moment.clone()
-    shifted.diagonal().add_(ridge * moment.diagonal().mean())
-    factor, _ = ridged_cholesky(owner, "second_moment", shifted)
-    change = torch.cholesky_solve((cross - matrix @ moment).mT, factor).mT
+    right = (cross - matrix @ moment).mT
+    amount = ridge * float(moment.diagonal().mean())
+    change = solve_ridged(owner, "second_moment", moment, amount, right).mT
     return (matrix + change).reshape(weight.shape)

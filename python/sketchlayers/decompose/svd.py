@@ -96,13 +96,12 @@ def truncated(owner: str, norm: OutputNorm, shape: torch.Size, rank: int) -> Low
     """`svd` for arguments that have been checked; ``shape`` is the weight's."""
     leading = spectrum(owner, norm)[1][:, :rank].contiguous()
     left, right = norm.restore(leading), leading.mT @ norm.target
-    change = norm.target - leading @ right
-    return LowRankFactors(
-        left,
-        right.reshape(rank, *shape[1:]),
-        norm.relative_error(left @ right),
-        (relative(norm.square(change), norm.square(norm.target)),),
-    )
+    error = norm.relative_error(left @ right)
+    if norm.is_relative_error:
+        minimised = error
+    else:
+        minimised = relative(norm.square(norm.target - leading @ right), norm.target_square)
+    return LowRankFactors(left, right.reshape(rank, *shape[1:]), error, (minimised,))
 
 
 def spectrum(owner: str, norm: OutputNorm) -> tuple[Tensor, Tensor]:
@@ -118,7 +117,8 @@ def spectrum(owner: str, norm: OutputNorm) -> tuple[Tensor, Tensor]:
     rows, basis = norm.target, None
     if rows.shape[0] > rows.shape[1]:
         basis, rows = torch.linalg.qr(rows)
-    values, vectors = descending_eigh(norm.times_second_moment(rows) @ rows.mT)
+    image = norm.image if basis is None else norm.times_second_moment(rows)
+    values, vectors = descending_eigh(image @ rows.mT)
     if values[-1] < -_NEGATIVE * values[0].abs():
         raise ValueError(
             f"{owner}: second_moment must be positive semidefinite "
