@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._geometry import memory_format
 from sketchlayers.nn._sketch import SketchLayer
-from sketchlayers.reports.report import _Exported
+from sketchlayers.reports.export import Printed
 from sketchlayers.reports.table import Footnotes, Table, quantity
 from sketchlayers.surgery.calls import ExampleInputs
 from sketchlayers.surgery.replace import copy_model, replace_layers
@@ -77,7 +77,7 @@ class LayerForm:
 
 
 @dataclass(frozen=True, repr=False)
-class InferenceReport(_Exported):
+class InferenceReport(Printed):
     """What `optimize_for_inference` measured and chose.
 
     Attributes:

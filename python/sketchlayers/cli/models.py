@@ -23,16 +23,13 @@ from sketchlayers._runtime.extras import missing
 from sketchlayers._runtime.files import shortened
 from sketchlayers._torchvision import build_torchvision, torchvision_names
 from sketchlayers.checkpoint import load, read_description
+from sketchlayers.cli.messages import WrongInput
 
 TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 """Networks that transform their inputs themselves, as their published weights need it."""
 
 # torchvision's files of DenseNets are older than its names of their layers.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
-
-
-class WrongInput(Exception):
-    """Something that the user gave is wrong; the message is one line."""
 
 
 @dataclass(frozen=True)

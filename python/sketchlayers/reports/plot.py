@@ -1,17 +1,15 @@
-"""A report as a picture: parameters before and after, and the error of every layer."""
+"""Layers as a picture: parameters before and after, and the error of every layer."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sketchlayers._runtime.extras import missing
-from sketchlayers.reports.table import fraction, quantity
-
-if TYPE_CHECKING:
-    from sketchlayers.reports.report import LayerReport, Report
+from sketchlayers.reports.rows import LayerReport
+from sketchlayers.reports.table import layer_name, quantity
 
 # Okabe and Ito's palette, distinguishable with any colour vision.
 _COLOURS = {
@@ -45,27 +43,36 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"a picture must end in one of .{', .'.join(sorted(kinds))} (got {path})")
 
 
-def picture(report: Report, path: Path) -> bytes:
-    """Draws a report for a file of this name; for what can go wrong see `check_picture`."""
+def picture(
+    layers: Sequence[LayerReport], path: Path, *, title: str, error_of: str | None
+) -> bytes:
+    """Draws layers for a file of this name; for what can go wrong see `check_picture`.
+
+    Args:
+        layers: those without parameters are left out.
+        path: its ending says what kind of picture.
+        title: stands above.
+        error_of: whose the errors are, "output" or "weight"; None where there are none.
+    """
     check_picture(path)
     from matplotlib.figure import Figure
 
-    rows = [row for row in report.layers if row.parameters_before]
-    panels = 1 + (report.error_of is not None)
+    rows = [row for row in layers if row.parameters_before]
+    panels = 1 + (error_of is not None)
     height = 1.4 + len(rows) * (0.2 if len(rows) <= _MANY_LAYERS else 0.14)
-    names = [row.name or "(the model)" for row in rows]
+    names = [layer_name(row.name) for row in rows]
     width = max([_NARROWEST, *(_LETTER * len(name) for name in names)]) + _PANEL * panels
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     _draw_parameters(axes[0], rows)
-    if panels > 1:
+    if error_of is not None:
         _draw_errors(axes[1], rows)
-        axes[1].set_xlabel(f"relative error of the layer's {report.error_of}")
+        axes[1].set_xlabel(f"relative error of the layer's {error_of}")
     axes[0].set_yticks(range(len(rows)), names, fontsize=8 if len(rows) <= _MANY_LAYERS else 6)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(_title(report), fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
     file = io.BytesIO()
     figure.savefig(file, format=_kind(path), dpi=150)
     return file.getvalue()
@@ -73,16 +80,6 @@ def picture(report: Report, path: Path) -> bytes:
 
 def _kind(path: Path) -> str:
     return path.suffix.lower().removeprefix(".")
-
-
-def _title(report: Report) -> str:
-    parts = [
-        f"{quantity(report.parameters_before)} to {quantity(report.parameters_after)} "
-        f"parameters (rate {fraction(report.rate)})"
-    ]
-    if report.output_change is not None:
-        parts.append(f"the network's outputs change by {100 * report.output_change:.1f} %")
-    return "; ".join(parts)
 
 
 def _draw_parameters(axes: Any, rows: Sequence[LayerReport]) -> None:

@@ -48,7 +48,7 @@ def test_help_of_compress_begins_with_what_everybody_needs(
     assert "--calibration" in groups["images"] and "--finetune" in groups["training and accuracy"]
     assert {"--out", "--plot", "--force", "--json"} == set(groups["output"])
     assert list(groups)[-2:] == ["options of --method sketch", "examples"]
-    sketch = ["--num-sketches", "--mixing", "--scale", "--blocks", "--signs", "--base", "--frame"]
+    sketch = ["--num-sketches", "--mixing", "--scale", "--blocks", "--signs", "--frame"]
     assert groups["options of --method sketch"] == sketch
     assert groups_of("inspect", capsys)["options of --method sketch"] == sketch
 
@@ -93,5 +93,5 @@ def test_errors_are_told_in_one_line(
         raise error
 
     monkeypatch.setattr(doctor, "run", fail)
-    assert cli.main(["doctor"]) == 1
+    assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().err == f"sketchlayers doctor: {error}\n"

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from compress.networks import Small, images, random_init
 from torch import nn
 
 import sketchlayers
@@ -16,8 +17,6 @@ from sketchlayers import methods
 from sketchlayers.compression import Inspection, Report
 from sketchlayers.methods._rank import rank_text
 from sketchlayers.reports.table import quantity
-
-from .networks import Small, images, random_init
 
 
 @pytest.fixture

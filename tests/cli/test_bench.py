@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench.rows import row
+from bench.test_peers import hide_packages
 from torch import nn
 
 from sketchlayers import bench
@@ -16,9 +18,6 @@ from sketchlayers.bench.bound import Peaks
 from sketchlayers.bench.memory import inference_memory, step_memory
 from sketchlayers.cli import bench as command
 from sketchlayers.cli import main as cli
-
-from .rows import row
-from .test_peers import hide_packages
 
 SMALL = (
     Case("small", 16, 16, kernel=3, size=6, padding=1),
@@ -171,7 +170,7 @@ def test_bad_arguments_are_told_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(command, "measure_peaks", lambda *_: pytest.fail("measured"))
-    assert cli.main(["bench", "--device", "cpu", *arguments]) == 1
+    assert cli.main(["bench", "--device", "cpu", *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith(f"sketchlayers bench: {message}")
     assert printed.err.count("\n") == 1
