@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from sketchlayers import _extension, _plan_costs
+from sketchlayers import _extension
+from sketchlayers._extension import plan_costs
 from sketchlayers.bench import tune
 
 _C = _extension.load()
@@ -73,7 +74,7 @@ print(plan.factored_seconds)
 @pytest.mark.parametrize("text", ["cpu float32 linear factored forward 5 0 0 0\n", "nonsense\n"])
 def test_the_file_of_this_machine_is_read_at_import(tmp_path, monkeypatch, text):
     monkeypatch.setenv("SKETCHLAYERS_CACHE", str(tmp_path))
-    file = _plan_costs.file_of(torch.device("cpu"))
+    file = plan_costs.file_of(torch.device("cpu"))
     assert file is not None and file.parent == tmp_path
     file.write_text(text)
     finished = subprocess.run(
@@ -87,6 +88,6 @@ def test_the_file_of_this_machine_is_read_at_import(tmp_path, monkeypatch, text)
 
 def test_an_empty_cache_variable_means_no_files(monkeypatch):
     monkeypatch.setenv("SKETCHLAYERS_CACHE", "")
-    assert _plan_costs.file_of(torch.device("cpu")) is None
+    assert plan_costs.file_of(torch.device("cpu")) is None
     with pytest.raises(ValueError, match="SKETCHLAYERS_CACHE"):
         tune.tune(torch.device("cpu"), [torch.float32], "this machine")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import ops
-from sketchlayers._plan_costs import cpu_name
+from sketchlayers._extension.plan_costs import cpu_name
 from sketchlayers._version import __version__
 from sketchlayers.nn import SKConv2d, SKLinear
 

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sketchlayers import _extension, _plan_costs, ops
+from sketchlayers import _extension, ops
+from sketchlayers._extension import plan_costs
 from sketchlayers.nn import SKConv2d, SKLinear
 
 from .timing import inference, paired_times, training_step
@@ -381,7 +382,7 @@ def tune(device: torch.device, dtypes: Sequence[torch.dtype], hardware: str) -> 
     Raises:
         ValueError: the user's environment names no directory to keep them in.
     """
-    path = _plan_costs.file_of(device)
+    path = plan_costs.file_of(device)
     if path is None:
         raise ValueError("--tune: SKETCHLAYERS_CACHE must name a directory (got an empty one)")
     text = f"# Measured by `sketchlayers bench --tune`: {hardware}, PyTorch {torch.__version__}\n"

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from sketchlayers._runtime.extras import missing
 from sketchlayers._runtime.files import shortened
-from sketchlayers._torchvision import build_torchvision, torchvision_names
 from sketchlayers.checkpoint import load, read_description
+from sketchlayers.checkpoint.architecture import build_torchvision, torchvision_names
 from sketchlayers.cli.messages import WrongInput
 
 TRANSFORMS_INPUT = ("googlenet", "inception_v3")
