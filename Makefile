@@ -164,9 +164,10 @@ gpu: toolkit $(STAMPS)/installed ## on a machine with a GPU: its tests, memory c
 # ------------------------------------------------------------------------------- parts of `test`
 
 .PHONY: lint format cpp-test
-lint: $(STAMPS)/environment ## style, formatting and types
+lint: $(STAMPS)/environment ## style, formatting, arrows between packages, and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	@PYTHONPATH=python lint-imports --no-logo --no-cache
 	@clang-format --dry-run --Werror $(CPP_FILES)
 	$(call alive,checking types,$(PY) -m mypy)
 
