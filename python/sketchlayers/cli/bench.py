@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         print(figures.summary(goals, rows))
     dtype = str(settings.dtype).removeprefix("torch.")
     if args.csv:
-        table.write_csv(args.csv, rows, dtype, hardware)
+        table.write_rows(args.csv, rows, dtype, hardware)
         print(f"written to {args.csv}")
     if args.png:
         plot.write_png(args.png, rows, f"rate {settings.rate:g}, {dtype}, {hardware}")
@@ -267,7 +267,7 @@ def _measure(plan: Sequence[Measurement], settings: Settings, head: str) -> list
     for measurement in plan:
         if measurement.mode != mode:
             mode = measurement.mode
-            print(f"\n{plot.TITLES[mode]}\n{table.HEADER}", flush=True)
+            print(f"\n{plot.TITLES[mode]}\n{table.ROWS.header()}", flush=True)
         for row in table.run_case(
             measurement.case, measurement.batch, mode, measurement.mixings, settings
         ):
