@@ -17,8 +17,11 @@ from sketchlayers.bench.bound import Mode, measure_peaks
 from sketchlayers.bench.cases import ALL, TABLE, Case, select
 from sketchlayers.bench.figures import Goal
 from sketchlayers.bench.table import Format, Row, Settings
+from sketchlayers.cli.options import chosen_device
+from sketchlayers.reports.plot import check_picture
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+_DEVICES = ("cpu", "cuda")
 _FIXED_BY_FIGURES = ("batch", "rate", "blocks", "mixing", "path")
 
 
@@ -92,30 +95,15 @@ def check_measurement_arguments(args: argparse.Namespace) -> torch.device:
         if path is not None and not path.resolve().parent.is_dir():
             raise ValueError(f"{option}: its folder must exist (got {path})")
     if args.png is not None:
-        plot.require_matplotlib()
-    device = checked_device(args.device)
+        check_picture(args.png)
+    device = chosen_device(args.device)
+    if device.type not in _DEVICES:
+        raise ValueError(f"--device: must be one of {', '.join(_DEVICES)} (got {args.device})")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = args.tf32
         torch.backends.cudnn.allow_tf32 = args.tf32
-    return device
-
-
-def checked_device(name: str) -> torch.device:
-    """The device of this name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: no such device (got {name!r})") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: must be cpu or cuda (got {name!r})")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: PyTorch finds no GPU (got {name!r})")
     return device
 
 

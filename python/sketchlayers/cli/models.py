@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sketchlayers._runtime.extras import missing
@@ -185,5 +186,4 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     kind = _metadata(path).get("format", "")
     if kind.startswith("sketchlayers."):
         raise ValueError(f"{path} holds no model: it is a file of {kind}")
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return load_file(path)

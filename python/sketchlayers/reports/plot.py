@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sketchlayers._runtime.extras import missing
+from sketchlayers._runtime.files import written_whole
 from sketchlayers.reports.rows import LayerReport
 from sketchlayers.reports.table import layer_name, quantity
 
-# Okabe and Ito's palette, distinguishable with any colour vision.
-_COLOURS = {
-    "tucker2": "#0072B2",
-    "svd": "#E69F00",
-    "cp": "#009E73",
-    "sketch": "#CC79A7",
-    "dense": "#555555",
-}
-_OTHER_COLOUR = "#D55E00"
+BLUE, ORANGE, GREEN, PINK, RED, SKY = (
+    *("#0072B2", "#E69F00", "#009E73"),
+    *("#CC79A7", "#D55E00", "#56B4E9"),
+)
+"""Okabe and Ito's palette, distinguishable with any colour vision."""
+
+_COLOURS = {"tucker2": BLUE, "svd": ORANGE, "cp": GREEN, "sketch": PINK, "dense": "#555555"}
 _BEFORE = "#DDDDDD"
 _MANY_LAYERS = 60
 """Layers from which on rows are lower, so that the figure stays within a page or two."""
@@ -43,14 +41,14 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"a picture must end in one of .{', .'.join(sorted(kinds))} (got {path})")
 
 
-def picture(
+def draw_layers(
     layers: Sequence[LayerReport], path: Path, *, title: str, error_of: str | None
-) -> bytes:
-    """Draws layers for a file of this name; for what can go wrong see `check_picture`.
+) -> None:
+    """Draws layers into a file; for what can go wrong see `check_picture`.
 
     Args:
         layers: those without parameters are left out.
-        path: its ending says what kind of picture.
+        path: of the file; its ending says what kind of picture.
         title: stands above.
         error_of: whose the errors are, "output" or "weight"; None where there are none.
     """
@@ -73,9 +71,13 @@ def picture(
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(title, fontsize="medium")
-    file = io.BytesIO()
-    figure.savefig(file, format=_kind(path), dpi=150)
-    return file.getvalue()
+    write_picture(figure, path)
+
+
+def write_picture(figure: Any, path: Path) -> None:
+    """Writes a figure of matplotlib, whole or not at all."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format=_kind(path), dpi=150)
 
 
 def _kind(path: Path) -> str:
@@ -105,11 +107,16 @@ def _draw_errors(axes: Any, rows: Sequence[LayerReport]) -> None:
 
 
 def _colour(label: str | None) -> str:
-    return _COLOURS.get(label or "dense", _OTHER_COLOUR)
+    return _COLOURS.get(label or "dense", RED)
 
 
 def _tidy(axes: Any) -> None:
-    axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
+    horizontal_rows(axes)
+
+
+def horizontal_rows(axes: Any) -> None:
+    """Takes off what axes with a name for each row do not need."""
+    axes.grid(axis="x", alpha=0.3)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

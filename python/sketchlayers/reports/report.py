@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sketchlayers._runtime.files import written_whole
 from sketchlayers.methods._rank import rank_text
 from sketchlayers.reports.export import Printed, ratio, sum_known
-from sketchlayers.reports.plot import picture
+from sketchlayers.reports.plot import draw_layers
 from sketchlayers.reports.rows import LayerReport
 from sketchlayers.reports.table import (
     Footnotes,
@@ -158,10 +157,7 @@ class Report(Printed):
             ImportError: matplotlib is not installed.
             ValueError: matplotlib draws no files of this kind.
         """
-        path = Path(path)
-        drawn = picture(self.layers, path, title=self._title(), error_of=self.error_of)
-        with written_whole(path) as temporary:
-            temporary.write_bytes(drawn)
+        draw_layers(self.layers, Path(path), title=self._title(), error_of=self.error_of)
 
     def _title(self) -> str:
         sizes = f"{quantity(self.parameters_before)} to {quantity(self.parameters_after)}"
