@@ -19,8 +19,8 @@ from networks import NETWORKS, compressed_weights, count_parameters
 from pictures import Pictures
 from runs import RunError, RunFolder, hardware, versions
 from sketchlayers import Calibration, calibrate, compress, inspect
-from sketchlayers.nn._factored import FactoredLayer
-from sketchlayers.nn.dictionary import DictionaryLayer
+from sketchlayers.nn.factored._layer import FactoredLayer
+from sketchlayers.nn.generated.dictionary import DictionaryLayer
 from training import Outcome, Recipe, Trainer, check_fits
 
 _COVARIANCE_IMAGES = 1024

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._geometry import memory_format
-from sketchlayers.nn._sketch import SketchLayer
+from sketchlayers.nn.sketch._layer import SketchLayer
 from sketchlayers.reports.export import Printed
 from sketchlayers.reports.table import Footnotes, Table, quantity
 from sketchlayers.surgery.calls import ExampleInputs

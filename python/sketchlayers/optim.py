@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from sketchlayers.nn._sketch import SketchLayer
+from sketchlayers.nn.sketch._layer import SketchLayer
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

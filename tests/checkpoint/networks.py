@@ -43,9 +43,7 @@ CONVOLUTIONS: dict[str, tuple[dict[str, Any], Convert | None]] = {
     ),
     "framed": (
         {},
-        lambda conv: SKConv2d.from_conv(
-            conv, rank=2, scale=0.3, base="random", frame="signs", seed=6
-        ),
+        lambda conv: SKConv2d.from_conv(conv, rank=2, scale=0.3, frame="signs", seed=6),
     ),
     "tucker": (GROUPED, lambda conv: TuckerConv2d.from_conv(conv, (2, 3))),
     "one_side": ({}, lambda conv: TuckerConv2d.from_conv(conv, (None, 4))),
@@ -72,7 +70,7 @@ LINEARS: dict[str, Convert | None] = {
     "plain": None,
     "sketch": lambda linear: SKLinear.from_linear(linear, rank=2, seed=13),
     "blocks": lambda linear: SKLinear.from_linear(
-        linear, rank=1, num_sketches=2, blocks=2, base="random", seed=14
+        linear, rank=1, num_sketches=2, blocks=2, seed=14
     ),
     "low_rank": lambda linear: LowRankLinear.from_linear(linear, 3),
     "hashed": lambda linear: HashedLinear.from_linear(linear, buckets=30, seed=15),

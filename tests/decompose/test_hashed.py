@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sketchlayers import ops
 from sketchlayers.decompose import hashed_least_squares
-from sketchlayers.nn.fresh import cosines
+from sketchlayers.nn.generated.fresh import cosines
 
 from .layers import FLOAT, Layer
 

@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "spatial": ("sketch", {}),
     "channel": ("sketch", {"mixing": "channel"}),
     "blocks": ("sketch", {"mixing": "channel", "blocks": 4, "signs": "hadamard"}),
-    "frame": ("sketch", {"frame": "signs", "base": "random"}),
+    "frame": ("sketch", {"frame": "signs"}),
     "hashednet": ("hashednet", {}),
     "freshnet": ("freshnet", {}),
     "dictionary": ("dictionary", {"num_columns": 2}),

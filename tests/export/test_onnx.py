@@ -68,7 +68,7 @@ LAYERS = {
     "blocks": lambda: SKConv2d(16, 24, 3, rank=2, num_sketches=2, blocks=4, mixing="channel"),
     "spatial blocks": lambda: SKConv2d(16, 24, 3, rank=2, blocks=2, groups=2, bias=False),
     "1x1": lambda: SKConv2d(16, 24, 1, stride=2, rank=2, scale="normalized"),
-    "channel base": lambda: SKConv2d(16, 24, 3, rank=2, mixing="channel", base="random"),
+    "channel frame": lambda: SKConv2d(16, 24, 3, rank=2, mixing="channel", frame="signs"),
     "frequencies": lambda: FreshConv2d(16, 24, 3, groups=2, rate=0.3),
 }
 

@@ -131,15 +131,14 @@ def test_build_passes_all_options() -> None:
         scale="normalized",
         blocks=5,
         signs="hadamard",
-        base="random",
         frame="signs",
     )
     layer = sketch.build(nn.Conv2d(12, 20, 3), 1, init="fit", seed=9)
     assert (layer.blocks, layer.signs) == (4, "hadamard")  # 5 divides neither 12 nor 20 alike
     assert (layer.num_sketches, layer.mixing, layer.scale) == (2, "channel", 0.5)
-    assert (layer.base, layer.frame, int(layer.seed)) == ("random", "signs", 9)
+    assert (layer.frame, int(layer.seed)) == ("signs", 9)
     linear = sketch.build(nn.Linear(12, 20), 1, init="fit", seed=9)
-    assert (linear.num_sketches, linear.base, linear.frame) == (2, "random", "signs")
+    assert (linear.num_sketches, linear.frame) == (2, "signs")
     assert (linear.blocks, linear.signs) == (4, "hadamard")
     assert sketch.build(nn.Conv2d(3, 8, 3), 1, init="random", seed=9).blocks == 1
     moment = torch.diag(torch.arange(1.0, 13.0))
@@ -162,7 +161,6 @@ def test_build_passes_all_options() -> None:
         ({"scale": True}, TypeError, "Sketch: scale must be .* a number"),
         ({"blocks": 0}, ValueError, "Sketch: blocks must be at least 1"),
         ({"signs": "random"}, ValueError, "signs must be one of 'rademacher', 'hadamard'"),
-        ({"base": "zero"}, ValueError, "base must be one of None, 'random'"),
         ({"frame": True}, ValueError, "frame must be one of None, 'signs'"),
     ],
 )

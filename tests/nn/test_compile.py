@@ -11,7 +11,7 @@ LAYERS = [
     lambda seed=None: SKConv2d(8, 12, 3, padding=1, rank=2, seed=seed),
     lambda seed=None: SKConv2d(8, 12, (2, 3), padding="same", rank=1, mixing="channel",
                                num_sketches=2, groups=2, padding_mode="reflect", seed=seed),
-    lambda seed=None: SKConv2d(8, 12, 1, rank=2, base="random", frame="signs", seed=seed),
+    lambda seed=None: SKConv2d(8, 12, 1, rank=2, frame="signs", seed=seed),
     lambda seed=None: SKLinear(6, 10, rank=2, scale="normalized", seed=seed),
 ]  # fmt: skip
 

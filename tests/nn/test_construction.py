@@ -17,7 +17,7 @@ from sketchlayers.nn import (
     SKLinear,
     TuckerConv2d,
 )
-from sketchlayers.nn._sizes import (
+from sketchlayers.nn.sketch._sizes import (
     dense_parameters,
     max_rank,
     rank_for_rate,
@@ -175,12 +175,12 @@ def test_repr():
     )
     layer = SKConv2d(
         8, 12, (3, 1), 2, "valid", 3, 2, False, "reflect",
-        rank=1, num_sketches=2, mixing="channel", scale=0.5, base="random", frame="signs",
+        rank=1, num_sketches=2, mixing="channel", scale=0.5, frame="signs",
     )  # fmt: skip
     assert repr(layer) == (
         "SKConv2d(8, 12, kernel_size=(3, 1), stride=(2, 2), padding=valid, dilation=(3, 3), "
         "groups=2, bias=False, padding_mode=reflect, rank=1, num_sketches=2, mixing=channel, "
-        "scale=0.5, base=random, frame=signs, rate=0.833)"
+        "scale=0.5, frame=signs, rate=0.833)"
     )
     assert repr(SKLinear(768, 10, bias=False, rank=2)) == (
         "SKLinear(in_features=768, out_features=10, bias=False, rank=2, rate=0.203)"
@@ -205,7 +205,7 @@ def test_path_can_be_frozen():
     torch.testing.assert_close(*outputs)
     with pytest.raises(ValueError, match=r"SKConv2d: path must be one of 'auto'.*path='fast'"):
         layer.path = "fast"
-    with pytest.raises(ValueError, match=r"path must be 'auto' or 'folded' with a base or a frame"):
+    with pytest.raises(ValueError, match=r"path must be 'auto' or 'folded' with a frame"):
         SKConv2d(8, 8, 3, rank=2, frame="signs").path = "factored"
 
 
@@ -310,7 +310,6 @@ def conv(**arguments):
         ({"rank": 1, "blocks": 2.0}, TypeError, r"blocks must be an int"),
         ({"rank": 1, "blocks": 3}, ValueError, r"blocks must divide the inputs and .*got blocks=3"),
         ({"rank": 1, "signs": "gauss"}, ValueError, r"signs must be one of 'rademacher', 'hadama"),
-        ({"rank": 1, "base": "zeros"}, ValueError, r"base must be one of None, 'random' \(got"),
         ({"rank": 1, "frame": "random"}, ValueError, r"frame must be one of None, 'signs' \(got"),
         ({"rank": 1, "scale": "unit"}, ValueError, r"scale must be one of 'paper', 'normalized'"),
         ({"rank": 1, "scale": 0.0}, ValueError, r"scale must be finite and above 0 \(got scale=0"),

@@ -37,7 +37,7 @@ def test_geometry_carries_over_and_back(conv, mixing):
 @pytest.mark.parametrize("mixing", ["spatial", "channel"])
 @pytest.mark.parametrize(
     "extension",
-    [{}, {"base": "random"}, {"frame": "signs"}, {"blocks": 2}, {"blocks": 2, "signs": "hadamard"}],
+    [{}, {"frame": "signs"}, {"blocks": 2}, {"blocks": 2, "signs": "hadamard"}],
 )
 def test_the_told_error_is_the_error(groups, mixing, extension):
     torch.manual_seed(0)

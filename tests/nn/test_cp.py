@@ -8,7 +8,7 @@ from torch import nn
 
 from sketchlayers.nn import CPConv2d
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.cp import cp_weights, uniform_ranks
+from sketchlayers.nn.factored.cp import cp_weights, uniform_ranks
 
 
 def test_factors_are_those_of_the_definition() -> None:

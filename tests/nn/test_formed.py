@@ -27,8 +27,8 @@ from sketchlayers.nn import (
     HashedLinear,
     LowRankConv2d,
 )
-from sketchlayers.nn._philox import random_words
-from sketchlayers.nn.fresh import cosines, frequency_buckets
+from sketchlayers.nn.generated._philox import random_words
+from sketchlayers.nn.generated.fresh import cosines, frequency_buckets
 
 CONVS = [HashedConv2d, FreshConv2d, DictionaryConv2d, LowRankConv2d]
 LINEARS = [HashedLinear, DictionaryLinear]

@@ -79,27 +79,19 @@ def test_linear_equals_the_dense_one(shape, path):
 
 @pytest.mark.parametrize("mixing", ["spatial", "channel"])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_base_and_frame(mixing, groups):
+def test_a_frame_multiplies_the_sketch_by_signs(mixing, groups):
     torch.manual_seed(1)
     arguments = {"rank": 2, "num_sketches": 2, "groups": groups, "mixing": mixing, "seed": 5}
-    plain, framed, based, both = (
-        SKConv2d(8, 12, 3, dtype=torch.float64, base=base, frame=frame, **arguments)
-        for base in (None, "random")
+    plain, framed = (
+        SKConv2d(8, 12, 3, dtype=torch.float64, frame=frame, **arguments)
         for frame in (None, "signs")
     )
-    for layer in (framed, based, both):
-        layer.load_state_dict(plain.state_dict())
-    sketch, base = plain.weight, based.weight - plain.weight
-    frame = framed.weight / sketch
-    n = 8 // groups * 9
+    framed.load_state_dict(plain.state_dict())
+    frame = framed.weight / plain.weight
     torch.testing.assert_close(frame.abs(), torch.ones_like(frame))
-    torch.testing.assert_close(base.abs(), torch.full_like(base, (2 / n) ** 0.5))
-    torch.testing.assert_close(both.weight, base + frame * sketch)
-    for signs in (frame, base):
-        assert abs(signs.sign().mean()) < 5 / signs.numel() ** 0.5
-    assert abs((frame * base.sign()).mean()) < 5 / frame.numel() ** 0.5
+    assert abs(frame.sign().mean()) < 5 / frame.numel() ** 0.5
     image = torch.randn(2, 8, 6, 6, dtype=torch.float64)
-    torch.testing.assert_close(both(image), both.fold()(image))
+    torch.testing.assert_close(framed(image), framed.fold()(image))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

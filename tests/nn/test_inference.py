@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sketchlayers
 from sketchlayers import SKConv2d, SKLinear, inference, ops, optimize_for_inference
-from sketchlayers.nn import _sketch
 from sketchlayers.nn._cache import WeightCache
+from sketchlayers.nn.sketch import _layer
 
 IMAGE = (2, 8, 9, 9)
 CONVOLUTIONS = {
@@ -31,7 +31,7 @@ CONVOLUTIONS = {
     "strided": {"rank": 2, "stride": 2, "dilation": 2, "bias": False},
     "grouped": {"rank": 1, "groups": 2, "padding": (1, 0), "mixing": "channel"},
     "same": {"rank": 2, "padding": "same", "padding_mode": "reflect", "num_sketches": 2},
-    "base": {"rank": 2, "base": "random", "frame": "signs"},
+    "frame": {"rank": 2, "frame": "signs"},
 }
 
 
@@ -108,7 +108,7 @@ def test_a_kept_convolution_is_the_folded_one(kind, dtype, memory_format, formed
 
 @pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (0, 8)])
 def test_a_kept_linear_layer_is_the_folded_one(shape, formed):
-    assert_formed_once(linear(base="random"), torch.randn(shape), formed)
+    assert_formed_once(linear(frame="signs"), torch.randn(shape), formed)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -130,9 +130,9 @@ def test_both_modes_without_gradients_share_the_weight(mode, formed):
 
 def test_the_planner_decides_once_for_each_shape(formed, monkeypatch):
     asked = []
-    original = _sketch.SketchLayer._planned
+    original = _layer.SketchLayer._planned
     monkeypatch.setattr(
-        _sketch.SketchLayer,
+        _layer.SketchLayer,
         "_planned",
         lambda layer, *call, **ready: asked.append(call) or original(layer, *call, **ready),
     )
@@ -283,7 +283,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("kind", ["spatial", "base"])
+@pytest.mark.parametrize("kind", ["spatial", "frame"])
 def test_what_changes_the_weight_is_noticed(change, kind, formed):
     layer, image = convolution(kind), torch.randn(IMAGE)
     assert_formed_once(layer, image, formed)
@@ -560,7 +560,7 @@ def test_a_graph_under_capture_reads_but_never_forms(monkeypatch, formed):
 
 @pytest.mark.gpu
 def test_a_captured_graph_reads_the_kept_weight(formed):
-    layer = convolution("base").cuda()
+    layer = convolution("frame").cuda()
     image = torch.randn(IMAGE, device="cuda")
 
     def captured():
@@ -711,7 +711,7 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.twice = SKConv2d(8, 8, 3, padding=1, rank=2)
-        self.shared = SKConv2d(8, 8, 3, rank=2, mixing="channel", base="random")
+        self.shared = SKConv2d(8, 8, 3, rank=2, mixing="channel", frame="signs")
         self.same = self.shared
         self.never = SKLinear(8, 8, rank=1)
         self.fast = SKLinear(8, 64, rank=1, frame="signs")
@@ -771,7 +771,7 @@ def test_the_fastest_form_is_frozen(allow_dense, inplace, dense_is, timed):
     if not inplace:
         assert hooks(model) == state and model.seen == 0
         assert {part.path for part in (model.twice, model.fast, model.head)} == {"auto"}
-    forced = "dense" if allow_dense else "folded"  # a base or a frame needs the dense weight
+    forced = "dense" if allow_dense else "folded"  # a frame needs the dense weight
     free = forced if dense_is < 1 else "factored"
     forms = {name: row.form for name, row in rows(report).items()}
     assert forms == {

@@ -37,16 +37,6 @@ def test_initial_variance_is_kaimings(arguments):
     assert 5 * error < 0.25 * 2 / n  # else a wrong scale could pass
 
 
-@pytest.mark.parametrize("frame", [None, "signs"])
-def test_a_seeded_base_starts_as_the_whole_weight(frame):
-    layer = SKConv2d(6, 8, 3, rank=2, base="random", frame=frame)
-    assert layer.s1.count_nonzero() == layer.s2.count_nonzero() == 0
-    assert torch.allclose(layer.weight.square(), torch.tensor(2 / 54))
-    torch.nn.functional.mse_loss(layer(torch.randn(2, 6, 5, 5)), torch.ones(2, 8, 3, 3)).backward()
-    assert layer.s1.grad.norm() > 0
-    assert layer.s2.grad.norm() > 0
-
-
 def test_bias_is_drawn_as_the_dense_layer_draws_it():
     conv = SKConv2d(8, 4000, 3, groups=2, rank=1)
     linear = SKLinear(25, 4000, rank=1)

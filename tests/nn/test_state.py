@@ -14,7 +14,7 @@ from sketchlayers.nn import SKConv2d, SKLinear
 
 CONV = {"in_channels": 8, "out_channels": 12, "kernel_size": 3, "groups": 2, "rank": 2}
 LINEAR = {"in_features": 20, "out_features": 30, "rank": 3}
-SIGNS = ("u1", "u2", "base_signs", "frame_signs")
+SIGNS = ("u1", "u2", "frame_signs")
 
 
 def signs(layer):
@@ -33,14 +33,14 @@ def network(device=None, seed=None):
 
     return nn.Sequential(
         SKConv2d(4, 8, 3, rank=2, seed=derived(0), device=device),
-        SKConv2d(8, 8, 3, rank=2, seed=derived(1), frame="signs", base="random", device=device),
+        SKConv2d(8, 8, 3, rank=2, seed=derived(1), frame="signs", device=device),
         nn.Flatten(),
         SKLinear(8 * 4 * 4, 10, rank=3, seed=derived(2), device=device),
     )
 
 
 def test_state_dict_has_the_seed_and_not_the_signs():
-    layer = SKConv2d(**CONV, base="random", frame="signs", seed=2**62 + 1)
+    layer = SKConv2d(**CONV, frame="signs", seed=2**62 + 1)
     state = layer.state_dict()
     assert list(state) == ["s1", "s2", "bias", "seed"]
     assert state["seed"].dtype == torch.int64
@@ -50,12 +50,11 @@ def test_state_dict_has_the_seed_and_not_the_signs():
 
 
 def test_signs_are_the_formats():
-    layer = SKConv2d(**CONV, base="random", frame="signs", seed=2018)
+    layer = SKConv2d(**CONV, frame="signs", seed=2018)
     for group in range(2):
         for name, matrix, rows, columns in [
             ("u1", 2 * group, 2, 6),
             ("u2", 2 * group + 1, 18, 36),
-            ("base_signs", 2**31 + group, 6, 36),
             ("frame_signs", 2**31 + 2**30 + group, 6, 36),
         ]:
             assert torch.equal(
@@ -158,7 +157,7 @@ def test_memory_of_the_same_device_keeps_seed_and_signs(monkeypatch):
 
 @pytest.mark.parametrize("kind", [SKConv2d, SKLinear])
 def test_reset_signs_follows_a_write_into_the_seed(kind):
-    arguments = (CONV if kind is SKConv2d else LINEAR) | {"base": "random", "frame": "signs"}
+    arguments = (CONV if kind is SKConv2d else LINEAR) | {"frame": "signs"}
     layer, other = kind(**arguments, seed=7), kind(**arguments, seed=2**62 + 5)
     factors = layer.s1.clone(), layer.s2.clone()
     pointers = [tensor.data_ptr() for tensor in signs(layer)]
@@ -206,7 +205,7 @@ def test_reset_signs_without_a_seed_to_read():
     "duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))]
 )
 def test_copies_are_the_same_and_independent(duplicate):
-    layer = SKConv2d(**CONV, frame="signs", base="random")
+    layer = SKConv2d(**CONV, frame="signs")
     layer.path = "folded"
     layer.fit_error = 0.25
     other = duplicate(layer)

@@ -13,7 +13,7 @@ from torch import nn
 from sketchlayers import decompose
 from sketchlayers.nn import TuckerConv2d
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.tucker import Ranks, tucker_weights, uniform_ranks
+from sketchlayers.nn.factored.tucker import Ranks, tucker_weights, uniform_ranks
 
 
 def test_factors_are_those_of_the_definition() -> None:

@@ -39,7 +39,7 @@ from sketchlayers.compression.pipeline import Job
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "spatial": ("sketch", {}),
     "channel": ("sketch", {"mixing": "channel"}),
-    "frame": ("sketch", {"frame": "signs", "base": "random"}),
+    "frame": ("sketch", {"frame": "signs"}),
     "blocks": ("sketch", {"blocks": 2, "mixing": "channel", "signs": "hadamard"}),
     "hashed": ("hashednet", {}),
     "frequencies": ("freshnet", {}),

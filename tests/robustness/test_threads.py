@@ -45,7 +45,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(
         SKConv2d(4, 16, 3, padding=1, rank=2, seed=1),
         SKConv2d(16, 32, 3, stride=2, padding=1, rank=2, mixing="channel", groups=2, seed=2),
-        SKConv2d(32, 32, 3, padding=1, rank=1, frame="signs", base="random", seed=3),
+        SKConv2d(32, 32, 3, padding=1, rank=1, frame="signs", seed=3),
         HashedConv2d(32, 8, 1, rate=0.3, seed=4),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sketchlayers import ops
 from sketchlayers.nn import SKConv2d, SKLinear
-from sketchlayers.nn._sizes import fitting_blocks
+from sketchlayers.nn.sketch._sizes import fitting_blocks
 
 
 @dataclass(frozen=True)

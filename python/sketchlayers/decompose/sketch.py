@@ -2,10 +2,10 @@
 
 A group of a sketched layer computes, with ``l`` sketches of rank ``k`` (equation 1 of the paper),
 
-    W_hat = base + c * frame o sum_i ( U1_i^T S1_i + S2_i U2_i ),     c = 1 / (2 l) in the paper.
+    W_hat = c * frame o sum_i ( U1_i^T S1_i + S2_i U2_i ),     c = 1 / (2 l) in the paper.
 
 ``U1`` and ``U2`` are given (random signs with their ``1/sqrt`` factors), the functions here find
-``S1`` and ``S2``. The base and the sign frame are absent in the paper's layer, which has one block:
+``S1`` and ``S2``. The sign frame is absent in the paper's layer, which has one block:
 with more each block of the inputs has its own ``U1``, and each block of the outputs its own ``U2``.
 """
 
@@ -59,7 +59,6 @@ def sketch_least_squares(
     u2: Tensor,
     *,
     scale: float | None = None,
-    base: Tensor | None = None,
     frame: Tensor | None = None,
     blocks: int = 1,
     second_moment: Tensor | None = None,
@@ -89,7 +88,6 @@ def sketch_least_squares(
             mixing (Definition 2), ``n = d2 / groups * h * w``; with groups a leading group axis,
             with blocks one before ``l``.
         scale: ``c``; ``None`` is the paper's ``1 / (2 l)``.
-        base: weight that is added, of the shape of ``weight``.
         frame: signs that the sum is multiplied by, of the shape of ``weight``.
         blocks: number of blocks, which divides the inputs and the outputs of a group.
         second_moment: ``Sigma = E[x x^T]`` of the input patches, ``(n, n)`` or ``(groups, n, n)``;
@@ -117,7 +115,7 @@ def sketch_least_squares(
                 f"{owner}: {name} must be None with more than one block: the norm mixes what the "
                 f"blocks keep apart, so there is no closed form (got blocks={blocks})"
             )
-    problem = _Problem(owner, weight, u1, u2, scale, base, frame, blocks)
+    problem = _Problem(owner, weight, u1, u2, scale, frame, blocks)
     if blocks > 1:
         return problem.factors(*_blocked_least_squares(problem))
     factor = root = None
@@ -156,7 +154,6 @@ def unbiased_sketch(
     u2: Tensor,
     *,
     scale: float | None = None,
-    base: Tensor | None = None,
     frame: Tensor | None = None,
     blocks: int = 1,
 ) -> SketchFactors:
@@ -168,7 +165,7 @@ def unbiased_sketch(
 
     Arguments, shapes and errors are those of `sketch_least_squares`.
     """
-    problem = _Problem("unbiased_sketch", weight, u1, u2, scale, base, frame, blocks)
+    problem = _Problem("unbiased_sketch", weight, u1, u2, scale, frame, blocks)
     normaliser = 2 * problem.num_sketches
     x = problem.a.mT @ problem.columns_by_block(problem.target) / normaliser
     y = problem.rows_by_block(problem.target) @ problem.b.mT / normaliser
@@ -186,7 +183,7 @@ class _Problem:
         b: ``(groups * blocks, l * k * h * w, n)``; channel mixing has its signs at every kernel
             position.
         dense: the weight, ``(groups, d1 / groups, n)``.
-        target: the part of it that the sketch stands for, ``frame o (weight - base)``.
+        target: the part of it that the sketch stands for, ``frame o weight``.
     """
 
     def __init__(
@@ -196,7 +193,6 @@ class _Problem:
         u1: Tensor,
         u2: Tensor,
         scale: float | None,
-        base: Tensor | None,
         frame: Tensor | None,
         blocks: int,
     ) -> None:
@@ -232,7 +228,7 @@ class _Problem:
                 f"{owner}: u1 and u2 must fit the weight (got weight.shape={tuple(weight.shape)}, "
                 f"u1.shape={tuple(u1.shape)}, u2.shape={tuple(u2.shape)}, blocks={blocks})"
             )
-        for name, tensor in (("weight", weight), ("base", base), ("frame", frame)):
+        for name, tensor in (("weight", weight), ("frame", frame)):
             if tensor is None:
                 continue
             if tensor.shape != weight.shape:
@@ -249,8 +245,6 @@ class _Problem:
             self.b = torch.kron(self.b, torch.eye(taps, dtype=self.b.dtype, device=self.b.device))
         self.dense = weight.detach().double().reshape(grouped)
         self.target = self.dense
-        if base is not None:
-            self.target = self.target - base.detach().double().reshape(grouped)
         if frame is not None:
             self.target = self.target * frame.detach().double().reshape(grouped)
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers.methods._rank import Candidate, Rank
-from sketchlayers.nn._factored import Group, groups_of
-
-if TYPE_CHECKING:
-    from sketchlayers.methods._method import Method
+from sketchlayers.nn._groups import Group, groups_of
 
 _SHARES = (0.0, 0.05, 0.1, 0.18, 0.28, 0.4, 0.55, 0.75, 1.0)
 """Ranks that are fitted for a curve, as fractions of the largest: errors bend where it is small."""
@@ -26,25 +23,6 @@ _EXACT = 1e-14
 T = TypeVar("T")
 
 
-def fitted_curve(
-    method: Method, layer: nn.Module, second_moment: Tensor | None, sensitivity: Tensor | None
-) -> list[Candidate]:
-    """Candidates of the uniform family: a few are built and measured, the others interpolated."""
-    errors = {}
-    for rank in spread(method.ranks(layer)):
-        built = method.build(
-            layer,
-            rank,
-            init="fit",
-            seed=0,
-            second_moment=second_moment,
-            sensitivity=sensitivity,
-        )
-        weight = built.fold().weight  # type: ignore[operator]
-        errors[rank] = squared_error(layer, weight, second_moment, sensitivity)
-    return interpolated(method, layer, errors)
-
-
 def spread(ranks: Sequence[T]) -> list[T]:
     """Chooses about ten members of a family, both ends among them, denser where it is small."""
     last = len(ranks) - 1
@@ -52,24 +30,31 @@ def spread(ranks: Sequence[T]) -> list[T]:
     return [ranks[place] for place in sorted(places)]
 
 
-def interpolated(method: Method, layer: nn.Module, errors: Mapping[Rank, float]) -> list[Candidate]:
+def interpolated(
+    ranks: Sequence[Rank], parameters: Callable[[Rank], int], errors: Mapping[Rank, float]
+) -> list[Candidate]:
     """Candidates of the uniform family from the squared errors of some of its ranks.
 
     Between two known ranks the logarithm of the error is linear in the parameters. Errors that
     rise with the rank, as those of a fit that has not converged may, count as those before.
+
+    Args:
+        ranks: the uniform family.
+        parameters: of the replacement at a rank.
+        errors: squared relative errors at some of the ranks, both ends among them.
     """
     if not errors:
         return []
-    known = sorted((method.parameters(layer, rank), error) for rank, error in errors.items())
+    known = sorted((parameters(rank), error) for rank, error in errors.items())
     lowest = math.inf
     points = []
-    for parameters, error in known:
+    for size, error in known:
         lowest = min(lowest, error)
-        points.append((parameters, math.log(max(lowest, _EXACT))))
+        points.append((size, math.log(max(lowest, _EXACT))))
     candidates = []
-    for rank in _thinned(method.ranks(layer), errors):
-        parameters = method.parameters(layer, rank)
-        candidates.append(Candidate(rank, parameters, math.exp(_line(points, parameters))))
+    for rank in _thinned(ranks, errors):
+        size = parameters(rank)
+        candidates.append(Candidate(rank, size, math.exp(_line(points, size))))
     return candidates
 
 

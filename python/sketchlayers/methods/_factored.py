@@ -13,9 +13,10 @@ from sketchlayers.methods._curve import squared_errors
 from sketchlayers.methods._method import Init, Method
 from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn import LowRankLinear, TuckerConv2d
-from sketchlayers.nn._factored import FactoredConv2d, Group, chain_multiply_adds
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.low_rank import low_rank_multiply_adds, uniform_ranks
+from sketchlayers.nn._groups import Group
+from sketchlayers.nn.factored._layer import FactoredConv2d, chain_multiply_adds
+from sketchlayers.nn.factored.low_rank import low_rank_multiply_adds, uniform_ranks
 
 
 class Factored(Method):

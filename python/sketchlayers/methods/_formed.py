@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from sketchlayers.methods._method import Init, Method
 from sketchlayers.methods._rank import Rank, one_number
-from sketchlayers.nn._formed import (
+from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn.generated._layer import (
     FormedLayer,
     formed_conv_multiply_adds,
     formed_linear_multiply_adds,
 )
-from sketchlayers.nn._geometry import Geometry
 
 
 class Formed(Method):

@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
 from sketchlayers import _extension
-from sketchlayers.methods._curve import fitted_curve
+from sketchlayers.methods._curve import interpolated, spread, squared_error
 from sketchlayers.methods._rank import Candidate, Rank
 from sketchlayers.nn._config import needs_extension
 
@@ -98,7 +99,19 @@ class Method(ABC):
             second_moment: as for `build`.
             sensitivity: as for `build`.
         """
-        return fitted_curve(self, layer, second_moment, sensitivity)
+        errors = {}
+        for rank in spread(self.ranks(layer)):
+            built = self.build(
+                layer,
+                rank,
+                init="fit",
+                seed=0,
+                second_moment=second_moment,
+                sensitivity=sensitivity,
+            )
+            weight = built.fold().weight  # type: ignore[operator]
+            errors[rank] = squared_error(layer, weight, second_moment, sensitivity)
+        return interpolated(self.ranks(layer), partial(self.parameters, layer), errors)
 
     def members(self, layer: nn.Module) -> tuple[Method, ...]:
         """Lists the methods to choose from: this one, unless it stands for several."""

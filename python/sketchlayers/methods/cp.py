@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log2
 from typing import Any, ClassVar
 
@@ -17,9 +18,9 @@ from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn import CPConv2d, LowRankLinear
 from sketchlayers.nn._checks import number_above, whole_number
-from sketchlayers.nn._factored import Group
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.cp import cp_parts, uniform_ranks
+from sketchlayers.nn._groups import Group
+from sketchlayers.nn.factored.cp import cp_parts, uniform_ranks
 
 _CURVE_SWEEPS, _CURVE_SWEEPS_OF_LARGE = 20, 8
 """Sweeps of the fits for a curve; fewer for large layers, where a sweep takes seconds."""
@@ -81,13 +82,16 @@ class CP(Factored):
         """
         if layer.kernel_size == (1, 1):
             return self._low_rank_curve(layer, second_moment, sensitivity)
-        ranks = spread(self.ranks(layer))
+        family = self.ranks(layer)
+        ranks = spread(family)
 
         def errors(group: Group) -> Tensor:
             return torch.tensor([self._error(group, one_number("CP", rank)) for rank in ranks])
 
         squares = squared_errors(layer, second_moment, sensitivity, errors).tolist()
-        return interpolated(self, layer, dict(zip(ranks, squares, strict=True)))
+        return interpolated(
+            family, partial(self.parameters, layer), dict(zip(ranks, squares, strict=True))
+        )
 
     def _error(self, group: Group, rank: int) -> float:
         """Relative error that a fit of one group will have, nearly."""

@@ -14,9 +14,9 @@ from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import DictionaryConv2d, DictionaryLinear
 from sketchlayers.nn._checks import number_above, one_of, whole_number
-from sketchlayers.nn._formed import FormedLayer
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.dictionary import LENGTH, RIDGE, is_factored
+from sketchlayers.nn.generated._layer import FormedLayer
+from sketchlayers.nn.generated.dictionary import LENGTH, RIDGE, is_factored
 
 
 @register("dictionary")

@@ -12,9 +12,9 @@ from sketchlayers.methods._formed import Formed
 from sketchlayers.methods._method import register
 from sketchlayers.nn import FreshConv2d, HashedLinear
 from sketchlayers.nn._checks import number_above
-from sketchlayers.nn._formed import FormedLayer
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.fresh import ALPHA, BETA, MOST_TAPS, bucket_bounds
+from sketchlayers.nn.generated._layer import FormedLayer
+from sketchlayers.nn.generated.fresh import ALPHA, BETA, MOST_TAPS, bucket_bounds
 
 
 @register("freshnet")

@@ -10,7 +10,7 @@ from torch import nn
 from sketchlayers.methods._formed import Formed
 from sketchlayers.methods._method import register
 from sketchlayers.nn import HashedConv2d, HashedLinear
-from sketchlayers.nn._formed import FormedLayer
+from sketchlayers.nn.generated._layer import FormedLayer
 
 
 @register("hashednet")

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from sketchlayers.methods._curve import fitted_curve
 from sketchlayers.methods._factored import Factored
-from sketchlayers.methods._method import register
+from sketchlayers.methods._method import Method, register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn import LowRankConv2d, LowRankLinear
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.low_rank_conv import low_rank_parts, uniform_ranks
+from sketchlayers.nn.factored.low_rank_conv import low_rank_parts, uniform_ranks
 
 
 @register("lowrank")
@@ -39,4 +38,4 @@ class LowRank(Factored):
     def _conv_curve(
         self, layer: nn.Conv2d, second_moment: Tensor | None, sensitivity: Tensor | None
     ) -> list[Candidate]:
-        return fitted_curve(self, layer, second_moment, sensitivity)
+        return Method.curve(self, layer, second_moment=second_moment, sensitivity=sensitivity)

@@ -15,13 +15,13 @@ from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._checks import one_of, whole_number
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn._sizes import (
+from sketchlayers.nn.sketch._layer import scale_factor
+from sketchlayers.nn.sketch._sizes import (
     dense_parameters,
     fitting_blocks,
     max_rank,
     sketch_parameters,
 )
-from sketchlayers.nn._sketch import scale_factor
 
 Sizes = tuple[int, int, tuple[int, int]]
 
@@ -38,7 +38,6 @@ class Sketch(Method):
         blocks: number of blocks of a layer's inputs and outputs with signs of their own; a layer
             whose sizes it does not divide gets the next smaller number that does.
         signs: "rademacher" (independent), or "hadamard" (rows of a randomised transform).
-        base: None, or "random" to add a fixed random weight made from the seed.
         frame: None, or "signs" to multiply elementwise by fixed random signs made from the seed.
     """
 
@@ -49,7 +48,6 @@ class Sketch(Method):
     scale: Literal["paper", "normalized"] | float = "paper"
     blocks: int = 1
     signs: Literal["rademacher", "hadamard"] = "rademacher"
-    base: Literal["random"] | None = None
     frame: Literal["signs"] | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +55,6 @@ class Sketch(Method):
         one_of("Sketch", "mixing", self.mixing, ("spatial", "channel"))
         blocks = whole_number("Sketch", "blocks", self.blocks)
         one_of("Sketch", "signs", self.signs, ("rademacher", "hadamard"))
-        one_of("Sketch", "base", self.base, (None, "random"))
         one_of("Sketch", "frame", self.frame, (None, "signs"))
         factor = scale_factor("Sketch", self.scale, num_sketches)
         # Plain Python numbers, whatever number classes came in, so that a report can be saved.
@@ -153,7 +150,6 @@ class Sketch(Method):
             "scale": self.scale,
             "blocks": fitting_blocks(inputs, outputs, blocks=self.blocks, groups=groups),
             "signs": self.signs,
-            "base": self.base,
             "frame": self.frame,
         }
 

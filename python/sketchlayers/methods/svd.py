@@ -13,8 +13,8 @@ from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn import TuckerConv2d
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.low_rank import uniform_ranks
-from sketchlayers.nn.tucker import checked_ranks, tucker_parts
+from sketchlayers.nn.factored.low_rank import uniform_ranks
+from sketchlayers.nn.factored.tucker import checked_ranks, tucker_parts
 
 
 @register("svd")

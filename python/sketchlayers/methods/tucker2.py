@@ -17,9 +17,9 @@ from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Candidate, Rank
 from sketchlayers.nn import TuckerConv2d
 from sketchlayers.nn._checks import number_above, whole_number
-from sketchlayers.nn._factored import Group
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.tucker import checked_ranks, tucker_parts, uniform_ranks
+from sketchlayers.nn._groups import Group
+from sketchlayers.nn.factored.tucker import checked_ranks, tucker_parts, uniform_ranks
 
 _INPUT_SHARES = (0.05, 0.1, 0.17, 0.26, 0.38, 0.52, 0.7, 0.85)
 """Input ranks that a curve is fitted at, as fractions of the largest useful one, itself added."""

@@ -10,32 +10,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._config import Configured, dense_arguments
-    from ._sketch import Plan
-    from .conv import SKConv2d
-    from .cp import CPConv2d
-    from .dictionary import DictionaryConv2d, DictionaryLinear
-    from .fresh import FreshConv2d
-    from .hashed import HashedConv2d, HashedLinear
-    from .linear import SKLinear
-    from .low_rank import LowRankLinear
-    from .low_rank_conv import LowRankConv2d
-    from .tucker import TuckerConv2d
+    from sketchlayers.nn._config import Configured, dense_arguments
+    from sketchlayers.nn.factored.cp import CPConv2d
+    from sketchlayers.nn.factored.low_rank import LowRankLinear
+    from sketchlayers.nn.factored.low_rank_conv import LowRankConv2d
+    from sketchlayers.nn.factored.tucker import TuckerConv2d
+    from sketchlayers.nn.generated.dictionary import DictionaryConv2d, DictionaryLinear
+    from sketchlayers.nn.generated.fresh import FreshConv2d
+    from sketchlayers.nn.generated.hashed import HashedConv2d, HashedLinear
+    from sketchlayers.nn.sketch._layer import Plan
+    from sketchlayers.nn.sketch.conv import SKConv2d
+    from sketchlayers.nn.sketch.linear import SKLinear
 
 _PUBLIC = {
-    "CPConv2d": "cp",
+    "CPConv2d": "factored.cp",
     "Configured": "_config",
-    "DictionaryConv2d": "dictionary",
-    "DictionaryLinear": "dictionary",
-    "FreshConv2d": "fresh",
-    "HashedConv2d": "hashed",
-    "HashedLinear": "hashed",
-    "LowRankConv2d": "low_rank_conv",
-    "LowRankLinear": "low_rank",
-    "Plan": "_sketch",
-    "SKConv2d": "conv",
-    "SKLinear": "linear",
-    "TuckerConv2d": "tucker",
+    "DictionaryConv2d": "generated.dictionary",
+    "DictionaryLinear": "generated.dictionary",
+    "FreshConv2d": "generated.fresh",
+    "HashedConv2d": "generated.hashed",
+    "HashedLinear": "generated.hashed",
+    "LowRankConv2d": "factored.low_rank_conv",
+    "LowRankLinear": "factored.low_rank",
+    "Plan": "sketch._layer",
+    "SKConv2d": "sketch.conv",
+    "SKLinear": "sketch.linear",
+    "TuckerConv2d": "factored.tucker",
     "dense_arguments": "_config",
 }
 

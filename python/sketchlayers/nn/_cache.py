@@ -11,8 +11,8 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
-from ._autocast import autocast_type
-from ._seeded import SeededModule
+from sketchlayers.nn._autocast import autocast_type
+from sketchlayers.nn._seeded import SeededModule
 
 # Where a data pointer and a version counter say all there is to say about a tensor's values.
 _DEVICES = ("cpu", "cuda")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from ._geometry import Geometry
+from sketchlayers.nn._geometry import Geometry
 
 # Of a constructor's arguments: what tensors say by themselves, and what only helps to find a rank.
 _NO_PART = frozenset({"covariance", "device", "dtype", "rate", "seed"})

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from sketchlayers import _extension
-
-from ._config import Configured
+from sketchlayers.nn._config import Configured
 
 _SEED_LIMIT = 2**63
 

@@ -15,26 +15,24 @@ from sketchlayers import _extension, ops
 from sketchlayers._runtime.parallel import check_whole
 from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased_sketch
 from sketchlayers.decompose._checks import check_finite
+from sketchlayers.nn._autocast import autocast_type
+from sketchlayers.nn._cache import WeightCache
+from sketchlayers.nn._checks import checked_rate, one_of, whole_number
+from sketchlayers.nn._export import constant, exporting
+from sketchlayers.nn._geometry import memory_format
+from sketchlayers.nn._groups import sensitivity_by_group
+from sketchlayers.nn.sketch import _onnx
+from sketchlayers.nn.sketch._sizes import rank_for_rate, sketch_rate
 from sketchlayers.ops import Mixing, Path
 
-from . import _onnx
-from ._autocast import autocast_type
-from ._cache import WeightCache
-from ._checks import checked_rate, one_of, whole_number
-from ._factored import sensitivity_by_group
-from ._geometry import memory_format
-from ._sizes import rank_for_rate, sketch_rate
-
 Scale = Literal["paper", "normalized"] | float
-Base = Literal["random"] | None
 Frame = Literal["signs"] | None
 Signs = Literal["rademacher", "hadamard"]
 Init = Literal["fit", "unbiased", "random"]
 
 Dense = TypeVar("Dense", nn.Conv2d, nn.Linear)
 
-# Numbers of the sign matrices of group 0: part of the file format (see `ops.sign_matrix`).
-_BASE_MATRIX = 2**31
+# Number of the frame's sign matrix for group 0: part of the file format (see `ops.sign_matrix`).
 _FRAME_MATRIX = 2**31 + 2**30
 
 _KEPT_REASON = "the dense weight is kept from call to call in eval mode without gradients"
@@ -62,7 +60,7 @@ class Plan(NamedTuple):
 
 
 class SketchLayer(WeightCache):
-    """A layer with ``W_hat = base + c * frame o (A S1 + S2 B)`` in place of its weight.
+    """A layer with ``W_hat = c * frame o (A S1 + S2 B)`` in place of its weight.
 
     With more than one block every block of the inputs has its own ``A``, and every block of the
     outputs its own ``B``.
@@ -78,7 +76,6 @@ class SketchLayer(WeightCache):
         u1: packed signs of ``A``, ``(groups, blocks * l * k, words)``, int32, not persistent.
         u2: packed signs of ``B``, ``(groups, blocks * l * k * h * w, words)`` or
             ``(groups, blocks * l * k, words)``.
-        base_signs: packed signs of the seeded base, or ``None``.
         frame_signs: packed signs of the frame, or ``None``.
         rank: ``k``.
         num_sketches: ``l``.
@@ -90,14 +87,13 @@ class SketchLayer(WeightCache):
 
     _needs_extension = True
     _trained = ("s1", "s2")
-    _fixed = ("u1", "u2", "base_signs", "frame_signs")
+    _fixed = ("u1", "u2", "frame_signs")
 
     s1: nn.Parameter
     s2: nn.Parameter
     bias: nn.Parameter | None
     u1: Tensor
     u2: Tensor
-    base_signs: Tensor | None
     frame_signs: Tensor | None
     fit_error: float | None
 
@@ -116,7 +112,6 @@ class SketchLayer(WeightCache):
         scale: Scale,
         blocks: int,
         signs: Signs,
-        base: Base,
         frame: Frame,
         seed: int | None,
         device: torch.device | str | int | None,
@@ -127,7 +122,6 @@ class SketchLayer(WeightCache):
         one_of(owner, "mixing", mixing, ("spatial", "channel"))
         blocks = whole_number(owner, "blocks", blocks)
         one_of(owner, "signs", signs, ("rademacher", "hadamard"))
-        one_of(owner, "base", base, (None, "random"))
         one_of(owner, "frame", frame, (None, "signs"))
         if in_channels // groups % blocks or out_channels // groups % blocks:
             raise ValueError(
@@ -147,7 +141,6 @@ class SketchLayer(WeightCache):
         self.scale = factor
         self.blocks = blocks
         self.signs: Signs = signs
-        self.base: Base = base
         self.frame: Frame = frame
         self.rate = sketch_rate(
             in_channels,
@@ -172,7 +165,7 @@ class SketchLayer(WeightCache):
             self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
-        for name in ("u1", "u2", "base_signs", "frame_signs"):
+        for name in ("u1", "u2", "frame_signs"):
             self.register_buffer(name, None, persistent=False)
         self.reset_parameters()
 
@@ -180,22 +173,19 @@ class SketchLayer(WeightCache):
         """Draw new factors and bias from PyTorch's generator; make the signs from the seed.
 
         The factors are normal with the deviation that gives ``W_hat`` the Kaiming variance
-        ``2 / n`` for any scale: iid factors of deviation ``s`` make it ``2 l c^2 s^2``. With a
-        seeded base, which has that variance itself, they are zero. The bias is drawn as
-        ``nn.Conv2d`` draws it.
+        ``2 / n`` for any scale: iid factors of deviation ``s`` make it ``2 l c^2 s^2``. The bias is
+        drawn as ``nn.Conv2d`` draws it.
         """
         self.reset_signs()
         self.fit_error = None
         if self.s1.is_meta:
             return
         deviation = math.sqrt(2 / self._patch) / (self.scale * math.sqrt(2 * self.num_sketches))
-        if self.base is not None:
-            deviation = 0.0
         with torch.no_grad():
             for factor in (self.s1, self.s2):
                 # Drawn in contiguous order, so that the memory format does not change the values.
                 values = torch.empty_like(factor, memory_format=torch.contiguous_format)
-                factor.copy_(values.normal_(0, deviation) if deviation else values.zero_())
+                factor.copy_(values.normal_(0, deviation))
             if self.bias is not None:
                 bound = 1 / math.sqrt(self._patch)
                 nn.init.uniform_(self.bias, -bound, bound)
@@ -223,8 +213,8 @@ class SketchLayer(WeightCache):
         one_of(owner, "path", path, ("auto", "factored", "folded"))
         if path == "factored" and self._needs_folded:
             raise ValueError(
-                f"{owner}: path must be 'auto' or 'folded' with a base or a frame "
-                f"(got path='factored', base={self.base!r}, frame={self.frame!r})"
+                f"{owner}: path must be 'auto' or 'folded' with a frame "
+                f"(got path='factored', frame={self.frame!r})"
             )
         self._path = path
         self._decisions = None
@@ -233,7 +223,7 @@ class SketchLayer(WeightCache):
 
     @property
     def _needs_folded(self) -> bool:
-        return self.base is not None or self.frame is not None
+        return self.frame is not None
 
     @property
     def weight(self) -> Tensor:
@@ -247,8 +237,8 @@ class SketchLayer(WeightCache):
             RuntimeError: the factors are sharded.
         """
         check_whole(type(self).__name__, self.s1)
-        if _onnx.exporting():
-            return _onnx.sketched_weight(self)
+        if exporting():
+            return _onnx.weight(self._traced())
         return ops.sk_weight(
             self.s1,
             self.s2,
@@ -257,9 +247,41 @@ class SketchLayer(WeightCache):
             mixing=self.mixing,
             num_sketches=self.num_sketches,
             scale=self.scale,
-            base=self.base_signs,
             frame=self.frame_signs,
         )
+
+    def _traced(self) -> _onnx.Sketch:
+        """The layer as an ONNX export takes it, with signs made from the seed."""
+
+        def signs(name: str, columns: int) -> Tensor:
+            return constant(lambda: ops.unpack_signs(self._packed(name), columns).to(torch.int8))
+
+        return _onnx.Sketch(
+            self.s1,
+            self.s2,
+            signs("u1", self._group_outputs),
+            signs("u2", self._mixed[1]),
+            None if self.frame is None else signs("frame_signs", self._patch),
+            self.rank,
+            self.num_sketches * self.rank,
+            self.blocks,
+            self.mixing,
+            self.scale,
+        )
+
+    def _exports_factors(self) -> bool:
+        """Whether an ONNX export goes by the factors, where that is possible and less work.
+
+        Spatial mixing does not: its signs, ``l k h w n`` of them, outweigh the factors.
+        """
+        if self._needs_folded or self.path == "folded":
+            return False
+        positions = math.prod(self._kernel)
+        if self.mixing == "spatial" and positions > 1:
+            return False
+        channels = self._group_inputs + self._group_outputs
+        per_row = (self.blocks + positions) * channels
+        return self.num_sketches * self.rank * per_row < self._group_outputs * self._patch
 
     def _weight_options(self) -> tuple[object, ...]:
         return self.scale, self.num_sketches, self.mixing
@@ -285,7 +307,7 @@ class SketchLayer(WeightCache):
         return (u1, u2) if self._groups > 1 else (u1.squeeze(0), u2.squeeze(0))
 
     def _make_seeded(self) -> dict[str, Tensor]:
-        present = {"u1": True, "u2": True, "base_signs": self.base, "frame_signs": self.frame}
+        present = {"u1": True, "u2": True, "frame_signs": self.frame}
         return {name: self._packed(name) for name, there in present.items() if there}
 
     def _packed(self, name: str) -> Tensor:
@@ -298,8 +320,7 @@ class SketchLayer(WeightCache):
             return self._by_group(make, 0, 2, stacked, outputs)
         if name == "u2":
             return self._by_group(make, 1, 2, stacked * taps, columns)
-        first = _BASE_MATRIX if name == "base_signs" else _FRAME_MATRIX
-        return self._by_group(ops.sign_matrix, first, 1, outputs, patch)
+        return self._by_group(ops.sign_matrix, _FRAME_MATRIX, 1, outputs, patch)
 
     def _by_group(
         self, make: Callable[..., Tensor], first_matrix: int, step: int, rows: int, columns: int
@@ -429,19 +450,16 @@ class SketchLayer(WeightCache):
             ).to(weight.device)
             sensitivity = sensitivity if self._groups > 1 else sensitivity[0]
         u1, u2 = self.sketch_matrices(dtype=torch.float64)
-        base, frame = self._unpack(self.base_signs), self._unpack(self.frame_signs)
-        if base is not None:
-            base *= math.sqrt(2 / self._patch)
+        frame = self._unpack(self.frame_signs)
         if init == "unbiased":
             return unbiased_sketch(
-                weight, u1, u2, scale=self.scale, base=base, frame=frame, blocks=self.blocks
+                weight, u1, u2, scale=self.scale, frame=frame, blocks=self.blocks
             )
         return sketch_least_squares(
             weight,
             u1,
             u2,
             scale=self.scale,
-            base=base,
             frame=frame,
             blocks=self.blocks,
             second_moment=None if second_moment is None else second_moment.to(weight.device),
@@ -483,7 +501,16 @@ class SketchLayer(WeightCache):
     def from_config(
         cls, config: Mapping[str, Any], *, device: torch.device | str | int | None = None
     ) -> Self:
-        """As `Configured.from_config`."""
+        """As `Configured.from_config`.
+
+        Raises:
+            ValueError: also for a configuration of an earlier version with ``base="random"``.
+        """
+        if "base" in config:
+            raise ValueError(
+                f"{cls.__name__}: base='random' was removed, since a frame is more accurate and "
+                "blocks are faster, so the layer must be one without it"
+            )
         arguments = {name: value for name, value in config.items() if name != "path"}
         layer = super().from_config(arguments, device=device)
         layer.path = config.get("path", "auto")
@@ -498,7 +525,6 @@ class SketchLayer(WeightCache):
             "scale": "paper" if self.scale == 1 / (2 * self.num_sketches) else self.scale,
             "blocks": self.blocks,
             "signs": self.signs,
-            "base": self.base,
             "frame": self.frame,
         }
 

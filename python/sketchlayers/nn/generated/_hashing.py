@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from sketchlayers import ops
 from sketchlayers.decompose import hashed_least_squares
-
-from . import _onnx
-from ._factored import Group
-from ._formed import FormedFit, FormedLayer
+from sketchlayers.nn._export import constant, exporting
+from sketchlayers.nn._groups import Group
+from sketchlayers.nn.generated._layer import FormedFit, FormedLayer
 
 
 class HashedLayer(FormedLayer):
@@ -50,10 +49,8 @@ class HashedLayer(FormedLayer):
     ) -> Tensor:
         """The values by hash, with signs, as the matrix ``(d1, n)``."""
         rows, columns = self._weight_shape[0], self._patch
-        if _onnx.exporting():
-            return _onnx.hashed_weight(
-                values, self._seed, rows, columns, first=first, buckets=buckets
-            )
+        if exporting():
+            return _looked_up(values, self._seed, rows, columns, first=first, buckets=buckets)
         return ops.hashed_weight(values, self.seed, rows, columns, first=first, buckets=buckets)
 
     def dense_weight(self) -> Tensor:
@@ -66,3 +63,25 @@ class HashedLayer(FormedLayer):
             return self._shared(values).unflatten(0, (len(groups), -1)).flatten(2)
 
         return FormedFit(*hashed_least_squares(form, self.buckets, groups))
+
+
+def _looked_up(
+    values: Tensor,
+    seed: int,
+    rows: int,
+    columns: int,
+    *,
+    first: Sequence[int] = (),
+    buckets: Sequence[int] = (),
+) -> Tensor:
+    """`ops.hashed_weight`, looked up in the values and their negatives at constant places."""
+    number, device = len(values), values.device
+
+    def places() -> Tensor:
+        key = torch.tensor(seed, device=device)
+        entries = ops.hash_entries(key, rows, columns, number, first=first, buckets=buckets)
+        found = torch.where(entries < 0, number + ~entries, entries)
+        return found.to(torch.int32 if 2 * number < 2**31 else torch.int64)
+
+    both = torch.cat([values, -values])
+    return both.index_select(0, constant(places).flatten()).reshape(rows, columns)

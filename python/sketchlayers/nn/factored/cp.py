@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import decompose
-
-from ._checks import refuse_other_layers
-from ._factored import FactoredConv2d, Fit, Group, Init, convolution, resolved_rank
-from ._geometry import Geometry, PaddingMode
+from sketchlayers.nn._checks import refuse_other_layers
+from sketchlayers.nn._geometry import Geometry, PaddingMode
+from sketchlayers.nn._groups import Group
+from sketchlayers.nn.factored._layer import FactoredConv2d, Fit, Init, convolution, resolved_rank
 
 
 class CPConv2d(FactoredConv2d):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import decompose
-
-from ._checks import refuse_other_layers, whole_number
-from ._factored import FactoredConv2d, Fit, Group, Init, convolution, nearest_rank
-from ._geometry import Geometry, PaddingMode
+from sketchlayers.nn._checks import refuse_other_layers, whole_number
+from sketchlayers.nn._geometry import Geometry, PaddingMode
+from sketchlayers.nn._groups import Group
+from sketchlayers.nn.factored._layer import FactoredConv2d, Fit, Init, convolution, nearest_rank
 
 Ranks = tuple[int | None, int | None]
 

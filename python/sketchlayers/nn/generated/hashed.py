@@ -9,10 +9,10 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ._checks import refuse_other_layers
-from ._formed import FormedConv2d, FormedLinear, Init, number_or_rate
-from ._geometry import Geometry, PaddingMode
-from ._hashing import HashedLayer
+from sketchlayers.nn._checks import refuse_other_layers
+from sketchlayers.nn._geometry import Geometry, PaddingMode
+from sketchlayers.nn.generated._hashing import HashedLayer
+from sketchlayers.nn.generated._layer import FormedConv2d, FormedLinear, Init, number_or_rate
 
 
 class HashedLinear(HashedLayer, FormedLinear):

@@ -18,11 +18,11 @@ from torch.nn import functional
 from sketchlayers import decompose
 from sketchlayers.decompose._checks import check_shape
 from sketchlayers.decompose._norm import as_moment
-
-from ._autocast import full_precision
-from ._checks import number_above, one_of, refuse_other_layers, whole_number
-from ._factored import Group, overall_error
-from ._formed import (
+from sketchlayers.nn._autocast import full_precision
+from sketchlayers.nn._checks import number_above, one_of, refuse_other_layers, whole_number
+from sketchlayers.nn._geometry import Geometry, PaddingMode
+from sketchlayers.nn._groups import Group, overall_error
+from sketchlayers.nn.generated._layer import (
     FormedConv2d,
     FormedFit,
     FormedLayer,
@@ -30,8 +30,7 @@ from ._formed import (
     Init,
     number_or_rate,
 )
-from ._geometry import Geometry, PaddingMode
-from ._philox import random_words
+from sketchlayers.nn.generated._philox import random_words
 
 Kernel = Literal["spatial", "covariance"]
 

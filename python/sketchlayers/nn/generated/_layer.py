@@ -13,11 +13,9 @@ from torch.nn.utils import skip_init
 
 from sketchlayers._runtime.parallel import check_whole
 from sketchlayers.decompose._checks import check_finite
-
-from ._cache import WeightCache
-from ._checks import checked_rate, one_of, whole_number
-from ._factored import Group, groups_of
-from ._geometry import (
+from sketchlayers.nn._cache import WeightCache
+from sketchlayers.nn._checks import checked_rate, one_of, whole_number
+from sketchlayers.nn._geometry import (
     Geometry,
     PaddingMode,
     batch_and_size,
@@ -26,6 +24,7 @@ from ._geometry import (
     output_size,
     pad,
 )
+from sketchlayers.nn._groups import Group, groups_of
 
 Init = Literal["fit", "random"]
 

@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchlayers import ops
-from sketchlayers.ops import Mixing
-
-from . import _onnx
-from ._checks import refuse_other_layers
-from ._geometry import (
+from sketchlayers.nn._checks import refuse_other_layers
+from sketchlayers.nn._export import exporting
+from sketchlayers.nn._geometry import (
     Geometry,
     PaddingMode,
     batch_and_size,
@@ -24,7 +22,9 @@ from ._geometry import (
     output_size,
     pad,
 )
-from ._sketch import Base, Frame, Init, Plan, Scale, Signs, SketchLayer
+from sketchlayers.nn.sketch import _onnx
+from sketchlayers.nn.sketch._layer import Frame, Init, Plan, Scale, Signs, SketchLayer
+from sketchlayers.ops import Mixing
 
 
 class SKConv2d(SketchLayer):
@@ -69,8 +69,6 @@ class SKConv2d(SketchLayer):
             operations with signs. 1 is the paper's layer.
         signs: ``"rademacher"``, independent random signs, or ``"hadamard"``, rows of a randomised
             Hadamard transform, which are orthogonal (named in the paper as a possible gain).
-        base: ``"random"`` adds a fixed random weight of Kaiming variance, made from the seed; the
-            factors then start at zero.
         frame: ``"signs"`` multiplies the sum by fixed random signs, made from the seed.
         seed: decides all signs; ``None`` draws it from PyTorch's default generator.
 
@@ -110,7 +108,6 @@ class SKConv2d(SketchLayer):
         scale: Scale = "paper",
         blocks: int = 1,
         signs: Signs = "rademacher",
-        base: Base = None,
         frame: Frame = None,
         seed: int | None = None,
     ) -> None:
@@ -139,7 +136,6 @@ class SKConv2d(SketchLayer):
             scale=scale,
             blocks=blocks,
             signs=signs,
-            base=base,
             frame=frame,
             seed=seed,
             device=device,
@@ -158,9 +154,17 @@ class SKConv2d(SketchLayer):
         """Convolve ``(N, d2, H, W)`` or ``(d2, H, W)`` with ``W_hat``."""
         weight = self._kept_weight(input)
         input, padding = pad(self, input)
-        if weight is None and _onnx.exporting():
-            if _onnx.takes_factors(self):
-                return _onnx.sketched_conv2d(self, input, padding)
+        if weight is None and exporting():
+            if self._exports_factors():
+                return _onnx.conv2d(
+                    self._traced(),
+                    input,
+                    self.bias,
+                    self.stride,
+                    padding,
+                    self.dilation,
+                    self.groups,
+                )
             weight = self.dense_weight()
         if weight is not None:
             dilation = effective_dilation(self)
@@ -179,7 +183,6 @@ class SKConv2d(SketchLayer):
             mixing=self.mixing,
             num_sketches=self.num_sketches,
             scale=self.scale,
-            base=self.base_signs,
             frame=self.frame_signs,
             path=self.path,
         )
@@ -196,7 +199,6 @@ class SKConv2d(SketchLayer):
         scale: Scale = "paper",
         blocks: int = 1,
         signs: Signs = "rademacher",
-        base: Base = None,
         frame: Frame = None,
         seed: int | None = None,
         init: Init = "fit",
@@ -218,7 +220,6 @@ class SKConv2d(SketchLayer):
             scale: see the class.
             blocks: see the class.
             signs: see the class.
-            base: see the class.
             frame: see the class.
             seed: see the class.
             init: ``"fit"`` takes the factors nearest to the weight
@@ -244,7 +245,6 @@ class SKConv2d(SketchLayer):
             "scale": scale,
             "blocks": blocks,
             "signs": signs,
-            "base": base,
             "frame": frame,
             "seed": seed,
         }

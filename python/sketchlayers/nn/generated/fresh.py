@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import ops
-
-from . import _onnx
-from ._checks import number_above, refuse_other_layers
-from ._formed import FormedConv2d, Init, number_or_rate
-from ._geometry import Geometry, PaddingMode
-from ._hashing import HashedLayer
+from sketchlayers.nn._checks import number_above, refuse_other_layers
+from sketchlayers.nn._export import exporting
+from sketchlayers.nn._geometry import Geometry, PaddingMode
+from sketchlayers.nn.generated._hashing import HashedLayer
+from sketchlayers.nn.generated._layer import FormedConv2d, Init, number_or_rate
 
 ALPHA, BETA = 0.25, 2.5
 """Parameters of the distribution of values over frequencies."""
@@ -147,7 +146,7 @@ class FreshConv2d(HashedLayer, FormedConv2d):
         basis = self.basis
         if values.dtype != self.values.dtype:
             basis = basis.to(torch.promote_types(values.dtype, torch.float32))
-        if _onnx.exporting():
+        if exporting():
             hashed = self._hashed(values.to(basis.dtype), first=first, buckets=buckets)
             return (hashed.reshape(-1, len(first)) @ basis).reshape(shape).to(values.dtype)
         return ops.fresh_weight(

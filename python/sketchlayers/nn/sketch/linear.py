@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchlayers import ops
-
-from . import _onnx
-from ._checks import refuse_other_layers, whole_number
-from ._sketch import Base, Frame, Init, Plan, Scale, Signs, SketchLayer
+from sketchlayers.nn._checks import refuse_other_layers, whole_number
+from sketchlayers.nn._export import exporting
+from sketchlayers.nn.sketch import _onnx
+from sketchlayers.nn.sketch._layer import Frame, Init, Plan, Scale, Signs, SketchLayer
 
 
 class SKLinear(SketchLayer):
@@ -48,8 +48,6 @@ class SKLinear(SketchLayer):
             operations with signs. 1 is the paper's layer.
         signs: ``"rademacher"``, independent random signs, or ``"hadamard"``, rows of a randomised
             Hadamard transform, which are orthogonal (named in the paper as a possible gain).
-        base: ``"random"`` adds a fixed random weight of Kaiming variance, made from the seed; the
-            factors then start at zero.
         frame: ``"signs"`` multiplies the sum by fixed random signs, made from the seed.
         seed: decides all signs; ``None`` draws it from PyTorch's default generator.
 
@@ -78,7 +76,6 @@ class SKLinear(SketchLayer):
         scale: Scale = "paper",
         blocks: int = 1,
         signs: Signs = "rademacher",
-        base: Base = None,
         frame: Frame = None,
         seed: int | None = None,
     ) -> None:
@@ -98,7 +95,6 @@ class SKLinear(SketchLayer):
             scale=scale,
             blocks=blocks,
             signs=signs,
-            base=base,
             frame=frame,
             seed=seed,
             device=device,
@@ -110,9 +106,9 @@ class SKLinear(SketchLayer):
     def forward(self, input: Tensor) -> Tensor:
         """``(*, d2)`` to ``(*, d1)``."""
         weight = self._kept_weight(input)
-        if weight is None and _onnx.exporting():
-            if _onnx.takes_factors(self):
-                return _onnx.sketched_linear(self, input)
+        if weight is None and exporting():
+            if self._exports_factors():
+                return _onnx.linear(self._traced(), input, self.bias)
             weight = self.dense_weight()
         if weight is not None:
             return F.linear(input, weight, self.bias)
@@ -125,7 +121,6 @@ class SKLinear(SketchLayer):
             self.bias,
             num_sketches=self.num_sketches,
             scale=self.scale,
-            base=self.base_signs,
             frame=self.frame_signs,
             path=self.path,
         )
@@ -141,7 +136,6 @@ class SKLinear(SketchLayer):
         scale: Scale = "paper",
         blocks: int = 1,
         signs: Signs = "rademacher",
-        base: Base = None,
         frame: Frame = None,
         seed: int | None = None,
         init: Init = "fit",
@@ -162,7 +156,6 @@ class SKLinear(SketchLayer):
             scale: see the class.
             blocks: see the class.
             signs: see the class.
-            base: see the class.
             frame: see the class.
             seed: see the class.
             init: ``"fit"`` takes the factors nearest to the weight
@@ -188,7 +181,6 @@ class SKLinear(SketchLayer):
             "scale": scale,
             "blocks": blocks,
             "signs": signs,
-            "base": base,
             "frame": frame,
             "seed": seed,
         }

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import decompose
-
-from ._checks import refuse_other_layers, whole_number
-from ._factored import FactoredLayer, Fit, Group, Init, nearest_rank
+from sketchlayers.nn._checks import refuse_other_layers, whole_number
+from sketchlayers.nn._groups import Group
+from sketchlayers.nn.factored._layer import FactoredLayer, Fit, Init, nearest_rank
 
 
 class LowRankLinear(FactoredLayer):

@@ -1,0 +1,1 @@
+"""Layers that are computed by plain layers of less work, one after the other."""

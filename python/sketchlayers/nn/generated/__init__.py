@@ -1,0 +1,1 @@
+"""Layers that form their dense weight from fewer parameters: hashed, or predicted."""

@@ -1,0 +1,1 @@
+"""SK-CONV and SK-FC: layers whose weight is a tensor sketch."""
