@@ -153,8 +153,6 @@ def test_figures_are_measured_and_judged(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch", "4", "0"], "--batch: must be at least 1 (got 0)"),
-        (["--rate", "1.5"], "--rate: must be in (0, 1] (got 1.5)"),
         (["--seconds", "nan"], "--seconds: must be positive (got nan)"),
         (["--threads", "0"], "--threads: must be at least 1 (got 0)"),
         (["--layers", "9x9*"], "--layers: '9x9*' matches no layer"),
@@ -176,6 +174,20 @@ def test_bad_arguments_are_told_before_any_work(
     printed = capsys.readouterr()
     assert printed.err.startswith(f"sketchlayers bench: {message}")
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--batch", "4", "0"], ["--rate", "1.5"], ["--rate", "nan"], ["--blocks", "0"]],
+)
+def test_numbers_out_of_range_are_refused(
+    wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", *wrong])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {wrong[0]}: must be " in message and f"(got '{wrong[-1]}')" in message
 
 
 def test_a_picture_without_matplotlib_is_refused(

@@ -37,6 +37,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    value = positive_number(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1] (got {text!r})")
+    return value
+
+
 def positive_number(text: str) -> float:
     """A number above 0."""
     try:
