@@ -96,7 +96,7 @@ def test_a_peer_that_fails_is_named_and_left_out() -> None:
     settings = table.Settings(**{**vars(SETTINGS), "peers": (peer, other), "say": said.append})
     rows = table.run_case(SMALL[0], 2, "forward", ("channel",), settings)
     assert [r.method for r in rows] == ["channel", "channel", "plain"]
-    assert said == ["3x3 16->16 @6: no broken (no compiler)"]
+    assert said == ["3x3 16->16 @6: no broken (no compiler and a long tale)"]
     assert rows[-1].bound is None and not rows[-1].automatic
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sketchlayers import ops
 from sketchlayers._extension.plan_costs import cpu_name
+from sketchlayers._runtime.files import shortened
 from sketchlayers._version import __version__
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.reports.table import Table, number
@@ -128,7 +129,7 @@ def run_case(
     steps.append(captured(products) if settings.graphs else products)
     times = paired_times(steps, settings.seconds, settings.device)
     best = fastest(times[: len(dense)])
-    memory = _memory(contenders, mode, settings)
+    memory = [own.memory(mode) for own in contenders] if settings.memory else None
     measured = _Measured(case, batch, mode, settings, stacked, dense[best], times[best], times[-1])
     return [
         measured.row(contenders[i], times[i], (memory[i], memory[best]) if memory else None)
@@ -281,22 +282,12 @@ def _build_peers(
                 contender = _contender(name, "nchw", layer, case, batch, mode, settings)
                 contender.step(mode, graphs=False)()  # compiles, or shows that it cannot run
             except Exception as error:  # a peer's own trouble is not ours
-                settings.say(f"{case.name}: no {name} ({_first_line(error)})")
+                settings.say(f"{case.name}: no {name} ({shortened(error) or type(error).__name__})")
                 break
             built.append(contender)
             if not peer.per_mixing:
                 break
     return built
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _memory(contenders: Sequence[Contender], mode: Mode, settings: Settings) -> list[int] | None:
-    if not settings.memory:
-        return None
-    return [contender.memory(mode) for contender in contenders]
 
 
 def _parameters(layer: nn.Module) -> int:
