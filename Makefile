@@ -24,7 +24,7 @@ BUILD := build/$(if $(VENV),$(patsubst .%,%,$(notdir $(abspath $(VENV)))),system
 export SKETCHLAYERS_BUILD_DIR := $(abspath $(BUILD))
 
 LIBRARY := python/sketchlayers/libsketchlayers.so
-SOURCES := setup.py pyproject.toml CMakeLists.txt python/sketchlayers/_toolkit.py \
+SOURCES := setup.py pyproject.toml CMakeLists.txt python/sketchlayers/_extension/toolkit.py \
 	python/sketchlayers/_version.py $(shell find csrc cmake -type f 2>/dev/null)
 CPP_FILES = $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -60,12 +60,12 @@ export REQUIREMENTS
 # The toolkit to get from the package index: none when PyTorch has no CUDA or nvcc is there.
 define TOOLKIT
 import os, sys, torch
-sys.path.insert(0, "python/sketchlayers")
-import _toolkit
+sys.path.insert(0, "python/sketchlayers/_extension")
+import toolkit
 environment = {**os.environ, "FORCE_CUDA": "", "TORCH_CUDA_ARCH_LIST": ""}
-choice = torch.version.cuda and _toolkit.choose(torch.version.cuda, environment, gpus=[(9, 0)])
+choice = torch.version.cuda and toolkit.choose(torch.version.cuda, environment, gpus=[(9, 0)])
 if choice and choice.toolkit is None:
-    print(_toolkit.toolkit_requirement(torch.version.cuda))
+    print(toolkit.toolkit_requirement(torch.version.cuda))
 endef
 export TOOLKIT
 
@@ -164,9 +164,10 @@ gpu: toolkit $(STAMPS)/installed ## on a machine with a GPU: its tests, memory c
 # ------------------------------------------------------------------------------- parts of `test`
 
 .PHONY: lint format cpp-test
-lint: $(STAMPS)/environment ## style, formatting and types
+lint: $(STAMPS)/environment ## style, formatting, arrows between packages, and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	@PYTHONPATH=python lint-imports --no-logo --no-cache
 	@clang-format --dry-run --Werror $(CPP_FILES)
 	$(call alive,checking types,$(PY) -m mypy)
 

@@ -9,7 +9,7 @@ Environment variables:
 
 - ``SKETCHLAYERS_NO_EXTENSION=1`` leaves both out, as does a machine without a C++ compiler.
 - ``FORCE_CUDA`` (1 demands CUDA, 0 does without), ``CUDA_HOME``, ``TORCH_CUDA_ARCH_LIST``: see
-  ``python/sketchlayers/_toolkit.py``.
+  ``python/sketchlayers/_extension/toolkit.py``.
 - ``SKETCHLAYERS_BUILD_DIR``: the folder of object files, in place of one in ``build``.
 - ``CXX``, ``CMAKE_ARGS``, ``MAX_JOBS``: as CMake and PyTorch know them.
 """
@@ -42,8 +42,8 @@ COMMANDS_THAT_COMPILE |= {"editable_wheel", "install"}
 def load(name: str):
     """Loads a file of the package without importing the package, which is not built yet."""
     path = ROOT / "python" / "sketchlayers" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -54,7 +54,7 @@ if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
         f"{setuptools.__version__}): type `pip install --upgrade setuptools wheel cmake ninja`"
     )
 
-toolkit_finder = load("_toolkit")
+toolkit_finder = load("_extension/toolkit")
 version = load("_version")
 OLDEST_TORCH = ".".join(map(str, version.OLDEST_TORCH))
 SEARCH_PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])

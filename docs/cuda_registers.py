@@ -29,9 +29,9 @@ ENTRY = re.compile(
 
 def load_toolkit():
     """The package's toolkit finder, without importing the package, which may not be built."""
-    path = ROOT / "python" / "sketchlayers" / "_toolkit.py"
-    spec = importlib.util.spec_from_file_location("_toolkit", path)
-    module = sys.modules["_toolkit"] = importlib.util.module_from_spec(spec)
+    path = ROOT / "python" / "sketchlayers" / "_extension" / "toolkit.py"
+    spec = importlib.util.spec_from_file_location("toolkit", path)
+    module = sys.modules["toolkit"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

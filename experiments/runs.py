@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sketchlayers.bench import cpu_name
+from sketchlayers.bench.table import cpu_name
 
 CHECKPOINT_FORMAT = 2
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sketchlayers._runtime.parallel import is_sharded
 from sketchlayers._runtime.processes import Processes
-from sketchlayers._sharded import is_sharded
 from sketchlayers.nn._seeded import SeededModule
 
 

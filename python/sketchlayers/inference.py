@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import statistics
 import time
 from collections import Counter
@@ -18,8 +17,8 @@ from torch.nn.parameter import is_lazy
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._geometry import memory_format
 from sketchlayers.nn.sketch._layer import SketchLayer
-from sketchlayers.reports.report import _Exported
-from sketchlayers.reports.table import Footnotes, Table, quantity
+from sketchlayers.reports.export import Exported, Printed
+from sketchlayers.reports.table import Footnotes, Table, layer_name, quantity
 from sketchlayers.surgery.calls import ExampleInputs
 from sketchlayers.surgery.replace import copy_model, replace_layers
 
@@ -45,7 +44,7 @@ def clear_cache(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class LayerForm:
+class LayerForm(Exported):
     """One sketched layer and the form it was given.
 
     Attributes:
@@ -70,19 +69,16 @@ class LayerForm:
     bytes_after: int
     reason: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as dict, str, int, float and None."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return {**values, "seconds": dict(self.seconds)}
-
 
 @dataclass(frozen=True, repr=False)
-class InferenceReport(_Exported):
+class InferenceReport(Printed):
     """What `optimize_for_inference` measured and chose.
 
     Attributes:
         layers: every sketched layer in order of registration.
     """
+
+    _derived = ("seconds", "bytes_before", "bytes_after")
 
     layers: tuple[LayerForm, ...]
 
@@ -101,34 +97,24 @@ class InferenceReport(_Exported):
         """Time of one run in the layers that have a form, one after the other."""
         return sum(row.seconds[row.form] for row in self.layers if row.form is not None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as dict, list, str, int, float and None."""
-        return {
-            "seconds": self.seconds,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "layers": [row.to_dict() for row in self.layers],
-        }
-
     def __str__(self) -> str:
         reasons = Footnotes()
         forms = [form for form in _FORMS if any(form in row.seconds for row in self.layers)]
         times = [("milliseconds", form) for form in forms]
         sizes = [("memory", "before"), ("memory", "after")]
-        headers = [("", "layer"), ("", "form"), ("", "calls"), *times, *sizes, ("", "")]
-        table = Table(*headers, left=2)
+        table = Table("layer", "form", "calls", *times, *sizes, "", left=2)
         for row in self.layers:
             milliseconds = [
                 f"{1e3 * row.seconds[form]:.4g}" if form in row.seconds else "-" for form in forms
             ]
             table.add(
-                row.name or "(the model)",
+                layer_name(row.name),
                 row.form or "-",
                 str(row.calls),
                 *milliseconds,
                 quantity(row.bytes_before, "B"),
                 quantity(row.bytes_after, "B"),
-                reasons.mark(row.reason) if row.reason else "",
+                reasons.mark(row.reason),
             )
         chosen = Counter(row.form for row in self.layers if row.form is not None)
         counts = ", ".join(f"{chosen[form]} {form}" for form in _FORMS if chosen[form])
@@ -137,8 +123,7 @@ class InferenceReport(_Exported):
             f"{f' ({counts})' if counts else ''}, {1e3 * self.seconds:.4g} ms together; memory "
             f"{quantity(self.bytes_before, 'B')} -> {quantity(self.bytes_after, 'B')}"
         )
-        left_alone = ["left alone:", *reasons.lines()] if reasons.lines() else []
-        return "\n".join([str(table), "", summary, *left_alone])
+        return "\n".join([str(table), "", summary, *reasons.lines("left alone:")])
 
 
 class Optimized(NamedTuple):

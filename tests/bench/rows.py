@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sketchlayers.bench import Row
+from sketchlayers.bench.table import Row
 
 ROW = Row(
     layer="5x5 96->192 @16",

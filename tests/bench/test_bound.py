@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sketchlayers.bench import Case, dense_work, measure_peaks, sketch_work
-from sketchlayers.bench.bound import Peaks, Work
+from sketchlayers.bench.bound import Peaks, Work, dense_work, measure_peaks, sketch_work
+from sketchlayers.bench.cases import Case
 from sketchlayers.bench.gemms import two_gemms
 from sketchlayers.nn import SKConv2d, SKLinear
 

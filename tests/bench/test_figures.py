@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sketchlayers.bench import TABLE, figures
-from sketchlayers.bench.cases import NINN
+from sketchlayers.bench import figures
+from sketchlayers.bench.cases import NINN, TABLE
 from sketchlayers.bench.figures import CPU_GOALS, GPU_GOALS, Goal, judge
 
 from .rows import row
@@ -26,7 +26,8 @@ GOAL = Goal(NINN[2], "channel", "forward", 64, 3.5)
 def test_a_goal_is_reached_by_the_median(speed: float, gemms: float | None, verdict: str) -> None:
     (judged,) = judge([GOAL], [row(speed=speed, gemms=gemms)])
     assert judged.verdict == verdict
-    assert figures.format_judged(judged).endswith(verdict)
+    line = figures.summary([GOAL], [judged.row]).splitlines()[3]
+    assert line.startswith("5x5 96->192 @16") and line.endswith(verdict)
 
 
 def test_only_channel_mixing_has_a_floor() -> None:

@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
-from sketchlayers import _extension, _plan_costs
+from sketchlayers import _extension
+from sketchlayers._extension import plan_costs
 from sketchlayers.bench import tune
+from sketchlayers.bench.cases import build_dense, build_sketch
 
 _C = _extension.load()
 
@@ -23,9 +25,9 @@ def test_layers_are_drawn_within_bounds_and_can_be_built(kind):
         assert shape.kind == kind and 0.02 <= shape.rate <= 0.3
         assert 1e6 <= shape.multiply_adds <= 1.5e9 and shape.elements <= 2e7
     smallest = min(shapes, key=lambda shape: shape.multiply_adds)
-    data = smallest.input(torch.device("cpu"), torch.float32)
-    output = smallest.sketch()(data)
-    assert output.shape == smallest.dense()(data).shape
+    data = torch.randn(smallest.case.input_shape(smallest.batch))
+    output = build_sketch(smallest.case, smallest.rate, smallest.mixing, "auto", 8)(data)
+    assert output.shape == build_dense(smallest.case)(data).shape
     assert data.numel() + output.numel() == smallest.elements
 
 
@@ -41,14 +43,14 @@ def test_the_fit_finds_the_constants_and_none_below_zero():
 
 @pytest.fixture
 def samples():
-    return list(tune.sample(72, 7, torch.device("cpu"), torch.float32, 1e-3))
+    return tune.sample(72, 7, torch.device("cpu"), torch.float32, 1e-3)
 
 
 def test_samples_become_constants_that_the_planner_reads(samples, tmp_path):
     file = tmp_path / "samples.csv"
     tune.write_samples(file, samples, "this machine")
     again = tune.read_samples(file)
-    assert [own.shape.multiply_adds for own in again] == [s.shape.multiply_adds for s in samples]
+    assert [own.multiply_adds for own in again] == [own.multiply_adds for own in samples]
     assert again[0].dense_forward == pytest.approx(samples[0].dense_forward, rel=1e-3)
     text = tune.constants(samples, "cpu", "float32")
     kinds_and_formats = 2 * (len(tune.KINDS) - 1) + 1  # linear layers have one
@@ -73,7 +75,7 @@ print(plan.factored_seconds)
 @pytest.mark.parametrize("text", ["cpu float32 linear factored forward 5 0 0 0\n", "nonsense\n"])
 def test_the_file_of_this_machine_is_read_at_import(tmp_path, monkeypatch, text):
     monkeypatch.setenv("SKETCHLAYERS_CACHE", str(tmp_path))
-    file = _plan_costs.file_of(torch.device("cpu"))
+    file = plan_costs.file_of(torch.device("cpu"))
     assert file is not None and file.parent == tmp_path
     file.write_text(text)
     finished = subprocess.run(
@@ -87,6 +89,6 @@ def test_the_file_of_this_machine_is_read_at_import(tmp_path, monkeypatch, text)
 
 def test_an_empty_cache_variable_means_no_files(monkeypatch):
     monkeypatch.setenv("SKETCHLAYERS_CACHE", "")
-    assert _plan_costs.file_of(torch.device("cpu")) is None
+    assert plan_costs.file_of(torch.device("cpu")) is None
     with pytest.raises(ValueError, match="SKETCHLAYERS_CACHE"):
         tune.tune(torch.device("cpu"), [torch.float32], "this machine")

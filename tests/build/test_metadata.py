@@ -13,7 +13,7 @@ import yaml
 
 import sketchlayers
 from sketchlayers import _extension
-from sketchlayers._installation import LIBRARY
+from sketchlayers._extension.installation import LIBRARY
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = _extension.load().build_info()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sketchlayers import _toolkit
-from sketchlayers._toolkit import Toolkit, ToolkitError
+from sketchlayers._extension import toolkit as finder
+from sketchlayers._extension.toolkit import Toolkit, ToolkitError
 
 HOPPER = [(9, 0)]
 
@@ -40,13 +40,13 @@ def make_wrapper(folder: Path, nvcc: Path) -> Path:
 @pytest.fixture
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Nothing is found but what a test puts there."""
-    monkeypatch.setattr(_toolkit, "system_toolkits", lambda prefix: [])
-    monkeypatch.setattr(_toolkit, "nvidia_package_folders", list)
+    monkeypatch.setattr(finder, "system_toolkits", lambda prefix: [])
+    monkeypatch.setattr(finder, "nvidia_package_folders", list)
     return monkeypatch
 
 
 def test_cpu_pytorch_needs_no_toolkit() -> None:
-    choice = _toolkit.choose(None, {}, gpus=HOPPER)
+    choice = finder.choose(None, {}, gpus=HOPPER)
     assert choice.toolkit is None
     assert "without CUDA" in choice.reason
 
@@ -56,15 +56,15 @@ def test_order_of_preference(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -
     on_path = make_toolkit(tmp_path / "path", "13.0")
     system = make_toolkit(tmp_path / "system", "13.2")
     package = make_toolkit(tmp_path / "package", "13.3")
-    bare_machine.setattr(_toolkit, "nvidia_package_folders", lambda: [package])
+    bare_machine.setattr(finder, "nvidia_package_folders", lambda: [package])
 
     def chosen(environ: dict[str, str]) -> tuple[Path, str]:
-        toolkit = _toolkit.choose("13.2", environ, gpus=HOPPER).toolkit
+        toolkit = finder.choose("13.2", environ, gpus=HOPPER).toolkit
         assert toolkit is not None
         return toolkit.home, toolkit.version
 
     assert chosen({}) == (package, "13.3")
-    bare_machine.setattr(_toolkit, "system_toolkits", lambda prefix: [system])
+    bare_machine.setattr(finder, "system_toolkits", lambda prefix: [system])
     assert chosen({}) == (system, "13.2")
     path = {"PATH": str(on_path / "bin") + ":/bin"}
     assert chosen(path) == (on_path, "13.0")
@@ -74,8 +74,8 @@ def test_order_of_preference(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -
 def test_wrapper_script_is_followed(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home = make_toolkit(tmp_path / "cuda", "13.0")
     folder = make_wrapper(tmp_path / "usr" / "bin", home / "bin" / "nvcc")
-    assert _toolkit.toolkit_home(str(folder / "nvcc")) == home
-    toolkit = _toolkit.choose("13.2", {"PATH": f"{folder}:/bin"}, gpus=HOPPER).toolkit
+    assert finder.toolkit_home(str(folder / "nvcc")) == home
+    toolkit = finder.choose("13.2", {"PATH": f"{folder}:/bin"}, gpus=HOPPER).toolkit
     assert toolkit == Toolkit(home, "13.0", "nvcc on PATH")
 
 
@@ -83,41 +83,41 @@ def test_other_major_version_is_passed_over(
     bare_machine: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     old = make_toolkit(tmp_path / "old", "12.4")
-    bare_machine.setattr(_toolkit, "system_toolkits", lambda prefix: [old])
-    choice = _toolkit.choose("13.2", {}, gpus=HOPPER)
+    bare_machine.setattr(finder, "system_toolkits", lambda prefix: [old])
+    choice = finder.choose("13.2", {}, gpus=HOPPER)
     assert choice.toolkit is None
     assert "PyTorch needs CUDA 13.2" in choice.reason
     assert "12.4" in choice.reason
 
     fitting = make_toolkit(tmp_path / "fitting", "13.2")
-    bare_machine.setattr(_toolkit, "nvidia_package_folders", lambda: [fitting])
-    toolkit = _toolkit.choose("13.2", {}, gpus=HOPPER).toolkit
+    bare_machine.setattr(finder, "nvidia_package_folders", lambda: [fitting])
+    toolkit = finder.choose("13.2", {}, gpus=HOPPER).toolkit
     assert toolkit is not None and toolkit.home == fitting
 
 
 def test_force_cuda(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home = make_toolkit(tmp_path / "cuda", "13.0")
     found = {"CUDA_HOME": str(home)}
-    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "0"}, gpus=HOPPER).toolkit is None
-    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "1"}, gpus=HOPPER).toolkit is not None
+    assert finder.choose("13.2", {**found, "FORCE_CUDA": "0"}, gpus=HOPPER).toolkit is None
+    assert finder.choose("13.2", {**found, "FORCE_CUDA": "1"}, gpus=HOPPER).toolkit is not None
     with pytest.raises(ToolkitError, match=r"FORCE_CUDA=1 .* without CUDA"):
-        _toolkit.choose(None, {**found, "FORCE_CUDA": "1"}, gpus=HOPPER)
+        finder.choose(None, {**found, "FORCE_CUDA": "1"}, gpus=HOPPER)
     with pytest.raises(ToolkitError, match=r'no nvcc .* pip install "cuda-toolkit\[nvcc,cccl\]'):
-        _toolkit.choose("13.2", {"FORCE_CUDA": "1"}, gpus=HOPPER)
+        finder.choose("13.2", {"FORCE_CUDA": "1"}, gpus=HOPPER)
     with pytest.raises(ValueError, match=r"FORCE_CUDA must be 0 or 1 \(got 'yes'\)"):
-        _toolkit.choose("13.2", {"FORCE_CUDA": "yes"}, gpus=HOPPER)
+        finder.choose("13.2", {"FORCE_CUDA": "yes"}, gpus=HOPPER)
 
 
 def test_without_a_gpu_cuda_must_be_asked_for(
     bare_machine: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = {"CUDA_HOME": str(make_toolkit(tmp_path / "cuda", "13.0"))}
-    choice = _toolkit.choose("13.2", found, gpus=[])
+    choice = finder.choose("13.2", found, gpus=[])
     assert choice.toolkit is None
     assert choice.reason.startswith("this machine has no GPU (FORCE_CUDA=1 ")
     listed = {**found, "TORCH_CUDA_ARCH_LIST": "8.0"}
-    assert _toolkit.choose("13.2", listed, gpus=[]).toolkit is not None
-    assert _toolkit.choose("13.2", {**found, "FORCE_CUDA": "1"}, gpus=[]).toolkit is not None
+    assert finder.choose("13.2", listed, gpus=[]).toolkit is not None
+    assert finder.choose("13.2", {**found, "FORCE_CUDA": "1"}, gpus=[]).toolkit is not None
 
 
 def test_architectures(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_architectures(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None
     def architectures(environ: dict[str, str], gpus: list[tuple[int, int]], more: str = "") -> str:
         listed = {"TORCH_CUDA_ARCH_LIST": more} if more else {}
         environ = {**environ, **listed, "FORCE_CUDA": "1"}
-        return _toolkit.choose("12.9", environ, gpus=gpus).architectures
+        return finder.choose("12.9", environ, gpus=gpus).architectures
 
     assert architectures(new, [(9, 0), (8, 6), (9, 0)]) == "8.6;9.0"
     assert architectures(new, []) == architectures(new, HOPPER, "all") == "8.0;9.0;10.0+PTX"
@@ -144,12 +144,12 @@ def test_gpus_that_the_toolkit_does_not_know(
     found = {"CUDA_HOME": str(make_toolkit(tmp_path / "cuda", "13.0", listed))}
 
     def architectures(*gpus: tuple[int, int]) -> str:
-        return _toolkit.choose("13.2", found, gpus=gpus).architectures
+        return finder.choose("13.2", found, gpus=gpus).architectures
 
     assert architectures((8, 0), (10, 0)) == "8.0;10.0"
     assert architectures((8, 0), (6, 1)) == "8.0"
     assert architectures((12, 0)) == "10.0+PTX"
-    choice = _toolkit.choose("13.2", found, gpus=[(6, 1)])
+    choice = finder.choose("13.2", found, gpus=[(6, 1)])
     assert choice.toolkit is None and "compiles for no GPU of this machine" in choice.reason
 
 
@@ -162,11 +162,11 @@ def test_gpus_that_the_toolkit_does_not_know(
     ],
 )
 def test_architectures_as_cmake_writes_them(listed: str, expected: str) -> None:
-    assert _toolkit.cmake_architectures(listed) == expected
+    assert finder.cmake_architectures(listed) == expected
 
 
 def test_empty_cuda_home_is_named(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    choice = _toolkit.choose("13.2", {"CUDA_HOME": str(tmp_path)}, gpus=HOPPER)
+    choice = finder.choose("13.2", {"CUDA_HOME": str(tmp_path)}, gpus=HOPPER)
     assert choice.toolkit is None
     assert f"no nvcc in CUDA_HOME={tmp_path}" in choice.reason
 
@@ -175,7 +175,7 @@ def test_newest_system_toolkit_comes_first(tmp_path: Path) -> None:
     for name in ("cuda-9.2", "cuda-13.0", "cuda-12.8"):
         make_toolkit(tmp_path / name, "1.0")
     (tmp_path / "cuda-14.0").mkdir()  # without a compiler
-    assert [folder.name for folder in _toolkit.system_toolkits(tmp_path)] == [
+    assert [folder.name for folder in finder.system_toolkits(tmp_path)] == [
         "cuda-13.0",
         "cuda-12.8",
         "cuda-9.2",
@@ -188,26 +188,26 @@ def test_missing_headers_come_from_the_packages(tmp_path: Path) -> None:
     other = tmp_path / "nvidia" / "cudnn"
     for folder in (toolkit.home, package, other):
         (folder / "include").mkdir(parents=True)
-    for header in _toolkit.MATH_LIBRARY_HEADERS:
+    for header in finder.MATH_LIBRARY_HEADERS:
         (package / "include" / header).touch()
-    assert _toolkit.extra_include_folders(toolkit, [package, other]) == [package / "include"]
+    assert finder.extra_include_folders(toolkit, [package, other]) == [package / "include"]
 
-    for header in _toolkit.MATH_LIBRARY_HEADERS:
+    for header in finder.MATH_LIBRARY_HEADERS:
         (toolkit.home / "include" / header).touch()
-    assert _toolkit.extra_include_folders(toolkit, [package, other]) == []
+    assert finder.extra_include_folders(toolkit, [package, other]) == []
 
 
 def test_runtime_library_without_a_development_link(tmp_path: Path) -> None:
     toolkit = Toolkit(tmp_path / "cuda", "13.0", "package index")
     package = tmp_path / "cu13"
     with pytest.raises(ToolkitError, match=r"libcudart\.so\.13 must be in"):
-        _toolkit.cuda_runtime_library(toolkit, [package])
+        finder.cuda_runtime_library(toolkit, [package])
     (package / "lib").mkdir(parents=True)
     library = package / "lib" / "libcudart.so.13"
     library.touch()
-    assert _toolkit.cuda_runtime_library(toolkit, [package]) == library
+    assert finder.cuda_runtime_library(toolkit, [package]) == library
 
     (toolkit.home / "lib64").mkdir(parents=True)
     own = toolkit.home / "lib64" / "libcudart.so"
     own.touch()
-    assert _toolkit.cuda_runtime_library(toolkit, [package]) == own
+    assert finder.cuda_runtime_library(toolkit, [package]) == own

@@ -13,7 +13,8 @@ import torch
 import without_extension  # the script beside this file
 
 import sketchlayers
-from sketchlayers import _extension, _installation
+from sketchlayers import _extension
+from sketchlayers._extension import installation
 
 SCRIPT = Path(without_extension.__file__)
 METADATA = "Metadata-Version: 2.1\nName: sketchlayers\nVersion: {}\nRequires-Dist: torch{}\n"
@@ -39,7 +40,7 @@ def install(folder: Path, *, pure: bool, torch_requirement: str = ">=2.11") -> P
         The package's folder.
     """
     package = folder / "sketchlayers"
-    shutil.copytree(_installation.PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__py*"))
+    shutil.copytree(installation.PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__py*"))
     records = folder / f"sketchlayers-{sketchlayers.__version__}.dist-info"
     records.mkdir()
     (records / "METADATA").write_text(METADATA.format(sketchlayers.__version__, torch_requirement))
@@ -96,7 +97,7 @@ def test_a_library_that_does_not_load_is_not_taken_for_one_left_out(tmp_path: Pa
 
 
 def test_a_library_for_another_pytorch_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_installation, "required_torch", lambda: "torch==2.10.*")
+    monkeypatch.setattr(installation, "required_torch", lambda: "torch==2.10.*")
     monkeypatch.setattr(_extension, "problem", _extension.problem.__wrapped__)  # not the cached one
     message = "SKLinear cannot be used: the compiled extension was built for torch==2\\.10"
     with pytest.raises(ImportError, match=message):

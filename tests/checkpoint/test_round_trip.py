@@ -218,7 +218,7 @@ def test_torchvision_networks_that_are_hard_to_make(
     name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     pytest.importorskip("torchvision")
-    from sketchlayers._torchvision import build_torchvision
+    from sketchlayers.checkpoint.architecture import build_torchvision
 
     model = build_torchvision(name, 4, **options)
     path = sketchlayers.save(

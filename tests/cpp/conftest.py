@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from sketchlayers._installation import LIBRARY
+from sketchlayers._extension.installation import LIBRARY
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from sketchlayers import bench
+from sketchlayers.bench.cases import NINN, build_dense, build_sketch
+from sketchlayers.bench.memory import step_memory
 
 from .problems import GRADIENTS, Conv, Layer, Linear, paths
 
@@ -76,9 +77,9 @@ def test_no_tensor_of_float_signs_outlives_the_call(name: str, path: str):
 
 
 @pytest.mark.parametrize("mixing", ["spatial", "channel"])
-@pytest.mark.parametrize("case", [bench.NINN[0], bench.NINN[5]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [NINN[0], NINN[5]], ids=lambda case: case.name)
 def test_a_training_step_peaks_no_higher_than_the_dense_one(case, mixing):
     data = torch.randn(64, case.in_channels, case.size, case.size, requires_grad=True)
-    dense = bench.step_memory(bench.build_dense(case), data)
-    sketch = bench.step_memory(bench.build_sketch(case, 0.1, mixing, "auto"), data)
+    dense = step_memory(build_dense(case), data)
+    sketch = step_memory(build_sketch(case, 0.1, mixing, "auto"), data)
     assert sketch <= 1.05 * dense

@@ -33,7 +33,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 
 import sketchlayers
-from sketchlayers._sharded import whole
+from sketchlayers._runtime.parallel import whole
 from sketchlayers.compression.pipeline import Job
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

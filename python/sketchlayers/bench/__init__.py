@@ -13,43 +13,9 @@ input, and the largest sum of what PyTorch's allocator held during the call.
 ``gemms``       the two matrix products that channel mixing needs
 ``peers``       other packages' layers
 ``figures``     speeds to reach
-``table plot``  rows, CSV, picture
+``table``       rows: measured, printed, written
+``records``     files of measurements
+``plot``        the picture
+``tune``        the planner's constants
 ==============  ==================================================================
 """
-
-from .bound import Mode, Peaks, Work, dense_work, measure_peaks, sketch_work
-from .cases import FULLY_CONNECTED, NINN, TABLE, Case, build_dense, build_sketch
-from .memory import allocation_peak, held_bytes, inference_memory, step_memory
-from .table import Row, Settings, cpu_name, machine, run_case, write_csv
-from .timing import inference, paired_times, quartiles, speeds, synchronize, training_step
-
-__all__ = [
-    "FULLY_CONNECTED",
-    "NINN",
-    "TABLE",
-    "Case",
-    "Mode",
-    "Peaks",
-    "Row",
-    "Settings",
-    "Work",
-    "allocation_peak",
-    "build_dense",
-    "build_sketch",
-    "cpu_name",
-    "dense_work",
-    "held_bytes",
-    "inference",
-    "inference_memory",
-    "machine",
-    "measure_peaks",
-    "paired_times",
-    "quartiles",
-    "run_case",
-    "sketch_work",
-    "speeds",
-    "step_memory",
-    "synchronize",
-    "training_step",
-    "write_csv",
-]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +11,7 @@ from torch import nn
 from sketchlayers import ops
 
 from .cases import Case
-from .timing import Step, synchronize
+from .timing import Step, paired_times
 
 Mode = Literal["forward", "training"]
 
@@ -59,15 +57,17 @@ def measure_peaks(device: torch.device, dtype: torch.dtype, seconds: float = 0.5
         dtype: Of the matrices.
         seconds: Time for each of the three.
     """
-    flops = max(
-        _rate(_large_gemm(device, dtype), seconds, device),
-        _rate(_large_convolution(device, dtype), seconds, device),
-    )
     count = _COPY_BYTES[device.type]
     source = torch.ones(count, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
-    copy = (lambda: target.copy_(source)), 2 * count
-    return Peaks(flops=flops, bandwidth=_rate(copy, seconds, device))
+    gemm, convolution = _large_gemm(device, dtype), _large_convolution(device, dtype)
+    amounts = [gemm[1], convolution[1], 2 * count]
+    steps: list[Step] = [gemm[0], convolution[0], lambda: target.copy_(source)]
+    times = paired_times(steps, 3 * seconds, device, least=3)
+    products, convolutions, copies = (
+        amount / min(taken) for amount, taken in zip(amounts, times, strict=True)
+    )
+    return Peaks(flops=max(products, convolutions), bandwidth=copies)
 
 
 def _large_gemm(device: torch.device, dtype: torch.dtype) -> tuple[Step, int]:
@@ -91,31 +91,6 @@ def _large_convolution(device: torch.device, dtype: torch.dtype) -> tuple[Step, 
         layer(data)
 
     return step, 2 * 9 * channels**2 * batch * side**2
-
-
-def _rate(step_and_amount: tuple[Step, int], seconds: float, device: torch.device) -> float:
-    """Operations or bytes a second."""
-    step, amount = step_and_amount
-    return amount / _shortest(step, seconds, device)
-
-
-def _shortest(
-    step: Step,
-    seconds: float,
-    device: torch.device,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Seconds of the quickest call; at least three are made."""
-    step()
-    taken: list[float] = []
-    end = clock() + seconds
-    while len(taken) < 3 or clock() < end:
-        synchronize(device)
-        start = clock()
-        step()
-        synchronize(device)
-        taken.append(clock() - start)
-    return min(taken)
 
 
 def sketch_work(
@@ -151,7 +126,7 @@ def sketch_work(
 
 def dense_work(case: Case, batch: int, mode: Mode, element: int) -> Work:
     """The work of PyTorch's own layer, counted in the same way."""
-    weight = case.taps * case.in_channels * case.out_channels
+    weight = case.weights
     products = 3 if mode == "training" else 1
     multiply_adds = products * weight * batch * case.output_pixels
     return Work(2 * multiply_adds, _bytes(case, batch, weight, mode, element))
@@ -185,7 +160,7 @@ def _factored_multiply_adds(
 
 
 def _folded_multiply_adds(case: Case, batch: int, stacked: int, mode: Mode) -> float:
-    weight = case.taps * case.in_channels * case.out_channels
+    weight = case.weights
     dense = weight * batch * case.output_pixels
     if mode == "forward":
         return dense

@@ -6,7 +6,8 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sketchlayers import ops
 from sketchlayers.nn import SKConv2d, SKLinear
@@ -58,6 +59,16 @@ class Case:
     def taps(self) -> int:
         """Positions of the kernel, ``h w``."""
         return self.kernel**2
+
+    @property
+    def weights(self) -> int:
+        """Numbers of the dense weight."""
+        return self.taps * self.in_channels * self.out_channels
+
+    @property
+    def elements(self) -> int:
+        """Numbers of an input and its output."""
+        return self.in_channels * self.input_pixels + self.out_channels * self.output_pixels
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
         """``(batch, d2, H, W)`` or ``(batch, d2)``."""
@@ -171,3 +182,21 @@ def build_sketch(
         )
     layer.path = path
     return layer
+
+
+def placed(
+    layer: nn.Module,
+    case: Case,
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    channels_last: bool,
+) -> tuple[nn.Module, Tensor]:
+    """The layer on its device, in its type and memory format, and random numbers as its input."""
+    layer.to(device, dtype)
+    data = torch.randn(case.input_shape(batch), device=device, dtype=dtype)
+    if channels_last and case.size:
+        layer.to(memory_format=torch.channels_last)
+        data = data.contiguous(memory_format=torch.channels_last)
+    return layer, data

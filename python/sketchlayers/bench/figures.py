@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sketchlayers.reports.table import Table, number
+
 from .bound import Mode
 from .cases import FULLY_CONNECTED, GOOGLENET, GPU_LAYERS, NINN, RESNET, Case, distinct
 from .table import Row
@@ -155,28 +157,29 @@ def too_large(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-HEADER = (
-    f"{'figure':24} {'mixing':8} {'mode':9} {'batch':>5}  {'goal':>5} {'measured':>8}"
-    f" {'(quartiles)':>13}  {'floor':>5}  reached"
-)
-
-
-def format_judged(judged: Judged) -> str:
-    """One line of the table of figures."""
-    goal, row = judged.goal, judged.row
-    floor = "    -" if judged.floor is None else f"{judged.floor:5.2f}"
-    return (
-        f"{goal.case.name:24} {goal.mixing:8} {goal.mode:9} {goal.batch:5}  {goal.speed:5.2f}"
-        f" {row.speed:8.2f} ({row.speed_low:5.2f}-{row.speed_high:5.2f})  {floor}"
-        f"  {judged.verdict}"
-    )
-
-
 def summary(goals: Sequence[Goal], rows: Sequence[Row]) -> str:
     """The table of figures and, below it, what is too slow or too large."""
     judged = judge(goals, rows)
-    reached = sum(figure.reached for figure in judged)
-    lines = ["", HEADER, *map(format_judged, judged), "", f"{reached} of {len(judged)} reached"]
+    table = Table(
+        *("figure", "mixing", "mode", "batch", "goal", "measured", "(quartiles)", "floor"),
+        "reached",
+        left=3,
+    )
+    for own in judged:
+        goal, row = own.goal, own.row
+        table.add(
+            goal.case.name,
+            goal.mixing,
+            goal.mode,
+            str(goal.batch),
+            f"{goal.speed:.2f}",
+            f"{row.speed:.2f}",
+            f"({row.speed_low:.2f}-{row.speed_high:.2f})",
+            number(own.floor, ".2f"),
+            own.verdict,
+        )
+    reached = sum(own.reached for own in judged)
+    lines = ["", str(table), "", f"{reached} of {len(judged)} reached"]
     lines.append(
         f"floor: {GEMM_FLOOR} times the two matrix products alone; 'floor' as an answer means that"
         " the goal is missed and the floor is held"

@@ -7,6 +7,8 @@ import os
 import torch
 from torch import Tensor, nn
 
+from sketchlayers.inference import clear_cache
+
 from .timing import Step, inference, synchronize, training_step
 
 
@@ -62,18 +64,10 @@ def inference_memory(layer: nn.Module, data: Tensor) -> int:
     """
     step = inference(layer, data)
     step()
-    clear_caches(layer)
+    clear_cache(layer)
 
     def twice() -> None:
         step()
         step()
 
     return held_bytes(layer, data) + allocation_peak(twice, data.device)
-
-
-def clear_caches(layer: nn.Module) -> None:
-    """Drops what the layers cached for inference."""
-    for module in layer.modules():
-        clear = getattr(module, "clear_cache", None)
-        if callable(clear):
-            clear()

@@ -47,7 +47,7 @@ class Peer:
 
 
 class PlainConv2d(nn.Module):
-    """The factored form of an `SKConv2d` without frame and groups, in PyTorch's own calls.
+    """The factored form of an `SKConv2d` that `plain` takes, in PyTorch's own calls.
 
     ``(N, d2, H, W)`` to ``(N, d1, H', W')``. The signs are float buffers that hold the scale.
     """
@@ -57,10 +57,6 @@ class PlainConv2d(nn.Module):
 
     def __init__(self, layer: SKConv2d) -> None:
         super().__init__()
-        if layer.groups != 1 or layer.blocks != 1 or layer.frame:
-            raise ValueError("the plain form has no groups, no blocks and no frame")
-        if layer.padding_mode != "zeros":
-            raise ValueError("the plain form pads with zeros")
         taps = math.prod(layer.kernel_size)
         channels = layer.in_channels
         columns = channels if layer.mixing == "channel" else channels * taps
@@ -92,15 +88,13 @@ class PlainConv2d(nn.Module):
 
 
 class PlainLinear(nn.Module):
-    """The factored form of an `SKLinear` without a frame: ``(*, d2)`` to ``(*, d1)``."""
+    """The factored form of an `SKLinear` that `plain` takes: ``(*, d2)`` to ``(*, d1)``."""
 
     enter: Tensor
     leave: Tensor
 
     def __init__(self, layer: SKLinear) -> None:
         super().__init__()
-        if layer.blocks != 1 or layer.frame:
-            raise ValueError("the plain form has no blocks and no frame")
         scale = layer.scale / math.sqrt(layer.rank)
         enter = ops.unpack_signs(layer.u2[0], layer.in_features, scale=scale)
         leave = ops.unpack_signs(layer.u1[0], layer.out_features, scale=scale)
@@ -120,8 +114,13 @@ def plain(layer: Layer) -> nn.Module:
     """The factored form of a sketched layer in PyTorch's own calls, with the same values.
 
     Raises:
-        ValueError: the layer has groups or a frame.
+        ValueError: the layer has groups, blocks or a frame, or does not pad with zeros.
     """
+    padding = getattr(layer, "padding_mode", "zeros")
+    if getattr(layer, "groups", 1) != 1 or layer.blocks != 1 or layer.frame or padding != "zeros":
+        raise ValueError(
+            "the plain form has neither groups, blocks nor a frame, and pads with zeros"
+        )
     return PlainConv2d(layer) if isinstance(layer, SKConv2d) else PlainLinear(layer)
 
 

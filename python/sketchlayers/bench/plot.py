@@ -7,6 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sketchlayers.reports.plot import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    check_picture,
+    horizontal_rows,
+    write_picture,
+)
+
 
 class Drawn(Protocol):
     """What a dot needs to know: a `Row` of the layer table has it, one of networks too."""
@@ -44,14 +56,13 @@ class Drawn(Protocol):
         """Upper quartile."""
 
 
-# Okabe and Ito's palette, distinguishable with any colour vision.
 _COLOURS = {
-    "spatial": "#0072B2",
-    "channel": "#D55E00",
-    "any": "#009E73",
-    "tensorly Tucker": "#CC79A7",
-    "tensorly CP": "#E69F00",
-    "Panther": "#56B4E9",
+    "spatial": BLUE,
+    "channel": RED,
+    "any": GREEN,
+    "tensorly Tucker": PINK,
+    "tensorly CP": ORANGE,
+    "Panther": SKY,
 }
 _NAMES = {
     "spatial": "spatial mixing",
@@ -61,25 +72,12 @@ _NAMES = {
 TITLES = {"forward": "inference", "training": "forward + backward"}
 
 
-def require_matplotlib() -> None:
-    """Fails before anything is measured, if the picture could not be drawn.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            "--png: needs matplotlib, which is not installed (pip install matplotlib)"
-        ) from error
-
-
 def write_png(path: Path, rows: Sequence[Drawn], title: str) -> None:
     """Draws a dot for every row at its speed relative to dense, a bar from quartile to quartile.
 
     The speed stands beside the dot, and the name of the contender where it comes first.
     """
+    check_picture(path)
     from matplotlib.figure import Figure
 
     modes = list(dict.fromkeys(row.mode for row in rows))
@@ -96,7 +94,7 @@ def write_png(path: Path, rows: Sequence[Drawn], title: str) -> None:
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
     figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=150)
+    write_picture(figure, path)
 
 
 def _label(row: Drawn) -> str:
@@ -153,8 +151,7 @@ def _draw(axes: Any, rows: Sequence[Drawn], labels: Sequence[str], series: Seque
         axes.axhspan(line - 0.5, line + 0.5, color="black", alpha=0.04, linewidth=0, zorder=0)
     axes.set_ylim(-0.5, len(labels) - 0.5)
     axes.set_xlabel("times as fast as dense (faster to the right)")
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    horizontal_rows(axes)
 
 
 def _heights(
@@ -185,4 +182,3 @@ def _scale(axes: Any, rows: Sequence[Drawn]) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="x", alpha=0.3)

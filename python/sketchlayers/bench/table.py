@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import ops
-from sketchlayers._plan_costs import cpu_name
+from sketchlayers._extension.plan_costs import cpu_name
+from sketchlayers._runtime.files import shortened
 from sketchlayers._version import __version__
 from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.reports.table import Table, number
 
 from .bound import Mode, Peaks, dense_work, sketch_work
-from .cases import Case, build_dense, build_sketch
+from .cases import Case, build_dense, build_sketch, placed
 from .gemms import two_gemms
 from .memory import inference_memory, step_memory, tensor_bytes
 from .peers import Peer
+from .records import write_csv
 from .timing import (
     WIDE,
     Step,
@@ -127,7 +129,7 @@ def run_case(
     steps.append(captured(products) if settings.graphs else products)
     times = paired_times(steps, settings.seconds, settings.device)
     best = fastest(times[: len(dense)])
-    memory = _memory(contenders, mode, settings)
+    memory = [own.memory(mode) for own in contenders] if settings.memory else None
     measured = _Measured(case, batch, mode, settings, stacked, dense[best], times[best], times[-1])
     return [
         measured.row(contenders[i], times[i], (memory[i], memory[best]) if memory else None)
@@ -256,11 +258,9 @@ def _contender(
     mixing: ops.Mixing | None = None,
 ) -> Contender:
     """Moves a layer to its device, type and format, and makes its input."""
-    layer.to(settings.device, settings.dtype)
-    data = torch.randn(case.input_shape(batch), device=settings.device, dtype=settings.dtype)
-    if fmt == "nhwc" and case.size:
-        layer.to(memory_format=torch.channels_last)
-        data = data.contiguous(memory_format=torch.channels_last)
+    layer, data = placed(
+        layer, case, batch, settings.device, settings.dtype, channels_last=fmt == "nhwc"
+    )
     data.requires_grad_(mode == "training")
     return Contender(method, fmt, layer, data, mixing)
 
@@ -282,7 +282,7 @@ def _build_peers(
                 contender = _contender(name, "nchw", layer, case, batch, mode, settings)
                 contender.step(mode, graphs=False)()  # compiles, or shows that it cannot run
             except Exception as error:  # a peer's own trouble is not ours
-                settings.say(f"{case.name}: no {name} ({_first_line(error)})")
+                settings.say(f"{case.name}: no {name} ({shortened(error) or type(error).__name__})")
                 break
             built.append(contender)
             if not peer.per_mixing:
@@ -290,38 +290,34 @@ def _build_peers(
     return built
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _memory(contenders: Sequence[Contender], mode: Mode, settings: Settings) -> list[int] | None:
-    if not settings.memory:
-        return None
-    return [contender.memory(mode) for contender in contenders]
-
-
 def _parameters(layer: nn.Module) -> int:
     return sum(parameter.numel() for parameter in layer.parameters())
 
 
-HEADER = (
-    f"{'layer':24} {'method':16} {'format':6} {'path':9} {'batch':>5} {'dense ms':>9} {'ms':>9}"
-    f"  {'speed':>6}  {'(quartiles)':>13}  {'GEMMs':>6}  {'bound':>5}  {'memory':>6}"
+ROWS = Table(
+    *("layer", "method", "format", "path", "batch", "dense ms", "ms"),
+    *("speed ", "(quartiles)", "GEMMs", "bound", "memory"),
+    left=4,
+    widths=(24, 16, 6, 9, 5, 9, 9, 6, 13, 6, 5, 6),
 )
 
 
 def format_row(row: Row) -> str:
-    """One line of the table; ``~`` marks a speed with wide quartiles."""
-    return (
-        f"{row.layer:24} {row.method:16} {row.format:6} {row.path:9} {row.batch:5}"
-        f" {row.dense_ms:9.3f} {row.ms:9.3f}  {row.speed:6.2f}{'~' if row.noisy else ' '}"
-        f" ({row.speed_low:5.2f}-{row.speed_high:5.2f})  {_or_dash(row.gemms, '6.2f', 6)}"
-        f"  {_or_dash(row.bound, '4.0%', 5)}  {_or_dash(row.memory, '6.2f', 6)}"
+    """One line of `ROWS`; ``~`` marks a speed with wide quartiles."""
+    return ROWS.line(
+        row.layer,
+        row.method,
+        row.format,
+        row.path,
+        str(row.batch),
+        f"{row.dense_ms:.3f}",
+        f"{row.ms:.3f}",
+        f"{row.speed:.2f}{'~' if row.noisy else ' '}",
+        f"({row.speed_low:.2f}-{row.speed_high:.2f})",
+        number(row.gemms, ".2f"),
+        number(row.bound, ".0%"),
+        number(row.memory, ".2f"),
     )
-
-
-def _or_dash(value: float | None, form: str, width: int) -> str:
-    return ("-" if value is None else format(value, form)).rjust(width)
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -350,20 +346,7 @@ def machine(device: torch.device) -> str:
     return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
-CSV_COLUMNS = (*(field.name for field in fields(Row)), "dtype", "hardware", "torch", "sketchlayers")
-
-
-def write_csv(path: Path, rows: Sequence[Row], dtype: str, hardware: str) -> None:
+def write_rows(path: Path, rows: Sequence[Row], dtype: str, hardware: str) -> None:
     """Writes the rows with the type, hardware and versions they were measured with."""
-    common = {
-        "dtype": dtype,
-        "hardware": hardware,
-        "torch": torch.__version__,
-        "sketchlayers": __version__,
-    }
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            values = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()}
-            writer.writerow({**values, **common})
+    versions = {"torch": torch.__version__, "sketchlayers": __version__}
+    write_csv(path, rows, ".6g", dtype=dtype, hardware=hardware, **versions)

@@ -12,17 +12,22 @@ import itertools
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sketchlayers import _extension, _plan_costs, ops
+from sketchlayers import _extension, ops
+from sketchlayers._extension import plan_costs
+from sketchlayers._runtime.files import written_whole
+from sketchlayers._runtime.progress import progress_bar
 from sketchlayers.nn import SKConv2d, SKLinear
 
+from .cases import Case, build_dense, build_sketch, placed
+from .records import write_csv
 from .timing import inference, paired_times, training_step
 
 Kind = Literal["linear", "pointwise", "spatial", "channel"]
@@ -52,69 +57,42 @@ class Shape:
     size: int
     stride: int
     rate: float
-    blocks: int = 1
-    channels_last: bool = False
+    blocks: int
+    channels_last: bool
 
     @property
-    def padding(self) -> int:
-        """As usual: the output has the input's size, divided by the stride."""
-        return self.kernel // 2
+    def case(self) -> Case:
+        """The layer; padding gives the output the input's size, divided by the stride."""
+        return Case(
+            "",
+            self.in_channels,
+            self.out_channels,
+            self.kernel,
+            size=0 if self.kind == "linear" else self.size,
+            padding=self.kernel // 2,
+            stride=self.stride,
+        )
 
     @property
-    def output_size(self) -> int:
-        """Side length of the output."""
-        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+    def mixing(self) -> ops.Mixing:
+        """Of the sketched layer."""
+        return "channel" if self.kind == "channel" else "spatial"
 
     @property
     def multiply_adds(self) -> int:
         """Of the dense layer."""
-        filters = self.in_channels * self.out_channels * self.kernel**2
-        return self.batch * self.output_size**2 * filters
+        return self.batch * self.case.output_pixels * self.case.weights
 
     @property
     def elements(self) -> int:
         """Of input and output."""
-        inputs = self.in_channels * self.size**2
-        return self.batch * (inputs + self.out_channels * self.output_size**2)
+        return self.batch * self.case.elements
 
-    def input(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Random numbers."""
-        if self.kind == "linear":
-            return torch.randn(self.batch, self.in_channels, device=device).to(dtype)
-        shape = (self.batch, self.in_channels, self.size, self.size)
-        return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=self.format)
-
-    @property
-    def format(self) -> torch.memory_format:
-        """Of images and filters."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-    def sketch(self) -> SKConv2d | SKLinear:
-        """The sketched layer."""
-        if self.kind == "linear":
-            return SKLinear(self.in_channels, self.out_channels, rate=self.rate, blocks=self.blocks)
-        return SKConv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel,
-            stride=self.stride,
-            padding=self.padding,
-            rate=self.rate,
-            mixing="channel" if self.kind == "channel" else "spatial",
-            blocks=self.blocks,
-        )
-
-    def dense(self) -> nn.Module:
-        """PyTorch's own layer."""
-        if self.kind == "linear":
-            return nn.Linear(self.in_channels, self.out_channels)
-        return nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel,
-            stride=self.stride,
-            padding=self.padding,
-        )
+    def __str__(self) -> str:
+        channels_last = ", channels_last" if self.channels_last else ""
+        mixing = f", {self.mixing} mixing" if self.kernel > 1 else ""
+        layer = f"{self.case.name}, batch {self.batch}{channels_last}"
+        return f"{layer}: rate {self.rate:.3f}, {self.blocks} blocks{mixing}"
 
 
 def draw(generator: random.Random, kind: Kind) -> Shape:
@@ -148,19 +126,9 @@ def draw(generator: random.Random, kind: Kind) -> Shape:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Shape):
     """Seconds of a shape's parts: median of several calls each."""
 
-    kind: Kind
-    batch: int
-    in_channels: int
-    out_channels: int
-    kernel: int
-    size: int
-    stride: int
-    rate: float
-    blocks: int
-    channels_last: bool
     rank: int
     dense_forward: float
     form_forward: float
@@ -169,30 +137,24 @@ class Sample:
     form_training: float
     factored_training: float
 
-    @property
-    def shape(self) -> Shape:
-        """What was measured."""
-        return Shape(**{field.name: getattr(self, field.name) for field in fields(Shape)})
-
     def plan(self, *, training: bool, device: str, dtype: str) -> Any:
         """The planner's answer; without training for a weight that is there already."""
-        shape = self.shape
         return _extension.load().plan(
-            batch=shape.batch,
-            in_channels=shape.in_channels,
-            out_channels=shape.out_channels,
-            kernel=(shape.kernel, shape.kernel),
-            input_pixels=shape.size**2,
-            output_pixels=shape.output_size**2,
+            batch=self.batch,
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            kernel=(self.kernel, self.kernel),
+            input_pixels=self.case.input_pixels,
+            output_pixels=self.case.output_pixels,
             sketch_rank=self.rank,
-            mixing="channel" if shape.kind == "channel" else "spatial",
-            is_linear=shape.kind == "linear",
+            mixing=self.mixing,
+            is_linear=self.kind == "linear",
             device=device,
             dtype=dtype,
             training=training,
             weight_ready=not training,
-            blocks=shape.blocks,
-            channels_last=shape.channels_last,
+            blocks=self.blocks,
+            channels_last=self.channels_last,
         )
 
     def seconds(self, *, training: bool) -> dict[str, float]:
@@ -205,20 +167,18 @@ class Sample:
 
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, seconds: float) -> Sample:
     """Times all parts of one shape in turn."""
-    data = shape.input(device, dtype)
+    case = shape.case
     times: dict[str, Any] = {}
-    sketch, dense = (
-        layer.to(device, dtype).to(memory_format=shape.format)
-        for layer in (shape.sketch(), shape.dense())
-    )
-    assert isinstance(sketch, (SKConv2d, SKLinear))
-    sketch.path = "factored"
-
+    sketch = build_sketch(case, shape.rate, shape.mixing, "factored", shape.blocks)
+    layers = [
+        placed(layer, case, shape.batch, device, dtype, channels_last=shape.channels_last)
+        for layer in (build_dense(case), sketch)
+    ]
     for mode in MODES:
         training = mode == "training"
         prepare = training_step if training else inference
-        own = data.clone(memory_format=torch.preserve_format).requires_grad_(training)
-        steps = [prepare(dense, own), _forming(sketch, training), prepare(sketch, own)]
+        dense, factored = (prepare(layer, data.requires_grad_(training)) for layer, data in layers)
+        steps = [dense, _forming(sketch, training), factored]
         measured = paired_times(steps, seconds / 2, device, least=5)
         for work, taken in zip(WORKS, measured, strict=True):
             times[f"{work}_{mode}"] = statistics.median(taken)
@@ -244,11 +204,19 @@ def _forming(sketch: SKConv2d | SKLinear, training: bool) -> Callable[[], None]:
 
 def sample(
     count: int, seed: int, device: torch.device, dtype: torch.dtype, seconds: float
-) -> Iterator[Sample]:
+) -> list[Sample]:
     """Measures shapes drawn at random, one kind after the other in turn."""
     generator = random.Random(seed)
-    for kind in itertools.islice(itertools.cycle(KINDS), count):
-        yield measure(draw(generator, kind), device, dtype, seconds)
+    samples = []
+    with progress_bar(_name(dtype), count, unit="layer") as advance:
+        for kind in itertools.islice(itertools.cycle(KINDS), count):
+            samples.append(measure(draw(generator, kind), device, dtype, seconds))
+            advance(1)
+    return samples
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # ------------------------------------------------------------------------------------ the constants
@@ -256,17 +224,15 @@ def sample(
 
 def amounts(own: Sample, work: str, device: str) -> tuple[float, float, float, float]:
     """A call, multiply-adds, elements of images, elements of the weight or its factors."""
-    shape = own.shape
-    positions = shape.kernel**2
-    weight = shape.in_channels * shape.out_channels * positions
+    case = own.case
     if work == "dense":
-        return 1, shape.multiply_adds, shape.elements, weight
+        return 1, own.multiply_adds, own.elements, case.weights
     if work == "form":
-        rows = 1 + (positions if shape.kind != "channel" else 1)
-        return 1, own.rank * rows * weight, 0, weight
-    factors = own.rank * positions * (shape.in_channels + shape.out_channels)
+        rows = 1 + (case.taps if own.mixing == "spatial" else 1)
+        return 1, own.rank * rows * case.weights, 0, case.weights
+    factors = own.rank * case.taps * (own.in_channels + own.out_channels)
     planned = own.plan(training=False, device=device, dtype="float32")
-    return 1, planned.factored_vector_multiply_adds, shape.elements, factors
+    return 1, planned.factored_vector_multiply_adds, own.elements, factors
 
 
 def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
@@ -339,31 +305,22 @@ def good_choices(chosen: Sequence[Choice]) -> float:
 
 def write_samples(path: Path, samples: Sequence[Sample], hardware: str) -> None:
     """Writes the measured times, so that other constants can be judged by them."""
-    with path.open("w", newline="") as file:
-        names = [field.name for field in fields(Sample)]
-        writer = csv.DictWriter(file, [*names, "hardware", "torch"], lineterminator="\n")
-        writer.writeheader()
-        for own in samples:
-            row = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(own).items()}
-            writer.writerow({**row, "hardware": hardware, "torch": torch.__version__})
+    write_csv(path, samples, ".4g", hardware=hardware, torch=torch.__version__)
 
 
 def read_samples(path: Path) -> list[Sample]:
     """What `write_samples` wrote."""
-    with path.open(newline="") as file:
-        return [_parse(row) for row in csv.DictReader(file)]
-
-
-def _parse(row: dict[str, str]) -> Sample:
-    types: dict[str, Callable[[str], Any]] = {
-        "kind": str,
-        "channels_last": lambda text: text == "True",
+    parse: dict[str, Callable[[str], Any]] = {
+        "Kind": str,
+        "bool": lambda text: text == "True",
+        "int": int,
+        "float": float,
     }
-    whole = ("batch", "in_channels", "out_channels", "kernel", "size", "stride", "rank", "blocks")
-    types.update(dict.fromkeys(whole, int))
-    return Sample(
-        **{field.name: types.get(field.name, float)(row[field.name]) for field in fields(Sample)}
-    )
+    with path.open(newline="") as file:
+        return [
+            Sample(**{own.name: parse[str(own.type)](row[own.name]) for own in fields(Sample)})
+            for row in csv.DictReader(file)
+        ]
 
 
 # ------------------------------------------------------------------------------------ the commands
@@ -381,33 +338,24 @@ def tune(device: torch.device, dtypes: Sequence[torch.dtype], hardware: str) -> 
     Raises:
         ValueError: the user's environment names no directory to keep them in.
     """
-    path = _plan_costs.file_of(device)
+    path = plan_costs.file_of(device)
     if path is None:
         raise ValueError("--tune: SKETCHLAYERS_CACHE must name a directory (got an empty one)")
     text = f"# Measured by `sketchlayers bench --tune`: {hardware}, PyTorch {torch.__version__}\n"
     for dtype in dtypes:
-        name = str(dtype).removeprefix("torch.")
-        measured = []
-        for own in sample(LAYERS_TO_TUNE, _TUNING_SEED, device, dtype, _SECONDS):
-            measured.append(own)
-            print(f"\r{name}: {len(measured)} of {LAYERS_TO_TUNE} layers", end="", flush=True)
-        print()
-        text += constants(measured, device.type, name)
+        measured = sample(LAYERS_TO_TUNE, _TUNING_SEED, device, dtype, _SECONDS)
+        text += constants(measured, device.type, _name(dtype))
     _extension.load().load_plan_costs(text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    with written_whole(path) as temporary:
+        temporary.write_text(text)
     return path
 
 
 def verify(device: torch.device, dtype: torch.dtype) -> tuple[list[Sample], str]:
     """Measures newly drawn layers and judges what the planner chooses for them, in words."""
-    name = str(dtype).removeprefix("torch.")
-    samples = []
-    for own in sample(LAYERS_TO_VERIFY, _VERIFYING_SEED, device, dtype, _SECONDS):
-        samples.append(own)
-        print(f"\r{name}: {len(samples)} of {LAYERS_TO_VERIFY} layers", end="", flush=True)
-    print()
-    return samples, judgement(samples, device.type, name)
+    samples = sample(LAYERS_TO_VERIFY, _VERIFYING_SEED, device, dtype, _SECONDS)
+    return samples, judgement(samples, device.type, _name(dtype))
 
 
 def judgement(samples: Sequence[Sample], device: str, dtype: str) -> str:
@@ -419,7 +367,5 @@ def judgement(samples: Sequence[Sample], device: str, dtype: str) -> str:
             f"{MODES[training]}: the chosen path takes at most {TOLERANCE} times the best one's "
             f"time for {100 * good_choices(chosen):.1f} % of {len(chosen)} layers"
         )
-        for own in chosen[:3]:
-            shape = own.sample.shape
-            lines.append(f"  {own.regret:.2f} times: {own.path}, {shape}")
+        lines += [f"  {own.regret:.2f} times: {own.path}, {own.sample}" for own in chosen[:3]]
     return "\n".join(lines)

@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sketchlayers import _extension, methods
-from sketchlayers._meta import WithoutValues
 from sketchlayers._runtime.files import shortened
-from sketchlayers._sharded import own_class
+from sketchlayers._runtime.parallel import own_class
 from sketchlayers.nn._config import (
     Configured,
     check_names,
@@ -20,6 +19,7 @@ from sketchlayers.nn._config import (
     needs_extension,
 )
 from sketchlayers.nn._geometry import Geometry
+from sketchlayers.surgery.meta import WithoutValues
 
 from ._container import WrongFileError
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers._runtime.files import shortened
-from sketchlayers._sharded import has_shards
-from sketchlayers._wrapped import unwrapped
+from sketchlayers._runtime.parallel import has_shards, unwrapped
 
 from ._container import Container, Entry, WrongFileError, opened
 from ._match import match
-from ._save import FILE_IN_FOLDER, build
+from ._save import FILE_IN_FOLDER
+from .architecture import build
 
 
 @dataclass(frozen=True)

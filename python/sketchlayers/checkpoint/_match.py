@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sketchlayers._sharded import has_shards
+from sketchlayers._runtime.parallel import has_shards
 from sketchlayers.nn._seeded import SeededModule
 from sketchlayers.surgery.replace import replace_layers
 

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sketchlayers._runtime.extras import missing
 from sketchlayers._runtime.files import check_safetensors
+from sketchlayers._runtime.parallel import has_shards, unwrapped, whole
 from sketchlayers._runtime.processes import Processes
-from sketchlayers._sharded import has_shards, whole
-from sketchlayers._torchvision import build_torchvision, torchvision_names
-from sketchlayers._wrapped import unwrapped
 from sketchlayers.nn._geometry import memory_format
 from sketchlayers.reports.report import Report
 
 from ._container import DTYPES, Entry, WrongFileError, has_nan, write
 from ._layers import describe
 from ._match import match
+from .architecture import build
 
 FILE_IN_FOLDER = "model.safetensors"
 """What the Hugging Face Hub calls the file in a model's folder."""
@@ -155,36 +153,3 @@ def _checked(
     except WrongFileError as error:
         raise ValueError(f"save: architecture must be that of the model ({error})") from error
     return options
-
-
-def build(architecture: Any) -> nn.Module:
-    """The network of torchvision that an architecture names, with weights on the meta device.
-
-    Raises:
-        ImportError: torchvision is not installed.
-        WrongFileError: there is no such network.
-    """
-    if not isinstance(architecture, dict) or not isinstance(architecture.get("name"), str):
-        raise WrongFileError("architecture must have the name of a torchvision network")
-    name = architecture["name"]
-    unknown = architecture.keys() - {"name", "num_classes", "transform_input"}
-    classes = architecture.get("num_classes")
-    transformed = architecture.get("transform_input", False)
-    wrong = classes is not None and (type(classes) is not int or not 1 <= classes < 2**31)
-    if unknown or wrong or type(transformed) is not bool:
-        raise WrongFileError(
-            "architecture must have no more than name, num_classes (an int above 0) and "
-            f"transform_input (a bool) (got {str(architecture)[:200]})"
-        )
-    names = torchvision_names()
-    if not names:
-        raise ImportError(missing(f"a network of the name {name[:80]}", "torchvision", "cli"))
-    if name not in names:
-        raise WrongFileError(f"there is no classification network {name[:80]!r} in torchvision")
-    try:
-        return build_torchvision(name, classes, transform_input=transformed, on_meta=True)
-    except Exception as error:  # options that this network does not take fail in many ways
-        raise WrongFileError(
-            f"torchvision does not make {name} with {str(architecture)[:200]} "
-            f"({type(error).__name__}: {str(error)[:200]})"
-        ) from error

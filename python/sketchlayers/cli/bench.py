@@ -17,8 +17,12 @@ from sketchlayers.bench.bound import Mode, measure_peaks
 from sketchlayers.bench.cases import ALL, TABLE, Case, select
 from sketchlayers.bench.figures import Goal
 from sketchlayers.bench.table import Format, Row, Settings
+from sketchlayers.cli.kinds import positive, share
+from sketchlayers.cli.options import chosen_device
+from sketchlayers.reports.plot import check_picture
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+_DEVICES = ("cpu", "cuda")
 _FIXED_BY_FIGURES = ("batch", "rate", "blocks", "mixing", "path")
 
 
@@ -42,9 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", nargs="+", default=[], metavar="PATTERN", help='such as "3x3*" "FC*" NinN'
     )
-    parser.add_argument("--batch", type=int, nargs="+", help="images in a batch (64); several too")
-    parser.add_argument("--rate", type=float, help="rate of every layer (0.1)")
-    parser.add_argument("--blocks", type=int, help="blocks of every layer, as far as they fit (1)")
+    parser.add_argument(
+        "--batch", type=positive, nargs="+", help="images in a batch (64); several too"
+    )
+    parser.add_argument("--rate", type=share, help="rate of every layer (0.1)")
+    parser.add_argument(
+        "--blocks", type=positive, help="blocks of every layer, as far as they fit (1)"
+    )
     parser.add_argument("--mixing", choices=["spatial", "channel"], help="only this mixing")
     parser.add_argument(
         "--mode", choices=["forward", "training"], help="only this: default is both in turn"
@@ -64,7 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_measurement_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> None:
     """Declares how to measure and where results go: what benchmarks of networks need too."""
     parser.add_argument(
-        "--seconds", type=float, default=seconds, help=f"time for each measurement ({seconds:g})"
+        "--seconds",
+        type=float,
+        default=seconds,
+        help=f"time for each measurement ({seconds:g})",
     )
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -81,6 +92,7 @@ def check_measurement_arguments(args: argparse.Namespace) -> torch.device:
         The device.
 
     Raises:
+        ImportError: matplotlib is needed and not installed.
         ValueError: an argument is out of range, the device is not there, or a file could not be
             written.
     """
@@ -92,30 +104,15 @@ def check_measurement_arguments(args: argparse.Namespace) -> torch.device:
         if path is not None and not path.resolve().parent.is_dir():
             raise ValueError(f"{option}: its folder must exist (got {path})")
     if args.png is not None:
-        plot.require_matplotlib()
-    device = checked_device(args.device)
+        check_picture(args.png)
+    device = chosen_device(args.device)
+    if device.type not in _DEVICES:
+        raise ValueError(f"--device: must be one of {', '.join(_DEVICES)} (got {args.device})")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = args.tf32
         torch.backends.cudnn.allow_tf32 = args.tf32
-    return device
-
-
-def checked_device(name: str) -> torch.device:
-    """The device of this name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: no such device (got {name!r})") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: must be cpu or cuda (got {name!r})")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: PyTorch finds no GPU (got {name!r})")
     return device
 
 
@@ -148,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         print(figures.summary(goals, rows))
     dtype = str(settings.dtype).removeprefix("torch.")
     if args.csv:
-        table.write_csv(args.csv, rows, dtype, hardware)
+        table.write_rows(args.csv, rows, dtype, hardware)
         print(f"written to {args.csv}")
     if args.png:
         plot.write_png(args.png, rows, f"rate {settings.rate:g}, {dtype}, {hardware}")
@@ -172,24 +169,16 @@ def _tune(args: argparse.Namespace, device: torch.device) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuses arguments that are out of range or do not go together.
+    """Refuses arguments that do not go together.
 
     Raises:
         ValueError: with the option's name.
     """
-    for batch in args.batch or ():
-        if batch < 1:
-            raise ValueError(f"--batch: must be at least 1 (got {batch})")
-    if args.rate is not None and not 0 < args.rate <= 1:
-        raise ValueError(f"--rate: must be in (0, 1] (got {args.rate})")
-    if args.blocks is not None and args.blocks < 1:
-        raise ValueError(f"--blocks: must be at least 1 (got {args.blocks})")
     if args.graphs and not args.device.startswith("cuda"):
         raise ValueError(f"--graphs: needs a GPU (got --device {args.device})")
-    if args.figures:
-        given = [f"--{name}" for name in _FIXED_BY_FIGURES if getattr(args, name) is not None]
-        if given:
-            raise ValueError(f"--figures: fixes {', '.join(given)}, which cannot be given with it")
+    given = [f"--{name}" for name in _FIXED_BY_FIGURES if getattr(args, name) is not None]
+    if args.figures and given:
+        raise ValueError(f"--figures: fixes {', '.join(given)}, which cannot be given with it")
 
 
 def _chosen_goals(args: argparse.Namespace, device: torch.device) -> list[Goal]:
@@ -267,7 +256,7 @@ def _measure(plan: Sequence[Measurement], settings: Settings, head: str) -> list
     for measurement in plan:
         if measurement.mode != mode:
             mode = measurement.mode
-            print(f"\n{plot.TITLES[mode]}\n{table.HEADER}", flush=True)
+            print(f"\n{plot.TITLES[mode]}\n{table.ROWS.header()}", flush=True)
         for row in table.run_case(
             measurement.case, measurement.batch, mode, measurement.mixings, settings
         ):

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sketchlayers import _toolkit
-from sketchlayers._installation import (
+from sketchlayers import _extension
+from sketchlayers._extension import toolkit
+from sketchlayers._extension.installation import (
     PACKAGE,
     REBUILD,
     ExtensionFacts,
@@ -24,6 +25,7 @@ from sketchlayers._installation import (
     diagnose_extension,
     minor_version,
 )
+from sketchlayers._extension.toolkit import Choice, ToolkitError
 from sketchlayers._version import OLDEST_TORCH, __version__
 
 
@@ -49,7 +51,7 @@ class Facts(ExtensionFacts):
     torch_error: str = ""
     torch_cuda: str | None = None
     gpus: tuple[Gpu, ...] = ()
-    toolkit: _toolkit.Choice = field(default_factory=lambda: _toolkit.Choice(None, ""))
+    toolkit: Choice = field(default_factory=lambda: Choice(None, ""))
 
 
 def examine() -> Facts:
@@ -58,8 +60,6 @@ def examine() -> Facts:
         import torch
     except Exception as error:  # a broken installation may raise anything
         return Facts(torch=None, torch_error=f"{type(error).__name__}: {error}")
-    from sketchlayers import _extension
-
     return Facts(
         **vars(_extension.examine()),
         torch_cuda=torch.version.cuda,
@@ -71,11 +71,11 @@ def examine() -> Facts:
     )
 
 
-def _choose_toolkit(torch: Any) -> _toolkit.Choice:
+def _choose_toolkit(torch: Any) -> Choice:
     try:
-        return _toolkit.choose(torch.version.cuda, gpus=_toolkit.gpus(torch))
-    except (ValueError, _toolkit.ToolkitError) as error:
-        return _toolkit.Choice(None, str(error))
+        return toolkit.choose(torch.version.cuda, gpus=toolkit.gpus(torch))
+    except (ValueError, ToolkitError) as error:
+        return Choice(None, str(error))
 
 
 def diagnose(facts: Facts) -> Problem | None:
@@ -99,7 +99,7 @@ def _diagnose_gpus(facts: Facts) -> Problem | None:
     if facts.build["cuda"] is None:
         remedy = REBUILD
         if facts.toolkit.toolkit is None and facts.torch_cuda is not None:
-            remedy = f"{_toolkit.install_hint(facts.torch_cuda)}, then {REBUILD}"
+            remedy = f"{toolkit.install_hint(facts.torch_cuda)}, then {REBUILD}"
         return Problem(
             f"PyTorch has a GPU ({facts.gpus[0].name}) and this build is for CPU only", remedy
         )

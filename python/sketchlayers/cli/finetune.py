@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +15,12 @@ from torch import Tensor, nn
 
 from sketchlayers._runtime.progress import progress_bar
 from sketchlayers.cli.folders import ImageBatches, LabelledImages, Preparation
+from sketchlayers.cli.messages import WrongInput, tell
+from sketchlayers.cli.models import Loaded
 from sketchlayers.compression.finishing.refine import mirrored_and_shifted
 from sketchlayers.optim import param_groups
+from sketchlayers.reports.report import Report
+from sketchlayers.reports.table import joined, percent
 from sketchlayers.surgery.batches import device_of
 from sketchlayers.surgery.evaluation import evaluating
 
@@ -48,7 +54,6 @@ def finetune(
     settings: FineTuning,
     *,
     seed: int,
-    tell: Callable[[str], None],
 ) -> None:
     """Trains all parameters; afterwards the model is in evaluation mode.
 
@@ -58,10 +63,9 @@ def finetune(
         prepare: makes inputs of them.
         settings: the recipe.
         seed: of order, augmentation and dropout.
-        tell: told of every epoch in one line.
 
     Raises:
-        FolderError: an image cannot be read.
+        WrongInput: an image cannot be read.
         ValueError: the loss is not finite.
     """
     device = device_of(model) or torch.device("cpu")
@@ -137,3 +141,78 @@ def _batches(
     files = [images.files[number] for number in order]
     labels = iter(torch.tensor([images.labels[number] for number in order]).split(batch_size))
     yield from zip(ImageBatches(files, prepare, batch_size), labels, strict=True)
+
+
+class Labels:
+    """What images with labels are for: measuring accuracy, and training on."""
+
+    def __init__(self, args: argparse.Namespace, loaded: Loaded) -> None:
+        """Finds the images of ``args.train`` and ``args.val``, and compares their classes.
+
+        Raises:
+            WrongInput: they are not those of the model's outputs, or of each other.
+        """
+        self._args = args
+        self._train = None if args.train is None else LabelledImages.find(args.train)
+        self._val = None if args.val is None else LabelledImages.find(args.val)
+        self._accuracy: dict[str, float] = {}
+        if self._train is None and self._val is None:
+            return
+        self._prepare = Preparation.of(loaded.name, args.input_size)
+        for option, images in (("--train", self._train), ("--val", self._val)):
+            if images is not None:
+                self._check(option, images, loaded.model)
+        if self._train and self._val and self._train.classes != self._val.classes:
+            differing = sorted({*self._train.classes} ^ {*self._val.classes})
+            raise WrongInput(
+                f"--train and --val must have the same classes (got {differing[0]!r} in one only)"
+            )
+
+    def measure(self, which: str, model: nn.Module) -> None:
+        """Takes note of a network's accuracy on held-out images, if there are any."""
+        if self._val is not None:
+            share = accuracy(model, self._val, self._prepare, self._args.batch_size)
+            self._accuracy[which] = share
+            tell(f"accuracy on {len(self._val):,} held-out images, {which}: {percent(share)}")
+
+    def finished(self, model: nn.Module, report: Report) -> Report:
+        """Trains the smaller network, if that is asked for, and says so in the report."""
+        notes, seconds = report.notes, dict(report.seconds)
+        if self._train is not None:
+            recipe = FineTuning(
+                epochs=self._args.finetune,
+                learning_rate=self._args.learning_rate,
+                batch_size=self._args.batch_size,
+            )
+            begin = time.perf_counter()
+            finetune(model, self._train, self._prepare, recipe, seed=report.seed)
+            seconds["fine-tuning"] = time.perf_counter() - begin
+            self.measure("fine-tuned", model)
+            notes = (
+                *notes,
+                f"fine-tuned with labels for {recipe.epochs} epochs on {len(self._train):,} images "
+                f"of {len(self._train.classes)} classes; changes and errors are from before that",
+            )
+        return dataclasses.replace(
+            report,
+            notes=notes,
+            seconds=seconds,
+            accuracy=self._accuracy,
+            accuracy_images=None if self._val is None else len(self._val),
+        )
+
+    def _check(self, option: str, images: LabelledImages, model: nn.Module) -> None:
+        """One folder for every output."""
+        like = next(model.parameters())
+        one = self._prepare.normalise(self._prepare.load(images.files[0])[None]).to(like)
+        try:
+            with torch.no_grad(), evaluating(model):
+                outputs = scores_of(model(one)).shape[1]
+        except (RuntimeError, TypeError, AssertionError) as error:
+            size = joined(self._prepare.size)
+            raise WrongInput(f"the model must run on an image of {size} ({error})") from error
+        if outputs != len(images.classes):
+            raise WrongInput(
+                f"{option} must hold one folder for each of the model's {outputs:,} outputs, in "
+                f"the order of their names (got {len(images.classes):,} folders)"
+            )

@@ -22,6 +22,7 @@ from torch import Tensor
 from sketchlayers._runtime.extras import missing
 from sketchlayers._runtime.files import shortened
 from sketchlayers._runtime.progress import progress_bar
+from sketchlayers.cli.messages import WrongInput
 from sketchlayers.reports.table import joined
 
 SUFFIXES = (
@@ -35,10 +36,6 @@ _READ_AHEAD = 128
 """Images that threads read before they are asked for."""
 
 
-class FolderError(ValueError):
-    """What is wrong with a folder of images or with one of them."""
-
-
 # -------------------------------------------------------------------------------- finding images
 
 
@@ -46,10 +43,10 @@ def find_images(folder: Path) -> list[Path]:
     """Finds all images below a folder, at any depth, sorted; hidden files are left out.
 
     Raises:
-        FolderError: there is no such folder, or no image in it.
+        WrongInput: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise FolderError(f"no such folder: {folder}")
+        raise WrongInput(f"no such folder: {folder}")
     found = []
     seen = set()  # folders by their real path: links may lead in circles
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -63,7 +60,7 @@ def find_images(folder: Path) -> list[Path]:
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 found.append(Path(parent, name))
     if not found:
-        raise FolderError(f"no image in {folder} (looked for {' '.join(SUFFIXES)}, at any depth)")
+        raise WrongInput(f"no image in {folder} (looked for {' '.join(SUFFIXES)}, at any depth)")
     return sorted(found)
 
 
@@ -105,15 +102,15 @@ class LabelledImages:
         """Reads the names in a folder of class folders.
 
         Raises:
-            FolderError: there is no such folder, no class folder in it, or no image in one of them.
+            WrongInput: there is no such folder, no class folder in it, or no image in one of them.
         """
         if not folder.is_dir():
-            raise FolderError(f"no such folder: {folder}")
+            raise WrongInput(f"no such folder: {folder}")
         classes = sorted(
             path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."
         )
         if not classes:
-            raise FolderError(f"{folder} must hold one folder of images for each class (got none)")
+            raise WrongInput(f"{folder} must hold one folder of images for each class (got none)")
         found = [find_images(folder / name) for name in classes]
         labels = [[label] * len(files) for label, files in enumerate(found)]
         return cls(tuple(classes), tuple(chain(*found)), tuple(chain(*labels)))
@@ -153,13 +150,11 @@ class Preparation:
             size: of the input, in place of the usual one.
 
         Raises:
-            FolderError: the size is none of images.
+            WrongInput: the size is none of images.
             ImportError: torchvision is not installed.
         """
         if size is not None and (len(size) != 3 or size[0] not in (1, 3)):
-            raise FolderError(
-                f"images have sizes such as 3x224x224 or 1x28x28 (got {joined(size)})"
-            )
+            raise WrongInput(f"images have sizes such as 3x224x224 or 1x28x28 (got {joined(size)})")
         usual = _transforms_of(name)
         crop, shorter, interpolation = IMAGENET_SIZE, IMAGENET_SHORTER_SIDE, "bilinear"
         mean: tuple[float, ...] = IMAGENET_MEAN
@@ -177,7 +172,7 @@ class Preparation:
         """Reads one image, uint8, and resizes and crops it to the input's size.
 
         Raises:
-            FolderError: the file is no image, or damaged.
+            WrongInput: the file is no image, or damaged.
         """
         from PIL import Image, UnidentifiedImageError
         from torchvision.transforms import InterpolationMode
@@ -188,9 +183,9 @@ class Preparation:
             with Image.open(path) as file:
                 image = file.convert("RGB" if channels == 3 else "L")
         except UnidentifiedImageError:
-            raise FolderError(f"cannot read {path}: not an image, or damaged") from None
+            raise WrongInput(f"cannot read {path}: not an image, or damaged") from None
         except Exception as error:  # a damaged file can raise anything
-            raise FolderError(f"cannot read {path}: {shortened(error)}") from error
+            raise WrongInput(f"cannot read {path}: {shortened(error)}") from error
         if image.size != (width, height):
             size = self._resized(image.width, image.height)
             mode = InterpolationMode(self.interpolation)

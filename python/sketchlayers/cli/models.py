@@ -17,22 +17,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sketchlayers._runtime.extras import missing
 from sketchlayers._runtime.files import shortened
-from sketchlayers._torchvision import build_torchvision, torchvision_names
 from sketchlayers.checkpoint import load, read_description
+from sketchlayers.checkpoint.architecture import build_torchvision, torchvision_names
+from sketchlayers.cli.messages import WrongInput
 
 TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 """Networks that transform their inputs themselves, as their published weights need it."""
 
 # torchvision's files of DenseNets are older than its names of their layers.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
-
-
-class WrongInput(Exception):
-    """Something that the user gave is wrong; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -188,5 +186,4 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     kind = _metadata(path).get("format", "")
     if kind.startswith("sketchlayers."):
         raise ValueError(f"{path} holds no model: it is a file of {kind}")
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return load_file(path)

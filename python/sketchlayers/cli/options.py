@@ -1,4 +1,4 @@
-"""Arguments of ``sketchlayers inspect``, ``calibrate`` and ``compress``."""
+"""Arguments that several commands share: declared, and read."""
 
 from __future__ import annotations
 
@@ -7,73 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from sketchlayers import methods
-from sketchlayers.cli.finetune import FineTuning
+from sketchlayers.cli.folders import ImageBatches, Preparation, find_images, spread
+from sketchlayers.cli.kinds import gibibytes, input_size, positive
+from sketchlayers.cli.messages import WrongInput, tell
+from sketchlayers.cli.models import Loaded, open_model
 from sketchlayers.compression.calibration.calibrate import MEMORY_BUDGET
-from sketchlayers.compression.finishing.refine import Refinement
+from sketchlayers.reports.table import joined, quantity
 
 IMAGES = 1024
 """Images of a folder that are used by default."""
 BATCH_SIZE = 32
 """Images of one batch by default."""
 
-Rate = float | tuple[str, float]
-
-_EXAMPLES = """examples:
-  sketchlayers compress resnet50 --weights FILE --calibration DIR --rate 0.5 \\
-      --method tucker2 --out small.safetensors --plot errors.png
-  sketchlayers compress resnet50 --weights FILE --calibration DIR --rate 0.3 \\
-      --method tucker2 --out smaller.safetensors --refine --finetune 5 --train DIR --val DIR
-"""
+Add = Callable[..., Any]
+"""``add_argument`` of a parser, or of a group of its arguments."""
 
 
-def add_arguments_inspect(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``sketchlayers inspect``."""
-    _add_model(parser)
-    add = parser.add_argument_group("output").add_argument
-    _add_json(add)
-    _add_model_options(parser)
-    add = parser.add_argument_group("layers").add_argument
-    _add_keep_first(add)
-    _add_method(parser.add_argument_group("method").add_argument, "auto")
-    _add_sketch_options(parser)
-
-
-def add_arguments_calibrate(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``sketchlayers calibrate``."""
-    parser.usage = "%(prog)s MODEL --calibration DIR --out FILE [...]"
-    _add_model(parser)
-    add = parser.add_argument_group("images").add_argument
-    add("--calibration", required=True, type=Path, metavar="DIR", help="folder of images")
-    _add_image_options(add)
-    add = parser.add_argument_group("output").add_argument
-    add("--out", required=True, type=Path, metavar="FILE", help="a .safetensors file to write")
-    add("--force", action="store_true", help="overwrite FILE if it exists")
-    _add_model_options(parser)
-    _add_layers(parser.add_argument_group("layers").add_argument)
-    _add_computing(parser)
-
-
-def add_arguments_compress(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``sketchlayers compress``: what everybody needs comes first."""
-    parser.usage = "%(prog)s MODEL --rate RATE --calibration DIR --out FILE [...]"
-    parser.epilog = _EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    _add_model(parser)
-    _add_budget(parser)
-    _add_images(parser)
-    _add_training(parser)
-    _add_output(parser)
-    _add_model_options(parser)
-    add = parser.add_argument_group("layers").add_argument
-    _add_layers(add)
-    _add_keep_first(add)
-    _add_fit(parser)
-    _add_computing(parser)
-    _add_sketch_options(parser)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model itself."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -83,7 +38,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What else is said of the model."""
     add = parser.add_argument_group("model").add_argument
     add("--model", dest="model_option", metavar="MODEL", help="the same as MODEL")
     add(
@@ -92,10 +48,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="trained weights for the named model: a state dict of torch.save or safetensors",
     )
-    add("--num-classes", type=_positive, metavar="N", help="classes of the named model (1000)")
+    add("--num-classes", type=positive, metavar="N", help="classes of the named model (1000)")
     add(
         "--input-size",
-        type=_input_size,
+        type=input_size,
         metavar="CxHxW",
         help="size of one input, such as 3x224x224: images are resized and cropped to it; without "
         "images it is needed to count multiply-adds",
@@ -107,121 +63,30 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_budget(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("budget (one of them)")
-    add = group.add_mutually_exclusive_group(required=True).add_argument
-    add(
-        "--rate",
-        action="append",
-        type=_rate,
-        metavar="RATE",
-        help="fraction of the parameters that is kept, between 0 and 1: one number for the whole "
-        "model, or PATTERN=NUMBER, any number of times, for a layer or glob pattern of layers",
-    )
-    add(
-        "--flops-rate",
-        type=float,
-        metavar="RATE",
-        help="fraction of the multiply-adds that is kept",
-    )
-    add(
-        "--latency-rate",
-        type=float,
-        metavar="RATE",
-        help="fraction of the time that is kept, for one image on this machine",
-    )
-
-
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("images (without labels)").add_argument
-    add(
-        "--calibration",
-        type=Path,
-        metavar="DIR",
-        help="folder of images, at any depth, of the kind that the model is for: layers are fitted "
-        "to their feature maps. Or a file of `sketchlayers calibrate`, which does without --images,"
-        " --sequential, --sensitivity, --reestimate-batch-norm and --refine",
-    )
-    _add_image_options(add)
-
-
-def _add_image_options(add: Callable[..., Any]) -> None:
+def add_image_options(add: Add) -> None:
+    """How many images, and how many at a time."""
     add(
         "--images",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"how many of the images to use, spread over the folders (default: {IMAGES})",
     )
     add(
         "--batch-size",
-        type=_positive,
+        type=positive,
         default=BATCH_SIZE,
         metavar="N",
         help="images of one batch, also in training (default: %(default)s)",
     )
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    defaults = FineTuning(epochs=1)
-    add = parser.add_argument_group("training and accuracy").add_argument
-    add(
-        "--refine",
-        nargs="?",
-        type=_positive,
-        const=Refinement().epochs,
-        metavar="EPOCHS",
-        help="train the new layers on the images without labels, so that the network gives the "
-        "outputs of the original one (EPOCHS at most; default: %(const)s)",
-    )
-    add(
-        "--finetune",
-        type=_positive,
-        metavar="EPOCHS",
-        help="fine-tune the smaller model with labels; needs --train",
-    )
-    add(
-        "--train",
-        type=Path,
-        metavar="DIR",
-        help="one folder of images for each of the model's outputs, in the order of their names",
-    )
-    add(
-        "--val",
-        type=Path,
-        metavar="DIR",
-        help="folders of the same kind with held-out images: the accuracy on them is measured, "
-        "also without --finetune",
-    )
-    add(
-        "--learning-rate",
-        type=_positive_number,
-        default=defaults.learning_rate,
-        metavar="LR",
-        help="of --finetune at the start; it falls to 0 along a cosine (default: %(default)s)",
-    )
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("output").add_argument
-    add(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="a .safetensors file to write the smaller model to, for sketchlayers.load; for a "
-        "pickled MODEL a file with another ending, which holds the whole model, pickled too",
-    )
-    add(
-        "--plot",
-        type=Path,
-        metavar="FILE",
-        help="a plot of every layer's size and error to write, such as errors.png",
-    )
+def add_force(add: Add) -> None:
+    """Whether files that exist are overwritten."""
     add("--force", action="store_true", help="overwrite files that exist")
-    _add_json(add)
 
 
-def _add_layers(add: Callable[..., Any]) -> None:
+def add_layers(add: Add) -> None:
+    """Which layers."""
     add(
         "--layers",
         action="append",
@@ -230,7 +95,8 @@ def _add_layers(add: Callable[..., Any]) -> None:
     )
 
 
-def _add_keep_first(add: Callable[..., Any]) -> None:
+def add_keep_first(add: Add) -> None:
+    """Whether the first layer stays."""
     add(
         "--keep-first",
         action=argparse.BooleanOptionalAction,
@@ -239,59 +105,18 @@ def _add_keep_first(add: Callable[..., Any]) -> None:
     )
 
 
-def _add_fit(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("method and fit").add_argument
-    _add_method(add, "auto with --calibration, sketch with --init random; else it must be given")
-    add(
-        "--init",
-        choices=("fit", "random"),
-        default="fit",
-        help="approximate the weights (default), or draw new ones to train from scratch, by "
-        "default as sketches",
-    )
-    add("--seed", type=int, default=0, help="of all random numbers (default: %(default)s)")
-    add(
-        "--allocation",
-        choices=("error", "uniform"),
-        help="choose ranks that damage the network least (default with --calibration), or give all "
-        "layers the same rate",
-    )
-    add(
-        "--sequential",
-        action=argparse.BooleanOptionalAction,
-        help="fit layers one after the other, each to the inputs that the layers before it give "
-        "(default: yes)",
-    )
-    add(
-        "--sensitivity",
-        choices=("both", "fit", "allocation", "none"),
-        help="where to weight errors by their effect on the network's outputs (default: both)",
-    )
-    add(
-        "--correct-bias",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="correct biases for the change of the outputs' mean (default: yes)",
-    )
-    add(
-        "--reestimate-batch-norm",
-        choices=("no", "auto", "yes"),
-        default="no",
-        help="measure the statistics of batch norms again in the smaller network: no (default), "
-        "where it helps, or always",
-    )
-
-
-def _add_method(add: Callable[..., Any], default: str) -> None:
+def add_method(add: Add, default: str) -> None:
+    """By what layers are replaced."""
     add("--method", help=f"one of {', '.join(methods.names())} (default: {default})")
 
 
-def _add_computing(parser: argparse.ArgumentParser) -> None:
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """Where, and with how much memory."""
     add = parser.add_argument_group("computing").add_argument
     add("--device", default="cpu", help="where to compute, such as cuda (default: %(default)s)")
     add(
         "--memory-budget",
-        type=_gibibytes,
+        type=gibibytes,
         default=MEMORY_BUDGET,
         metavar="GIB",
         help="memory for second moments in one pass, and for images and feature maps that are kept "
@@ -299,7 +124,8 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sketch_options(parser: argparse.ArgumentParser) -> None:
+def add_sketch_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `methods.Sketch`."""
     add = parser.add_argument_group("options of --method sketch").add_argument
     add("--num-sketches", type=int, metavar="L", help="sketches that are summed (default: 1)")
     add(
@@ -317,49 +143,86 @@ def _add_sketch_options(parser: argparse.ArgumentParser) -> None:
     add("--frame", choices=("signs",), help="multiply by fixed random signs made from the seed")
 
 
-def _add_json(add: Callable[..., Any]) -> None:
+def add_json(add: Add) -> None:
+    """Whether the report is JSON."""
     add("--json", action="store_true", help="print JSON instead of the table")
 
 
-# ----------------------------------------------------------------------------- kinds of arguments
+# ---------------------------------------------------------------------------------- reading them
 
 
-def _rate(text: str) -> Rate:
-    pattern, equals, number = text.rpartition("=")
+def check_destination(option: str, path: Path, force: bool) -> None:
+    """Makes sure that a file can be written there.
+
+    Raises:
+        WrongInput: its folder does not exist, or the file does and must not be overwritten.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise WrongInput(f"{option} must be a file in a folder that exists (got {path})")
+    if path.exists() and not force:
+        raise WrongInput(f"{path} exists; --force overwrites it")
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device, if something can be put there."""
     try:
-        value = float(number)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be a number or PATTERN=NUMBER (got {text!r})"
-        ) from None
-    return (pattern, value) if equals else value
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WrongInput(f"--device must be one of this machine (got {name}: {reason})") from error
+    return device
 
 
-def _input_size(text: str) -> tuple[int, ...]:
+def chosen_method(args: argparse.Namespace, default: str) -> methods.Method:
+    """The method with those options that were given."""
+    options = {
+        option: value
+        for option in ("num_sketches", "mixing", "scale", "blocks", "signs", "frame")
+        if (value := getattr(args, option)) is not None
+    }
     try:
-        size = tuple(int(part) for part in text.split("x"))
-    except ValueError:
-        size = ()
-    if not size or min(size) < 1:
-        raise argparse.ArgumentTypeError(f"must be sizes such as 3x224x224 (got {text!r})")
-    return size
+        return methods.get(args.method or default, **options)
+    except TypeError as error:
+        if args.method in (None, "auto"):
+            flags = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+            raise WrongInput(f"{flags} must go with --method sketch") from error
+        raise WrongInput(str(error)) from error
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1 (got {text!r})")
-    return int(text)
+def chosen_model(args: argparse.Namespace, *, on_meta: bool = False) -> Loaded:
+    """The model; see `open_model`."""
+    if (args.model is None) == (args.model_option is None):
+        raise WrongInput("MODEL must be given, once")
+    return open_model(
+        args.model or args.model_option,
+        args.weights,
+        args.num_classes,
+        trust=args.trust_pickle,
+        on_meta=on_meta,
+    )
 
 
-def _positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0 (got {text!r})")
-    return value
+def example_input(model: nn.Module, size: tuple[int, ...] | None) -> Tensor | None:
+    """One input of zeros, of the type and on the device of the model's parameters."""
+    if size is None:
+        return None
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(1, *size, dtype=like.dtype, device=like.device)
 
 
-def _gibibytes(text: str) -> int:
-    return max(1, int(_positive_number(text) * 2**30))
+def image_batches(args: argparse.Namespace, prepare: Preparation) -> ImageBatches:
+    """Batches of those images of the folder ``--calibration`` that are to be used."""
+    found = find_images(args.calibration)
+    chosen = spread(found, args.images or IMAGES)
+    folders = len({file.parent for file in chosen})
+    tell(
+        f"calibrating on {len(chosen):,} of {len(found):,} images, from {folders:,} "
+        f"folder{'s' * (folders != 1)}, as {joined(prepare.size)}"
+    )
+    return ImageBatches(chosen, prepare, args.batch_size)
+
+
+def written(path: Path) -> str:
+    """What to tell of a file that has been written."""
+    return f"written: {path} ({quantity(path.stat().st_size, 'B')})"

@@ -39,7 +39,9 @@ from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.compression.survey.selection import FilterFunction, left_out
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init, kind_of
-from sketchlayers.reports.report import Inspection, LayerInspection, LayerReport, Report
+from sketchlayers.reports.inspection import Inspection, LayerInspection
+from sketchlayers.reports.report import Report
+from sketchlayers.reports.rows import LayerReport
 from sketchlayers.surgery.batches import Forward
 from sketchlayers.surgery.calls import ExampleInputs, call_with
 from sketchlayers.surgery.evaluation import outside_of_modes

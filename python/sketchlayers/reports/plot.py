@@ -1,27 +1,23 @@
-"""A report as a picture: parameters before and after, and the error of every layer."""
+"""Layers as a picture: parameters before and after, and the error of every layer."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sketchlayers._runtime.extras import missing
-from sketchlayers.reports.table import fraction, quantity
+from sketchlayers._runtime.files import written_whole
+from sketchlayers.reports.rows import LayerReport
+from sketchlayers.reports.table import layer_name, quantity
 
-if TYPE_CHECKING:
-    from sketchlayers.reports.report import LayerReport, Report
+BLUE, ORANGE, GREEN, PINK, RED, SKY = (
+    *("#0072B2", "#E69F00", "#009E73"),
+    *("#CC79A7", "#D55E00", "#56B4E9"),
+)
+"""Okabe and Ito's palette, distinguishable with any colour vision."""
 
-# Okabe and Ito's palette, distinguishable with any colour vision.
-_COLOURS = {
-    "tucker2": "#0072B2",
-    "svd": "#E69F00",
-    "cp": "#009E73",
-    "sketch": "#CC79A7",
-    "dense": "#555555",
-}
-_OTHER_COLOUR = "#D55E00"
+_COLOURS = {"tucker2": BLUE, "svd": ORANGE, "cp": GREEN, "sketch": PINK, "dense": "#555555"}
 _BEFORE = "#DDDDDD"
 _MANY_LAYERS = 60
 """Layers from which on rows are lower, so that the figure stays within a page or two."""
@@ -45,44 +41,47 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"a picture must end in one of .{', .'.join(sorted(kinds))} (got {path})")
 
 
-def picture(report: Report, path: Path) -> bytes:
-    """Draws a report for a file of this name; for what can go wrong see `check_picture`."""
+def draw_layers(
+    layers: Sequence[LayerReport], path: Path, *, title: str, error_of: str | None
+) -> None:
+    """Draws layers into a file; for what can go wrong see `check_picture`.
+
+    Args:
+        layers: those without parameters are left out.
+        path: of the file; its ending says what kind of picture.
+        title: stands above.
+        error_of: whose the errors are, "output" or "weight"; None where there are none.
+    """
     check_picture(path)
     from matplotlib.figure import Figure
 
-    rows = [row for row in report.layers if row.parameters_before]
-    panels = 1 + (report.error_of is not None)
+    rows = [row for row in layers if row.parameters_before]
+    panels = 1 + (error_of is not None)
     height = 1.4 + len(rows) * (0.2 if len(rows) <= _MANY_LAYERS else 0.14)
-    names = [row.name or "(the model)" for row in rows]
+    names = [layer_name(row.name) for row in rows]
     width = max([_NARROWEST, *(_LETTER * len(name) for name in names)]) + _PANEL * panels
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     _draw_parameters(axes[0], rows)
-    if panels > 1:
+    if error_of is not None:
         _draw_errors(axes[1], rows)
-        axes[1].set_xlabel(f"relative error of the layer's {report.error_of}")
+        axes[1].set_xlabel(f"relative error of the layer's {error_of}")
     axes[0].set_yticks(range(len(rows)), names, fontsize=8 if len(rows) <= _MANY_LAYERS else 6)
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(_title(report), fontsize="medium")
-    file = io.BytesIO()
-    figure.savefig(file, format=_kind(path), dpi=150)
-    return file.getvalue()
+    figure.suptitle(title, fontsize="medium")
+    write_picture(figure, path)
+
+
+def write_picture(figure: Any, path: Path) -> None:
+    """Writes a figure of matplotlib, whole or not at all."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format=_kind(path), dpi=150)
 
 
 def _kind(path: Path) -> str:
     return path.suffix.lower().removeprefix(".")
-
-
-def _title(report: Report) -> str:
-    parts = [
-        f"{quantity(report.parameters_before)} to {quantity(report.parameters_after)} "
-        f"parameters (rate {fraction(report.rate)})"
-    ]
-    if report.output_change is not None:
-        parts.append(f"the network's outputs change by {100 * report.output_change:.1f} %")
-    return "; ".join(parts)
 
 
 def _draw_parameters(axes: Any, rows: Sequence[LayerReport]) -> None:
@@ -108,11 +107,16 @@ def _draw_errors(axes: Any, rows: Sequence[LayerReport]) -> None:
 
 
 def _colour(label: str | None) -> str:
-    return _COLOURS.get(label or "dense", _OTHER_COLOUR)
+    return _COLOURS.get(label or "dense", RED)
 
 
 def _tidy(axes: Any) -> None:
-    axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
+    horizontal_rows(axes)
+
+
+def horizontal_rows(axes: Any) -> None:
+    """Takes off what axes with a name for each row do not need."""
+    axes.grid(axis="x", alpha=0.3)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

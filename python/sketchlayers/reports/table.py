@@ -15,17 +15,25 @@ _RULE = object()
 class Table:
     """Rows of text cells under one or two lines of headers; no cell is shortened.
 
-    The first ``left`` columns are aligned to the left, the others, of numbers, to the right.
+    The first ``left`` columns are aligned to the left, the others, of numbers, to the right. Rows
+    that are printed as they come, by `header` and `line`, need ``widths``.
     """
 
-    def __init__(self, *headers: tuple[str, str], left: int) -> None:
-        """Each header is (line above, line below); an empty line above in all columns is left out.
+    def __init__(
+        self, *headers: str | tuple[str, str], left: int, widths: Sequence[int] = ()
+    ) -> None:
+        """Each header is one line, or two; equal neighbours above are written once, over all.
 
-        Equal neighbours in the line above are written once, over all their columns.
+        Args:
+            headers: a text, or (line above, line below).
+            left: columns that are aligned to the left.
+            widths: the least width of each column; the width of what is in it where not given.
         """
-        self._above = [above for above, _ in headers]
-        self._below = [below for _, below in headers]
+        pairs = [("", header) if isinstance(header, str) else header for header in headers]
+        self._above = [above for above, _ in pairs]
+        self._below = [below for _, below in pairs]
         self._left = left
+        self._least = list(widths) or [0] * len(pairs)
         self._rows: list[list[str] | object] = []
 
     def add(self, *cells: str) -> None:
@@ -37,17 +45,20 @@ class Table:
         self._rows.append(_RULE)
 
     def __str__(self) -> str:
-        rows = [row for row in self._rows if isinstance(row, list)]
-        columns = zip(self._below, *rows, strict=True)
-        widths = [max(len(cell) for cell in column) for column in columns]
-        lines = [self._line(self._below, widths)]
-        if any(self._above):
-            lines.insert(0, self._headline(widths))
+        widths = self._widths()
         rule = "-" * (sum(widths) + len(_GAP) * (len(widths) - 1))
-        lines.append(rule)
-        for row in self._rows:
-            lines.append(self._line(row, widths) if isinstance(row, list) else rule)
-        return "\n".join(lines)
+        rows = [self._line(row, widths) if isinstance(row, list) else rule for row in self._rows]
+        return "\n".join([self.header(), rule, *rows])
+
+    def header(self) -> str:
+        """Returns the headers, in one or two lines."""
+        widths = self._widths()
+        lines = [self._headline(widths)] if any(self._above) else []
+        return "\n".join([*lines, self._line(self._below, widths)])
+
+    def line(self, *cells: str) -> str:
+        """Returns one row, which is not added to the table."""
+        return self._line(cells, self._widths())
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         padded = [
@@ -55,6 +66,12 @@ class Table:
             for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return _GAP.join(padded).rstrip()
+
+    def _widths(self) -> list[int]:
+        rows = [row for row in self._rows if isinstance(row, list)]
+        columns = zip(self._below, *rows, strict=True)
+        longest = (max(map(len, column)) for column in columns)
+        return list(map(max, longest, self._least))
 
     def _headline(self, widths: Sequence[int]) -> str:
         parts = []
@@ -71,17 +88,20 @@ class Footnotes:
         self._numbers: dict[str, int] = {}
         self._counts: dict[str, int] = {}
 
-    def mark(self, text: str) -> str:
-        """Returns the mark for a text; the same text has the same mark."""
+    def mark(self, text: str | None) -> str:
+        """Returns the mark for a text; the same text has the same mark, and none is ""."""
+        if not text:
+            return ""
         self._counts[text] = self._counts.get(text, 0) + 1
         return f"({self._numbers.setdefault(text, len(self._numbers) + 1)})"
 
-    def lines(self) -> list[str]:
-        """Returns one line for each text."""
-        return [
+    def lines(self, title: str = "") -> list[str]:
+        """Returns one line for each text, after one with the title; nothing where there is none."""
+        texts = [
             wrapped(f"({number}) {text}{self._times(text)}")
             for text, number in self._numbers.items()
         ]
+        return [title, *texts] if title and texts else texts
 
     def _times(self, text: str) -> str:
         return f" ({self._counts[text]} layers)" if self._counts[text] > 1 else ""
@@ -114,3 +134,23 @@ def fraction(value: float) -> str:
 def joined(numbers: Iterable[int]) -> str:
     """Writes a shape: "64x3x7x7"; "-" for none."""
     return "x".join(map(str, numbers)) or "-"
+
+
+def layer_name(name: str) -> str:
+    """Writes the qualified name of a layer, which a model that is a layer itself does not have."""
+    return name or "(the model)"
+
+
+def percent(share: float) -> str:
+    """Writes one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def megabytes(count: float) -> str:
+    """Writes three significant digits: "0.0593 MB", "46.8 MB", "1,234 MB"."""
+    return f"{count / 1e6:,.0f} MB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+
+
+def number(value: float | None, form: str) -> str:
+    """Writes a number in a form such as ".2f"; "-" for None."""
+    return "-" if value is None else format(value, form)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 
 from sketchlayers import methods
-from sketchlayers._meta import WithoutValues
+from sketchlayers.surgery.meta import WithoutValues
 
 # What a hook was registered with (`with_kwargs`, `always_call`) is kept in dicts by the same ids.
 _HOOKS = (

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from sketchlayers._sharded import check_whole
+from sketchlayers._runtime.parallel import check_whole
 from sketchlayers.decompose._checks import check_finite
 from sketchlayers.nn._cache import WeightCache
 from sketchlayers.nn._checks import checked_rate, one_of, whole_number

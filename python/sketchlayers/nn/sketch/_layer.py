@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from sketchlayers import _extension, ops
-from sketchlayers._sharded import check_whole
+from sketchlayers._runtime.parallel import check_whole
 from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased_sketch
 from sketchlayers.decompose._checks import check_finite
 from sketchlayers.nn._autocast import autocast_type

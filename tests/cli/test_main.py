@@ -93,5 +93,5 @@ def test_errors_are_told_in_one_line(
         raise error
 
     monkeypatch.setattr(doctor, "run", fail)
-    assert cli.main(["doctor"]) == 1
+    assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().err == f"sketchlayers doctor: {error}\n"

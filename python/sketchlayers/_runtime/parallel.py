@@ -1,10 +1,12 @@
-"""Networks whose parameters ``fully_shard`` has shared out among processes."""
+"""Networks as PyTorch's parallel training has them: wrapped, or shared out among processes."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -43,3 +45,22 @@ def check_whole(owner: str, parameter: Tensor) -> None:
             f"{owner}: its parameters must be here as a whole (got shards of them); call unshard() "
             "of the module that was given to fully_shard before"
         )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``.
+
+    Their state dicts have other names than the network's, which fit no other network.
+    """
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif _is_compiled(model):
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    compiler = sys.modules.get("torch._dynamo.eval_frame")  # expensive to import
+    return compiler is not None and isinstance(model, compiler.OptimizedModule)

@@ -2,7 +2,14 @@
 
 All that computes with PyTorch's own operators works without it. So it is loaded when something
 first needs it, and here alone: whoever needs it calls `require`, and the user is told in one
-sentence what is missing and what to type.
+sentence what is missing and what to type. PyTorch, too, is imported when a function needs it, since
+``sketchlayers doctor`` works where it does not load.
+
+==================  ===========================================================
+``installation``    the files of the extension, pip's records, and what is wrong
+``toolkit``         the CUDA toolkit that it would be compiled with
+``plan_costs``      the planner's constants of this machine
+==================  ===========================================================
 """
 
 from __future__ import annotations
@@ -13,10 +20,8 @@ import importlib
 from types import ModuleType
 from typing import Any, NoReturn
 
-import torch
-
-from sketchlayers import _installation, _plan_costs
-from sketchlayers._installation import ExtensionFacts
+from sketchlayers._extension import installation
+from sketchlayers._extension.installation import ExtensionFacts
 
 
 @functools.cache
@@ -26,19 +31,25 @@ def load() -> ModuleType:
     Raises:
         ImportError, OSError: a file is missing or does not load, in PyTorch's or Python's words.
     """
-    torch.ops.load_library(_installation.LIBRARY)
+    import torch
+
+    from sketchlayers._extension import plan_costs
+
+    torch.ops.load_library(installation.LIBRARY)
     compiled = importlib.import_module("sketchlayers._C")
-    _plan_costs.load(compiled)
+    plan_costs.load(compiled)
     return compiled
 
 
 def examine() -> ExtensionFacts:
     """Looks at the extension's files and pip's records, and loads it if they fit this PyTorch."""
+    import torch
+
     facts = ExtensionFacts(
         torch=str(torch.__version__),
-        required_torch=_installation.required_torch(),
-        pure=_installation.is_pure(),
-        missing=_installation.missing_files(),
+        required_torch=installation.required_torch(),
+        pure=installation.is_pure(),
+        missing=installation.missing_files(),
     )
     if not facts.may_load:
         return facts
@@ -53,7 +64,7 @@ def examine() -> ExtensionFacts:
 @functools.cache
 def problem() -> str | None:
     """Why the extension cannot be used and what to type; None where it can be, and is loaded."""
-    found = _installation.diagnose_extension(examine())
+    found = installation.diagnose_extension(examine())
     return None if found is None else f"{found.what}; type {found.remedy}"
 
 
@@ -83,4 +94,6 @@ class _NoOperators:
 
 def operators() -> Any:
     """``torch.ops.sketchlayers``, or an object whose operators raise an ImportError when called."""
+    import torch
+
     return torch.ops.sketchlayers if problem() is None else _NoOperators()

@@ -13,7 +13,7 @@ from typing import Any
 
 from sketchlayers._version import __version__
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 LIBRARY = PACKAGE / "libsketchlayers.so"
 
 REBUILD = "pip install --no-build-isolation . (in the folder of the sources)"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import sketchlayers
-from sketchlayers import _extension, _installation, _toolkit
+from sketchlayers import _extension
+from sketchlayers._extension import installation, toolkit
 from sketchlayers.cli import doctor
 from sketchlayers.cli.doctor import Facts, Gpu
 
@@ -28,10 +29,10 @@ HEALTHY = Facts(
     required_torch="torch==2.15.*",
     build=BUILD,
     gpus=(Gpu("NVIDIA A100", (8, 0)),),
-    toolkit=_toolkit.Choice(_toolkit.Toolkit(Path("/cuda"), "13.0", "system"), ""),
+    toolkit=toolkit.Choice(toolkit.Toolkit(Path("/cuda"), "13.0", "system"), ""),
 )
 CPU_BUILD = {**BUILD, "cuda": None, "cuda_archs": ""}
-NO_TOOLKIT = _toolkit.Choice(None, "no nvcc was found")
+NO_TOOLKIT = toolkit.Choice(None, "no nvcc was found")
 
 
 def test_healthy_installation() -> None:
@@ -130,7 +131,7 @@ def test_architectures_that_run(
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    missing_files = _installation.missing_files
+    missing_files = installation.missing_files
     assert missing_files(tmp_path) == ("libsketchlayers.so", "_C")
     (tmp_path / "libsketchlayers.so").touch()
     (tmp_path / "_C.cpython-27-x86_64-linux-gnu.so").touch()
@@ -156,7 +157,7 @@ def test_a_library_for_another_pytorch_is_not_loaded(monkeypatch: pytest.MonkeyP
     def fail() -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(_installation, "required_torch", lambda: "torch==2.10.*")
+    monkeypatch.setattr(installation, "required_torch", lambda: "torch==2.10.*")
     monkeypatch.setattr(_extension, "load", fail)
     problem = doctor.diagnose(doctor.examine())
     assert problem is not None

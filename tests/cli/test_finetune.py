@@ -43,14 +43,16 @@ def images(tmp_path: Path) -> LabelledImages:
 
 
 @pytest.mark.parametrize("method", ["tucker2", "sketch"])
-def test_it_learns_and_is_repeatable(method: str, images: LabelledImages) -> None:
+def test_it_learns_and_is_repeatable(
+    method: str, images: LabelledImages, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, _ = sketchlayers.compress(
         Classifier(), method, rate=0.9, layers="3", init="random", seed=3
     )
     again = copy.deepcopy(model)
     statistics = model[1].running_mean.clone()
-    lines: list[str] = []
-    finetune(model, images, PREPARE, RECIPE, seed=5, tell=lines.append)
+    finetune(model, images, PREPARE, RECIPE, seed=5)
+    lines = capsys.readouterr().err.splitlines()
     assert accuracy(model, images, PREPARE, 7) > 0.9
     assert not any(module.training for module in model.modules())
     assert not torch.equal(model[1].running_mean, statistics)
@@ -59,7 +61,7 @@ def test_it_learns_and_is_repeatable(method: str, images: LabelledImages) -> Non
     ]
     torch.manual_seed(99)  # nothing hangs on the generator of everybody
     before = torch.random.get_rng_state()
-    finetune(again, images, PREPARE, RECIPE, seed=5, tell=lines.append)
+    finetune(again, images, PREPARE, RECIPE, seed=5)
     assert torch.equal(torch.random.get_rng_state(), before)
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-5)
@@ -76,7 +78,7 @@ def test_accuracy_counts(images: LabelledImages) -> None:
 def test_a_loss_that_is_not_finite_is_told(images: LabelledImages) -> None:
     recipe = FineTuning(epochs=2, learning_rate=1e30, batch_size=8)
     with pytest.raises(ValueError, match=r"the loss must be finite; a lower learning rate"):
-        finetune(Classifier(), images, PREPARE, recipe, seed=0, tell=lambda line: None)
+        finetune(Classifier(), images, PREPARE, recipe, seed=0)
     with pytest.raises(
         ValueError, match=r"returns scores, \(images, classes\) \(got \(2, 3, 4\)\)"
     ):

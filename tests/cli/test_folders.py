@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from sketchlayers.cli.folders import (
-    FolderError,
     ImageBatches,
     LabelledImages,
     Preparation,
     find_images,
     spread,
 )
+from sketchlayers.cli.messages import WrongInput
 
 from .photos import write_photos
 
@@ -98,17 +98,17 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     files = find_images(write_photos(tmp_path, ["a"], 200, size=(16, 16), endings=[".jpg"]))
     prepare = Preparation.of(None, (3, 16, 16))
     files[150].write_bytes(files[150].read_bytes()[:-100])
-    with pytest.raises(FolderError, match=r"cannot read .*150\.jpg: "):
+    with pytest.raises(WrongInput, match=r"cannot read .*150\.jpg: "):
         list(ImageBatches(files, prepare, 4))
     files[3].write_text("no image")
-    with pytest.raises(FolderError, match=r"cannot read .*003\.jpg: not an image, or damaged"):
+    with pytest.raises(WrongInput, match=r"cannot read .*003\.jpg: not an image, or damaged"):
         list(ImageBatches(files, prepare, 4))
-    with pytest.raises(FolderError, match=r"such as 3x224x224 or 1x28x28 \(got 4x8x8\)"):
+    with pytest.raises(WrongInput, match=r"such as 3x224x224 or 1x28x28 \(got 4x8x8\)"):
         Preparation.of(None, (4, 8, 8))
-    with pytest.raises(FolderError, match="no such folder: "):
+    with pytest.raises(WrongInput, match="no such folder: "):
         find_images(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FolderError, match=r"no image in .*empty \(looked for .* \.jpeg "):
+    with pytest.raises(WrongInput, match=r"no image in .*empty \(looked for .* \.jpeg "):
         find_images(tmp_path / "empty")
 
 
@@ -119,8 +119,8 @@ def test_labels_follow_the_order_of_names(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).parts[0] for path in images.files] == [
         images.classes[label] for label in images.labels
     ]
-    with pytest.raises(FolderError, match=r"one folder of images for each class \(got none\)"):
+    with pytest.raises(WrongInput, match=r"one folder of images for each class \(got none\)"):
         LabelledImages.find(tmp_path / "n02")
     (tmp_path / "n05").mkdir()
-    with pytest.raises(FolderError, match=r"no image in .*n05"):
+    with pytest.raises(WrongInput, match=r"no image in .*n05"):
         LabelledImages.find(tmp_path)

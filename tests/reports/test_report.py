@@ -9,15 +9,13 @@ import math
 
 import pytest
 import torch
+from compress.networks import Small, images, random_init
 from torch import nn
 
 import sketchlayers
 from sketchlayers import methods
 from sketchlayers.compression import Inspection, Report
-from sketchlayers.methods._rank import rank_text
 from sketchlayers.reports.table import quantity
-
-from .networks import Small, images, random_init
 
 
 @pytest.fixture
@@ -175,9 +173,6 @@ def test_inspection_adds_up() -> None:
 
 
 def test_ranks_of_two_sides() -> None:
-    assert [rank_text(rank) for rank in (12, (16, 24), (None, 8), (8, None))] == [
-        "12", "16x24", "-x8", "8x-"
-    ]  # fmt: skip
     model = Small()
     model.pixels = nn.Conv2d(16, 16, 1)
     report = random_init(

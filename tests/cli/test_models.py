@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import sketchlayers
-from sketchlayers.cli.models import WrongInput, open_model, read
+from sketchlayers.cli.messages import WrongInput
+from sketchlayers.cli.models import open_model, read
 
 models = pytest.importorskip("torchvision.models")
 

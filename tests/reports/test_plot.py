@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from compress.networks import Small, images, random_init
 from torch import nn
 
 import sketchlayers
 from sketchlayers.compression import Report
-
-from .networks import Small, images, random_init
 
 pytest.importorskip("matplotlib")
 

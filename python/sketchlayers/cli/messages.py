@@ -1,0 +1,28 @@
+"""What commands say beside their results: to the standard error, in one line each."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+
+
+class WrongInput(ValueError):
+    """Something that the user gave is wrong; the message is one line."""
+
+
+def tell(line: str) -> None:
+    """Says what goes on."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def warnings_at_the_end() -> Iterator[None]:
+    """Tells the package's warnings when the body has come to its end, each of them once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    messages = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    for message in dict.fromkeys(messages):
+        tell(f"warning: {message}")

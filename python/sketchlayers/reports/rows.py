@@ -1,0 +1,58 @@
+"""One layer of a model before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sketchlayers.methods import Rank
+from sketchlayers.reports.export import Exported, ratio
+
+
+@dataclass(frozen=True)
+class LayerReport(Exported):
+    """Describes one layer before and after.
+
+    Attributes:
+        name: qualified name in the model; "" for the model itself.
+        kind: class of the original layer.
+        shape: shape of its weight.
+        method: name of the method; None if the layer is unchanged.
+        rank: size of the replacement; None if the layer is unchanged.
+        parameters_before: number of parameters, bias included; a parameter that is shared with an
+            earlier layer is not counted.
+        parameters_after: the same of the new layer.
+        bytes_before: size in a checkpoint: parameters and persistent buffers.
+        bytes_after: the same of the new layer, its seed included.
+        multiply_adds_before: of one run on the example inputs; None where not known.
+        multiply_adds_after: the same of the new layer.
+        relative_error: after a fit to data, change of the layer's output on them, relative to it;
+            after one without data ``|W_hat - W| / |W|`` (Frobenius); None if nothing was fitted.
+        reason: why the layer is unchanged, or stays dense with another weight; None if it is
+            replaced.
+    """
+
+    _derived = ("rate",)
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    method: str | None
+    rank: Rank | None
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    multiply_adds_before: int | None = None
+    multiply_adds_after: int | None = None
+    relative_error: float | None = None
+    reason: str | None = None
+
+    @property
+    def rate(self) -> float:
+        """Parameters after / before; 1 for a layer without parameters of its own."""
+        return ratio(self.parameters_after, self.parameters_before)
+
+    @property
+    def becomes(self) -> str | None:
+        """The method, or "dense" for a dense layer with another weight; None if unchanged."""
+        return "dense" if self.method is None and self.relative_error is not None else self.method
