@@ -44,7 +44,7 @@ class Processes:
         if self.count == 1:
             return value
         total, weights = self.sum(
-            torch.tensor([weight * value, weight], dtype=torch.float64)
+            torch.tensor([weight * value, weight], dtype=torch.float64, device="cpu")
         ).tolist()
         return total / weights
 
@@ -112,8 +112,8 @@ class Processes:
         """The values of all processes, and the ranks of those that have failed."""
         if self.count == 1:
             return [value], []
-        told = torch.zeros(2, self.count, dtype=torch.int64)
-        told[:, self.rank] = torch.tensor([value, int(failed)])
+        told = torch.zeros(2, self.count, dtype=torch.int64, device="cpu")
+        told[:, self.rank] = torch.tensor([value, int(failed)], device="cpu")
         told = told.to(self._device(told))
         dist.all_reduce(told)
         values, flags = told.tolist()

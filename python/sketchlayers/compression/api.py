@@ -115,7 +115,8 @@ def compress(
     and context, one after the other, each from its start to its end or to a layer that is looked
     at, where an exception ends it. Hooks run in all of them. Batches stay whole, as the loader
     yields them (but for `Refinement` and where the graph of one would not fit in
-    ``memory_budget``), and all calls on a batch draw the same random numbers; the caller's generators stay as they are.
+    ``memory_budget``), and all calls on a batch draw the same random numbers; the caller's
+    generators stay as they are.
 
     Args:
         model: any module. It is not changed, unless ``inplace``.

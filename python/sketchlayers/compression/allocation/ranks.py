@@ -20,6 +20,7 @@ from sketchlayers.compression.fitting.layer import (
     naming,
     power,
 )
+from sketchlayers.compression.fitting.target import Target
 from sketchlayers.compression.survey.layers import Layer, Survey
 from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.compression.survey.selection import match, why_not
@@ -223,6 +224,7 @@ def _damages(
     scale = power(layer.module, norm)
     points = []
     front = _front(candidates)
+    target = None if norm.moments is None else Target.of_weight(layer.module, norm.moments)
     for wanted in SQUARED_ERRORS:
         if not front:
             break
@@ -232,7 +234,7 @@ def _damages(
         front.remove((method, candidate))
         quick = {option: _QUICK[option] for option in _QUICK if option in method.options()}
         choice = Choice(layer.module, dataclasses.replace(method, **quick), candidate.rank, 0)
-        fitted = fit_alone(choice, norm, init="fit")
+        fitted = fit_alone(choice, norm, init="fit", target=target)
         damage = meter.measure(layer.name, fitted.module)
         points.append(Point(scale * candidate.squared_error, damage))
     damage_of = Damage(points)

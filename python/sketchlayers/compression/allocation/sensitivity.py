@@ -108,7 +108,7 @@ def output_sensitivity(
         if is_out_of_memory(error):
             raise
         raise GradientError(str(error).partition("\n")[0]) from error
-    images = int(processes.sum(torch.tensor(float(images), dtype=torch.float64)))
+    images = int(processes.sum(torch.tensor(float(images), dtype=torch.float64, device="cpu")))
     sums = {name: processes.sum(total) / (PROJECTIONS * images) for name, total in sums.items()}
     return {name: total for name, total in sums.items() if total.any() and total.isfinite().all()}
 

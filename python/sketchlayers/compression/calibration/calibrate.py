@@ -346,7 +346,7 @@ def calibrate(
                 sums = {name: MomentSums(plan.geometries[name]) for name in names}
                 with processes.together("the pass over the images"):
                     run.once(sums)
-                images = int(processes.sum(torch.tensor(run.images)))
+                images = int(processes.sum(torch.tensor(run.images, device="cpu")))
                 if images == 0:
                     raise ValueError(
                         "calibrate: the loader must yield batches (got none; a generator that has "

@@ -99,7 +99,7 @@ class MomentSums:
             self._begin()
             if reduce is not None:
                 moment, total = reduce(moment), reduce(total)
-                count = int(reduce(torch.tensor(float(count), dtype=torch.float64)))
+                count = int(reduce(torch.tensor(float(count), dtype=torch.float64, device="cpu")))
             if count == 0:
                 return None
             moment /= count

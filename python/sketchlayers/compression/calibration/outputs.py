@@ -129,4 +129,4 @@ def _check_finite(outputs: Iterable[Tensor]) -> None:
 
 
 def _number(value: int) -> Tensor:
-    return torch.tensor(float(value), dtype=torch.float64)
+    return torch.tensor(float(value), dtype=torch.float64, device="cpu")

@@ -64,9 +64,9 @@ class _InputSums:
 
     def __init__(self, norm: nn.Module) -> None:
         channels = norm.get_buffer("running_mean")
-        self._count = torch.zeros((), dtype=torch.float64)
+        self._count = torch.zeros((), dtype=torch.float64, device="cpu")
         self._sum, self._squares = (
-            torch.zeros(len(channels), dtype=torch.float64) for _ in range(2)
+            torch.zeros(len(channels), dtype=torch.float64, device="cpu") for _ in range(2)
         )
 
     def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:

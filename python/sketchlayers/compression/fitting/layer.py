@@ -90,21 +90,28 @@ def power(layer: nn.Module, norm: Norm) -> float:
     return max(0.0, float((rows * image).sum()))
 
 
-def fit_alone(choice: Choice, norm: Norm, *, init: Init, correct_bias: bool = True) -> Fitted:
+def fit_alone(
+    choice: Choice,
+    norm: Norm,
+    *,
+    init: Init,
+    correct_bias: bool = True,
+    target: Target | None = None,
+) -> Fitted:
     """Builds a replacement fitted to the layer's weight, or started at random.
 
     With moments and a bias the fit is in the norm of the covariance, and the bias takes up the
-    change of the mean: ``b~ = b + (W - W~) E[x]``.
+    change of the mean: ``b~ = b + (W - W~) E[x]``. Fits of one layer may share ``target``, its own
+    outputs.
     """
     assert choice.method is not None and choice.rank is not None
     build = partial(choice.method.build, choice.layer, choice.rank, init=init, seed=choice.seed)
     if init == "random" or norm.moments is None:
         module = build()
         return Fitted(module, getattr(module, "fit_error", None))
-    moments, layer = norm.moments, choice.layer
-    target = Target.of_weight(layer, moments)
+    target = target or Target.of_weight(choice.layer, norm.moments)
     module = approximate(choice, target, norm.sensitivity, correct_bias=correct_bias)
-    return Fitted(module, target.relative_error(layer, module))
+    return Fitted(module, target.relative_error(choice.layer, module))
 
 
 def approximate(

@@ -30,6 +30,12 @@ ROUNDING = 1e-7
 inputs hardly vary, since their errors add up."""
 
 
+_NOISES = 7
+"""Variances of the noise that are tried, each ten times the one before."""
+WIDE = 8
+"""Inputs for each output from which on a layer is so wide that nothing factorises its moment."""
+
+
 @dataclass(frozen=True)
 class Target:
     """The outputs that a layer shall have and the inputs that it has for them: moments of both.
@@ -76,19 +82,26 @@ class Target:
     def _covariance(self) -> tuple[Tensor, Tensor]:
         """The covariance with noise that makes it positive definite, and the noise's variance.
 
-        (groups, n, n) and (groups, 1, 1). A group without any input is left at zero.
+        (groups, n, n) and (groups, 1, 1). A group without any input is left at zero. The noise is a
+        bound on the rounding errors' norm. A larger one, where that is not enough, is looked for
+        only where methods factorise the covariance: not for layers with far more inputs than
+        outputs.
         """
         second, mean = self.inputs.second_moment, self.inputs.mean
-        size = second.shape[-1]
+        size, outputs = second.shape[-1], self.cross.shape[1]
         noise = ROUNDING * size * second.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
-        covariance = second - mean[:, :, None] * mean[:, None, :]
-        identity = torch.eye(size, dtype=second.dtype)
-        while True:
-            _, info = torch.linalg.cholesky_ex(covariance + noise * identity)
+        covariance = torch.baddbmm(second, mean[:, :, None], mean[:, None, :], alpha=-1)
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        diagonal += noise[..., 0]
+        for _ in range(_NOISES if size < WIDE * outputs else 0):
+            _, info = torch.linalg.cholesky_ex(covariance)
             failed = (info != 0)[:, None, None] & (noise > 0)
             if not failed.any():
-                return covariance + noise * identity, noise
-            noise = torch.where(failed, 10 * noise, noise)
+                break
+            more = torch.where(failed, 9 * noise, 0)
+            diagonal += more[..., 0]
+            noise = noise + more
+        return covariance, noise
 
     def relative_error(self, layer: nn.Module, new: nn.Module) -> float:
         """``sqrt(E|y + b - y~|^2 / E|y|^2)``: how far the new layer's output is from the target."""
