@@ -14,8 +14,7 @@ namespace sketchlayers::cpu {
 
 class Factors {
  public:
-  Factors(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-          const Sketch& sketch);
+  Factors(const SketchTensors& tensors, const Sketch& sketch);
 
   TwoSidedConv forward(int64_t images, const float* bias) const;
   TwoSidedConv adjoint(int64_t images) const;

@@ -65,9 +65,9 @@ bool aligned(const at::Tensor& tensor) {
 }
 
 // An undefined tensor where the kernels don't take the layer.
-at::Tensor try_narrow(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                      const at::Tensor& u1, const at::Tensor& u2,
-                      const std::optional<at::Tensor>& bias, const Sketch& sketch) {
+at::Tensor try_narrow(const LinearCall& call, const Sketch& sketch) {
+  const auto& [input, tensors, bias, arguments] = call;
+  const auto& [s1, s2, u1, u2] = tensors;
   if (!takes(input, sketch)) return {};
   const at::Tensor x = input.contiguous();
   const at::Tensor first = s1.contiguous();
@@ -104,20 +104,15 @@ at::Tensor try_narrow(const at::Tensor& input, const at::Tensor& s1, const at::T
   return launch_for_type(params, input.scalar_type()) ? output : at::Tensor();
 }
 
-at::Tensor sk_linear_factored_cuda(const at::Tensor& input, const at::Tensor& s1,
-                                   const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-                                   const std::optional<at::Tensor>& bias, int64_t num_sketches,
-                                   std::optional<double> scale) {
-  const Sketch sketch =
-      check_factored_linear(input, s1, s2, u1, u2, bias, {"spatial", num_sketches, scale});
-  const c10::cuda::CUDAGuard guard(input.device());
-  const at::Tensor output = try_narrow(input, s1, s2, u1, u2, bias, sketch);
-  if (output.defined()) return output;
-  return sk_linear_composed(input, s1, s2, u1, u2, bias, sketch);
+at::Tensor sk_linear_factored_cuda(const LinearCall& call) {
+  const Sketch sketch = check_call(call);
+  const c10::cuda::CUDAGuard guard(call.input.device());
+  const at::Tensor output = try_narrow(call, sketch);
+  return output.defined() ? output : sk_linear_composed(call, sketch);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CUDA, m) {
-  m.impl("sk_linear_factored", TORCH_FN(sk_linear_factored_cuda));
+  m.impl("sk_linear_factored", TORCH_FN(LinearCall::unpacked<sk_linear_factored_cuda>));
 }
 
 }  // namespace
