@@ -1,6 +1,9 @@
 #include "cpu/conv_plan.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
+#include <limits>
 
 namespace sketchlayers::cpu {
 namespace {
@@ -24,6 +27,8 @@ ConvPlan::ConvPlan(const TwoSidedConv& conv_, const Sampling& sampling_, bool in
       tile_rows(cpu::tile_rows(conv, sampling, in_place)),
       layout(sampling, tile_rows, in_place),
       out_block(conv.outputs) {
+  // Taps are 32-bit offsets into a channel.
+  TORCH_INTERNAL_ASSERT(layout.channel() <= std::numeric_limits<int32_t>::max());
   int64_t in_signs = 1;  // floats of a channel's signs, and of an output's
   int64_t out_signs = 1;
   for (const Branch& branch : conv.branches) {
