@@ -59,7 +59,7 @@ bool has_many_phases(const ConvArguments& conv) {
 }
 
 bool takes(const at::Tensor& input) {
-  return cpu::is_supported(input.scalar_type()) && input.numel() > 0;
+  return computes_in_float(input.scalar_type()) && input.numel() > 0;
 }
 
 // Rows so wide, or taps so far apart, that the tiles' buffers would be large.
@@ -108,8 +108,8 @@ at::Tensor sk_conv2d_factored_cpu(const ConvCall& call) {
       cpu::forward_sampling(geometry.rows, geometry.columns)};
   if (!fits(conv, samplings, geometry)) return sk_conv2d_composed(call, sketch);
   const at::Tensor output = cpu::empty_result(sizes, input.options(), format);
-  cpu::for_type(input.scalar_type(),
-                [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, images, output); });
+  for_type(input.scalar_type(),
+           [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, images, output); });
   return in_format(output, format);
 }
 
@@ -118,14 +118,14 @@ at::Tensor input_gradient(const at::Tensor& grad, const at::Tensor& input,
                           const std::vector<cpu::Sampling>& samplings, const Geometry& geometry) {
   const auto format = common_memory_format(input, input);
   const at::Tensor result = cpu::empty_result(input.sizes(), input.options(), format);
-  cpu::for_type(input.scalar_type(),
-                [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, grad, result); });
+  for_type(input.scalar_type(),
+           [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, grad, result); });
   return in_format(result, format);
 }
 
 void parameter_gradients(const cpu::TwoSidedGradient& gradient, const Geometry& geometry,
                          const at::Tensor& grad, const at::Tensor& input) {
-  cpu::for_type(input.scalar_type(), [&](auto zero) {
+  for_type(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     auto source = view<const T>(input, input.const_data_ptr<T>());
     auto target = view<const T>(grad, grad.const_data_ptr<T>());

@@ -78,7 +78,7 @@ void run(const cpu::TwoSidedConv& layer, const at::Tensor& x, const at::Tensor& 
 at::Tensor sk_linear_factored_cpu(const LinearCall& call) {
   const auto& [input, tensors, bias, arguments] = call;
   const Sketch sketch = check_call(call);
-  if (!cpu::is_supported(input.scalar_type()) || input.numel() == 0) {
+  if (!computes_in_float(input.scalar_type()) || input.numel() == 0) {
     return sk_linear_composed(call, sketch);
   }
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
@@ -90,8 +90,8 @@ at::Tensor sk_linear_factored_cpu(const LinearCall& call) {
   if (x.size(0) <= cpu::kFewVectors && x.scalar_type() == at::kFloat && sketch.blocks == 1) {
     few_rows(x, factors, sketch, bias_data, y);
   } else {
-    cpu::for_type(x.scalar_type(),
-                  [&](auto zero) { run<decltype(zero)>(factors.forward(1, bias_data), x, y); });
+    for_type(x.scalar_type(),
+             [&](auto zero) { run<decltype(zero)>(factors.forward(1, bias_data), x, y); });
   }
   auto sizes = input.sizes().vec();
   sizes.back() = sketch.out_channels;
@@ -102,7 +102,7 @@ LayerGradients sk_linear_factored_backward_cpu(const LinearBackwardCall& call) {
   const auto& [grad, input, tensors, output_mask, arguments] = call;
   const auto& [s1, s2, u1, u2] = tensors;
   const Sketch sketch = check_call(call);
-  if (!cpu::is_supported(input.scalar_type()) || input.numel() == 0) {
+  if (!computes_in_float(input.scalar_type()) || input.numel() == 0) {
     return sk_linear_composed_backward(call, sketch);
   }
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
@@ -111,7 +111,7 @@ LayerGradients sk_linear_factored_backward_cpu(const LinearBackwardCall& call) {
   at::Tensor grad_input = input.new_empty({0});
   at::Tensor grad_s1 = s1.new_empty({0});
   at::Tensor grad_s2 = s2.new_empty({0});
-  cpu::for_type(x.scalar_type(), [&](auto zero) {
+  for_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     if (output_mask[0]) {
       grad_input = cpu::empty_result(x.sizes(), x.options(), at::MemoryFormat::Contiguous);

@@ -45,7 +45,7 @@ class WeightOperands {
 at::Tensor sk_weight_cpu(const WeightCall& call) {
   const auto& [s1, s2, u1, u2] = call.tensors;
   const Sketch sketch = check_call(call);
-  if (!cpu::is_supported(s1.scalar_type()) || sketch.blocks > 1) {
+  if (!computes_in_float(s1.scalar_type()) || sketch.blocks > 1) {
     return sk_weight_composed(call, sketch);
   }
   const WeightOperands operands(sketch, u1, u2, call.arguments);
@@ -59,7 +59,7 @@ at::Tensor sk_weight_cpu(const WeightCall& call) {
   const bool channels_last = format == at::MemoryFormat::ChannelsLast;
   const cpu::WeightStrides strides{sketch.inputs(), channels_last ? 1 : sketch.positions(),
                                    channels_last ? sketch.in_channels : 1, sketch.positions()};
-  cpu::for_type(s1.scalar_type(), [&](auto zero) {
+  for_type(s1.scalar_type(), [&](auto zero) {
     cpu::form_weight(operands.shape, operands.signs, first.const_data_ptr<float>(),
                      second.const_data_ptr<float>(), strides,
                      weight.mutable_data_ptr<decltype(zero)>());
@@ -70,7 +70,7 @@ at::Tensor sk_weight_cpu(const WeightCall& call) {
 WeightGradients sk_weight_backward_cpu(const WeightBackwardCall& call) {
   const at::Tensor& grad = call.grad;
   const Sketch sketch = check_call(call);
-  if (!cpu::is_supported(grad.scalar_type()) || sketch.blocks > 1) {
+  if (!computes_in_float(grad.scalar_type()) || sketch.blocks > 1) {
     return sk_weight_composed_backward(call, sketch);
   }
   const WeightOperands operands(sketch, call.u1, call.u2, call.arguments);
@@ -78,7 +78,7 @@ WeightGradients sk_weight_backward_cpu(const WeightBackwardCall& call) {
   const auto options = grad.options().dtype(at::kFloat);
   const at::Tensor grad_s1 = at::empty(sketch.s1_sizes(), options);
   const at::Tensor grad_s2 = at::empty(sketch.s2_sizes(), options);
-  cpu::for_type(grad.scalar_type(), [&](auto zero) {
+  for_type(grad.scalar_type(), [&](auto zero) {
     cpu::pull_back_weight(operands.shape, operands.signs, matrix.const_data_ptr<decltype(zero)>(),
                           grad_s1.mutable_data_ptr<float>(), grad_s2.mutable_data_ptr<float>());
   });

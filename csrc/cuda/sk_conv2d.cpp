@@ -12,6 +12,7 @@
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
 #include "cuda/launches.h"
+#include "ops/for_type.h"
 
 namespace sketchlayers {
 namespace {
@@ -151,14 +152,8 @@ bool launch_for_rank(const ChannelConvProblem& problem) {
 }
 
 bool launch_for_type(const ChannelConvProblem& problem) {
-  switch (problem.input.scalar_type()) {
-    case at::kBFloat16:
-      return launch_for_rank<c10::BFloat16>(problem);
-    case at::kHalf:
-      return launch_for_rank<c10::Half>(problem);
-    default:
-      return launch_for_rank<float>(problem);
-  }
+  return for_type(problem.input.scalar_type(),
+                  [&](auto zero) { return launch_for_rank<decltype(zero)>(problem); });
 }
 
 // The parts of the factors that do not depend on their roles.

@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include "cuda/launches.h"
+#include "ops/for_type.h"
 
 namespace sketchlayers {
 namespace {
@@ -41,21 +42,9 @@ bool launch_for_vectors(const NarrowLinearParams& params) {
   return launch_both<T, 1>(params);
 }
 
-bool launch_for_type(const NarrowLinearParams& params, at::ScalarType type) {
-  switch (type) {
-    case at::kBFloat16:
-      return launch_for_vectors<c10::BFloat16>(params);
-    case at::kHalf:
-      return launch_for_vectors<c10::Half>(params);
-    default:
-      return launch_for_vectors<float>(params);
-  }
-}
-
 bool takes(const at::Tensor& input, const Sketch& sketch) {
-  const auto type = input.scalar_type();
   const int64_t vectors = input.numel() / sketch.in_channels;
-  return (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf) && vectors > 0 &&
+  return computes_in_float(input.scalar_type()) && vectors > 0 &&
          vectors <= cuda::kMostNarrowVectors && sketch.rank < kLargestRank && sketch.blocks == 1 &&
          at::cuda::getCurrentDeviceProperties()->major >= 8;
 }
@@ -101,7 +90,9 @@ at::Tensor try_narrow(const LinearCall& call, const Sketch& sketch) {
   params.row_units = sketch.in_channels * input.element_size() % cuda::kUnitBytes == 0 &&
                      aligned(x) && aligned(first);
   params.s2_units = aligned(second);
-  return launch_for_type(params, input.scalar_type()) ? output : at::Tensor();
+  const bool done = for_type(input.scalar_type(),
+                             [&](auto zero) { return launch_for_vectors<decltype(zero)>(params); });
+  return done ? output : at::Tensor();
 }
 
 at::Tensor sk_linear_factored_cuda(const LinearCall& call) {

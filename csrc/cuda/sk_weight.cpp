@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include "cuda/launches.h"
+#include "ops/for_type.h"
 
 namespace sketchlayers {
 namespace {
@@ -106,14 +107,8 @@ at::Tensor sk_weight_cuda(const WeightCall& call) {
   const at::Tensor& s1 = call.tensors.s1;
   const c10::cuda::CUDAGuard guard(s1.device());
   if (!takes(s1.scalar_type(), sketch)) return sk_weight_composed(call, sketch);
-  switch (s1.scalar_type()) {
-    case at::kBFloat16:
-      return form_weight<c10::BFloat16>(call, sketch);
-    case at::kHalf:
-      return form_weight<c10::Half>(call, sketch);
-    default:
-      return form_weight<float>(call, sketch);
-  }
+  return for_type(s1.scalar_type(),
+                  [&](auto zero) { return form_weight<decltype(zero)>(call, sketch); });
 }
 
 template <typename T>
@@ -148,14 +143,8 @@ WeightGradients sk_weight_backward_cuda(const WeightBackwardCall& call) {
   const Sketch sketch = check_call(call);
   const c10::cuda::CUDAGuard guard(call.grad.device());
   if (!takes(call.grad.scalar_type(), sketch)) return sk_weight_composed_backward(call, sketch);
-  switch (call.grad.scalar_type()) {
-    case at::kBFloat16:
-      return pull_back<c10::BFloat16>(call, sketch);
-    case at::kHalf:
-      return pull_back<c10::Half>(call, sketch);
-    default:
-      return pull_back<float>(call, sketch);
-  }
+  return for_type(call.grad.scalar_type(),
+                  [&](auto zero) { return pull_back<decltype(zero)>(call, sketch); });
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CUDA, m) {

@@ -18,8 +18,8 @@
 namespace sketchlayers::nn {
 namespace {
 
-// The number of the frame's sign matrix of group 0: part of the file format (see signs.h). From 2^31
-// on were those of a random base, which earlier versions had.
+// The number of the frame's sign matrix of group 0: part of the file format (see signs.h). From
+// 2^31 on were those of a random base, which earlier versions had.
 constexpr int64_t kFrameMatrix = (int64_t{1} << 31) + (int64_t{1} << 30);
 
 // Parameters are counted in double: exact below 2^53, and without overflow above.
