@@ -26,7 +26,7 @@ export SKETCHLAYERS_BUILD_DIR := $(abspath $(BUILD))
 LIBRARY := python/sketchlayers/libsketchlayers.so
 SOURCES := setup.py pyproject.toml CMakeLists.txt python/sketchlayers/_extension/toolkit.py \
 	python/sketchlayers/_version.py $(shell find csrc cmake -type f 2>/dev/null)
-CPP_FILES = $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CPP_FILES = $(shell find csrc tests/cpp examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.inl')
 
 .PHONY: help
 help: ## this list

@@ -23,22 +23,20 @@
 
 namespace sketchlayers {
 
-using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-
 // `Layer` knows its plain arguments: save, load, forward, backward and bias_gradient.
 template <typename Layer>
 class Bilinear : public torch::autograd::Function<Bilinear<Layer>> {
  public:
   static constexpr bool is_traceable = true;
 
-  static at::Tensor run(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                        const std::optional<at::Tensor>& bias, const at::Tensor& u1,
-                        const at::Tensor& u2, const Layer& layer) {
+  static at::Tensor run(const at::Tensor& input, const SketchTensors& tensors,
+                        const std::optional<at::Tensor>& bias, const Layer& layer) {
+    const auto& [s1, s2, u1, u2] = tensors;
     if (records({input, s1, s2, bias.value_or(at::Tensor())})) {
       return Bilinear::apply(input, s1, s2, bias, u1, u2, layer);
     }
     at::AutoDispatchBelowADInplaceOrView guard;
-    return layer.forward(input, s1, s2, u1, u2, bias);
+    return layer.forward(input, tensors, bias);
   }
 
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
@@ -48,7 +46,7 @@ class Bilinear : public torch::autograd::Function<Bilinear<Layer>> {
     at::AutoDispatchBelowADInplaceOrView guard;
     layer.save(ctx);
     ctx->save_for_backward({input, s1, s2, u1, u2});
-    return layer.forward(input, s1, s2, u1, u2, bias);
+    return layer.forward(input, {s1, s2, u1, u2}, bias);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
@@ -60,7 +58,7 @@ class Bilinear : public torch::autograd::Function<Bilinear<Layer>> {
     at::Tensor grad_input, grad_s1, grad_s2, grad_bias;
     if (mask[0] || mask[1] || mask[2]) {
       std::tie(grad_input, grad_s1, grad_s2) =
-          layer.backward(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], mask);
+          layer.backward(grads[0], saved[0], {saved[1], saved[2], saved[3], saved[4]}, mask);
     }
     if (ctx->needs_input_grad(3)) grad_bias = Layer::bias_gradient(grads[0]);
     const at::Tensor none;
@@ -79,15 +77,16 @@ class BilinearBackward : public torch::autograd::Function<BilinearBackward<Layer
  public:
   static constexpr bool is_traceable = true;
 
-  static Gradients run(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1,
-                       const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-                       std::array<bool, 3> output_mask, const Layer& layer) {
+  static LayerGradients run(const at::Tensor& grad, const at::Tensor& input,
+                            const SketchTensors& tensors, std::array<bool, 3> output_mask,
+                            const Layer& layer) {
+    const auto& [s1, s2, u1, u2] = tensors;
     if (records({grad, input, s1, s2})) {
       const auto grads = BilinearBackward::apply(grad, input, s1, s2, u1, u2, output_mask, layer);
       return {grads[0], grads[1], grads[2]};
     }
     at::AutoDispatchBelowADInplaceOrView guard;
-    return layer.backward(grad, input, s1, s2, u1, u2, output_mask);
+    return layer.backward(grad, input, tensors, output_mask);
   }
 
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
@@ -101,7 +100,8 @@ class BilinearBackward : public torch::autograd::Function<BilinearBackward<Layer
     ctx->save_for_backward({grad, input, s1, s2, u1, u2});
     ctx->saved_data["output_mask"] =
         c10::List<bool>({output_mask[0], output_mask[1], output_mask[2]});
-    auto [grad_input, grad_s1, grad_s2] = layer.backward(grad, input, s1, s2, u1, u2, output_mask);
+    auto [grad_input, grad_s1, grad_s2] =
+        layer.backward(grad, input, {s1, s2, u1, u2}, output_mask);
     return {grad_input, grad_s1, grad_s2};
   }
 
@@ -117,22 +117,23 @@ class BilinearBackward : public torch::autograd::Function<BilinearBackward<Layer
     const bool has_theta = produced[1] || produced[2];
     const at::Tensor grad_s1 = produced[1] ? grads[1] : at::zeros_like(s1);
     const at::Tensor grad_s2 = produced[2] ? grads[2] : at::zeros_like(s2);
+    const SketchTensors tensors{s1, s2, u1, u2};
+    const SketchTensors directions{grad_s1, grad_s2, u1, u2};
 
     at::Tensor for_grad, for_input, for_s1, for_s2;
     if (ctx->needs_input_grad(0)) {
-      if (has_input) for_grad = layer.forward(grads[0], s1, s2, u1, u2, std::nullopt);
+      if (has_input) for_grad = layer.forward(grads[0], tensors, std::nullopt);
       if (has_theta) {
-        const at::Tensor second = layer.forward(input, grad_s1, grad_s2, u1, u2, std::nullopt);
+        const at::Tensor second = layer.forward(input, directions, std::nullopt);
         for_grad = for_grad.defined() ? for_grad + second : second;
       }
     }
     if (has_theta && ctx->needs_input_grad(1)) {
-      for_input =
-          std::get<0>(layer.backward(grad, input, grad_s1, grad_s2, u1, u2, {true, false, false}));
+      for_input = std::get<0>(layer.backward(grad, input, directions, {true, false, false}));
     }
     if (has_input && (ctx->needs_input_grad(2) || ctx->needs_input_grad(3))) {
       const std::array<bool, 3> mask{false, ctx->needs_input_grad(2), ctx->needs_input_grad(3)};
-      auto [none, theta1, theta2] = layer.backward(grad, grads[0], s1, s2, u1, u2, mask);
+      auto [none, theta1, theta2] = layer.backward(grad, grads[0], tensors, mask);
       if (mask[1]) for_s1 = theta1;
       if (mask[2]) for_s2 = theta2;
     }

@@ -14,16 +14,14 @@ struct Linear {
   void save(torch::autograd::AutogradContext* ctx) const { save_arguments(ctx, arguments); }
   static Linear load(torch::autograd::AutogradContext* ctx) { return {saved_arguments(ctx)}; }
 
-  at::Tensor forward(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                     const at::Tensor& u1, const at::Tensor& u2,
+  at::Tensor forward(const at::Tensor& input, const SketchTensors& tensors,
                      const std::optional<at::Tensor>& bias) const {
-    return sk_linear_factored(input, s1, s2, u1, u2, bias, arguments);
+    return sk_linear_factored({input, tensors, bias, arguments});
   }
 
-  Gradients backward(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1,
-                     const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-                     std::array<bool, 3> output_mask) const {
-    return sk_linear_factored_backward(grad, input, s1, s2, u1, u2, output_mask, arguments);
+  LayerGradients backward(const at::Tensor& grad, const at::Tensor& input,
+                          const SketchTensors& tensors, std::array<bool, 3> output_mask) const {
+    return sk_linear_factored_backward({grad, input, tensors, output_mask, arguments});
   }
 
   static at::Tensor bias_gradient(const at::Tensor& grad) {
@@ -33,26 +31,19 @@ struct Linear {
   }
 };
 
-at::Tensor sk_linear_factored_autograd(const at::Tensor& input, const at::Tensor& s1,
-                                       const at::Tensor& s2, const at::Tensor& u1,
-                                       const at::Tensor& u2, const std::optional<at::Tensor>& bias,
-                                       int64_t num_sketches, std::optional<double> scale) {
-  return Bilinear<Linear>::run(input, s1, s2, bias, u1, u2,
-                               Linear{SketchArguments{"spatial", num_sketches, scale}});
+at::Tensor sk_linear_factored_autograd(const LinearCall& call) {
+  return Bilinear<Linear>::run(call.input, call.tensors, call.bias, Linear{call.arguments});
 }
 
-Gradients sk_linear_factored_backward_autograd(const at::Tensor& grad, const at::Tensor& input,
-                                               const at::Tensor& s1, const at::Tensor& s2,
-                                               const at::Tensor& u1, const at::Tensor& u2,
-                                               std::array<bool, 3> output_mask,
-                                               int64_t num_sketches, std::optional<double> scale) {
-  return BilinearBackward<Linear>::run(grad, input, s1, s2, u1, u2, output_mask,
-                                       Linear{SketchArguments{"spatial", num_sketches, scale}});
+LayerGradients sk_linear_factored_backward_autograd(const LinearBackwardCall& call) {
+  return BilinearBackward<Linear>::run(call.grad, call.input, call.tensors, call.output_mask,
+                                       Linear{call.arguments});
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, Autograd, m) {
-  m.impl("sk_linear_factored", TORCH_FN(sk_linear_factored_autograd));
-  m.impl("sk_linear_factored_backward", TORCH_FN(sk_linear_factored_backward_autograd));
+  m.impl("sk_linear_factored", TORCH_FN(LinearCall::unpacked<sk_linear_factored_autograd>));
+  m.impl("sk_linear_factored_backward",
+         TORCH_FN(LinearBackwardCall::unpacked<sk_linear_factored_backward_autograd>));
 }
 
 }  // namespace

@@ -21,9 +21,8 @@ namespace {
 // The factors as convolution filters, with the groups along the first axis.
 class Filters {
  public:
-  Filters(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-          const Sketch& sketch)
-      : s1_(s1), s2_(s2), u1_(u1), u2_(u2), sketch_(sketch) {}
+  Filters(const SketchTensors& tensors, const Sketch& sketch)
+      : s1_(tensors.s1), s2_(tensors.s2), u1_(tensors.u1), u2_(tensors.u2), sketch_(sketch) {}
 
   // scale B: (groups * blocks * second_rank, d2/groups, h, w), or 1x1 for channel mixing. Gradients
   // of S2 take c B: a gradient scaled at the end could overflow half types before.
@@ -153,21 +152,20 @@ at::Tensor pixelwise_forward(const at::Tensor& input, const Filters& filters,
 
 }  // namespace
 
-at::Tensor sk_conv2d_composed(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                              const at::Tensor& u1, const at::Tensor& u2,
-                              const std::optional<at::Tensor>& bias, const ConvArguments& arguments,
-                              const Sketch& sketch) {
-  const Filters filters(s1, s2, u1, u2, sketch);
+at::Tensor sk_conv2d_composed(const ConvCall& call, const Sketch& sketch) {
+  const Filters filters(call.tensors, sketch);
+  const at::Tensor& input = call.input;
+  const ConvArguments& arguments = call.conv;
   at::Tensor output;
   if (is_pixelwise(input, sketch, arguments)) {
-    output = pixelwise_forward(input, filters, bias);
+    output = pixelwise_forward(input, filters, call.bias);
   } else if (sketch.mixes_space() && sketch.blocks == 1) {
     output = pointwise_conv(conv(input, filters.stacked_inputs(), arguments),
-                            filters.stacked_outputs(), arguments.groups, bias);
+                            filters.stacked_outputs(), arguments.groups, call.bias);
   } else {
     const ConvArguments blocked = by_block(arguments, sketch);
     output = pointwise_conv(conv(input, filters.blocked_s1(), blocked), filters.output_signs(),
-                            arguments.groups, bias);
+                            arguments.groups, call.bias);
     if (sketch.mixes_space()) {
       output.add_(pointwise_conv(conv(input, filters.input_signs(), arguments),
                                  filters.pointwise_s2(), blocked.groups));
@@ -176,7 +174,7 @@ at::Tensor sk_conv2d_composed(const at::Tensor& input, const at::Tensor& s1, con
                        filters.scaled_s2(), blocked));
     }
   }
-  return in_format(output, common_memory_format(input, s1));
+  return in_format(output, common_memory_format(input, call.tensors.s1));
 }
 
 namespace {
@@ -187,10 +185,10 @@ at::Tensor sketch_rows(const at::Tensor& inner, const Sketch& sketch) {
   return inner.unflatten(1, {sketch.groups, -1}).narrow(2, 0, sketch.rank).flatten(1, 2);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> pixelwise_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const Filters& filters, const Sketch& sketch, const ConvArguments& /*arguments*/,
-    std::array<bool, 3> output_mask) {
+LayerGradients pixelwise_backward(const ConvBackwardCall& call, const Filters& filters,
+                                  const Sketch& sketch) {
+  const auto& [grad, input, tensors, output_mask, arguments, sketch_arguments] = call;
+  const auto& [s1, s2, u1, u2] = tensors;
   const at::Tensor images = input.flatten(2);
   const at::Tensor grad_images = grad.flatten(2);
   at::Tensor grad_input, grad_s1, grad_s2;
@@ -214,10 +212,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pixelwise_backward(
   return {grad_input, grad_s1, grad_s2};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const Filters& filters, const Sketch& sketch, const ConvArguments& arguments,
-    std::array<bool, 3> output_mask) {
+LayerGradients spatial_backward(const ConvBackwardCall& call, const Filters& filters,
+                                const Sketch& sketch) {
+  const auto& [grad, input, tensors, output_mask, arguments, sketch_arguments] = call;
+  const auto& [s1, s2, u1, u2] = tensors;
   at::Tensor grad_input, grad_s1, grad_s2;
   if (output_mask[0] || output_mask[1]) {
     const at::Tensor inner =
@@ -241,10 +239,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_backward(
 }
 
 // Channel mixing, and spatial mixing with more than one block.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> two_branch_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& /*s1*/, const at::Tensor& s2,
-    const Filters& filters, const Sketch& sketch, const ConvArguments& arguments,
-    std::array<bool, 3> output_mask) {
+LayerGradients two_branch_backward(const ConvBackwardCall& call, const Filters& filters,
+                                   const Sketch& sketch) {
+  const auto& [grad, input, tensors, output_mask, arguments, sketch_arguments] = call;
   const ConvArguments blocked = by_block(arguments, sketch);
   at::Tensor grad_input, grad_s1, grad_s2;
   if (output_mask[0] || output_mask[1]) {
@@ -269,59 +266,41 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> two_branch_backward(
       grad_input.add_(
           pointwise_conv(grad_features, filters.input_signs_transposed(), sketch.groups));
     }
-    if (output_mask[2]) grad_s2 = grad_filter.reshape(s2.sizes());
+    if (output_mask[2]) grad_s2 = grad_filter.reshape(tensors.s2.sizes());
   }
   return {grad_input, grad_s1, grad_s2};
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_composed_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    const ConvArguments& arguments, const Sketch& sketch) {
-  const Filters filters(s1, s2, u1, u2, sketch);
-  const auto pull_back = is_pixelwise(input, sketch, arguments)       ? pixelwise_backward
+LayerGradients sk_conv2d_composed_backward(const ConvBackwardCall& call, const Sketch& sketch) {
+  const Filters filters(call.tensors, sketch);
+  const auto pull_back = is_pixelwise(call.input, sketch, call.conv)  ? pixelwise_backward
                          : sketch.mixes_space() && sketch.blocks == 1 ? spatial_backward
                                                                       : two_branch_backward;
-  auto [grad_input, grad_s1, grad_s2] =
-      pull_back(grad, input, s1, s2, filters, sketch, arguments, output_mask);
+  auto [grad_input, grad_s1, grad_s2] = pull_back(call, filters, sketch);
   const auto wanted = [](bool want, const at::Tensor& gradient, const at::Tensor& like) {
     return want ? in_format(gradient, common_memory_format(like, like)) : like.new_empty({0});
   };
-  return {wanted(output_mask[0], grad_input, input), wanted(output_mask[1], grad_s1, s1),
-          wanted(output_mask[2], grad_s2, s2)};
+  return {wanted(call.output_mask[0], grad_input, call.input),
+          wanted(call.output_mask[1], grad_s1, call.tensors.s1),
+          wanted(call.output_mask[2], grad_s2, call.tensors.s2)};
 }
 
 namespace {
 
-at::Tensor sk_conv2d_factored_kernel(const at::Tensor& input, const at::Tensor& s1,
-                                     const at::Tensor& s2, const at::Tensor& u1,
-                                     const at::Tensor& u2, const std::optional<at::Tensor>& bias,
-                                     at::IntArrayRef stride, at::IntArrayRef padding,
-                                     at::IntArrayRef dilation, int64_t groups,
-                                     c10::string_view mixing, int64_t num_sketches,
-                                     std::optional<double> scale) {
-  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_factored_conv(input, s1, s2, u1, u2, bias, arguments,
-                                            {std::string(mixing), num_sketches, scale});
-  return sk_conv2d_composed(input, s1, s2, u1, u2, bias, arguments, sketch);
+at::Tensor sk_conv2d_factored_kernel(const ConvCall& call) {
+  return sk_conv2d_composed(call, check_call(call).sketch);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_kernel(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-    c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
-  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_factored_conv_backward(grad, input, s1, s2, u1, u2, arguments,
-                                                     {std::string(mixing), num_sketches, scale});
-  return sk_conv2d_composed_backward(grad, input, s1, s2, u1, u2, output_mask, arguments, sketch);
+LayerGradients sk_conv2d_factored_backward_kernel(const ConvBackwardCall& call) {
+  return sk_conv2d_composed_backward(call, check_call(call).sketch);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
-  m.impl("sk_conv2d_factored", TORCH_FN(sk_conv2d_factored_kernel));
-  m.impl("sk_conv2d_factored_backward", TORCH_FN(sk_conv2d_factored_backward_kernel));
+  m.impl("sk_conv2d_factored", TORCH_FN(ConvCall::unpacked<sk_conv2d_factored_kernel>));
+  m.impl("sk_conv2d_factored_backward",
+         TORCH_FN(ConvBackwardCall::unpacked<sk_conv2d_factored_backward_kernel>));
 }
 
 }  // namespace

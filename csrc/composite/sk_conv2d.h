@@ -6,14 +6,7 @@
 
 namespace sketchlayers {
 
-at::Tensor sk_conv2d_composed(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                              const at::Tensor& u1, const at::Tensor& u2,
-                              const std::optional<at::Tensor>& bias, const ConvArguments& arguments,
-                              const Sketch& sketch);
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_composed_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    const ConvArguments& arguments, const Sketch& sketch);
+at::Tensor sk_conv2d_composed(const ConvCall& call, const Sketch& sketch);
+LayerGradients sk_conv2d_composed_backward(const ConvBackwardCall& call, const Sketch& sketch);
 
 }  // namespace sketchlayers

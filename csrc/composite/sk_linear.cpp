@@ -36,30 +36,30 @@ struct BlockFactors {
   at::Tensor a;   // (blocks * rank, d1), times c
   at::Tensor b;   // (blocks * rank, d2)
 
-  BlockFactors(const at::Tensor& first, const at::Tensor& second, const at::Tensor& u1,
-               const at::Tensor& u2, const Sketch& sketch)
-      : s1(columns_by_block(first.unsqueeze(0), sketch)),
-        s2(rows_by_block((second * sketch.scale).unsqueeze(0), sketch)),
-        a(unpack_signs(u1, sketch.out_channels, 0, first.scalar_type(),
+  BlockFactors(const SketchTensors& tensors, const Sketch& sketch)
+      : s1(columns_by_block(tensors.s1.unsqueeze(0), sketch)),
+        s2(rows_by_block((tensors.s2 * sketch.scale).unsqueeze(0), sketch)),
+        a(unpack_signs(tensors.u1, sketch.out_channels, 0, s1.scalar_type(),
                        sketch.scale * sketch.u1_scale)
               .squeeze(0)),
-        b(input_signs(u2, first.scalar_type(), sketch)) {}
+        b(input_signs(tensors.u2, s1.scalar_type(), sketch)) {}
 };
 
-at::Tensor linear_by_blocks(const at::Tensor& input, const BlockFactors& factors,
-                            const std::optional<at::Tensor>& bias, const Sketch& sketch) {
-  const at::Tensor x = input.reshape({-1, sketch.in_channels});
+at::Tensor linear_by_blocks(const LinearCall& call, const Sketch& sketch) {
+  const BlockFactors factors(call.tensors, sketch);
+  const at::Tensor x = call.input.reshape({-1, sketch.in_channels});
   const at::Tensor filtered = joined(at::bmm(by_block(x, sketch), factors.s1.transpose(1, 2)));
   const at::Tensor mixed = by_block(at::linear(x, factors.b), sketch);
   const at::Tensor second = joined(at::bmm(mixed, factors.s2.transpose(1, 2)));
-  auto sizes = input.sizes().vec();
+  auto sizes = call.input.sizes().vec();
   sizes.back() = sketch.out_channels;
-  return at::linear(filtered, factors.a.t(), bias).add_(second).reshape(sizes);
+  return at::linear(filtered, factors.a.t(), call.bias).add_(second).reshape(sizes);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_by_blocks_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const BlockFactors& factors, std::array<bool, 3> output_mask, const Sketch& sketch) {
+LayerGradients linear_by_blocks_backward(const LinearBackwardCall& call, const Sketch& sketch) {
+  const auto& [grad, input, tensors, output_mask, arguments] = call;
+  const auto& [s1, s2, u1, u2] = tensors;
+  const BlockFactors factors(tensors, sketch);
   const at::Tensor rows = grad.reshape({-1, sketch.out_channels});
   const at::Tensor x = input.reshape({-1, sketch.in_channels});
   at::Tensor grad_input = input.new_empty({0});
@@ -85,24 +85,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_by_blocks_backward(
 
 }  // namespace
 
-at::Tensor sk_linear_composed(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                              const at::Tensor& u1, const at::Tensor& u2,
-                              const std::optional<at::Tensor>& bias, const Sketch& sketch) {
-  if (sketch.blocks > 1) {
-    return linear_by_blocks(input, BlockFactors(s1, s2, u1, u2, sketch), bias, sketch);
-  }
+at::Tensor sk_linear_composed(const LinearCall& call, const Sketch& sketch) {
+  if (sketch.blocks > 1) return linear_by_blocks(call, sketch);
+  const auto& [s1, s2, u1, u2] = call.tensors;
   const at::Tensor right = at::cat({s1, input_signs(u2, s1.scalar_type(), sketch)}, 0);
-  return at::linear(at::linear(input, right), stacked_output_factor(s2, u1, sketch), bias);
+  return at::linear(at::linear(call.input, right), stacked_output_factor(s2, u1, sketch),
+                    call.bias);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_composed_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    const Sketch& sketch) {
-  if (sketch.blocks > 1) {
-    return linear_by_blocks_backward(grad, input, s1, s2, BlockFactors(s1, s2, u1, u2, sketch),
-                                     output_mask, sketch);
-  }
+LayerGradients sk_linear_composed_backward(const LinearBackwardCall& call, const Sketch& sketch) {
+  if (sketch.blocks > 1) return linear_by_blocks_backward(call, sketch);
+  const auto& [grad, input, tensors, output_mask, arguments] = call;
+  const auto& [s1, s2, u1, u2] = tensors;
   const at::Tensor rows = grad.reshape({-1, sketch.out_channels});
   const at::Tensor x = input.reshape({-1, sketch.in_channels});
   const at::Tensor b = input_signs(u2, s1.scalar_type(), sketch);
@@ -120,27 +114,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_composed_backward(
 
 namespace {
 
-at::Tensor sk_linear_factored_kernel(const at::Tensor& input, const at::Tensor& s1,
-                                     const at::Tensor& s2, const at::Tensor& u1,
-                                     const at::Tensor& u2, const std::optional<at::Tensor>& bias,
-                                     int64_t num_sketches, std::optional<double> scale) {
-  const Sketch sketch =
-      check_factored_linear(input, s1, s2, u1, u2, bias, {"spatial", num_sketches, scale});
-  return sk_linear_composed(input, s1, s2, u1, u2, bias, sketch);
+at::Tensor sk_linear_factored_kernel(const LinearCall& call) {
+  return sk_linear_composed(call, check_call(call));
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward_kernel(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    int64_t num_sketches, std::optional<double> scale) {
-  const Sketch sketch =
-      check_factored_linear_backward(grad, input, s1, s2, u1, u2, {"spatial", num_sketches, scale});
-  return sk_linear_composed_backward(grad, input, s1, s2, u1, u2, output_mask, sketch);
+LayerGradients sk_linear_factored_backward_kernel(const LinearBackwardCall& call) {
+  return sk_linear_composed_backward(call, check_call(call));
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
-  m.impl("sk_linear_factored", TORCH_FN(sk_linear_factored_kernel));
-  m.impl("sk_linear_factored_backward", TORCH_FN(sk_linear_factored_backward_kernel));
+  m.impl("sk_linear_factored", TORCH_FN(LinearCall::unpacked<sk_linear_factored_kernel>));
+  m.impl("sk_linear_factored_backward",
+         TORCH_FN(LinearBackwardCall::unpacked<sk_linear_factored_backward_kernel>));
 }
 
 }  // namespace

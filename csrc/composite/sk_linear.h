@@ -6,13 +6,7 @@
 
 namespace sketchlayers {
 
-at::Tensor sk_linear_composed(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                              const at::Tensor& u1, const at::Tensor& u2,
-                              const std::optional<at::Tensor>& bias, const Sketch& sketch);
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_composed_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    const Sketch& sketch);
+at::Tensor sk_linear_composed(const LinearCall& call, const Sketch& sketch);
+LayerGradients sk_linear_composed_backward(const LinearBackwardCall& call, const Sketch& sketch);
 
 }  // namespace sketchlayers

@@ -62,9 +62,9 @@ void store_tile(at::Tensor weight, at::Tensor tile, const Sketch& sketch,
 }
 
 // Spatial mixing: [c A, c S2] times a tile of columns of [S1; B].
-void spatial_weight(at::Tensor weight, const at::Tensor& s1, const at::Tensor& s2,
-                    const at::Tensor& u1, const at::Tensor& u2, const Sketch& sketch,
+void spatial_weight(at::Tensor weight, const SketchTensors& tensors, const Sketch& sketch,
                     const SketchArguments& arguments) {
+  const auto& [s1, s2, u1, u2] = tensors;
   const auto type = s1.scalar_type();
   const at::Tensor left = output_factor(s2, u1, sketch);
   const bool in_place = type == weight.scalar_type() && !arguments.frame && !arguments.base;
@@ -82,9 +82,9 @@ void spatial_weight(at::Tensor weight, const at::Tensor& s1, const at::Tensor& s
 
 // Channel mixing: rows of c A S1, plus S2 (rows and positions) times B (channels), moved to
 // (channel, position).
-void channel_weight(at::Tensor weight, const at::Tensor& s1, const at::Tensor& s2,
-                    const at::Tensor& u1, const at::Tensor& u2, const Sketch& sketch,
+void channel_weight(at::Tensor weight, const SketchTensors& tensors, const Sketch& sketch,
                     const SketchArguments& arguments) {
+  const auto& [s1, s2, u1, u2] = tensors;
   const auto type = s1.scalar_type();
   const int64_t positions = sketch.positions();
   const at::Tensor a =
@@ -101,9 +101,8 @@ void channel_weight(at::Tensor weight, const at::Tensor& s1, const at::Tensor& s
 }
 
 // From functions that ATen differentiates and transforms; B is unpacked as a whole.
-at::Tensor weight_by_blocks(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                            const at::Tensor& u2, const SketchArguments& arguments,
-                            const Sketch& sketch) {
+at::Tensor weight_by_blocks(const WeightCall& call, const Sketch& sketch) {
+  const auto& [s1, s2, u1, u2] = call.tensors;
   const auto type = compute_type(s1.scalar_type());
   const at::Tensor first =
       columns_by_block(s1.to(type).reshape({sketch.groups, sketch.rank, -1}), sketch);
@@ -128,19 +127,17 @@ at::Tensor weight_by_blocks(const at::Tensor& s1, const at::Tensor& s2, const at
   const auto signs = [&](const at::Tensor& packed, double scale) {
     return sign_tile(packed, 0, sketch.out_channels, 0, sketch.inputs(), type, scale);
   };
-  if (arguments.frame) weight = weight * signs(*arguments.frame, 1.0);
-  if (arguments.base) weight = weight + signs(*arguments.base, sketch.base_scale());
+  if (call.arguments.frame) weight = weight * signs(*call.arguments.frame, 1.0);
+  if (call.arguments.base) weight = weight + signs(*call.arguments.base, sketch.base_scale());
   return weight.reshape(sketch.weight_sizes()).to(s1.scalar_type());
 }
 
 }  // namespace
 
-at::Tensor sk_weight_composed(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                              const at::Tensor& u2, const SketchArguments& arguments,
-                              const Sketch& sketch) {
+at::Tensor sk_weight_composed(const WeightCall& call, const Sketch& sketch) {
+  const auto& [s1, s2, u1, u2] = call.tensors;
   if (sketch.blocks > 1) {
-    return in_format(weight_by_blocks(s1, s2, u1, u2, arguments, sketch),
-                     common_memory_format(s1, s1));
+    return in_format(weight_by_blocks(call, sketch), common_memory_format(s1, s1));
   }
   const auto type = compute_type(s1.scalar_type());
   const at::Tensor first = s1.to(type).contiguous().view({sketch.groups, sketch.rank, -1});
@@ -148,7 +145,7 @@ at::Tensor sk_weight_composed(const at::Tensor& s1, const at::Tensor& s2, const 
   at::Tensor weight =
       at::empty({sketch.groups, sketch.out_channels, sketch.inputs()}, s1.options());
   const auto form = sketch.mixes_space() ? spatial_weight : channel_weight;
-  form(weight, first, second, u1, u2, sketch, arguments);
+  form(weight, {first, second, u1, u2}, sketch, call.arguments);
   return in_format(weight.view(sketch.weight_sizes()), common_memory_format(s1, s1));
 }
 
@@ -194,24 +191,22 @@ void channel_adjoint(at::Tensor grad_s1, at::Tensor grad_s2, const at::Tensor& g
 }
 
 // grad (groups, d1, n) as it is in memory, for more than one block.
-std::tuple<at::Tensor, at::Tensor> adjoint_by_blocks(const at::Tensor& grad, const at::Tensor& u1,
-                                                     const at::Tensor& u2,
-                                                     const SketchArguments& arguments,
-                                                     const Sketch& sketch) {
+WeightGradients adjoint_by_blocks(const at::Tensor& grad, const WeightBackwardCall& call,
+                                  const Sketch& sketch) {
   const auto type = compute_type(grad.scalar_type());
   const at::Tensor matrix =
-      gradient_tile(grad, arguments, 0, sketch.out_channels, 0, sketch.inputs(), type);
+      gradient_tile(grad, call.arguments, 0, sketch.out_channels, 0, sketch.inputs(), type);
   const at::Tensor a =
-      signs_by_block(u1, sketch.out_channels, type, sketch.scale * sketch.u1_scale, sketch);
+      signs_by_block(call.u1, sketch.out_channels, type, sketch.scale * sketch.u1_scale, sketch);
   const double u2_scale = sketch.scale * sketch.u2_scale;
   const at::Tensor grad_s1 = joined_columns(at::bmm(a, columns_by_block(matrix, sketch)), sketch);
   const at::Tensor rows = rows_by_block(matrix, sketch);
   at::Tensor grad_s2;
   if (sketch.mixes_space()) {
-    const at::Tensor b = signs_by_block(u2, sketch.inputs(), type, u2_scale, sketch);
+    const at::Tensor b = signs_by_block(call.u2, sketch.inputs(), type, u2_scale, sketch);
     grad_s2 = at::bmm(rows, b.transpose(1, 2));
   } else {
-    const at::Tensor b = signs_by_block(u2, sketch.in_channels, type, u2_scale, sketch);
+    const at::Tensor b = signs_by_block(call.u2, sketch.in_channels, type, u2_scale, sketch);
     grad_s2 = at::bmm(rows_by_position(rows, sketch.positions()), b.transpose(1, 2))
                   .reshape({-1, sketch.positions(), sketch.rank})
                   .transpose(1, 2);
@@ -224,70 +219,46 @@ std::tuple<at::Tensor, at::Tensor> adjoint_by_blocks(const at::Tensor& grad, con
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> sk_weight_composed_backward(const at::Tensor& grad,
-                                                               const at::Tensor& u1,
-                                                               const at::Tensor& u2,
-                                                               const SketchArguments& arguments,
-                                                               const Sketch& sketch) {
+WeightGradients sk_weight_composed_backward(const WeightBackwardCall& call, const Sketch& sketch) {
+  const at::Tensor& grad = call.grad;
   const auto type = compute_type(grad.scalar_type());
   const at::Tensor matrix =
       grad.contiguous().view({sketch.groups, sketch.out_channels, sketch.inputs()});
-  if (sketch.blocks > 1) return adjoint_by_blocks(matrix, u1, u2, arguments, sketch);
+  if (sketch.blocks > 1) return adjoint_by_blocks(matrix, call, sketch);
   const at::Tensor a =
-      unpack_signs(u1, sketch.out_channels, 0, type, sketch.scale * sketch.u1_scale);
+      unpack_signs(call.u1, sketch.out_channels, 0, type, sketch.scale * sketch.u1_scale);
   const auto options = grad.options().dtype(type);
   at::Tensor grad_s1 = at::zeros({sketch.groups, sketch.rank, sketch.inputs()}, options);
   at::Tensor grad_s2 =
       at::zeros({sketch.groups, sketch.out_channels, sketch.rank * sketch.positions()}, options);
   const auto pull_back = sketch.mixes_space() ? spatial_adjoint : channel_adjoint;
-  pull_back(grad_s1, grad_s2, matrix, a, u2, sketch, arguments);
+  pull_back(grad_s1, grad_s2, matrix, a, call.u2, sketch, call.arguments);
   return {grad_s1.view(sketch.s1_sizes()).to(grad.scalar_type()),
           grad_s2.view(sketch.s2_sizes()).to(grad.scalar_type())};
 }
 
-at::Tensor sk_weight_composition(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                                 const at::Tensor& u2, const SketchArguments& arguments) {
-  const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
-  return weight_by_blocks(s1, s2, u1, u2, arguments, sketch);
+at::Tensor sk_weight_composition(const WeightCall& call) {
+  return weight_by_blocks(call, check_call(call));
 }
 
 namespace {
 
-at::Tensor sk_weight_kernel(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                            const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
-                            std::optional<double> scale, const std::optional<at::Tensor>& base,
-                            const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
-  const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
-  return sk_weight_composed(s1, s2, u1, u2, arguments, sketch);
+at::Tensor sk_weight_kernel(const WeightCall& call) {
+  return sk_weight_composed(call, check_call(call));
 }
 
-std::tuple<at::Tensor, at::Tensor> sk_weight_backward_kernel(
-    const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
-    int64_t blocks) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale,
-                                  std::nullopt,        frame,        blocks};
-  const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
-  return sk_weight_composed_backward(grad, u1, u2, arguments, sketch);
-}
-
-at::Tensor sk_weight_batched(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                             const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
-                             std::optional<double> scale, const std::optional<at::Tensor>& base,
-                             const std::optional<at::Tensor>& frame) {
-  return sk_weight_composition(s1, s2, u1, u2,
-                               {std::string(mixing), num_sketches, scale, base, frame});
+WeightGradients sk_weight_backward_kernel(const WeightBackwardCall& call) {
+  return sk_weight_composed_backward(call, check_call(call));
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
-  m.impl("sk_weight", TORCH_FN(sk_weight_kernel));
-  m.impl("sk_weight_backward", TORCH_FN(sk_weight_backward_kernel));
+  m.impl("sk_weight", TORCH_FN(WeightCall::unpacked<sk_weight_kernel>));
+  m.impl("sk_weight_backward", TORCH_FN(WeightBackwardCall::unpacked<sk_weight_backward_kernel>));
 }
 
 // vmap over factors.
 TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
-  m.impl("sk_weight", TORCH_FN(sk_weight_batched));
+  m.impl("sk_weight", TORCH_FN(WeightCall::unpacked<sk_weight_composition>));
 }
 
 }  // namespace

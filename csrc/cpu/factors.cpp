@@ -2,13 +2,12 @@
 
 namespace sketchlayers::cpu {
 
-Factors::Factors(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                 const at::Tensor& u2, const Sketch& sketch)
+Factors::Factors(const SketchTensors& tensors, const Sketch& sketch)
     : sketch_(sketch),
-      s1_(s1.to(at::kFloat).contiguous()),
-      s2_(s2.to(at::kFloat).contiguous()),
-      u1_(u1.contiguous()),
-      u2_(u2.contiguous()) {
+      s1_(tensors.s1.to(at::kFloat).contiguous()),
+      s2_(tensors.s2.to(at::kFloat).contiguous()),
+      u1_(tensors.u1.contiguous()),
+      u2_(tensors.u2.contiguous()) {
   const auto signs = [&](const at::Tensor& packed, double scale) {
     return Signs{packed.const_data_ptr<int32_t>(), packed.stride(0), packed.stride(1),
                  static_cast<float>(scale * sketch.scale)};

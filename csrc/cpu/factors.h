@@ -3,19 +3,17 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
 #include "cpu/two_sided_conv.h"
 #include "cpu/two_sided_gradient.h"
+#include "ops/for_type.h"
 #include "ops/sketch.h"
 
 namespace sketchlayers::cpu {
 
 class Factors {
  public:
-  Factors(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-          const Sketch& sketch);
+  Factors(const SketchTensors& tensors, const Sketch& sketch);
 
   TwoSidedConv forward(int64_t images, const float* bias) const;
   TwoSidedConv adjoint(int64_t images) const;
@@ -31,18 +29,5 @@ class Factors {
   at::Tensor s1_, s2_, u1_, u2_;
   Factor filters_, a_, b_, weights_;  // S1, c A, c B, S2
 };
-
-// Types that the kernels read and write; they compute in float32.
-inline bool is_supported(at::ScalarType type) {
-  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
-}
-
-// Calls body with a value of the supported type.
-template <typename Body>
-void for_type(at::ScalarType type, const Body& body) {
-  if (type == at::kFloat) return body(float());
-  if (type == at::kBFloat16) return body(c10::BFloat16());
-  if (type == at::kHalf) return body(c10::Half());
-}
 
 }  // namespace sketchlayers::cpu

@@ -1,10 +1,9 @@
 // sk_conv2d_factored on the CPU, by our own kernels but for float64 and rare geometries.
-#include "ops/sk_conv2d.h"
+#include "composite/sk_conv2d.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "composite/sk_conv2d.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
 
@@ -53,16 +52,6 @@ class Geometry {
   bool pointwise;
 };
 
-std::vector<int64_t> output_sizes(const at::Tensor& input, const at::Tensor& s1,
-                                  const Sketch& sketch, const ConvArguments& conv) {
-  std::vector<int64_t> sizes;
-  for (const auto& size :
-       check_conv_input("sk_conv2d_factored", input, std::nullopt, s1, sketch, conv)) {
-    sizes.push_back(size.expect_int());
-  }
-  return sizes;
-}
-
 // The gradient through a stride takes one pass for each of its phases.
 bool has_many_phases(const ConvArguments& conv) {
   constexpr int64_t kMost = 4;
@@ -70,7 +59,7 @@ bool has_many_phases(const ConvArguments& conv) {
 }
 
 bool takes(const at::Tensor& input) {
-  return cpu::is_supported(input.scalar_type()) && input.numel() > 0;
+  return computes_in_float(input.scalar_type()) && input.numel() > 0;
 }
 
 // Rows so wide, or taps so far apart, that the tiles' buffers would be large.
@@ -100,36 +89,27 @@ void run(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& sampli
   for (const cpu::Sampling& sampling : samplings) cpu::run<T>(conv, sampling, source, target);
 }
 
-at::Tensor sk_conv2d_factored_cpu(const at::Tensor& input, const at::Tensor& s1,
-                                  const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-                                  const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
-                                  at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                                  c10::string_view mixing, int64_t num_sketches,
-                                  std::optional<double> scale) {
-  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_factored_conv(input, s1, s2, u1, u2, bias, arguments,
-                                            {std::string(mixing), num_sketches, scale});
-  const auto composed = [&] {
-    return sk_conv2d_composed(input, s1, s2, u1, u2, bias, arguments, sketch);
-  };
-  if (!takes(input)) return composed();
-  const std::vector<int64_t> sizes = output_sizes(input, s1, sketch, arguments);
+at::Tensor sk_conv2d_factored_cpu(const ConvCall& call) {
+  const auto& [input, tensors, bias, arguments, sketch_arguments] = call;
+  const auto [sketch, symbolic_sizes] = check_call(call);
+  if (!takes(input)) return sk_conv2d_composed(call, sketch);
+  const at::IntArrayRef sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
   Geometry geometry(input, sizes, sketch, arguments);
   const at::Tensor images = dense_images(input);
-  const auto format = common_memory_format(input, s1);
+  const auto format = common_memory_format(input, tensors.s1);
   if (geometry.pointwise && together(images) && format == at::MemoryFormat::ChannelsLast) {
     geometry.merge_images();
   }
-  const cpu::Factors factors(s1, s2, u1, u2, sketch);
+  const cpu::Factors factors(tensors, sketch);
   const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
   const cpu::TwoSidedConv conv =
       factors.forward(geometry.images, bias ? offset.const_data_ptr<float>() : nullptr);
   const std::vector<cpu::Sampling> samplings{
       cpu::forward_sampling(geometry.rows, geometry.columns)};
-  if (!fits(conv, samplings, geometry)) return composed();
+  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed(call, sketch);
   const at::Tensor output = cpu::empty_result(sizes, input.options(), format);
-  cpu::for_type(input.scalar_type(),
-                [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, images, output); });
+  for_type(input.scalar_type(),
+           [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, images, output); });
   return in_format(output, format);
 }
 
@@ -138,14 +118,14 @@ at::Tensor input_gradient(const at::Tensor& grad, const at::Tensor& input,
                           const std::vector<cpu::Sampling>& samplings, const Geometry& geometry) {
   const auto format = common_memory_format(input, input);
   const at::Tensor result = cpu::empty_result(input.sizes(), input.options(), format);
-  cpu::for_type(input.scalar_type(),
-                [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, grad, result); });
+  for_type(input.scalar_type(),
+           [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, grad, result); });
   return in_format(result, format);
 }
 
 void parameter_gradients(const cpu::TwoSidedGradient& gradient, const Geometry& geometry,
                          const at::Tensor& grad, const at::Tensor& input) {
-  cpu::for_type(input.scalar_type(), [&](auto zero) {
+  for_type(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     auto source = view<const T>(input, input.const_data_ptr<T>());
     auto target = view<const T>(grad, grad.const_data_ptr<T>());
@@ -157,23 +137,16 @@ void parameter_gradients(const cpu::TwoSidedGradient& gradient, const Geometry& 
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-    c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
-  const ConvArguments arguments{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_factored_conv_backward(grad, input, s1, s2, u1, u2, arguments,
-                                                     {std::string(mixing), num_sketches, scale});
-  const auto composed = [&] {
-    return sk_conv2d_composed_backward(grad, input, s1, s2, u1, u2, output_mask, arguments, sketch);
-  };
-  if (!takes(input) || has_many_phases(arguments)) return composed();
+LayerGradients sk_conv2d_factored_backward_cpu(const ConvBackwardCall& call) {
+  const auto& [grad, input, tensors, output_mask, arguments, sketch_arguments] = call;
+  const auto& [s1, s2, u1, u2] = tensors;
+  const Sketch sketch = check_call(call).sketch;
+  if (!takes(input) || has_many_phases(arguments)) return sk_conv2d_composed_backward(call, sketch);
   const Geometry geometry(input, grad.sizes(), sketch, arguments);
-  const cpu::Factors factors(s1, s2, u1, u2, sketch);
+  const cpu::Factors factors(tensors, sketch);
   const cpu::TwoSidedConv conv = factors.adjoint(geometry.images);
   const auto samplings = cpu::adjoint_samplings(geometry.rows, geometry.columns);
-  if (!fits(conv, samplings, geometry)) return composed();
+  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed_backward(call, sketch);
 
   const at::Tensor images = dense_images(input);
   const at::Tensor grads = dense_images(grad);
@@ -203,8 +176,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cpu(
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CPU, m) {
-  m.impl("sk_conv2d_factored", TORCH_FN(sk_conv2d_factored_cpu));
-  m.impl("sk_conv2d_factored_backward", TORCH_FN(sk_conv2d_factored_backward_cpu));
+  m.impl("sk_conv2d_factored", TORCH_FN(ConvCall::unpacked<sk_conv2d_factored_cpu>));
+  m.impl("sk_conv2d_factored_backward",
+         TORCH_FN(ConvBackwardCall::unpacked<sk_conv2d_factored_backward_cpu>));
 }
 
 }  // namespace

@@ -1,11 +1,10 @@
 // sk_linear_factored on the CPU. A few rows: S1 and S2 are read once and signs never leave their
 // bits. More: the 1x1 convolution whose pixels are the rows.
-#include "ops/sk_linear.h"
+#include "composite/sk_linear.h"
 
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "composite/sk_linear.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
 #include "cpu/tasks.h"
@@ -76,48 +75,43 @@ void run(const cpu::TwoSidedConv& layer, const at::Tensor& x, const at::Tensor& 
               rows_as_pixels(y.mutable_data_ptr<T>(), y.size(1)));
 }
 
-at::Tensor sk_linear_factored_cpu(const at::Tensor& input, const at::Tensor& s1,
-                                  const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-                                  const std::optional<at::Tensor>& bias, int64_t num_sketches,
-                                  std::optional<double> scale) {
-  const Sketch sketch =
-      check_factored_linear(input, s1, s2, u1, u2, bias, {"spatial", num_sketches, scale});
-  if (!cpu::is_supported(input.scalar_type()) || input.numel() == 0) {
-    return sk_linear_composed(input, s1, s2, u1, u2, bias, sketch);
+at::Tensor sk_linear_factored_cpu(const LinearCall& call) {
+  const auto& [input, tensors, bias, arguments] = call;
+  const Sketch sketch = check_call(call);
+  if (!computes_in_float(input.scalar_type()) || input.numel() == 0) {
+    return sk_linear_composed(call, sketch);
   }
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
   const at::Tensor y = cpu::empty_result({x.size(0), sketch.out_channels}, x.options(),
                                          at::MemoryFormat::Contiguous);
-  const cpu::Factors factors(s1, s2, u1, u2, sketch);
+  const cpu::Factors factors(tensors, sketch);
   const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
   const float* bias_data = bias ? offset.const_data_ptr<float>() : nullptr;
   if (x.size(0) <= cpu::kFewVectors && x.scalar_type() == at::kFloat && sketch.blocks == 1) {
     few_rows(x, factors, sketch, bias_data, y);
   } else {
-    cpu::for_type(x.scalar_type(),
-                  [&](auto zero) { run<decltype(zero)>(factors.forward(1, bias_data), x, y); });
+    for_type(x.scalar_type(),
+             [&](auto zero) { run<decltype(zero)>(factors.forward(1, bias_data), x, y); });
   }
   auto sizes = input.sizes().vec();
   sizes.back() = sketch.out_channels;
   return y.view(sizes);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    int64_t num_sketches, std::optional<double> scale) {
-  const Sketch sketch =
-      check_factored_linear_backward(grad, input, s1, s2, u1, u2, {"spatial", num_sketches, scale});
-  if (!cpu::is_supported(input.scalar_type()) || input.numel() == 0) {
-    return sk_linear_composed_backward(grad, input, s1, s2, u1, u2, output_mask, sketch);
+LayerGradients sk_linear_factored_backward_cpu(const LinearBackwardCall& call) {
+  const auto& [grad, input, tensors, output_mask, arguments] = call;
+  const auto& [s1, s2, u1, u2] = tensors;
+  const Sketch sketch = check_call(call);
+  if (!computes_in_float(input.scalar_type()) || input.numel() == 0) {
+    return sk_linear_composed_backward(call, sketch);
   }
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
   const at::Tensor dy = grad.reshape({-1, sketch.out_channels}).contiguous();
-  const cpu::Factors factors(s1, s2, u1, u2, sketch);
+  const cpu::Factors factors(tensors, sketch);
   at::Tensor grad_input = input.new_empty({0});
   at::Tensor grad_s1 = s1.new_empty({0});
   at::Tensor grad_s2 = s2.new_empty({0});
-  cpu::for_type(x.scalar_type(), [&](auto zero) {
+  for_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     if (output_mask[0]) {
       grad_input = cpu::empty_result(x.sizes(), x.options(), at::MemoryFormat::Contiguous);
@@ -142,8 +136,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward_cpu(
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CPU, m) {
-  m.impl("sk_linear_factored", TORCH_FN(sk_linear_factored_cpu));
-  m.impl("sk_linear_factored_backward", TORCH_FN(sk_linear_factored_backward_cpu));
+  m.impl("sk_linear_factored", TORCH_FN(LinearCall::unpacked<sk_linear_factored_cpu>));
+  m.impl("sk_linear_factored_backward",
+         TORCH_FN(LinearBackwardCall::unpacked<sk_linear_factored_backward_cpu>));
 }
 
 }  // namespace

@@ -1,10 +1,9 @@
 // sk_weight and its adjoint on the CPU, by our own kernels but for float64.
-#include "ops/sk_weight.h"
+#include "composite/sk_weight.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "composite/sk_weight.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
 #include "cpu/weight.h"
@@ -43,16 +42,13 @@ class WeightOperands {
   std::vector<at::Tensor> kept_;
 };
 
-at::Tensor sk_weight_cpu(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                         const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
-                         std::optional<double> scale, const std::optional<at::Tensor>& base,
-                         const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
-  const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
-  if (!cpu::is_supported(s1.scalar_type()) || sketch.blocks > 1) {
-    return sk_weight_composed(s1, s2, u1, u2, arguments, sketch);
+at::Tensor sk_weight_cpu(const WeightCall& call) {
+  const auto& [s1, s2, u1, u2] = call.tensors;
+  const Sketch sketch = check_call(call);
+  if (!computes_in_float(s1.scalar_type()) || sketch.blocks > 1) {
+    return sk_weight_composed(call, sketch);
   }
-  const WeightOperands operands(sketch, u1, u2, arguments);
+  const WeightOperands operands(sketch, u1, u2, call.arguments);
   const at::Tensor first = s1.to(at::kFloat).contiguous();
   const at::Tensor second = s2.to(at::kFloat).contiguous();
   const auto format = common_memory_format(s1, s1);
@@ -63,7 +59,7 @@ at::Tensor sk_weight_cpu(const at::Tensor& s1, const at::Tensor& s2, const at::T
   const bool channels_last = format == at::MemoryFormat::ChannelsLast;
   const cpu::WeightStrides strides{sketch.inputs(), channels_last ? 1 : sketch.positions(),
                                    channels_last ? sketch.in_channels : 1, sketch.positions()};
-  cpu::for_type(s1.scalar_type(), [&](auto zero) {
+  for_type(s1.scalar_type(), [&](auto zero) {
     cpu::form_weight(operands.shape, operands.signs, first.const_data_ptr<float>(),
                      second.const_data_ptr<float>(), strides,
                      weight.mutable_data_ptr<decltype(zero)>());
@@ -71,22 +67,18 @@ at::Tensor sk_weight_cpu(const at::Tensor& s1, const at::Tensor& s2, const at::T
   return weight;
 }
 
-std::tuple<at::Tensor, at::Tensor> sk_weight_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
-    int64_t blocks) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale,
-                                  std::nullopt,        frame,        blocks};
-  const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
-  if (!cpu::is_supported(grad.scalar_type()) || sketch.blocks > 1) {
-    return sk_weight_composed_backward(grad, u1, u2, arguments, sketch);
+WeightGradients sk_weight_backward_cpu(const WeightBackwardCall& call) {
+  const at::Tensor& grad = call.grad;
+  const Sketch sketch = check_call(call);
+  if (!computes_in_float(grad.scalar_type()) || sketch.blocks > 1) {
+    return sk_weight_composed_backward(call, sketch);
   }
-  const WeightOperands operands(sketch, u1, u2, arguments);
+  const WeightOperands operands(sketch, call.u1, call.u2, call.arguments);
   const at::Tensor matrix = grad.contiguous();
   const auto options = grad.options().dtype(at::kFloat);
   const at::Tensor grad_s1 = at::empty(sketch.s1_sizes(), options);
   const at::Tensor grad_s2 = at::empty(sketch.s2_sizes(), options);
-  cpu::for_type(grad.scalar_type(), [&](auto zero) {
+  for_type(grad.scalar_type(), [&](auto zero) {
     cpu::pull_back_weight(operands.shape, operands.signs, matrix.const_data_ptr<decltype(zero)>(),
                           grad_s1.mutable_data_ptr<float>(), grad_s2.mutable_data_ptr<float>());
   });
@@ -94,8 +86,8 @@ std::tuple<at::Tensor, at::Tensor> sk_weight_backward_cpu(
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CPU, m) {
-  m.impl("sk_weight", TORCH_FN(sk_weight_cpu));
-  m.impl("sk_weight_backward", TORCH_FN(sk_weight_backward_cpu));
+  m.impl("sk_weight", TORCH_FN(WeightCall::unpacked<sk_weight_cpu>));
+  m.impl("sk_weight_backward", TORCH_FN(WeightBackwardCall::unpacked<sk_weight_backward_cpu>));
 }
 
 }  // namespace

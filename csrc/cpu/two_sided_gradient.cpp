@@ -1,8 +1,10 @@
 #include "cpu/two_sided_gradient.h"
 
 #include <c10/util/BFloat16.h>
+#include <c10/util/Exception.h>
 #include <c10/util/Half.h>
 
+#include <limits>
 #include <memory>
 
 #include "cpu/scratch.h"
@@ -15,6 +17,7 @@ constexpr int64_t kSlice = 64;            // channels of one task's part of a gr
 constexpr int64_t kPixels = 512;          // of a packed tile: with kSlice channels, 128 KiB
 constexpr int64_t kGroupPixels = 64;      // of small images that are packed together
 constexpr int64_t kWaveFloats = 1 << 18;  // of the features that exist at one time
+constexpr int64_t kMostOffset = std::numeric_limits<int32_t>::max();  // between pairs
 
 // Outputs [first, last) for which the position that a tap reads lies in [begin, end).
 struct Range {
@@ -111,22 +114,21 @@ class GradientRunner {
       image_floats_ += g.groups * side.features() * side.feature_floats();
       most_sums_ = std::max(most_sums_, side.taps() * side.block_features() * kSlice);
     }
+    wave_ = std::clamp<int64_t>(kWaveFloats / std::max<int64_t>(1, image_floats_), 1, images_);
     for (const Side<T>& side : sides_) pairs_.push_back(connect(side));
     for (const Side<T>& side : sides_) columns_.push_back(follow_columns(side));
   }
 
   void run() {
-    const int64_t wave =
-        std::clamp<int64_t>(kWaveFloats / std::max<int64_t>(1, image_floats_), 1, images_);
     // Enough tasks for all threads; more would only be more to add up.
     const int64_t slices = static_cast<int64_t>(slices_.size());
-    splits_ = std::clamp<int64_t>(ceil_divide(4 * at::get_num_threads(), slices), 1, wave);
+    splits_ = std::clamp<int64_t>(ceil_divide(4 * at::get_num_threads(), slices), 1, wave_);
     if (at::get_num_threads() == 1) splits_ = 1;
     const int64_t part = most_sums_;
     const std::unique_ptr<float[]> sums(new float[static_cast<size_t>(slices * splits_ * part)]());
-    const std::unique_ptr<float[]> features(new float[static_cast<size_t>(wave * image_floats_)]);
-    for (int64_t first = 0; first < images_; first += wave) {
-      const int64_t images = std::min(wave, images_ - first);
+    const std::unique_ptr<float[]> features(new float[static_cast<size_t>(wave_ * image_floats_)]);
+    for (int64_t first = 0; first < images_; first += wave_) {
+      const int64_t images = std::min(wave_, images_ - first);
       make_features(first, images, features.get());
       run_tasks(slices * splits_, [&](int64_t i) {
         const Slice& slice = slices_[static_cast<size_t>(i % slices)];
@@ -214,6 +216,10 @@ class GradientRunner {
   std::vector<Pairs> connect(const Side<T>& side) const {
     std::vector<Pairs> taps;
     if (side.group() == 1) return taps;
+    const int64_t images = std::min(side.group(), wave_);
+    // Features of two images or more are at most kWaveFloats, as are those of one that is grouped.
+    TORCH_INTERNAL_ASSERT((images - 1) * image_floats_ + side.feature_floats() <= kMostOffset &&
+                          images * side.image_pixels() * kSlice <= kMostOffset);
     const ConvAxis& rows = side.rows;
     const ConvAxis& columns = side.columns;
     for (int64_t i = 0; i < rows.kernel; ++i) {
@@ -222,7 +228,7 @@ class GradientRunner {
         const Range x = readers(columns, j, 0, columns.input);
         Pairs pairs;
         pairs.in_image = y.size() * x.size();
-        for (int64_t image = 0; image < std::min(side.group(), images_); ++image) {
+        for (int64_t image = 0; image < images; ++image) {
           for (int64_t row = y.first; row < y.last; ++row) {
             for (int64_t column = x.first; column < x.last; ++column) {
               const int64_t written = row * columns.output + column;
@@ -246,6 +252,7 @@ class GradientRunner {
   static Pairs follow_columns(const Side<T>& side) {
     Pairs steps;
     const int64_t read = side.columns.stride;
+    TORCH_INTERNAL_ASSERT(side.columns.output * read <= kMostOffset / kSlice);
     for (int64_t x = 0; x < side.columns.output; ++x) {
       steps.features.push_back(static_cast<int32_t>(side.pixels_are_inputs ? x : x * read));
       steps.pixels.push_back(
@@ -363,6 +370,7 @@ class GradientRunner {
   std::vector<std::vector<Pairs>> pairs_;  // of each side, for each tap
   int64_t image_floats_ = 0;
   int64_t most_sums_ = 0;
+  int64_t wave_ = 1;  // images whose features exist at one time
   int64_t splits_ = 1;
   std::vector<Pairs> columns_;  // of each side
 };

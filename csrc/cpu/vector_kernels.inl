@@ -241,71 +241,17 @@ void product(const Product* parts, int count, int64_t rows, int64_t columns, con
 #define SKETCHLAYERS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Bits{__VA_ARGS__})
 #endif
 
-// One stage of a transposition exchanges, in pairs of rows, the halves of ever larger groups.
-#if SKETCHLAYERS_LANES == 16
-template <int Step>
-inline Vector lower(Vector a, Vector b) {
-  if constexpr (Step == 8) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-  } else if constexpr (Step == 4) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
-  } else if constexpr (Step == 2) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-  } else {
-    return SKETCHLAYERS_SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
-  }
+// One stage of a transposition exchanges, in pairs of rows, the halves of ever larger groups: the
+// lanes of the lower row keep the first half of every group of 2 Step, those of the upper the
+// second.
+template <int Step, int... Lane>
+inline Vector lower(Vector a, Vector b, std::integer_sequence<int, Lane...>) {
+  return SKETCHLAYERS_SHUFFLE(a, b, (Lane & Step ? kLanes + Lane - Step : Lane)...);
 }
-template <int Step>
-inline Vector upper(Vector a, Vector b) {
-  if constexpr (Step == 8) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  } else if constexpr (Step == 4) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-  } else if constexpr (Step == 2) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  } else {
-    return SKETCHLAYERS_SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-  }
+template <int Step, int... Lane>
+inline Vector upper(Vector a, Vector b, std::integer_sequence<int, Lane...>) {
+  return SKETCHLAYERS_SHUFFLE(a, b, (Lane & Step ? kLanes + Lane : Lane + Step)...);
 }
-#elif SKETCHLAYERS_LANES == 8
-template <int Step>
-inline Vector lower(Vector a, Vector b) {
-  if constexpr (Step == 4) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
-  } else if constexpr (Step == 2) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
-  } else {
-    return SKETCHLAYERS_SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
-  }
-}
-template <int Step>
-inline Vector upper(Vector a, Vector b) {
-  if constexpr (Step == 4) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
-  } else if constexpr (Step == 2) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-  } else {
-    return SKETCHLAYERS_SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
-  }
-}
-#else
-template <int Step>
-inline Vector lower(Vector a, Vector b) {
-  if constexpr (Step == 2) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 0, 1, 4, 5);
-  } else {
-    return SKETCHLAYERS_SHUFFLE(a, b, 0, 4, 2, 6);
-  }
-}
-template <int Step>
-inline Vector upper(Vector a, Vector b) {
-  if constexpr (Step == 2) {
-    return SKETCHLAYERS_SHUFFLE(a, b, 2, 3, 6, 7);
-  } else {
-    return SKETCHLAYERS_SHUFFLE(a, b, 1, 5, 3, 7);
-  }
-}
-#endif
 
 template <int Step>
 inline void transpose_stages(Vector (&rows)[kLanes]) {
@@ -315,8 +261,8 @@ inline void transpose_stages(Vector (&rows)[kLanes]) {
       if ((i & Step) == 0) {
         const Vector a = rows[i];
         const Vector b = rows[i + Step];
-        rows[i] = lower<Step>(a, b);
-        rows[i + Step] = upper<Step>(a, b);
+        rows[i] = lower<Step>(a, b, std::make_integer_sequence<int, kLanes>());
+        rows[i + Step] = upper<Step>(a, b, std::make_integer_sequence<int, kLanes>());
       }
     }
     transpose_stages<Step / 2>(rows);

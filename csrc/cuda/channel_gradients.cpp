@@ -209,19 +209,19 @@ at::Tensor empty_gradient(bool wanted, const at::Tensor& like) {
 
 }  // namespace
 
-std::pair<at::Tensor, at::Tensor> try_factor_gradients(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, bool want_s1, bool want_s2,
-    const ConvArguments& conv, const Sketch& sketch) {
+std::pair<at::Tensor, at::Tensor> try_factor_gradients(const ConvBackwardCall& call,
+                                                       const Sketch& sketch) {
+  const auto& [grad, input, tensors, output_mask, conv, arguments] = call;
+  const bool want_s1 = output_mask[1], want_s2 = output_mask[2];
   const auto type = input.scalar_type();
   const bool half = type == at::kBFloat16 || type == at::kHalf;
   if (!half || !(want_s1 || want_s2) || !takes_layer(input, grad.sizes(), sketch)) return {};
-  const at::Tensor grad_s1 = empty_gradient(want_s1, s1);
-  const at::Tensor grad_s2 = empty_gradient(want_s2, s2);
+  const at::Tensor grad_s1 = empty_gradient(want_s1, tensors.s1);
+  const at::Tensor grad_s2 = empty_gradient(want_s2, tensors.s2);
   const Operands operands{grad,
                           input,
-                          u1.contiguous(),
-                          u2.contiguous(),
+                          tensors.u1.contiguous(),
+                          tensors.u2.contiguous(),
                           sketch,
                           axis(input, grad, 2, sketch.kernel_h, conv),
                           axis(input, grad, 3, sketch.kernel_w, conv)};

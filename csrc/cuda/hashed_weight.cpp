@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "cuda/launches.h"
+#include "ops/for_type.h"
 #include "ops/hashed_weight.h"
 
 namespace sketchlayers {
@@ -74,14 +75,9 @@ at::Tensor hashed_weight_backward_cuda(const at::Tensor& grad, const at::Tensor&
   if (grad.numel() == 0) return at::zeros({num_values}, grad.options());
   const at::Tensor entries = grad.contiguous();
   const cuda::HashedMatrix matrix = hashed_matrix(grad.size(0), grad.size(1));
-  switch (grad.scalar_type()) {
-    case at::kBFloat16:
-      return hashed_sums<c10::BFloat16>(entries, seed, num_values, matrix, tables);
-    case at::kHalf:
-      return hashed_sums<c10::Half>(entries, seed, num_values, matrix, tables);
-    default:
-      return hashed_sums<float>(entries, seed, num_values, matrix, tables);
-  }
+  return for_type(grad.scalar_type(), [&](auto zero) {
+    return hashed_sums<decltype(zero)>(entries, seed, num_values, matrix, tables);
+  });
 }
 
 at::Tensor hash_entries_cuda(const at::Tensor& seed, int64_t rows, int64_t columns,

@@ -12,6 +12,7 @@
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
 #include "cuda/launches.h"
+#include "ops/for_type.h"
 
 namespace sketchlayers {
 namespace {
@@ -151,14 +152,8 @@ bool launch_for_rank(const ChannelConvProblem& problem) {
 }
 
 bool launch_for_type(const ChannelConvProblem& problem) {
-  switch (problem.input.scalar_type()) {
-    case at::kBFloat16:
-      return launch_for_rank<c10::BFloat16>(problem);
-    case at::kHalf:
-      return launch_for_rank<c10::Half>(problem);
-    default:
-      return launch_for_rank<float>(problem);
-  }
+  return for_type(problem.input.scalar_type(),
+                  [&](auto zero) { return launch_for_rank<decltype(zero)>(problem); });
 }
 
 // The parts of the factors that do not depend on their roles.
@@ -171,20 +166,26 @@ ChannelFactorsParams factor_sizes(const Sketch& sketch) {
   return factors;
 }
 
-// output = conv2d(input, W_hat, bias); false where the kernels don't take the layer.
-bool forward(const at::Tensor& output, const at::Tensor& input, const at::Tensor& s1,
-             const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-             const at::Tensor* bias, const ConvArguments& conv, const Sketch& sketch) {
+// An undefined tensor where the kernels don't take the layer.
+at::Tensor try_forward(const ConvCall& call, at::IntArrayRef output_sizes, const Sketch& sketch) {
+  const auto& [input, tensors, bias, conv, arguments] = call;
+  if (!takes(input, output_sizes, sketch)) return {};
+  const at::Tensor output =
+      at::empty(output_sizes, input.options(), common_memory_format(input, tensors.s1));
+  const at::Tensor addend = bias ? bias->contiguous() : at::Tensor();
+  const at::Tensor u1 = tensors.u1.contiguous(), u2 = tensors.u2.contiguous();
   ChannelFactorsParams factors = factor_sizes(sketch);
-  factors.first = s1_view(s1, sketch);
-  factors.second = s2_view(s2, sketch);
+  factors.first = s1_view(tensors.s1, sketch);
+  factors.second = s2_view(tensors.s2, sketch);
   factors.first_signs = signs_view(u2);
   factors.second_signs = signs_view(u1);
   factors.channels = static_cast<int>(sketch.in_channels);
   factors.outputs = static_cast<int>(sketch.out_channels);
-  return launch_for_type({input, output, bias, axis(input, output, 2, sketch.kernel_h, conv),
-                          axis(input, output, 3, sketch.kernel_w, conv), factors,
-                          static_cast<float>(sketch.u1_scale), static_cast<float>(sketch.scale)});
+  const bool done = launch_for_type(
+      {input, output, bias ? &addend : nullptr, axis(input, output, 2, sketch.kernel_h, conv),
+       axis(input, output, 3, sketch.kernel_w, conv), factors, static_cast<float>(sketch.u1_scale),
+       static_cast<float>(sketch.scale)});
+  return done ? output : at::Tensor();
 }
 
 template <typename T>
@@ -198,85 +199,47 @@ ChannelFactorsParams adjoint_factors(const at::Tensor& s1, const at::Tensor& s2,
   return factors;
 }
 
-// grad_input = the adjoint applied to grad, which for stride 1 is a layer of the same kind.
-bool input_gradient(const at::Tensor& grad_input, const at::Tensor& grad, const at::Tensor& s1,
-                    const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-                    const ConvArguments& conv, const Sketch& sketch) {
-  ChannelFactorsParams factors =
-      s1.element_size() == 2 ? adjoint_factors<c10::Half>(s1, s2, sketch)  // only the size matters
-                             : adjoint_factors<float>(s1, s2, sketch);
-  factors.first_signs = signs_view(u1);
-  factors.second_signs = signs_view(u2);
-  const ConvAxis vertical = axis(grad_input, grad, 2, sketch.kernel_h, conv);
-  const ConvAxis horizontal = axis(grad_input, grad, 3, sketch.kernel_w, conv);
-  return launch_for_type({grad, grad_input, nullptr, cuda::adjoint_axis(vertical),
-                          cuda::adjoint_axis(horizontal), factors,
-                          static_cast<float>(sketch.u1_scale), static_cast<float>(sketch.scale)});
-}
-
-// An undefined tensor where the kernels don't take the layer.
-at::Tensor try_forward(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                       const at::Tensor& u1, const at::Tensor& u2,
-                       const std::optional<at::Tensor>& bias, at::IntArrayRef output_sizes,
-                       const ConvArguments& conv, const Sketch& sketch) {
-  if (!takes(input, output_sizes, sketch)) return {};
-  const at::Tensor output =
-      at::empty(output_sizes, input.options(), common_memory_format(input, s1));
-  const at::Tensor addend = bias ? bias->contiguous() : at::Tensor();
-  const bool done = forward(output, input, s1, s2, u1.contiguous(), u2.contiguous(),
-                            bias ? &addend : nullptr, conv, sketch);
-  return done ? output : at::Tensor();
-}
-
-at::Tensor try_input_gradient(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1,
-                              const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-                              const ConvArguments& conv, const Sketch& sketch) {
+// The adjoint applied to grad, which for stride 1 is a layer of the same kind; an undefined tensor
+// where the kernels don't take it.
+at::Tensor try_input_gradient(const ConvBackwardCall& call, const Sketch& sketch) {
+  const auto& [grad, input, tensors, output_mask, conv, arguments] = call;
   const bool steps_by_one = conv.stride[0] == 1 && conv.stride[1] == 1;
   if (!steps_by_one || !takes(input, grad.sizes(), sketch)) return {};
   const at::Tensor grad_input =
       at::empty(input.sizes(), input.options(), common_memory_format(input, input));
-  const bool done =
-      input_gradient(grad_input, grad, s1, s2, u1.contiguous(), u2.contiguous(), conv, sketch);
+  const at::Tensor u1 = tensors.u1.contiguous(), u2 = tensors.u2.contiguous();
+  const auto make_factors = tensors.s1.element_size() == 2
+                                ? adjoint_factors<c10::Half>  // only the size matters
+                                : adjoint_factors<float>;
+  ChannelFactorsParams factors = make_factors(tensors.s1, tensors.s2, sketch);
+  factors.first_signs = signs_view(u1);
+  factors.second_signs = signs_view(u2);
+  const ConvAxis vertical = axis(grad_input, grad, 2, sketch.kernel_h, conv);
+  const ConvAxis horizontal = axis(grad_input, grad, 3, sketch.kernel_w, conv);
+  const bool done = launch_for_type(
+      {grad, grad_input, nullptr, cuda::adjoint_axis(vertical), cuda::adjoint_axis(horizontal),
+       factors, static_cast<float>(sketch.u1_scale), static_cast<float>(sketch.scale)});
   return done ? grad_input : at::Tensor();
 }
 
-at::Tensor sk_conv2d_factored_cuda(const at::Tensor& input, const at::Tensor& s1,
-                                   const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-                                   const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
-                                   at::IntArrayRef padding, at::IntArrayRef dilation,
-                                   int64_t groups, c10::string_view mixing, int64_t num_sketches,
-                                   std::optional<double> scale) {
-  const ConvArguments conv{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_factored_conv(input, s1, s2, u1, u2, bias, conv,
-                                            {std::string(mixing), num_sketches, scale});
-  const auto sizes = check_conv_input("sk_conv2d_factored", input, bias, s1, sketch, conv);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const at::Tensor output =
-      try_forward(input, s1, s2, u1, u2, bias, C10_AS_INTARRAYREF_SLOW(sizes), conv, sketch);
-  if (output.defined()) return output;
-  return sk_conv2d_composed(input, s1, s2, u1, u2, bias, conv, sketch);
+at::Tensor sk_conv2d_factored_cuda(const ConvCall& call) {
+  const auto [sketch, sizes] = check_call(call);
+  const c10::cuda::CUDAGuard guard(call.input.device());
+  const at::Tensor output = try_forward(call, C10_AS_INTARRAYREF_SLOW(sizes), sketch);
+  return output.defined() ? output : sk_conv2d_composed(call, sketch);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cuda(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-    c10::string_view mixing, int64_t num_sketches, std::optional<double> scale) {
-  const ConvArguments conv{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const Sketch sketch = check_factored_conv_backward(grad, input, s1, s2, u1, u2, conv,
-                                                     {std::string(mixing), num_sketches, scale});
-  const c10::cuda::CUDAGuard guard(input.device());
+LayerGradients sk_conv2d_factored_backward_cuda(const ConvBackwardCall& call) {
+  const Sketch sketch = check_call(call).sketch;
+  const c10::cuda::CUDAGuard guard(call.input.device());
+  ConvBackwardCall rest = call;  // what the kernels don't take
   at::Tensor grad_input;
-  if (output_mask[0]) {
-    grad_input = try_input_gradient(grad, input, s1, s2, u1, u2, conv, sketch);
-    output_mask[0] = !grad_input.defined();
-  }
-  const auto [grad_s1, grad_s2] = cuda::try_factor_gradients(
-      grad, input, s1, s2, u1, u2, output_mask[1], output_mask[2], conv, sketch);
-  if (grad_s1.defined()) output_mask[1] = false;
-  if (grad_s2.defined()) output_mask[2] = false;
-  auto gradients =
-      sk_conv2d_composed_backward(grad, input, s1, s2, u1, u2, output_mask, conv, sketch);
+  if (call.output_mask[0]) grad_input = try_input_gradient(call, sketch);
+  if (grad_input.defined()) rest.output_mask[0] = false;
+  const auto [grad_s1, grad_s2] = cuda::try_factor_gradients(call, sketch);
+  if (grad_s1.defined()) rest.output_mask[1] = false;
+  if (grad_s2.defined()) rest.output_mask[2] = false;
+  auto gradients = sk_conv2d_composed_backward(rest, sketch);
   if (grad_input.defined()) std::get<0>(gradients) = grad_input;
   if (grad_s1.defined()) std::get<1>(gradients) = grad_s1;
   if (grad_s2.defined()) std::get<2>(gradients) = grad_s2;
@@ -284,8 +247,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward_cuda(
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CUDA, m) {
-  m.impl("sk_conv2d_factored", TORCH_FN(sk_conv2d_factored_cuda));
-  m.impl("sk_conv2d_factored_backward", TORCH_FN(sk_conv2d_factored_backward_cuda));
+  m.impl("sk_conv2d_factored", TORCH_FN(ConvCall::unpacked<sk_conv2d_factored_cuda>));
+  m.impl("sk_conv2d_factored_backward",
+         TORCH_FN(ConvBackwardCall::unpacked<sk_conv2d_factored_backward_cuda>));
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include "cuda/launches.h"
+#include "ops/for_type.h"
 
 namespace sketchlayers {
 namespace {
@@ -41,21 +42,9 @@ bool launch_for_vectors(const NarrowLinearParams& params) {
   return launch_both<T, 1>(params);
 }
 
-bool launch_for_type(const NarrowLinearParams& params, at::ScalarType type) {
-  switch (type) {
-    case at::kBFloat16:
-      return launch_for_vectors<c10::BFloat16>(params);
-    case at::kHalf:
-      return launch_for_vectors<c10::Half>(params);
-    default:
-      return launch_for_vectors<float>(params);
-  }
-}
-
 bool takes(const at::Tensor& input, const Sketch& sketch) {
-  const auto type = input.scalar_type();
   const int64_t vectors = input.numel() / sketch.in_channels;
-  return (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf) && vectors > 0 &&
+  return computes_in_float(input.scalar_type()) && vectors > 0 &&
          vectors <= cuda::kMostNarrowVectors && sketch.rank < kLargestRank && sketch.blocks == 1 &&
          at::cuda::getCurrentDeviceProperties()->major >= 8;
 }
@@ -65,9 +54,9 @@ bool aligned(const at::Tensor& tensor) {
 }
 
 // An undefined tensor where the kernels don't take the layer.
-at::Tensor try_narrow(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                      const at::Tensor& u1, const at::Tensor& u2,
-                      const std::optional<at::Tensor>& bias, const Sketch& sketch) {
+at::Tensor try_narrow(const LinearCall& call, const Sketch& sketch) {
+  const auto& [input, tensors, bias, arguments] = call;
+  const auto& [s1, s2, u1, u2] = tensors;
   if (!takes(input, sketch)) return {};
   const at::Tensor x = input.contiguous();
   const at::Tensor first = s1.contiguous();
@@ -101,23 +90,20 @@ at::Tensor try_narrow(const at::Tensor& input, const at::Tensor& s1, const at::T
   params.row_units = sketch.in_channels * input.element_size() % cuda::kUnitBytes == 0 &&
                      aligned(x) && aligned(first);
   params.s2_units = aligned(second);
-  return launch_for_type(params, input.scalar_type()) ? output : at::Tensor();
+  const bool done = for_type(input.scalar_type(),
+                             [&](auto zero) { return launch_for_vectors<decltype(zero)>(params); });
+  return done ? output : at::Tensor();
 }
 
-at::Tensor sk_linear_factored_cuda(const at::Tensor& input, const at::Tensor& s1,
-                                   const at::Tensor& s2, const at::Tensor& u1, const at::Tensor& u2,
-                                   const std::optional<at::Tensor>& bias, int64_t num_sketches,
-                                   std::optional<double> scale) {
-  const Sketch sketch =
-      check_factored_linear(input, s1, s2, u1, u2, bias, {"spatial", num_sketches, scale});
-  const c10::cuda::CUDAGuard guard(input.device());
-  const at::Tensor output = try_narrow(input, s1, s2, u1, u2, bias, sketch);
-  if (output.defined()) return output;
-  return sk_linear_composed(input, s1, s2, u1, u2, bias, sketch);
+at::Tensor sk_linear_factored_cuda(const LinearCall& call) {
+  const Sketch sketch = check_call(call);
+  const c10::cuda::CUDAGuard guard(call.input.device());
+  const at::Tensor output = try_narrow(call, sketch);
+  return output.defined() ? output : sk_linear_composed(call, sketch);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CUDA, m) {
-  m.impl("sk_linear_factored", TORCH_FN(sk_linear_factored_cuda));
+  m.impl("sk_linear_factored", TORCH_FN(LinearCall::unpacked<sk_linear_factored_cuda>));
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include <torch/library.h>
 
 #include "cuda/launches.h"
-#include "ops/sk_weight.h"
+#include "ops/for_type.h"
 
 namespace sketchlayers {
 namespace {
@@ -74,15 +74,14 @@ WeightView<T> weight_view(T* data, const at::Tensor& weight, const Sketch& sketc
 }
 
 template <typename T>
-at::Tensor form_weight(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                       const at::Tensor& u2, const SketchArguments& arguments,
-                       const Sketch& sketch) {
+at::Tensor form_weight(const WeightCall& call, const Sketch& sketch) {
+  const auto& [s1, s2, u1, u2] = call.tensors;
   const at::Tensor first = s1.contiguous();
   const at::Tensor second = s2.contiguous();
   const at::Tensor first_signs = u1.contiguous();
   const at::Tensor second_signs = u2.contiguous();
-  const at::Tensor base = contiguous_or_undefined(arguments.base);
-  const at::Tensor frame = contiguous_or_undefined(arguments.frame);
+  const at::Tensor base = contiguous_or_undefined(call.arguments.base);
+  const at::Tensor frame = contiguous_or_undefined(call.arguments.frame);
   at::Tensor weight =
       at::empty(sketch.weight_sizes(), s1.options(),
                 sketch.is_linear ? at::MemoryFormat::Contiguous : common_memory_format(s1, s1));
@@ -103,34 +102,22 @@ at::Tensor form_weight(const at::Tensor& s1, const at::Tensor& s2, const at::Ten
   return weight;
 }
 
-at::Tensor sk_weight_cuda(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
-                          const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
-                          std::optional<double> scale, const std::optional<at::Tensor>& base,
-                          const std::optional<at::Tensor>& frame) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
-  const Sketch sketch = check_sketch("sk_weight", s1, s2, u1, u2, arguments);
+at::Tensor sk_weight_cuda(const WeightCall& call) {
+  const Sketch sketch = check_call(call);
+  const at::Tensor& s1 = call.tensors.s1;
   const c10::cuda::CUDAGuard guard(s1.device());
-  if (!takes(s1.scalar_type(), sketch)) {
-    return sk_weight_composed(s1, s2, u1, u2, arguments, sketch);
-  }
-  switch (s1.scalar_type()) {
-    case at::kBFloat16:
-      return form_weight<c10::BFloat16>(s1, s2, u1, u2, arguments, sketch);
-    case at::kHalf:
-      return form_weight<c10::Half>(s1, s2, u1, u2, arguments, sketch);
-    default:
-      return form_weight<float>(s1, s2, u1, u2, arguments, sketch);
-  }
+  if (!takes(s1.scalar_type(), sketch)) return sk_weight_composed(call, sketch);
+  return for_type(s1.scalar_type(),
+                  [&](auto zero) { return form_weight<decltype(zero)>(call, sketch); });
 }
 
 template <typename T>
-std::tuple<at::Tensor, at::Tensor> pull_back(const at::Tensor& grad, const at::Tensor& u1,
-                                             const at::Tensor& u2, const SketchArguments& arguments,
-                                             const Sketch& sketch) {
+WeightGradients pull_back(const WeightBackwardCall& call, const Sketch& sketch) {
+  const at::Tensor& grad = call.grad;
   const at::Tensor dense = in_format(grad, common_memory_format(grad, grad));
-  const at::Tensor first_signs = u1.contiguous();
-  const at::Tensor second_signs = u2.contiguous();
-  const at::Tensor frame = contiguous_or_undefined(arguments.frame);
+  const at::Tensor first_signs = call.u1.contiguous();
+  const at::Tensor second_signs = call.u2.contiguous();
+  const at::Tensor frame = contiguous_or_undefined(call.arguments.frame);
   const at::Tensor grad_s1 = at::empty(sketch.s1_sizes(), grad.options());
   const at::Tensor grad_s2 = at::empty(sketch.s2_sizes(), grad.options());
   const cuda::WeightGradient<T> gradient{weight_view(dense.const_data_ptr<T>(), dense, sketch),
@@ -152,30 +139,17 @@ std::tuple<at::Tensor, at::Tensor> pull_back(const at::Tensor& grad, const at::T
   return {grad_s1, grad_s2};
 }
 
-std::tuple<at::Tensor, at::Tensor> sk_weight_backward_cuda(
-    const at::Tensor& grad, const at::Tensor& u1, const at::Tensor& u2, c10::string_view mixing,
-    int64_t num_sketches, std::optional<double> scale, const std::optional<at::Tensor>& frame,
-    int64_t blocks) {
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale,
-                                  std::nullopt,        frame,        blocks};
-  const Sketch sketch = check_weight_gradient("sk_weight_backward", grad, u1, u2, arguments);
-  const c10::cuda::CUDAGuard guard(grad.device());
-  if (!takes(grad.scalar_type(), sketch)) {
-    return sk_weight_composed_backward(grad, u1, u2, arguments, sketch);
-  }
-  switch (grad.scalar_type()) {
-    case at::kBFloat16:
-      return pull_back<c10::BFloat16>(grad, u1, u2, arguments, sketch);
-    case at::kHalf:
-      return pull_back<c10::Half>(grad, u1, u2, arguments, sketch);
-    default:
-      return pull_back<float>(grad, u1, u2, arguments, sketch);
-  }
+WeightGradients sk_weight_backward_cuda(const WeightBackwardCall& call) {
+  const Sketch sketch = check_call(call);
+  const c10::cuda::CUDAGuard guard(call.grad.device());
+  if (!takes(call.grad.scalar_type(), sketch)) return sk_weight_composed_backward(call, sketch);
+  return for_type(call.grad.scalar_type(),
+                  [&](auto zero) { return pull_back<decltype(zero)>(call, sketch); });
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CUDA, m) {
-  m.impl("sk_weight", TORCH_FN(sk_weight_cuda));
-  m.impl("sk_weight_backward", TORCH_FN(sk_weight_backward_cuda));
+  m.impl("sk_weight", TORCH_FN(WeightCall::unpacked<sk_weight_cuda>));
+  m.impl("sk_weight_backward", TORCH_FN(WeightBackwardCall::unpacked<sk_weight_backward_cuda>));
 }
 
 }  // namespace

@@ -133,7 +133,7 @@ bool SKConv2dImpl::prefers_dense(const at::Tensor& input) const {
   const int64_t output_pixels = output_size(options, 0, height) * output_size(options, 1, width);
   // The operator says what is wrong with an input that does not fit.
   if (input.size(-3) != options.in_channels() || output_pixels == 0) return false;
-  if (options.path() != "auto" || needs_folded()) return options.path() != "factored";
+  if (options.path() != "auto" || options.frame()) return options.path() != "factored";
   PlanProblem problem;
   problem.batch = input.dim() == 4 ? input.size(0) : 1;
   problem.in_channels = options.in_channels();

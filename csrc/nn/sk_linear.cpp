@@ -27,7 +27,7 @@ at::Tensor SKLinearImpl::forward(const at::Tensor& input) {
 bool SKLinearImpl::prefers_dense(const at::Tensor& input) const {
   // The operator says what is wrong with an input that does not fit.
   if (input.dim() < 1 || input.size(-1) != options.in_features()) return false;
-  if (options.path() != "auto" || needs_folded()) return options.path() != "factored";
+  if (options.path() != "auto" || options.frame()) return options.path() != "factored";
   PlanProblem problem;
   problem.batch = input.numel() / options.in_features();
   problem.in_channels = options.in_features();

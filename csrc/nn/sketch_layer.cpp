@@ -18,9 +18,9 @@
 namespace sketchlayers::nn {
 namespace {
 
-// Numbers of the sign matrices of group 0: part of the file format (see signs.h).
-constexpr int64_t kBaseMatrix = int64_t{1} << 31;
-constexpr int64_t kFrameMatrix = kBaseMatrix + (int64_t{1} << 30);
+// The number of the frame's sign matrix of group 0: part of the file format (see signs.h). From
+// 2^31 on were those of a random base, which earlier versions had.
+constexpr int64_t kFrameMatrix = (int64_t{1} << 31) + (int64_t{1} << 30);
 
 // Parameters are counted in double: exact below 2^53, and without overflow above.
 
@@ -96,10 +96,6 @@ at::Tensor signs_by_group(MakeSigns make, int64_t seed, int64_t first, int64_t s
   return at::stack(of_group);
 }
 
-std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
-  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
-}
-
 }  // namespace
 
 int64_t LayerSizes::positions() const {
@@ -151,7 +147,6 @@ void SketchLayerImpl<Derived, Options>::reset() {
   check_one_of(owner, "mixing", sizes.mixing, {"spatial", "channel"});
   check_at_least(owner, "blocks", blocks, 1);
   check_one_of(owner, "signs", options.signs(), {"rademacher", "hadamard"});
-  if (options.base()) check_one_of(owner, "base", *options.base(), {"random"});
   if (options.frame()) check_one_of(owner, "frame", *options.frame(), {"signs"});
   TORCH_CHECK_VALUE(
       sizes.group_inputs() % blocks == 0 && sizes.group_outputs() % blocks == 0, owner,
@@ -193,7 +188,7 @@ void SketchLayerImpl<Derived, Options>::reset_parameters() {
   for (const at::Tensor& factor : {s1, s2}) {
     // Drawn in contiguous order, so that the memory format does not change the values.
     const at::Tensor values = at::empty_like(factor, at::MemoryFormat::Contiguous);
-    factor.copy_(options.base() ? values.zero_() : values.normal_(0, deviation));
+    factor.copy_(values.normal_(0, deviation));
   }
   if (bias.defined()) {
     const double bound = 1 / std::sqrt(patch);
@@ -225,13 +220,11 @@ void SketchLayerImpl<Derived, Options>::restore_seeded() {
   const int64_t taps = spatial ? sizes_.positions() : 1;
   const int64_t columns = spatial ? patch : sizes_.group_inputs();
   const MakeSigns make = options.signs() == "hadamard" ? hadamard : rademacher;
-  const auto dense_signs = [&](int64_t matrix) {
-    return signs_by_group(rademacher, key, matrix, 1, groups, outputs, patch, device);
-  };
   u1 = signs_by_group(make, key, 0, 2, groups, stacked, outputs, device);
   u2 = signs_by_group(make, key, 1, 2, groups, stacked * taps, columns, device);
-  if (options.base()) base_signs = dense_signs(kBaseMatrix);
-  if (options.frame()) frame_signs = dense_signs(kFrameMatrix);
+  if (options.frame()) {
+    frame_signs = signs_by_group(rademacher, key, kFrameMatrix, 1, groups, outputs, patch, device);
+  }
   seed.set_data(at::full({}, key, at::TensorOptions().dtype(at::kLong).device(device)));
   cache_.clear();
 }
@@ -294,8 +287,10 @@ void SketchLayerImpl<Derived, Options>::to(at::Device device, bool non_blocking)
 
 template <typename Derived, typename Options>
 SketchArguments SketchLayerImpl<Derived, Options>::arguments() const {
-  return {sizes_.mixing,          options.num_sketches(),  scale_,
-          if_defined(base_signs), if_defined(frame_signs), options.blocks()};
+  SketchArguments arguments{sizes_.mixing, options.num_sketches(), scale_};
+  if (frame_signs.defined()) arguments.frame = frame_signs;
+  arguments.blocks = options.blocks();
+  return arguments;
 }
 
 template <typename Derived, typename Options>
@@ -305,7 +300,7 @@ at::Tensor SketchLayerImpl<Derived, Options>::kept_weight(const at::Tensor& inpu
     cache_.clear();  // in eval mode too, training is not to hold the weight
     return {};
   }
-  const std::vector<at::Tensor> sources{s1, s2, u1, u2, base_signs, frame_signs};
+  const std::vector<at::Tensor> sources{s1, s2, u1, u2, frame_signs};
   const bool followed = std::none_of(sources.begin(), sources.end(), [](const at::Tensor& source) {
     return source.defined() && (!source.is_cpu() || source.is_inference());
   });
@@ -332,7 +327,6 @@ void SketchLayerImpl<Derived, Options>::print_sketch(std::ostream& stream) const
   }
   if (options.blocks() != 1) stream << ", blocks=" << options.blocks();
   if (options.signs() != "rademacher") stream << ", signs=" << options.signs();
-  if (options.base()) stream << ", base=" << *options.base();
   if (options.frame()) stream << ", frame=" << *options.frame();
   stream << ", rate=" << rate();
 }

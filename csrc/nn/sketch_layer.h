@@ -29,7 +29,7 @@ struct LayerSizes {
   int64_t patch() const { return group_inputs() * positions(); }  // n, the inputs of one output
 };
 
-// A layer with W_hat = base + c frame o (A S1 + S2 B) in place of its weight; see ops/sketch.h.
+// A layer with W_hat = c frame o (A S1 + S2 B) in place of its weight; see ops/sketch.h.
 //
 // Parameters s1, s2, bias and the buffer seed have the names and shapes of the Python layers, and
 // the same torch::manual_seed gives the same values. The signs are no buffers, because they follow
@@ -46,7 +46,7 @@ class SketchLayerImpl : public torch::nn::Cloneable<Derived> {
   void reset() override;
 
   // Draws new factors and bias from PyTorch's generator: the factors normal with the deviation that
-  // gives W_hat the Kaiming variance for any scale, or zero with a base; the bias as that of
+  // gives W_hat the Kaiming variance for any scale; the bias as that of
   // torch::nn::Conv2d. The seed stays.
   void reset_parameters();
 
@@ -80,14 +80,12 @@ class SketchLayerImpl : public torch::nn::Cloneable<Derived> {
   at::Tensor seed;         // int64 scalar, decides all signs
   at::Tensor u1;           // packed signs of A, (groups, blocks * l * k, words)
   at::Tensor u2;           // packed signs of B
-  at::Tensor base_signs;   // packed signs of the base, undefined without
   at::Tensor frame_signs;  // packed signs of the frame, undefined without
 
  protected:
   using Cloned = torch::nn::Cloneable<Derived>;
 
   SketchArguments arguments() const;
-  bool needs_folded() const { return options.base() || options.frame(); }
 
   // The dense weight, if an inference call on the CPU is to use it: kept from call to call while
   // the factors stay as they are. Undefined where the operator is to run.

@@ -46,10 +46,6 @@ class SketchOptions {
   // "rademacher" or "hadamard".
   SKETCHLAYERS_ARG(std::string, signs) = "rademacher";
 
-  // "random" adds a fixed random weight of Kaiming variance, made from the seed; the factors then
-  // start at zero.
-  SKETCHLAYERS_ARG(std::optional<std::string>, base);
-
   // "signs" multiplies the sum by fixed random signs, made from the seed.
   SKETCHLAYERS_ARG(std::optional<std::string>, frame);
 

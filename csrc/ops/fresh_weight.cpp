@@ -1,17 +1,16 @@
 #include "ops/fresh_weight.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
+
+#include "ops/operator.h"
 
 namespace sketchlayers {
 
 at::Tensor fresh_weight(const at::Tensor& values, const at::Tensor& seed, const at::Tensor& basis,
                         c10::SymInt rows, c10::SymInt columns, const HashTables& tables) {
   static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::fresh_weight", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt,
-                            c10::SymInt, at::IntArrayRef, at::IntArrayRef)>();
+      find_operator<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt,
+                               c10::SymInt, at::IntArrayRef, at::IntArrayRef)>("fresh_weight");
   return op.call(values, seed, basis, std::move(rows), std::move(columns), tables.first,
                  tables.buckets);
 }

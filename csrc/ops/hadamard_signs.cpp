@@ -1,16 +1,16 @@
 #include "ops/hadamard_signs.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
+
+#include "ops/operator.h"
 
 namespace sketchlayers {
 
 at::Tensor hadamard_signs(int64_t seed, int64_t matrix, int64_t rows, int64_t columns,
                           std::optional<at::Device> device) {
   static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::hadamard_signs", "")
-          .typed<at::Tensor(int64_t, int64_t, int64_t, int64_t, std::optional<at::Device>)>();
+      find_operator<at::Tensor(int64_t, int64_t, int64_t, int64_t, std::optional<at::Device>)>(
+          "hadamard_signs");
   return op.call(seed, matrix, rows, columns, device);
 }
 

@@ -1,37 +1,34 @@
 #include "ops/hashed_weight.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "hashes.h"
 #include "ops/checks.h"
+#include "ops/operator.h"
 
 namespace sketchlayers {
 
 at::Tensor hashed_weight(const at::Tensor& values, const at::Tensor& seed, c10::SymInt rows,
                          c10::SymInt columns, const HashTables& tables) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("sketchlayers::hashed_weight", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt,
-                                               c10::SymInt, at::IntArrayRef, at::IntArrayRef)>();
+  static const auto op =
+      find_operator<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, c10::SymInt,
+                               at::IntArrayRef, at::IntArrayRef)>("hashed_weight");
   return op.call(values, seed, std::move(rows), std::move(columns), tables.first, tables.buckets);
 }
 
 at::Tensor hashed_weight_backward(const at::Tensor& grad, const at::Tensor& seed,
                                   int64_t num_values, const HashTables& tables) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("sketchlayers::hashed_weight_backward", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t,
-                                               at::IntArrayRef, at::IntArrayRef)>();
+  static const auto op =
+      find_operator<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, at::IntArrayRef,
+                               at::IntArrayRef)>("hashed_weight_backward");
   return op.call(grad, seed, num_values, tables.first, tables.buckets);
 }
 
 at::Tensor hash_entries(const at::Tensor& seed, c10::SymInt rows, c10::SymInt columns,
                         int64_t num_values, const HashTables& tables) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("sketchlayers::hash_entries", "")
-                             .typed<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt, int64_t,
-                                               at::IntArrayRef, at::IntArrayRef)>();
+  static const auto op =
+      find_operator<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt, int64_t,
+                               at::IntArrayRef, at::IntArrayRef)>("hash_entries");
   return op.call(seed, std::move(rows), std::move(columns), num_values, tables.first,
                  tables.buckets);
 }

@@ -64,6 +64,13 @@ void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at:
               out_channels, ") (got ", bias->sym_sizes(), ")");
 }
 
+void check_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
+                    const at::Tensor& s1) {
+  TORCH_CHECK(grad.sym_sizes() == output_sizes, op, ": grad must have the shape of the output, ",
+              output_sizes, " (got ", grad.sym_sizes(), ")");
+  check_operand(op, "grad", grad, s1);
+}
+
 bool trains(const at::Tensor& s1, const at::Tensor& s2) {
   return at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
 }

@@ -20,6 +20,10 @@ void check_operand(const char* op, const char* name, const at::Tensor& tensor,
 void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at::Tensor& s1,
                 const Sketch& sketch);
 
+// `grad` must have the sizes of the output.
+void check_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
+                    const at::Tensor& s1);
+
 // Whether gradients for the parameters will be wanted, which makes forming W_hat dearer.
 bool trains(const at::Tensor& s1, const at::Tensor& s2);
 

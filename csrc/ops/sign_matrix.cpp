@@ -1,30 +1,33 @@
 #include "ops/sign_matrix.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <limits>
 
 #include "ops/checks.h"
+#include "ops/operator.h"
 #include "signs.h"
 
 namespace sketchlayers {
+namespace {
+
+const auto& sign_matrix_operator() {
+  static const auto op = find_operator<at::Tensor(int64_t, int64_t, c10::SymInt, c10::SymInt,
+                                                  std::optional<at::Device>)>("sign_matrix");
+  return op;
+}
+
+}  // namespace
 
 at::Tensor sign_matrix(int64_t seed, int64_t matrix, c10::SymInt rows, c10::SymInt columns,
                        std::optional<at::Device> device) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("sketchlayers::sign_matrix", "")
-                             .typed<at::Tensor(int64_t, int64_t, c10::SymInt, c10::SymInt,
-                                               std::optional<at::Device>)>();
-  return op.call(seed, matrix, std::move(rows), std::move(columns), device);
+  return sign_matrix_operator().call(seed, matrix, std::move(rows), std::move(columns), device);
 }
 
 at::Tensor unpack_signs(const at::Tensor& packed, c10::SymInt columns, c10::SymInt start,
                         at::ScalarType dtype, double scale) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::unpack_signs", "")
-          .typed<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt, at::ScalarType, double)>();
+  static const auto op = find_operator<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt,
+                                                  at::ScalarType, double)>("unpack_signs");
   return op.call(packed, std::move(columns), std::move(start), dtype, scale);
 }
 
@@ -75,12 +78,9 @@ namespace {
 // No tensor argument tells the dispatcher where to go, so the device does.
 at::Tensor select_backend(int64_t seed, int64_t matrix, int64_t rows, int64_t columns,
                           std::optional<at::Device> device) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("sketchlayers::sign_matrix", "")
-                             .typed<at::Tensor(int64_t, int64_t, c10::SymInt, c10::SymInt,
-                                               std::optional<at::Device>)>();
   const auto key = c10::computeDispatchKey(at::kInt, at::kStrided, device);
-  return op.redispatch(c10::DispatchKeySet(key), seed, matrix, rows, columns, device);
+  return sign_matrix_operator().redispatch(c10::DispatchKeySet(key), seed, matrix, rows, columns,
+                                           device);
 }
 
 TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {

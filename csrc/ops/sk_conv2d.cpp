@@ -1,63 +1,30 @@
 #include "ops/sk_conv2d.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/conv2d.h>
 #include <c10/util/safe_numerics.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
 #include "ops/operands.h"
+#include "ops/operator.h"
 #include "ops/sk_weight.h"
 
 namespace sketchlayers {
 
-at::Tensor sk_conv2d(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                     const at::Tensor& u1, const at::Tensor& u2,
-                     const std::optional<at::Tensor>& bias, const ConvArguments& conv,
-                     const SketchArguments& arguments, const std::string& path) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::sk_conv2d", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                            const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                            at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
-                            c10::string_view, int64_t, std::optional<double>,
-                            const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
-                            c10::string_view)>();
-  return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-                 arguments.mixing, arguments.num_sketches, arguments.scale, arguments.base,
-                 arguments.frame, path);
+at::Tensor sk_conv2d_factored(const ConvCall& call) {
+  static const auto op = find_operator<ConvCall>();
+  const auto& [s1, s2, u1, u2] = call.tensors;
+  const auto& [stride, padding, dilation, groups] = call.conv;
+  return op.call(call.input, s1, s2, u1, u2, call.bias, stride, padding, dilation, groups,
+                 call.arguments.mixing, call.arguments.num_sketches, call.arguments.scale);
 }
 
-at::Tensor sk_conv2d_factored(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                              const at::Tensor& u1, const at::Tensor& u2,
-                              const std::optional<at::Tensor>& bias, const ConvArguments& conv,
-                              const SketchArguments& arguments) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::sk_conv2d_factored", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                            const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                            at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
-                            c10::string_view, int64_t, std::optional<double>)>();
-  return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-                 arguments.mixing, arguments.num_sketches, arguments.scale);
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    const ConvArguments& conv, const SketchArguments& arguments) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::sk_conv2d_factored_backward", "")
-          .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-              const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-              const at::Tensor&, const at::Tensor&, std::array<bool, 3>, at::IntArrayRef,
-              at::IntArrayRef, at::IntArrayRef, int64_t, c10::string_view, int64_t,
-              std::optional<double>)>();
-  return op.call(grad, input, s1, s2, u1, u2, output_mask, conv.stride, conv.padding, conv.dilation,
-                 conv.groups, arguments.mixing, arguments.num_sketches, arguments.scale);
+LayerGradients sk_conv2d_factored_backward(const ConvBackwardCall& call) {
+  static const auto op = find_operator<ConvBackwardCall>();
+  const auto& [s1, s2, u1, u2] = call.tensors;
+  const auto& [stride, padding, dilation, groups] = call.conv;
+  return op.call(call.grad, call.input, s1, s2, u1, u2, call.output_mask, stride, padding, dilation,
+                 groups, call.arguments.mixing, call.arguments.num_sketches, call.arguments.scale);
 }
 
 std::vector<int64_t> effective_dilation(const ConvArguments& conv, const at::Tensor& filter) {
@@ -105,8 +72,6 @@ c10::SymInt output_size(const char* op, const c10::SymInt& size, int64_t kernel,
   return (padded - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
-}  // namespace
-
 std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& input,
                                           const std::optional<at::Tensor>& bias,
                                           const at::Tensor& s1, const Sketch& sketch,
@@ -128,32 +93,20 @@ std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& inpu
   return sizes;
 }
 
-void check_conv_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
-                         const at::Tensor& s1) {
-  TORCH_CHECK(grad.sym_sizes() == output_sizes, op, ": grad must have the shape of the output, ",
-              output_sizes, " (got ", grad.sym_sizes(), ")");
-  check_operand(op, "grad", grad, s1);
+}  // namespace
+
+CheckedConv check_call(const ConvCall& call) {
+  const Sketch sketch = check_sketch(call.kName, call.tensors, call.arguments);
+  return {sketch,
+          check_conv_input(call.kName, call.input, call.bias, call.tensors.s1, sketch, call.conv)};
 }
 
-Sketch check_factored_conv(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                           const at::Tensor& u1, const at::Tensor& u2,
-                           const std::optional<at::Tensor>& bias, const ConvArguments& conv,
-                           const SketchArguments& arguments) {
-  constexpr const char* kName = "sk_conv2d_factored";
-  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
-  check_conv_input(kName, input, bias, s1, sketch, conv);
-  return sketch;
-}
-
-Sketch check_factored_conv_backward(const at::Tensor& grad, const at::Tensor& input,
-                                    const at::Tensor& s1, const at::Tensor& s2,
-                                    const at::Tensor& u1, const at::Tensor& u2,
-                                    const ConvArguments& conv, const SketchArguments& arguments) {
-  constexpr const char* kName = "sk_conv2d_factored_backward";
-  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
-  check_conv_gradient(kName, grad, check_conv_input(kName, input, std::nullopt, s1, sketch, conv),
-                      s1);
-  return sketch;
+CheckedConv check_call(const ConvBackwardCall& call) {
+  const Sketch sketch = check_sketch(call.kName, call.tensors, call.arguments);
+  auto sizes =
+      check_conv_input(call.kName, call.input, std::nullopt, call.tensors.s1, sketch, call.conv);
+  check_gradient(call.kName, call.grad, sizes, call.tensors.s1);
+  return {sketch, std::move(sizes)};
 }
 
 namespace {
@@ -197,7 +150,7 @@ at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, co
   const ConvArguments conv{stride.vec(), padding.vec(), dilation.vec(), groups};
   Path chosen =
       parse_path(kName, std::string(path), arguments, {input, s1, s2, bias.value_or(at::Tensor())});
-  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
+  const Sketch sketch = check_sketch(kName, {s1, s2, u1, u2}, arguments);
   const int64_t channels = sketch.groups * sketch.in_channels;
   TORCH_CHECK((input.dim() == 3 || input.dim() == 4) && input.sym_size(-3) == channels, kName,
               ": input must have shape (batch, ", channels,
@@ -206,10 +159,11 @@ at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, co
   const at::Tensor batch = batched ? input : input.unsqueeze(0);
   const auto output_sizes = check_conv_input(kName, batch, bias, s1, sketch, conv);
   if (chosen == Path::kAuto) chosen = plan_path(batch, output_sizes, s1, s2, sketch);
-  const at::Tensor output = chosen == Path::kFactored
-                                ? sk_conv2d_factored(batch, s1, s2, u1, u2, bias, conv, arguments)
-                                : at::conv2d(batch, sk_weight(s1, s2, u1, u2, arguments), bias,
-                                             stride, padding, effective_dilation(conv, s1), groups);
+  const at::Tensor output =
+      chosen == Path::kFactored
+          ? sk_conv2d_factored({batch, {s1, s2, u1, u2}, bias, conv, arguments})
+          : at::conv2d(batch, sk_weight(s1, s2, u1, u2, arguments), bias, stride, padding,
+                       effective_dilation(conv, s1), groups);
   return batched ? output : output.squeeze(0);
 }
 
@@ -243,4 +197,15 @@ TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
 }
 
 }  // namespace
+
+at::Tensor sk_conv2d(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                     const at::Tensor& u1, const at::Tensor& u2,
+                     const std::optional<at::Tensor>& bias, const ConvArguments& conv,
+                     const SketchArguments& arguments, const std::string& path) {
+  static const auto op = find_operator<decltype(sk_conv2d_composite)>("sk_conv2d");
+  return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
+                 arguments.mixing, arguments.num_sketches, arguments.scale, arguments.base,
+                 arguments.frame, path);
+}
+
 }  // namespace sketchlayers

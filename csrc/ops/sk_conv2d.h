@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <tuple>
 #include <vector>
 
 #include "ops/sketch.h"
@@ -31,41 +30,73 @@ at::Tensor sk_conv2d(const at::Tensor& input, const at::Tensor& s1, const at::Te
                      const std::optional<at::Tensor>& bias, const ConvArguments& conv,
                      const SketchArguments& arguments, const std::string& path = "auto");
 
-// The same without ever forming W_hat, for input (batch, channels, height, width).
-at::Tensor sk_conv2d_factored(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                              const at::Tensor& u1, const at::Tensor& u2,
-                              const std::optional<at::Tensor>& bias, const ConvArguments& conv,
-                              const SketchArguments& arguments);
+// A call of sk_conv2d_factored, the same without ever forming W_hat, for input (batch, channels,
+// height, width); see ops/operator.h.
+struct ConvCall {
+  static constexpr const char* kName = "sk_conv2d_factored";
 
-// Gradients for (input, s1, s2); one that `output_mask` leaves out is an empty tensor.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_conv2d_factored_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    const ConvArguments& conv, const SketchArguments& arguments);
+  const at::Tensor& input;
+  SketchTensors tensors;
+  const std::optional<at::Tensor>& bias;
+  ConvArguments conv;
+  SketchArguments arguments;
+
+  template <at::Tensor (*kernel)(const ConvCall&)>
+  static at::Tensor unpacked(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                             const at::Tensor& u1, const at::Tensor& u2,
+                             const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                             c10::string_view mixing, int64_t num_sketches,
+                             std::optional<double> scale) {
+    return kernel({input,
+                   {s1, s2, u1, u2},
+                   bias,
+                   {stride.vec(), padding.vec(), dilation.vec(), groups},
+                   {std::string(mixing), num_sketches, scale}});
+  }
+};
+
+struct ConvBackwardCall {
+  static constexpr const char* kName = "sk_conv2d_factored_backward";
+
+  const at::Tensor& grad;
+  const at::Tensor& input;
+  SketchTensors tensors;
+  std::array<bool, 3> output_mask;  // which gradients are wanted; others are empty tensors
+  ConvArguments conv;
+  SketchArguments arguments;
+
+  template <LayerGradients (*kernel)(const ConvBackwardCall&)>
+  static LayerGradients unpacked(const at::Tensor& grad, const at::Tensor& input,
+                                 const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
+                                 const at::Tensor& u2, std::array<bool, 3> output_mask,
+                                 at::IntArrayRef stride, at::IntArrayRef padding,
+                                 at::IntArrayRef dilation, int64_t groups, c10::string_view mixing,
+                                 int64_t num_sketches, std::optional<double> scale) {
+    return kernel({grad,
+                   input,
+                   {s1, s2, u1, u2},
+                   output_mask,
+                   {stride.vec(), padding.vec(), dilation.vec(), groups},
+                   {std::string(mixing), num_sketches, scale}});
+  }
+};
+
+at::Tensor sk_conv2d_factored(const ConvCall& call);
+LayerGradients sk_conv2d_factored_backward(const ConvBackwardCall& call);
 
 // The dilation for PyTorch's convolutions: 1 along an axis with one tap, where any other changes
 // nothing, and crashes some of them (PyTorch 2.14 in float16 on CPUs).
 std::vector<int64_t> effective_dilation(const ConvArguments& conv, const at::Tensor& filter);
 
-// Raises unless input (4-D), bias and the convolution's arguments fit the sketch; returns the
-// output's sizes.
-std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& input,
-                                          const std::optional<at::Tensor>& bias,
-                                          const at::Tensor& s1, const Sketch& sketch,
-                                          const ConvArguments& conv);
+struct CheckedConv {
+  Sketch sketch;
+  std::vector<c10::SymInt> output_sizes;
+};
 
-// Raises unless grad has the sizes of the output and the type of the parameters.
-void check_conv_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
-                         const at::Tensor& s1);
-
-// All of it, for a kernel of sk_conv2d_factored and of its backward.
-Sketch check_factored_conv(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                           const at::Tensor& u1, const at::Tensor& u2,
-                           const std::optional<at::Tensor>& bias, const ConvArguments& conv,
-                           const SketchArguments& arguments);
-Sketch check_factored_conv_backward(const at::Tensor& grad, const at::Tensor& input,
-                                    const at::Tensor& s1, const at::Tensor& s2,
-                                    const at::Tensor& u1, const at::Tensor& u2,
-                                    const ConvArguments& conv, const SketchArguments& arguments);
+// Argument checks, called by every kernel before it does any work: that input (4-D), bias and the
+// convolution's arguments fit the sketch, and that grad has the sizes of the output.
+CheckedConv check_call(const ConvCall& call);
+CheckedConv check_call(const ConvBackwardCall& call);
 
 }  // namespace sketchlayers

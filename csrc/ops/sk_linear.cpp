@@ -1,54 +1,27 @@
 #include "ops/sk_linear.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
 #include "ops/operands.h"
+#include "ops/operator.h"
 #include "ops/sk_weight.h"
 
 namespace sketchlayers {
 
-at::Tensor sk_linear(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                     const at::Tensor& u1, const at::Tensor& u2,
-                     const std::optional<at::Tensor>& bias, const SketchArguments& arguments,
-                     const std::string& path) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::sk_linear", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                            const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                            int64_t, std::optional<double>, const std::optional<at::Tensor>&,
-                            const std::optional<at::Tensor>&, c10::string_view)>();
-  return op.call(input, s1, s2, u1, u2, bias, arguments.num_sketches, arguments.scale,
-                 arguments.base, arguments.frame, path);
+at::Tensor sk_linear_factored(const LinearCall& call) {
+  static const auto op = find_operator<LinearCall>();
+  const auto& [s1, s2, u1, u2] = call.tensors;
+  return op.call(call.input, s1, s2, u1, u2, call.bias, call.arguments.num_sketches,
+                 call.arguments.scale);
 }
 
-at::Tensor sk_linear_factored(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                              const at::Tensor& u1, const at::Tensor& u2,
-                              const std::optional<at::Tensor>& bias,
-                              const SketchArguments& arguments) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::sk_linear_factored", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                            const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                            int64_t, std::optional<double>)>();
-  return op.call(input, s1, s2, u1, u2, bias, arguments.num_sketches, arguments.scale);
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> sk_linear_factored_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-    const at::Tensor& u1, const at::Tensor& u2, std::array<bool, 3> output_mask,
-    const SketchArguments& arguments) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("sketchlayers::sk_linear_factored_backward", "")
-                             .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-                                 const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                 const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                 std::array<bool, 3>, int64_t, std::optional<double>)>();
-  return op.call(grad, input, s1, s2, u1, u2, output_mask, arguments.num_sketches, arguments.scale);
+LayerGradients sk_linear_factored_backward(const LinearBackwardCall& call) {
+  static const auto op = find_operator<LinearBackwardCall>();
+  const auto& [s1, s2, u1, u2] = call.tensors;
+  return op.call(call.grad, call.input, s1, s2, u1, u2, call.output_mask,
+                 call.arguments.num_sketches, call.arguments.scale);
 }
 
 namespace {
@@ -59,11 +32,10 @@ std::vector<c10::SymInt> output_sizes(const at::Tensor& input, const Sketch& ske
   return sizes;
 }
 
-}  // namespace
-
-void check_linear_input(const char* op, const at::Tensor& input,
-                        const std::optional<at::Tensor>& bias, const at::Tensor& s1,
-                        const Sketch& sketch) {
+Sketch check_linear(const char* op, const at::Tensor& input, const SketchTensors& tensors,
+                    const std::optional<at::Tensor>& bias, const SketchArguments& arguments) {
+  const at::Tensor& s1 = tensors.s1;
+  const Sketch sketch = check_sketch(op, tensors, arguments);
   TORCH_CHECK(sketch.is_linear, op, ": s1 and s2 must have 2 dimensions (got s1 ", s1.sym_sizes(),
               ")");
   TORCH_CHECK(input.dim() >= 1 && input.sym_size(-1) == sketch.in_channels, op,
@@ -72,35 +44,19 @@ void check_linear_input(const char* op, const at::Tensor& input,
   check_operand(op, "input", input, s1);
   check_bias(op, bias, s1, sketch);
   check_result_sizes(op, output_sizes(input, sketch));
-}
-
-void check_linear_gradient(const char* op, const at::Tensor& grad, const at::Tensor& input,
-                           const at::Tensor& s1, const Sketch& sketch) {
-  const auto expected = output_sizes(input, sketch);
-  TORCH_CHECK(grad.sym_sizes() == c10::SymIntArrayRef(expected), op,
-              ": grad must have the shape of the output, ", c10::SymIntArrayRef(expected), " (got ",
-              grad.sym_sizes(), ")");
-  check_operand(op, "grad", grad, s1);
-}
-
-Sketch check_factored_linear(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-                             const at::Tensor& u1, const at::Tensor& u2,
-                             const std::optional<at::Tensor>& bias,
-                             const SketchArguments& arguments) {
-  constexpr const char* kName = "sk_linear_factored";
-  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
-  check_linear_input(kName, input, bias, s1, sketch);
   return sketch;
 }
 
-Sketch check_factored_linear_backward(const at::Tensor& grad, const at::Tensor& input,
-                                      const at::Tensor& s1, const at::Tensor& s2,
-                                      const at::Tensor& u1, const at::Tensor& u2,
-                                      const SketchArguments& arguments) {
-  constexpr const char* kName = "sk_linear_factored_backward";
-  const Sketch sketch = check_sketch(kName, s1, s2, u1, u2, arguments);
-  check_linear_input(kName, input, std::nullopt, s1, sketch);
-  check_linear_gradient(kName, grad, input, s1, sketch);
+}  // namespace
+
+Sketch check_call(const LinearCall& call) {
+  return check_linear(call.kName, call.input, call.tensors, call.bias, call.arguments);
+}
+
+Sketch check_call(const LinearBackwardCall& call) {
+  const Sketch sketch =
+      check_linear(call.kName, call.input, call.tensors, std::nullopt, call.arguments);
+  check_gradient(call.kName, call.grad, output_sizes(call.input, sketch), call.tensors.s1);
   return sketch;
 }
 
@@ -128,10 +84,11 @@ at::Tensor sk_linear_composite(const at::Tensor& input, const at::Tensor& s1, co
   const SketchArguments arguments{"spatial", num_sketches, scale, base, frame};
   Path chosen = parse_path("sk_linear", std::string(path), arguments,
                            {input, s1, s2, bias.value_or(at::Tensor())});
-  const Sketch sketch = check_sketch("sk_linear", s1, s2, u1, u2, arguments);
-  check_linear_input("sk_linear", input, bias, s1, sketch);
+  const Sketch sketch = check_linear("sk_linear", input, {s1, s2, u1, u2}, bias, arguments);
   if (chosen == Path::kAuto) chosen = plan_path(input, s1, s2, sketch);
-  if (chosen == Path::kFactored) return sk_linear_factored(input, s1, s2, u1, u2, bias, arguments);
+  if (chosen == Path::kFactored) {
+    return sk_linear_factored({input, {s1, s2, u1, u2}, bias, arguments});
+  }
   return at::linear(input, sk_weight(s1, s2, u1, u2, arguments), bias);
 }
 
@@ -162,4 +119,14 @@ TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
 }
 
 }  // namespace
+
+at::Tensor sk_linear(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                     const at::Tensor& u1, const at::Tensor& u2,
+                     const std::optional<at::Tensor>& bias, const SketchArguments& arguments,
+                     const std::string& path) {
+  static const auto op = find_operator<decltype(sk_linear_composite)>("sk_linear");
+  return op.call(input, s1, s2, u1, u2, bias, arguments.num_sketches, arguments.scale,
+                 arguments.base, arguments.frame, path);
+}
+
 }  // namespace sketchlayers

@@ -1,33 +1,31 @@
 #include "ops/sk_weight.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
+
+#include "ops/operator.h"
 
 namespace sketchlayers {
 
 at::Tensor sk_weight(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
                      const at::Tensor& u2, const SketchArguments& arguments) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::sk_weight", "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                            const at::Tensor&, c10::string_view, int64_t, std::optional<double>,
-                            const std::optional<at::Tensor>&, const std::optional<at::Tensor>&)>();
+  static const auto op = find_operator<WeightCall>();
   return op.call(s1, s2, u1, u2, arguments.mixing, arguments.num_sketches, arguments.scale,
                  arguments.base, arguments.frame);
 }
 
-std::tuple<at::Tensor, at::Tensor> sk_weight_backward(const at::Tensor& grad, const at::Tensor& u1,
-                                                      const at::Tensor& u2,
-                                                      const SketchArguments& arguments) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("sketchlayers::sk_weight_backward", "")
-          .typed<std::tuple<at::Tensor, at::Tensor>(
-              const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::string_view, int64_t,
-              std::optional<double>, const std::optional<at::Tensor>&, int64_t)>();
+WeightGradients sk_weight_backward(const at::Tensor& grad, const at::Tensor& u1,
+                                   const at::Tensor& u2, const SketchArguments& arguments) {
+  static const auto op = find_operator<WeightBackwardCall>();
   return op.call(grad, u1, u2, arguments.mixing, arguments.num_sketches, arguments.scale,
                  arguments.frame, arguments.blocks);
+}
+
+Sketch check_call(const WeightCall& call) {
+  return check_sketch(call.kName, call.tensors, call.arguments);
+}
+
+Sketch check_call(const WeightBackwardCall& call) {
+  return check_weight_gradient(call.kName, call.grad, call.u1, call.u2, call.arguments);
 }
 
 TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {

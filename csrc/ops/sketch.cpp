@@ -136,8 +136,9 @@ std::vector<int64_t> Sketch::s2_sizes() const {
   return {groups * out_channels, rank, kernel_h, kernel_w};
 }
 
-Sketch check_sketch(const char* op, const at::Tensor& s1, const at::Tensor& s2,
-                    const at::Tensor& u1, const at::Tensor& u2, const SketchArguments& arguments) {
+Sketch check_sketch(const char* op, const SketchTensors& tensors,
+                    const SketchArguments& arguments) {
+  const auto& [s1, s2, u1, u2] = tensors;
   check_floating(op, "s1", s1);
   TORCH_CHECK_TYPE(s1.scalar_type() == s2.scalar_type(), op,
                    ": s1 and s2 must have the same type (got ", s1.scalar_type(), " and ",

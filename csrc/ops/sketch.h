@@ -11,6 +11,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ops/mixing.h"
@@ -27,7 +28,15 @@ struct SketchArguments {
   int64_t blocks = 1;  // for adjoints; where there are factors, these and the signs tell it
 };
 
-// The same, checked: sizes per group, and the constants of the formula.
+// The tensors of a sketched weight: the factors, and the packed signs.
+struct SketchTensors {
+  const at::Tensor& s1;
+  const at::Tensor& s2;
+  const at::Tensor& u1;
+  const at::Tensor& u2;
+};
+
+// The arguments, checked: sizes per group, and the constants of the formula.
 struct Sketch {
   int64_t groups;
   int64_t rank;          // l * k; U1 has as many rows for each block
@@ -57,10 +66,11 @@ struct Sketch {
   std::vector<int64_t> s2_sizes() const;
 };
 
+using LayerGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // for (input, s1, s2)
+
 // Every rule about s1, s2 and the packed signs; raises before any work is done. `op` names the
 // operator in messages.
-Sketch check_sketch(const char* op, const at::Tensor& s1, const at::Tensor& s2,
-                    const at::Tensor& u1, const at::Tensor& u2, const SketchArguments& arguments);
+Sketch check_sketch(const char* op, const SketchTensors& tensors, const SketchArguments& arguments);
 
 // The same for an adjoint, which gets the gradient of the weight in place of s1 and s2.
 Sketch check_weight_gradient(const char* op, const at::Tensor& grad, const at::Tensor& u1,

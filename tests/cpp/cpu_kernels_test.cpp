@@ -234,7 +234,7 @@ TEST(TwoSidedConv, GradientThroughALargeStride) {
   const at::Tensor weight = sk_weight(s1, s2, u1, u2, channel);
   const at::Tensor grad = at::randn({2, 7, 3, 3});
   const at::Tensor actual = std::get<0>(sk_conv2d_factored_backward(
-      grad, input, s1, s2, u1, u2, {true, false, false}, conv, channel));
+      {grad, input, {s1, s2, u1, u2}, {true, false, false}, conv, channel}));
   const at::Tensor expected = std::get<0>(
       at::convolution_backward(grad, input, weight, std::nullopt, conv.stride, conv.padding,
                                conv.dilation, false, {0, 0}, 1, {true, false, false}));

@@ -73,7 +73,7 @@ TEST(Modules, PadAsTheConvolutionDoes) {
 }
 
 TEST(Modules, SeedAndSignsOutliveAChangeOfType) {
-  SKConv2d layer(conv().seed((int64_t{1} << 60) + 1).base("random").frame("signs"));
+  SKConv2d layer(conv().seed((int64_t{1} << 60) + 1).frame("signs"));
   const at::Tensor u1 = layer->u1, input = at::randn({1, 8, 5, 5}, at::kDouble);
   layer->to(torch::kHalf);
   layer->to(torch::kDouble);
@@ -143,7 +143,7 @@ TEST(Modules, ANegativeSeedLeavesTheLayersAlone) {
 
 TEST(Modules, AKeptWeightFollowsTheFactors) {
   torch::manual_seed(0);
-  SKConv2d layer(conv().base("random"));
+  SKConv2d layer(conv().frame("signs"));
   const at::Tensor input = at::randn({1, 8, 5, 5});
   layer->eval();
   const torch::NoGradGuard no_grad;
@@ -188,10 +188,10 @@ TEST(Modules, LearnInASequential) {
 
 TEST(Modules, TellWhatTheyAre) {
   std::ostringstream stream;
-  stream << SKConv2d(SKConv2dOptions(8, 12, 3).rank(2).padding(torch::kSame).base("random"));
+  stream << SKConv2d(SKConv2dOptions(8, 12, 3).rank(2).padding(torch::kSame).frame("signs"));
   EXPECT_EQ(stream.str(),
             "sketchlayers::nn::SKConv2d(8, 12, kernel_size=[3, 3], stride=[1, 1], padding=same, "
-            "rank=2, base=random, rate=0.424658)");
+            "rank=2, frame=signs, rate=0.424658)");
 }
 
 struct Mistake {
@@ -217,7 +217,7 @@ TEST(Modules, MistakesAreTold) {
       {make(conv().mixing("none")), "mixing must be one of 'spatial', 'channel' (got mixing='none"},
       {make(conv().blocks(3)), "blocks must divide the inputs and the outputs of a group"},
       {make(conv().signs("gaussian")), "signs must be one of 'rademacher', 'hadamard'"},
-      {make(conv().base("signs")), "base must be one of 'random' (got base='signs')"},
+      {make(conv().frame("random")), "frame must be one of 'signs' (got frame='random')"},
       {make(conv().scale("none")), "scale must be one of 'paper', 'normalized'"},
       {make(conv().scale(-1.0)), "scale must be finite and above 0 (got scale=-1)"},
       {make(conv().rate(0.1)), "exactly one of rank and rate must be given (got both)"},
@@ -226,7 +226,7 @@ TEST(Modules, MistakesAreTold) {
       {make(conv().num_sketches(5)), "num_sketches * rank must be at most min(inputs, outputs)"},
       {make(conv().seed(-1)), "seed must be in [0, 2**63) (got seed=-1)"},
       {[] { SKConv2d(conv())->forward(at::randn({1, 9, 5, 5})); }, "sk_conv2d: input must have"},
-      {[] { SKConv2d(conv().base("random").path("factored"))->forward(at::randn({1, 8, 5, 5})); },
+      {[] { SKConv2d(conv().frame("signs").path("factored"))->forward(at::randn({1, 8, 5, 5})); },
        "a base or a frame needs the dense weight"},
       {[] { SKLinear(8, 12, 9); }, "SKLinear: num_sketches * rank must be at most"},
   };

@@ -32,7 +32,6 @@ Options with_sketch(Options options, const Job& given) {
   options.rank(option(given, "rank").toOptional<int64_t>());
   options.rate(option(given, "rate").toOptional<double>());
   options.seed(option(given, "seed").toOptional<int64_t>());
-  options.base(option(given, "base").toOptional<std::string>());
   options.frame(option(given, "frame").toOptional<std::string>());
   const auto scale = option(given, "scale"), signs = option(given, "signs");
   if (scale.isDouble()) options.scale(scale.toDouble());
@@ -86,7 +85,6 @@ Result run(Layer layer, const Job& job) {
                                                              {"seed", layer->seed},
                                                              {"u1", layer->u1},
                                                              {"u2", layer->u2},
-                                                             {"base_signs", layer->base_signs},
                                                              {"frame_signs", layer->frame_signs}};
   for (const auto& [name, tensor] : made) record(result, name, tensor);
   layer->options.path(job.at("path").toStringRef());

@@ -31,7 +31,7 @@ CASES: dict[str, tuple[type[SKConv2d] | type[SKLinear], dict[str, Any], str]] = 
     "dense parts": (
         SKConv2d,
         CONV
-        | {"rank": 3, "base": "random", "frame": "signs", "groups": 2, "seed": 2**63 - 1}
+        | {"rank": 3, "frame": "signs", "groups": 2, "seed": 2**63 - 1}
         | {"padding": [2, 1], "padding_mode": "circular"},
         "auto",
     ),
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[type[SKConv2d] | type[SKLinear], dict[str, Any], str]] = 
     "linear, factored": (SKLinear, LINEAR | {"rank": 3, "num_sketches": 2}, "factored"),
     "linear, kept": (SKLinear, LINEAR | {"rank": 9, "blocks": 2, "frame": "signs"}, "auto"),
 }
-SIGNS = ("u1", "u2", "base_signs", "frame_signs")
+SIGNS = ("u1", "u2", "frame_signs")
 
 
 def made(name: str) -> SKConv2d | SKLinear:
