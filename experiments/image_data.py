@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,9 +23,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import datasets, transforms
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from common.stopping import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,7 +36,7 @@ MEMORY_LIMIT = 2 << 30
 """Bytes; folders that would need more than this when decoded are streamed."""
 
 
-class DataError(Exception):
+class DataError(InputError):
     """A data set is missing or unreadable; the message names the folder and the files expected."""
 
 
@@ -120,20 +123,13 @@ class Augmentation:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Augments every image of ``(N, C, H, W)`` on its own, drawing from torch's generator."""
-        count, _, height, width = pixels.shape
-        if self.padding:
-            rows = torch.randint(2 * self.padding + 1, (count, 1)) + torch.arange(height)
-            columns = torch.randint(2 * self.padding + 1, (count, 1)) + torch.arange(width)
-            pixels = F.pad(pixels, (self.padding,) * 4)
-        else:
-            rows = torch.arange(height).expand(count, -1)
-            columns = torch.arange(width).expand(count, -1)
-        if self.flip:
-            mirrored = torch.rand(count, 1) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        # Indices around the slice put the channels last, hence the permutation.
-        images = torch.arange(count)[:, None, None]
-        return pixels[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        augment = v2.Compose(self.steps(pixels.shape[2:], self.padding))
+        return torch.stack([augment(image) for image in pixels])
+
+    def steps(self, size: Sequence[int], padding: int | None = None) -> list[nn.Module]:
+        """The transforms for images of this height and width, or larger ones."""
+        flip = v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)
+        return [v2.RandomCrop(size, padding=padding), flip]
 
 
 @dataclass(frozen=True)
@@ -278,13 +274,8 @@ class _DecodedFiles(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.files = files
         self.seeds = seeds
-        steps: list[Callable[[Image.Image], Image.Image]] = [transforms.Resize(size * 8 // 7)]
-        if augmentation is None:
-            steps.append(transforms.CenterCrop(size))
-        else:
-            steps.append(transforms.RandomCrop(size))
-            steps.extend([transforms.RandomHorizontalFlip()] * augmentation.flip)
-        self.transform = transforms.Compose(steps)
+        cut = [v2.CenterCrop(size)] if augmentation is None else augmentation.steps((size, size))
+        self.transform = v2.Compose([v2.Resize(size * 8 // 7), *cut])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -497,7 +488,7 @@ def _as_images(pixels: np.ndarray, labels: object, classes: object) -> Images:
     )
 
 
-_CIFAR10_CLASSES = (
+_CIFAR10_CLASSES = [
     "airplane",
     "automobile",
     "bird",
@@ -508,47 +499,32 @@ _CIFAR10_CLASSES = (
     "horse",
     "ship",
     "truck",
-)
+]
 _CIFAR10_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 
+# torchvision's readers of a folder that holds the files, without their checksums.
 class _Cifar10(datasets.CIFAR10):
-    """torchvision's reader for a folder that holds the batches, without their checksums."""
-
     base_folder = ""
     train_list: ClassVar[list[tuple[str, None]]] = [(name, None) for name in _CIFAR10_BATCHES]
     test_list: ClassVar[list[tuple[str, None]]] = [("test_batch", None)]
-    meta: ClassVar[dict[str, str | None]] = {
-        "filename": "batches.meta",
-        "key": "label_names",
-        "md5": None,
-    }
+    meta: ClassVar[dict[str, str | None]] = {**datasets.CIFAR10.meta, "md5": None}
 
 
 class _Cifar100(datasets.CIFAR100):
-    """torchvision's reader for a folder that holds the batches, without their checksums."""
-
     base_folder = ""
     train_list: ClassVar[list[tuple[str, None]]] = [("train", None)]
     test_list: ClassVar[list[tuple[str, None]]] = [("test", None)]
-    meta: ClassVar[dict[str, str | None]] = {
-        "filename": "meta",
-        "key": "fine_label_names",
-        "md5": None,
-    }
+    meta: ClassVar[dict[str, str | None]] = {**datasets.CIFAR100.meta, "md5": None}
 
 
-class _Stl10(datasets.STL10):
-    """torchvision's reader, for the labelled images alone."""
-
+class _Stl10(datasets.STL10):  # for the labelled images alone
     base_folder = ""
     train_list: ClassVar[list[tuple[str, None]]] = [("train_X.bin", None), ("train_y.bin", None)]
     test_list: ClassVar[list[tuple[str, None]]] = [("test_X.bin", None), ("test_y.bin", None)]
 
 
 class _Svhn(datasets.SVHN):
-    """torchvision's reader, without checksums."""
-
     split_list: ClassVar[dict[str, tuple[str, str, None]]] = {
         split: ("", f"{split}_32x32.mat", None) for split in ("train", "test")
     }
@@ -572,12 +548,12 @@ def _read_cifar10(root: Path, train: bool) -> Images | ImageFiles:
 
 
 def _read_cifar10_python(folder: Path, train: bool) -> Images:
-    def read() -> Images:
-        data = _Cifar10(folder, train=train)
-        return _as_images(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
-
     files = (*_CIFAR10_BATCHES, "test_batch", "batches.meta")
-    return _read_files("cifar10", folder, files, read)
+    return _read_files("cifar10", folder, files, lambda: _of_cifar(_Cifar10(folder, train=train)))
+
+
+def _of_cifar(data: datasets.CIFAR10) -> Images:
+    return _as_images(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
 
 
 def _read_cifar10_binary(folder: Path, train: bool) -> Images:
@@ -598,14 +574,8 @@ def _read_cifar10_binary(folder: Path, train: bool) -> Images:
 
 
 def _read_cifar100(root: Path, train: bool) -> Images:
-    inner = root / "cifar-100-python"
-    folder = inner if inner.is_dir() else root
-
-    def read() -> Images:
-        data = _Cifar100(folder, train=train)
-        return _as_images(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
-
-    return _read_files("cifar100", folder, ("train", "test", "meta"), read)
+    folder, files = _inner(root, "cifar-100-python"), ("train", "test", "meta")
+    return _read_files("cifar100", folder, files, lambda: _of_cifar(_Cifar100(folder, train=train)))
 
 
 def _read_svhn(root: Path, train: bool) -> Images:
@@ -617,8 +587,7 @@ def _read_svhn(root: Path, train: bool) -> Images:
 
 
 def _read_stl10(root: Path, train: bool) -> Images:
-    inner = root / "stl10_binary"
-    folder = inner if inner.is_dir() else root
+    folder = _inner(root, "stl10_binary")
 
     def read() -> Images:
         data = _Stl10(folder, split="train" if train else "test")
@@ -626,6 +595,11 @@ def _read_stl10(root: Path, train: bool) -> Images:
 
     files = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
     return _read_files("stl10", folder, files, read)
+
+
+def _inner(root: Path, name: str) -> Path:
+    """The folder of the standard download, or the one that is given if it is that one."""
+    return root / name if (root / name).is_dir() else root
 
 
 def _read_image_folder(root: Path, train: bool) -> ImageFiles:
