@@ -40,7 +40,8 @@ def test_the_folded_path_counts_where_the_goal_says_so() -> None:
     goal = Goal(NINN[3], "any", "forward", 64, 1.2, or_folded=True)
     own = row(layer=NINN[3].name, method="any", speed=1.0)
     assert judge([goal], [own])[0].verdict == "no"
-    assert judge([goal], [row(layer=own.layer, method="any", speed=1, path="folded")])[0].reached
+    folded = row(layer=own.layer, method="any", speed=1.0, path="folded")
+    assert judge([goal], [folded])[0].verdict == "yes"
 
 
 def test_other_rows_are_not_taken_for_a_goal() -> None:
@@ -50,7 +51,7 @@ def test_other_rows_are_not_taken_for_a_goal() -> None:
 
 def test_of_two_formats_the_faster_one_counts() -> None:
     (judged,) = judge([GOAL], [row(speed=3.0), row(speed=3.6, format="nhwc")])
-    assert judged.reached
+    assert judged.verdict == "yes"
 
 
 def test_the_summary_names_what_is_too_slow_or_too_large() -> None:

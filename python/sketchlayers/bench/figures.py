@@ -47,16 +47,10 @@ class Judged:
     floor: float | None
 
     @property
-    def reached(self) -> bool:
-        """Whether the median is at or above the goal."""
-        if self.goal.or_folded and self.row.path == "folded":
-            return True
-        return self.row.speed >= self.goal.speed
-
-    @property
     def verdict(self) -> str:
         """``yes``; ``floor`` above the two products' share alone; ``no``."""
-        if self.reached:
+        folded = self.goal.or_folded and self.row.path == "folded"
+        if folded or self.row.speed >= self.goal.speed:
             return "yes"
         return "floor" if self.floor is not None and self.row.speed >= self.floor else "no"
 
@@ -178,7 +172,7 @@ def summary(goals: Sequence[Goal], rows: Sequence[Row]) -> str:
             number(own.floor, ".2f"),
             own.verdict,
         )
-    reached = sum(own.reached for own in judged)
+    reached = sum(own.verdict == "yes" for own in judged)
     lines = ["", str(table), "", f"{reached} of {len(judged)} reached"]
     lines.append(
         f"floor: {GEMM_FLOOR} times the two matrix products alone; 'floor' as an answer means that"

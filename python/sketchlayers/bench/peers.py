@@ -46,33 +46,38 @@ class Peer:
     linear: bool = True
 
 
-class PlainConv2d(nn.Module):
-    """The factored form of an `SKConv2d` that `plain` takes, in PyTorch's own calls.
-
-    ``(N, d2, H, W)`` to ``(N, d1, H', W')``. The signs are float buffers that hold the scale.
-    """
+class _Plain(nn.Module):
+    """The factors of a sketched layer, and its signs as float buffers that hold the scale."""
 
     enter: Tensor
     leave: Tensor
 
-    def __init__(self, layer: SKConv2d) -> None:
+    def __init__(self, layer: Layer, enter: Tensor, leave: Tensor) -> None:
         super().__init__()
-        taps = math.prod(layer.kernel_size)
-        channels = layer.in_channels
-        columns = channels if layer.mixing == "channel" else channels * taps
-        kernel = (1, 1) if layer.mixing == "channel" else layer.kernel_size
-        rows = layer.rank if layer.mixing == "channel" else layer.rank * taps
-        enter = ops.unpack_signs(layer.u2[0], columns, scale=layer.scale / math.sqrt(rows))
-        leave = ops.unpack_signs(
-            layer.u1[0], layer.out_channels, scale=layer.scale / math.sqrt(layer.rank)
-        )
-        self.register_buffer("enter", enter.view(-1, channels, *kernel))
-        self.register_buffer("leave", leave.t().reshape(layer.out_channels, -1, 1, 1).clone())
+        self.register_buffer("enter", enter.clone())
+        self.register_buffer("leave", leave.clone())
         self.s1 = nn.Parameter(layer.s1.detach().clone())
         self.s2 = nn.Parameter(layer.s2.detach().clone())
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
-        self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
+
+
+class PlainConv2d(_Plain):
+    """An `SKConv2d` that `plain` takes: ``(N, d2, H, W)`` to ``(N, d1, H', W')``."""
+
+    def __init__(self, layer: SKConv2d) -> None:
+        kernel = (1, 1) if layer.mixing == "channel" else layer.kernel_size
+        taps = math.prod(kernel)
+        scale = layer.scale / math.sqrt(layer.rank)
+        columns = layer.in_channels * taps
+        enter = ops.unpack_signs(layer.u2[0], columns, scale=scale / math.sqrt(taps))
+        leave = ops.unpack_signs(layer.u1[0], layer.out_channels, scale=scale)
+        super().__init__(
+            layer,
+            enter.view(-1, layer.in_channels, *kernel),
+            leave.t().reshape(layer.out_channels, -1, 1, 1),
+        )
         self.channel = layer.mixing == "channel"
+        self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
 
     def forward(self, input: Tensor) -> Tensor:
         """Two convolutions for either half."""
@@ -87,22 +92,14 @@ class PlainConv2d(nn.Module):
         return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation)
 
 
-class PlainLinear(nn.Module):
-    """The factored form of an `SKLinear` that `plain` takes: ``(*, d2)`` to ``(*, d1)``."""
-
-    enter: Tensor
-    leave: Tensor
+class PlainLinear(_Plain):
+    """An `SKLinear` that `plain` takes: ``(*, d2)`` to ``(*, d1)``."""
 
     def __init__(self, layer: SKLinear) -> None:
-        super().__init__()
         scale = layer.scale / math.sqrt(layer.rank)
         enter = ops.unpack_signs(layer.u2[0], layer.in_features, scale=scale)
         leave = ops.unpack_signs(layer.u1[0], layer.out_features, scale=scale)
-        self.register_buffer("enter", enter)
-        self.register_buffer("leave", leave.t().contiguous())
-        self.s1 = nn.Parameter(layer.s1.detach().clone())
-        self.s2 = nn.Parameter(layer.s2.detach().clone())
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        super().__init__(layer, enter, leave.t().contiguous())
 
     def forward(self, input: Tensor) -> Tensor:
         """Two products for either half."""
