@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from compress.torchrun import in_two_processes
+from compression.torchrun import in_two_processes
 
 from . import worker
 

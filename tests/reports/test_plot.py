@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compress.networks import Small, images, random_init
+from compression.networks import Small, images, random_init
 from torch import nn
 
 import sketchlayers

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from compress.networks import Small, images, random_init
+from compression.networks import Small, images, random_init
 from torch import nn
 
 import sketchlayers
