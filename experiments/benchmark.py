@@ -19,32 +19,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from distributed import alone
+from common.distributed import alone
+from common.runs import versions, write_csv
+from common.speed import compared, print_noise, sgd_step
+from common.stopping import exit_code
+from common.tables import Column, decimals, format_table, speed_columns
 from networks import NETWORKS, count_parameters
-from runs import versions, write_csv
+from options import documented_parser
 from sketchlayers import compress, optimize_for_inference
 from sketchlayers.bench import peers, plot
 from sketchlayers.bench.cases import Case
 from sketchlayers.bench.memory import allocation_peak, held_bytes, inference_memory, tensor_bytes
 from sketchlayers.bench.table import Format, machine
 from sketchlayers.bench.timing import (
-    WIDE,
     Step,
     fastest,
     inference,
     paired_times,
-    quartiles,
-    speeds,
     synchronize,
 )
 from sketchlayers.cli.bench import add_measurement_arguments, check_measurement_arguments
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.ops import Mixing
-from tables import Column, decimals, format_table, speed_columns
 
 LEAST_ROUNDS = 5
 """A step takes seconds, so that few rounds must do."""
@@ -183,13 +182,13 @@ class Contender:
         """What is timed."""
         if mode == "forward":
             return inference(self.network, self.images)
-        return training_step(self.network, self.images, self.labels)[0]
+        return sgd_step(self.network, self.images, self.labels)[0]
 
     def memory(self, mode: str) -> int:
         """Peak bytes of a call, parameters, buffers, optimiser and images counted."""
         if mode == "forward":
             return inference_memory(self.network, self.images)
-        step, optimizer = training_step(self.network, self.images, self.labels)
+        step, optimizer = sgd_step(self.network, self.images, self.labels)
         step()
         self.network.zero_grad(set_to_none=True)
         state = [
@@ -200,21 +199,6 @@ class Contender:
         ]
         held = held_bytes(self.network, self.images) + tensor_bytes(*state)
         return held + allocation_peak(step, self.images.device)
-
-
-def training_step(
-    network: nn.Module, images: Tensor, labels: Tensor
-) -> tuple[Step, torch.optim.Optimizer]:
-    """A whole step and its optimiser, whose steps are too small to change the timings."""
-    network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(network(images), labels).backward()
-        optimizer.step()
-
-    return step, optimizer
 
 
 def plan(args: argparse.Namespace) -> list[Measurement]:
@@ -268,7 +252,7 @@ def make_row(
 ) -> Row:
     """One line of the table from the times of both sides, round by round."""
     subject, mode, batch = measurement.subject, measurement.mode, measurement.batch
-    speed = speeds(dense_times, times)
+    cells = compared(dense_times, times)
     goal = subject.goals.get((contender.method, mode, batch))
     if contender.images.device.type != "cpu":
         goal = None
@@ -280,15 +264,10 @@ def make_row(
         batch=batch,
         rate=count_parameters(contender.network) / count_parameters(dense.network),
         dense_format=dense.format,
-        dense_ms=1e3 * quartiles(dense_times).median,
-        ms=1e3 * quartiles(times).median,
-        speed=speed.median,
-        speed_low=speed.low,
-        speed_high=speed.high,
         memory=memory,
         goal=goal,
-        reached=None if goal is None else "yes" if speed.median >= goal else "no",
-        rounds=len(times),
+        reached=None if goal is None else "yes" if cells["speed"] >= goal else "no",
+        **cells,
     )
 
 
@@ -412,7 +391,7 @@ def case_of(layer: SKConv2d | SKLinear) -> Case:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = documented_parser(__doc__)
     parser.add_argument(
         "--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="all by default"
     )
@@ -437,18 +416,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 for arguments that cannot be used."""
     alone()
     args = parse(arguments)
-    try:
-        for batch in args.batch or ():
-            if batch < 1:
-                raise ValueError(f"--batch: must be at least 1 (got {batch})")
-        device = check_measurement_arguments(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    for batch in args.batch or ():
+        if batch < 1:
+            raise ValueError(f"--batch: must be at least 1 (got {batch})")
+    device = check_measurement_arguments(args)
     measurements = plan(args)
     if args.plan:
         print_plan(measurements, args.seconds)
-        return 0
+        return
     found, missing = peers.available() if args.peers else ((), [])
     print("\n".join([head(args, device), *missing]), flush=True)
     rows: list[Row] = []
@@ -457,7 +436,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows += own
         print("\n" + format_table([asdict(row) for row in own], COLUMNS), flush=True)
     finish(rows, args, device)
-    return 0
 
 
 def head(args: argparse.Namespace, device: torch.device) -> str:
@@ -478,12 +456,7 @@ def print_plan(measurements: Sequence[Measurement], seconds: float) -> None:
 
 def finish(rows: Sequence[Row], args: argparse.Namespace, device: torch.device) -> None:
     """Notes on noise, and the files that were asked for."""
-    noisy = sum((row.speed_high - row.speed_low) / row.speed > WIDE for row in rows)
-    if noisy:
-        print(
-            f"\n{noisy} of {len(rows)} rows have quartiles more than {WIDE:.0%} apart: the machine "
-            "was busy, or --seconds is too short; measure them again"
-        )
+    print_noise([asdict(row) for row in rows])
     if args.csv:
         label = {"dtype": args.dtype or "float32", "hardware": machine(device), **versions()}
         write_csv(args.csv, [{**asdict(row), **label} for row in rows])

@@ -28,18 +28,17 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from common.distributed import World, alone, join
+from common.runs import RunError, RunFolder, hardware, versions, write_csv
+from common.speed import Speed, measure_speeds, onnx_steps, pytorch_steps, training_steps
+from common.tables import Column, decimals, format_table, whole
 from demo_plot import Panel, Series, draw
-from distributed import World, alone, join
 from image_data import DataError, load
 from networks import count_parameters
 from options import documented_parser
-from paired import paired_difference
-from pictures import Pictures, predictions
-from runs import RunError, RunFolder, hardware, versions, write_csv
 from sketchlayers import compress, inspect, save
-from speed import Speed, measure_speeds, onnx_steps, pytorch_steps, training_steps
-from tables import Column, decimals, format_table, whole
 from train import DENSE_LR, SKETCH_LR
+from trained.pictures import Pictures, paired_difference, predictions
 from training import Recipe, Trainer
 
 HERE = Path(__file__).resolve().parent

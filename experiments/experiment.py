@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from distributed import World
+from common.distributed import World
+from common.runs import RunError, RunFolder, hardware, versions
 from image_data import DataSet, stratified_indices
 from networks import NETWORKS, compressed_weights, count_parameters
-from pictures import Pictures
-from runs import RunError, RunFolder, hardware, versions
 from sketchlayers import Calibration, calibrate, compress, inspect
 from sketchlayers.nn.factored._layer import FactoredLayer
 from sketchlayers.nn.generated.dictionary import DictionaryLayer
+from trained.pictures import Pictures
 from training import Outcome, Recipe, Trainer, check_fits
 
 _COVARIANCE_IMAGES = 1024

@@ -17,16 +17,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import figures
+from figures.figure import Figure, main_of
 
-FIGURE = figures.Figure(
-    "figure2", "ninn", tuple(f"CONV_{number}" for number in range(2, 9)), factor=10
-)
+FIGURE = Figure("figure2", "ninn", tuple(f"CONV_{number}" for number in range(2, 9)), factor=10)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; see `figures.main`."""
-    return figures.main(FIGURE, __doc__, arguments)
+    """Runs the command; see `figures.figure.main_of`."""
+    return main_of(FIGURE, __doc__, arguments)
 
 
 if __name__ == "__main__":

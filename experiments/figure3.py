@@ -15,9 +15,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import figures
+from figures.figure import Figure, main_of
 
-FIGURE = figures.Figure(
+FIGURE = Figure(
     "figure3",
     "ninn_fc",
     (*(f"CONV_{number}" for number in range(2, 9)), "FC_1"),
@@ -27,8 +27,8 @@ FIGURE = figures.Figure(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; see `figures.main`."""
-    return figures.main(FIGURE, __doc__, arguments)
+    """Runs the command; see `figures.figure.main_of`."""
+    return main_of(FIGURE, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -26,20 +26,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distributed import alone
-from image_data import DataError
+from common.distributed import alone
+from common.runs import read_csv, write_csv
+from common.speed import Speed, Step, measure_speeds, one_thread, onnx_steps, pytorch_steps
+from common.stopping import exit_code
+from common.tables import Column, decimals, format_table, whole
 from networks import count_parameters
-from paired import paired_difference
-from pictures import predictions
-from pretrained import WeightsError
-from runs import read_csv, write_csv
 from sketchlayers import compress, load, save
 from sketchlayers.checkpoint import read_description
-from speed import Speed, Step, measure_speeds, onnx_steps, pytorch_steps
-from tables import Column, decimals, format_table, markdown_table, whole
+from trained.pictures import paired_difference, predictions
+from trained.results import Row
 from zero_shot import Experiment, check
 from zero_shot import parser as zero_shot_parser
-from zero_shot_results import Row
 
 METHODS = ("auto", "tucker2")
 RATES = (0.7, 0.5, 0.3)
@@ -121,23 +119,14 @@ class Headline(Experiment):
     ) -> tuple[dict[str, Speed], dict[str, Speed] | None]:
         """In PyTorch and in ONNX Runtime, on one image."""
         image = next(iter(self.measured))[:1].to(self.device)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-                eager = self._timed(
-                    pytorch_steps(
-                        {
-                            name: copy.deepcopy(network).to(memory_format=torch.channels_last)
-                            for name, network in networks.items()
-                        },
-                        image,
-                    )
-                )
-                steps = onnx_steps(networks, image, Path(folder))
-                return eager, None if steps is None else self._timed(steps)
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            last = {
+                name: copy.deepcopy(network).to(memory_format=torch.channels_last)
+                for name, network in networks.items()
+            }
+            eager = self._timed(pytorch_steps(last, image))
+            steps = onnx_steps(networks, image, Path(folder))
+            return eager, None if steps is None else self._timed(steps)
 
     def _timed(self, steps: Mapping[str, Step]) -> dict[str, Speed]:
         return measure_speeds(steps, 1, self.device, self.args.seconds)
@@ -162,8 +151,7 @@ def table(rows: Sequence[Mapping[str, str]], *, markdown: bool = False) -> str:
         Column("onnx", "ms an image, ONNX Runtime"),
         Column("seconds", "made in s", decimals(0)),
     ]
-    write = markdown_table if markdown else format_table
-    return write([_cells(row) for row in rows], columns)
+    return format_table([_cells(row) for row in rows], columns, markdown=markdown)
 
 
 def _cells(row: Mapping[str, str]) -> Row:
@@ -203,23 +191,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments or data."""
     alone()
     args = parser().parse_args(arguments)
-    try:
-        check(args)
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
-        if not args.show:
-            if args.files is None or not args.files.is_dir():
-                raise ValueError(f"--files: must be a folder that exists (got {args.files})")
-            rows = Headline(args).rows()
-            replaced = {_identity(row) for row in rows}
-            before = read_csv(args.csv) if args.csv.is_file() else []
-            kept = [row for row in before if _identity(row) not in replaced]
-            write_csv(args.csv, [*kept, *rows])
-    except (DataError, WeightsError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    check(args)
+    if not args.show:
+        if args.files is None or not args.files.is_dir():
+            raise ValueError(f"--files: must be a folder that exists (got {args.files})")
+        rows = Headline(args).rows()
+        replaced = {_identity(row) for row in rows}
+        before = read_csv(args.csv) if args.csv.is_file() else []
+        write_csv(args.csv, [*(row for row in before if _identity(row) not in replaced), *rows])
     print(table(read_csv(args.csv), markdown=args.markdown))
-    return 0
 
 
 def _identity(row: Mapping[str, object]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,9 +23,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import datasets, transforms
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from common.stopping import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,7 +36,7 @@ MEMORY_LIMIT = 2 << 30
 """Bytes; folders that would need more than this when decoded are streamed."""
 
 
-class DataError(Exception):
+class DataError(InputError):
     """A data set is missing or unreadable; the message names the folder and the files expected."""
 
 
@@ -120,20 +123,13 @@ class Augmentation:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Augments every image of ``(N, C, H, W)`` on its own, drawing from torch's generator."""
-        count, _, height, width = pixels.shape
-        if self.padding:
-            rows = torch.randint(2 * self.padding + 1, (count, 1)) + torch.arange(height)
-            columns = torch.randint(2 * self.padding + 1, (count, 1)) + torch.arange(width)
-            pixels = F.pad(pixels, (self.padding,) * 4)
-        else:
-            rows = torch.arange(height).expand(count, -1)
-            columns = torch.arange(width).expand(count, -1)
-        if self.flip:
-            mirrored = torch.rand(count, 1) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        # Indices around the slice put the channels last, hence the permutation.
-        images = torch.arange(count)[:, None, None]
-        return pixels[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        augment = v2.Compose(self.steps(pixels.shape[2:], self.padding))
+        return torch.stack([augment(image) for image in pixels])
+
+    def steps(self, size: Sequence[int], padding: int | None = None) -> list[nn.Module]:
+        """The transforms for images of this height and width, or larger ones."""
+        flip = v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)
+        return [v2.RandomCrop(size, padding=padding), flip]
 
 
 @dataclass(frozen=True)
@@ -278,13 +274,8 @@ class _DecodedFiles(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.files = files
         self.seeds = seeds
-        steps: list[Callable[[Image.Image], Image.Image]] = [transforms.Resize(size * 8 // 7)]
-        if augmentation is None:
-            steps.append(transforms.CenterCrop(size))
-        else:
-            steps.append(transforms.RandomCrop(size))
-            steps.extend([transforms.RandomHorizontalFlip()] * augmentation.flip)
-        self.transform = transforms.Compose(steps)
+        cut = [v2.CenterCrop(size)] if augmentation is None else augmentation.steps((size, size))
+        self.transform = v2.Compose([v2.Resize(size * 8 // 7), *cut])
 
     def __len__(self) -> int:
         return len(self.files)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import figures
+from figures.figure import Figure, main_of
 
-FIGURE = figures.Figure(
+FIGURE = Figure(
     "places2",
     "googlenet_bn",
     (),
@@ -28,11 +28,11 @@ FIGURE = figures.Figure(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; see `figures.main`."""
+    """Runs the command; see `figures.figure.main_of`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not any(argument.split("=")[0] == "--data" for argument in given):
         given = ["--data", "places365", *given]
-    return figures.main(FIGURE, __doc__, given)
+    return main_of(FIGURE, __doc__, given)
 
 
 if __name__ == "__main__":

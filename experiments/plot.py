@@ -7,16 +7,17 @@ The folder holds one folder for each run, as train.py leaves them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed import alone
-from plots import Curve, plot_curves
-from runs import RunError, read_csv, write_csv
+from common.distributed import alone
+from common.plots import Curve, plot_curves
+from common.runs import RunError, read_csv, write_csv
+from common.stopping import exit_code
+from options import documented_parser
 
 _NAMES = {
     "ninn": "Network-in-Network",
@@ -35,17 +36,11 @@ _OF_NETWORK = ("batch_norm", "dropout", "init", "init_scale", "sign_seed")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 when there is nothing to draw."""
     alone()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = documented_parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of run folders")
     parser.add_argument("--title", help="default: network and data set of the first run")
     args = parser.parse_args(arguments)
-    try:
-        collect(args.folder, args.title)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {args.folder / 'results.csv'} and {args.folder / 'accuracy.png'}")
-    return 0
+    return exit_code(lambda: collect(args.folder, args.title))
 
 
 def collect(folder: Path, title: str | None = None) -> None:
@@ -68,6 +63,7 @@ def collect(folder: Path, title: str | None = None) -> None:
         raise RunError(f"plot: {folder} must hold run folders with summary.json and log.csv")
     write_csv(folder / "results.csv", [result_row(summary) for _, summary in runs])
     plot_curves(curves, folder / "accuracy.png", title=title or _title(runs[0][1]))
+    print(f"wrote {folder / 'results.csv'} and {folder / 'accuracy.png'}")
 
 
 def result_row(summary: dict[str, Any]) -> dict[str, object]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from distributed import World
+from common.distributed import World
+from common.runs import RunError, RunFolder
+from common.stopping import Signals, StoppedError, noted_signals
 from image_data import Batches, DataSet, EpochOrder, mixed_seed
 from networks import compressed_weights
-from runs import RunError, RunFolder
-from sketchlayers import param_groups
-from stopping import Signals, StoppedError, noted_signals
+from sketchlayers import broadcast_model, param_groups
+from sketchlayers.surgery.evaluation import evaluating
 
 CHECK_EVERY = 10
 """Steps between looks at the loss; on a GPU each look waits for the device."""
@@ -109,6 +111,16 @@ class Recipe:
             return 0.1 ** ((epoch >= self.epochs / 2) + (epoch >= 3 * self.epochs / 4))
         progress = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def recipe_of(args: argparse.Namespace, **given: Any) -> Recipe:
+    """The recipe that options of the same names describe, with some values given instead.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    options = {one.name: getattr(args, one.name) for one in fields(Recipe) if one.name in args}
+    return Recipe(**(options | given))
 
 
 @dataclass(frozen=True)
@@ -489,7 +501,6 @@ def make_batches(
     return train, test
 
 
-@torch.no_grad()
 def evaluate(
     network: nn.Module,
     batches: Batches,
@@ -498,17 +509,20 @@ def evaluate(
     amp: str = "off",
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Score:
-    """Mean loss and accuracy of a network in eval mode; its mode is left as it was."""
+    """Mean loss and accuracy of a network in eval mode; its mode is left as it was.
+
+    Where processes train together the network that is evaluated is that of the first, whose batch
+    norms have seen other images than those of the others.
+    """
     world = world or World()
-    world.share_buffers(network)
-    was_training = network.training
-    network.eval()
+    if world.size > 1:
+        broadcast_model(network)
     totals = torch.zeros(3, dtype=torch.float64, device=world.device)
-    for images, labels in batches:
-        with _autocast(world.device, amp):
-            logits = network(images.contiguous(memory_format=memory_format)).float()
-        totals += _totals(F.cross_entropy(logits, labels), logits, labels)
-    network.train(was_training)
+    with evaluating(network):
+        for images, labels in batches:
+            with _autocast(world.device, amp):
+                logits = network(images.contiguous(memory_format=memory_format)).float()
+            totals += _totals(F.cross_entropy(logits, labels), logits, labels)
     return _score(world.total(totals).tolist())
 
 

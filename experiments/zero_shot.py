@@ -29,19 +29,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import pretrained
-import variants
-from distributed import RANK, own_device, share
-from image_data import DATA_SETS, DataError, ImageFiles, Images, read_split
+from common.distributed import RANK, own_device, share
+from common.runs import hardware, locked, read_csv, versions, write_csv
+from common.stopping import exit_code
+from image_data import DATA_SETS, ImageFiles, Images, read_split
 from networks import count_parameters
-from options import documented_parser
-from paired import bits_to_text, paired_difference
-from pictures import Pictures, predictions
-from pretrained import WeightsError
-from runs import hardware, locked, read_csv, versions, write_csv
+from options import add_options, documented_parser
 from sketchlayers import compress, methods
-from variants import Variant
-from zero_shot_results import CIRCUMSTANCES, COLUMNS, KEY, RESULTS, Row, plot, stage_seconds, tables
+from trained import pretrained, variants
+from trained.pictures import Pictures, bits_to_text, drawn, paired_difference, predictions
+from trained.results import CIRCUMSTANCES, COLUMNS, KEY, RESULTS, Row, plot, stage_seconds, tables
+from trained.variants import Variant
 
 METHODS = ("tucker2", "svd", "cp", "auto")
 RATES = (0.7, 0.5, 0.4, 0.3)
@@ -176,36 +174,28 @@ class Experiment:
         name = args.calibration_data or args.data
         if args.calibration_data is not None:
             train = read_split(name, args.calibration_root, train=True)
-        return self._pictures(name, train.take(self._drawn(train)[: args.calibration_images]))
+        return self._pictures(name, drawn(train, args.seed, args.calibration_images))
 
     def _measured_images(self, train: Images | ImageFiles) -> Pictures:
         args = self.args
         if args.split == "test":
             source = read_split(args.data, args.root, train=False)
         else:
-            source = train.take(self._drawn(train)[args.calibration_images :])
+            every = torch.arange(len(train))
+            source = drawn(train, args.seed).take(every[args.calibration_images :])
         if not len(source):
             raise ValueError(
                 f"--calibration-images: must leave images for validation (got "
                 f"{args.calibration_images} of {len(train)})"
             )
         if args.images is not None:
-            source = source.take(self._drawn(source)[: args.images])
+            source = drawn(source, args.seed, args.images)
         return self._pictures(args.data, source)
 
-    def _drawn(self, source: Images | ImageFiles) -> Tensor:
-        """All images in an order that depends on the seed alone."""
-        generator = torch.Generator().manual_seed(self.args.seed)
-        return torch.randperm(len(source), generator=generator)
-
     def _pictures(self, name: str, source: Images | ImageFiles) -> Pictures:
-        size = self.args.size or self.trained.size
-        return Pictures(
-            source,
-            size=size,
-            resize=self.args.resize or int(size * DATA_SETS[name].margin),
-            normalisation=self.trained.normalisation,
-            batch_size=self.args.batch_size,
+        args = self.args
+        return self.trained.pictures(
+            source, name, size=args.size, resize=args.resize, batch_size=args.batch_size
         )
 
 
@@ -280,34 +270,25 @@ def parser(doc: str | None = __doc__) -> argparse.ArgumentParser:
     """All options, with the help of a script."""
     root = documented_parser(doc)
     root.add_argument("--csv", type=Path, required=True, help="file of results, made or gone on in")
-    root.add_argument("--png", type=Path, help="plot to write, of --variants over rates")
     root.add_argument("--show", action="store_true", help="run nothing: tables of what is there")
-    root.add_argument("--markdown", action="store_true", help="print tables as Markdown")
+    add_options(root, "--png", "--markdown")
 
     network = root.add_argument_group("network")
     network.add_argument(
         "--network", help="resnet20, resnet32, efficientnet_lite0, or a classifier of torchvision"
     )
-    network.add_argument("--weights", type=Path, help="file with its weights")
     network.add_argument(
         "--fold-batch-norms",
         action="store_true",
         help="first put batch norms into weights and biases of convolutions",
     )
-    network.add_argument("--device", default="cpu")
-    network.add_argument("--threads", type=int, help="of the processor (default: PyTorch's)")
+    add_options(network, "--weights", "--device", "--threads", device="cpu")
 
     data = root.add_argument_group("images")
-    data.add_argument("--data", choices=list(DATA_SETS), default="cifar10")
-    data.add_argument("--root", type=Path, help="folder with the data set's files")
-    data.add_argument("--label", help="what figures call the data set")
+    add_options(data, "--data", "--root", "--label", "--size", "--batch-size")
     data.add_argument("--split", choices=["test", "validation"], default="test")
     data.add_argument("--images", type=int, help="measure on so many, drawn at random")
-    data.add_argument("--size", type=int, help="height and width (default: the network's)")
     data.add_argument("--resize", type=int, help="shorter side before the centre is cut out")
-    data.add_argument(
-        "--batch-size", type=int, help="default: 256 small images, or 64 of more than 64x64"
-    )
     data.add_argument(
         "--class-indices", type=int, nargs="+", help="the network's output for each class"
     )
@@ -334,7 +315,7 @@ def parser(doc: str | None = __doc__) -> argparse.ArgumentParser:
         metavar=("NAME", "OPTION=VALUE"),
         help="one of your own: arguments of compress; refine.epochs=8 and the like refine",
     )
-    grid.add_argument("--seed", type=int, default=0)
+    add_options(grid, "--seed")
     return root
 
 
@@ -344,7 +325,7 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an argument is out of range.
     """
-    for name in ("images", "calibration_images", "batch_size", "size", "threads"):
+    for name in ("images", "calibration_images", "batch_size", "size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: must be at least 1 (got {value})")
@@ -364,24 +345,27 @@ def check(args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments or data."""
     args = parser().parse_args(arguments)
-    try:
-        check(args)
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
-        if not args.show:
-            run_missing(Experiment(args), args.csv)
-    except (DataError, WeightsError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run_and_show(args, Experiment))
+
+
+def run_and_show(args: argparse.Namespace, experiment: type[Experiment]) -> None:
+    """Makes the rows that are missing, unless they are only to be shown; prints and draws all.
+
+    Raises:
+        InputError: images or weights cannot be used.
+        ValueError: an argument is out of range.
+    """
+    check(args)
+    if not args.show:
+        run_missing(experiment(args), args.csv)
     if RANK > 0:
-        return 0
+        return
     rows = read_csv(args.csv)
     print("\n\n".join(tables(rows, markdown=args.markdown)))
     if args.png is not None:
         shown = {variant.name for variant in (DENSE, *variants.chosen(args.variants))}
         plot([row for row in rows if row["variant"] in shown], args.png)
         print(f"wrote {args.png}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def test_commands_have_these_options(page: Path) -> None:
     """Every option of a command on a page is one that the program's sources declare."""
     text = page.read_text().replace("\\\n", " ")
     package = "".join(path.read_text() for path in (ROOT / "python").rglob("*.py"))
-    experiments = "".join(path.read_text() for path in (ROOT / "experiments").glob("*.py"))
+    experiments = "".join(path.read_text() for path in (ROOT / "experiments").rglob("*.py"))
     for script, command, arguments in COMMAND.findall(text):
         assert not script or (ROOT / "experiments" / f"{script}.py").exists(), script
         assert not command or command in ("doctor", "inspect", "calibrate", "compress", "bench")

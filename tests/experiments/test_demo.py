@@ -12,56 +12,10 @@ import torch
 from torch import nn
 
 import demo
+from common.speed import Speed
 from sketchlayers import load
-from speed import Speed, measure_speeds, onnx_steps, pytorch_steps, training_steps
-from tables import Column, decimals, format_table, whole
 
 TINY = ["--images=100", "--epochs=1", "--width=0.1"]
-
-
-def test_table_is_aligned() -> None:
-    columns = (
-        Column("name", "network", left=True),
-        Column("count", "parameters", whole),
-        Column("accuracy", "%", decimals(1)),
-    )
-    rows = [
-        {"name": "dense", "count": 969802, "accuracy": 99.15},
-        {"name": "a much longer name", "count": 1000, "accuracy": None},
-    ]
-    assert format_table(rows, columns).splitlines() == [
-        "network             parameters     %",
-        "------------------  ----------  ----",
-        "dense                  969,802  99.2",
-        "a much longer name       1,000     -",
-    ]
-
-
-def test_speeds_are_those_of_the_networks_and_leave_them_alone(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    networks = {
-        name: nn.Sequential(
-            nn.Conv2d(3, channels, 5), nn.Conv2d(channels, 4, 5), nn.AdaptiveAvgPool2d(1)
-        )
-        for name, channels in (("wide", 256), ("narrow", 4))
-    }
-    before = {name: copied(network) for name, network in networks.items()}
-    images, labels = torch.randn(4, 3, 24, 24), torch.zeros(4, 1, 1, dtype=torch.long)
-    kinds = [pytorch_steps(networks, images), training_steps(networks, images, labels)]
-    with torch.no_grad():
-        exported = onnx_steps(networks, images, tmp_path)
-    for steps in [*kinds, *([exported] if exported else [])]:
-        speeds = measure_speeds(steps, len(images), torch.device("cpu"), seconds=0.01)
-        assert speeds["wide"].times_as_fast == 1
-        assert speeds["narrow"].times_as_fast > 1  # 64 times fewer operations
-        assert 0 < speeds["narrow"].milliseconds < speeds["wide"].milliseconds
-    for name, network in networks.items():
-        for key, value in network.state_dict().items():
-            assert torch.equal(value, before[name][key])
-
-
-def copied(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.clone() for key, value in network.state_dict().items()}
 
 
 def test_demo_measures_every_network(

@@ -15,12 +15,12 @@ from torch import Tensor
 
 import train
 import training
-from distributed import World
+from common.distributed import World
+from common.runs import CHECKPOINT_FORMAT, RunError, RunFolder
+from common.stopping import StoppedError, noted_signals
 from experiment import load_weights
 from image_data import load
 from networks import ninn
-from runs import CHECKPOINT_FORMAT, RunError, RunFolder, write_atomically
-from stopping import StoppedError, noted_signals
 
 EXPERIMENTS = Path(train.__file__).parent
 SMALL = ["--width", "0.1", "--subset", "320", "--test-subset", "50", "--size", "8"]
@@ -280,22 +280,6 @@ def test_checkpoint_of_another_network_is_refused_before_anything_is_loaded(
     with pytest.raises(RunError, match=r"checkpoint: CONV_2\..* must have the network's shape"):
         load_weights(small, uninterrupted.checkpoint)
     assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
-
-
-def test_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old"
-    write_atomically(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_last_checkpoint_but_one_is_kept_without_links_too(

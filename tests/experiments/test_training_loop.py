@@ -13,14 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-import cifar10_rates
 import plot
 import train
-from distributed import World
+from common.distributed import World
+from common.runs import RunFolder
 from experiment import NetworkSpec, build, run
 from image_data import DataSet
 from networks import count_parameters
-from runs import RunFolder
 from training import Recipe, Trainer, evaluate, make_batches, seed_generators
 
 NARROW = NetworkSpec(width=0.25, dropout=0.0)
@@ -239,19 +238,6 @@ def test_images_have_the_size_that_the_network_is_made_for(
     with pytest.raises(Asked) as asked:
         train.main([*data, *options])
     assert asked.value.args == (size,)
-
-
-def test_cifar10_rates_does_not_touch_the_results_of_the_repository(
-    monkeypatch: pytest.MonkeyPatch, few_digits: DataSet
-) -> None:
-    def ask(*given: object, label: str, **_: object) -> None:
-        raise Asked(given[3].path, label)  # type: ignore[attr-defined]
-
-    monkeypatch.setattr(cifar10_rates, "load", lambda *_, **__: few_digits)
-    monkeypatch.setattr(cifar10_rates, "run", ask)
-    with pytest.raises(Asked) as asked:
-        cifar10_rates.main(["--root", "anywhere"])
-    assert asked.value.args == (Path("runs/cifar10_rates/dense"), "CIFAR-10")
 
 
 def test_layer_rates_pick_the_papers_layers() -> None:

@@ -2,64 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 from torchvision.datasets import imagenet
 
-import compress_cost
 import headline
-import int8
-import pretrained
-import variants
 import zero_shot
-from cifar_resnet import CifarResNet
-from networks import count_parameters
-from paired import bits_to_text, paired_difference, text_to_bits
-from pictures import Pictures
-from pretrained import Definition
-from runs import write_csv
-from sketchlayers.compression import Refinement
+from common.runs import write_csv
+from networks import CifarResNet, count_parameters
+from trained import variants
 from zero_shot import Experiment, main, outputs_of_classes, parser
 
 from . import standard_downloads as downloads
+from .trained_networks import on_digits, read, write_weights
 
-Rows = list[dict[str, str]]
-
-
-@pytest.fixture(autouse=True)
-def resnet8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest network of the family, to be had by its name."""
-    definition = Definition(partial(CifarResNet, 8), "linear", 32)
-    monkeypatch.setitem(pretrained._DEFINITIONS, "resnet8", definition)
-
-
-def write_weights(path: Path, network: nn.Module) -> str:
-    torch.save({"state_dict": network.state_dict()}, path)
-    return str(path)
-
-
-def read(path: Path) -> Rows:
-    with open(path) as file:
-        return list(csv.DictReader(file))
-
-
-def on_digits(folder: Path, *more: str) -> list[str]:
-    """A command for ResNet-8 on digits of 16x16 pixels, results in results.csv."""
-    weights = write_weights(folder / "weights.pt", CifarResNet(8))
-    return [
-        *("--network=resnet8", f"--weights={weights}", "--data=digits", "--size=16"),
-        *("--images=60", "--calibration-images=40", f"--csv={folder / 'results.csv'}"),
-        *more,
-    ]
+pytestmark = pytest.mark.usefixtures("resnet8")
 
 
 def test_steps_become_rows_tables_and_a_plot_and_are_not_run_again(
@@ -90,22 +51,6 @@ def test_steps_become_rows_tables_and_a_plot_and_are_not_run_again(
     assert main([*command, "--variants", *steps]) == 0
     assert main([f"--csv={tmp_path / 'results.csv'}", "--show", "--markdown"]) == 0
     assert "| same 40 | svd | 0.50 |" in capsys.readouterr().out
-
-
-def test_int8_of_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torchao")
-    assert int8.main(on_digits(tmp_path, "--rates=0.5", "--methods=svd")) == 0
-    rows = read(tmp_path / "results.csv")
-    assert [row["form"] for row in rows] == ["dense", "factored", "folded"]
-    dense, factored, folded = rows
-    assert int(factored["bytes"]) < 0.7 * int(dense["bytes"])
-    assert folded["bytes"] == dense["bytes"]
-    for row in rows:
-        assert int(row["int8_bytes"]) < 0.45 * int(row["bytes"])
-        gained = float(row["int8_accuracy"]) - float(row["accuracy"])
-        assert float(row["difference"]) == pytest.approx(gained, abs=1e-3)
-    printed = capsys.readouterr().out
-    assert f"svd 0.5 folded: {float(folded['int8_accuracy']):.1f} %" in printed
 
 
 def test_headline_has_a_row_for_each_saved_network(
@@ -312,55 +257,3 @@ def test_classes_stand_for_outputs() -> None:
     assert outputs_of_classes("cifar10", 2, 1000, [5, 3]) == (5, 3)
     with pytest.raises(ValueError, match=r"1000 outputs for each of the 10 classes .*\(got none\)"):
         outputs_of_classes("cifar10", 10, 1000)
-
-
-def test_steps_add_one_thing_each() -> None:
-    for before, after in zip(variants.STEPS[1:], variants.STEPS[2:], strict=False):
-        assert after.against == before.name
-        assert len(after.options.items() - before.options.items()) == 1
-    assert len({variant.name for variant in variants.GROUPS["all"]}) == len(variants.GROUPS["all"])
-
-
-def test_variants_of_ones_own() -> None:
-    own = variants.parsed(["mine", "allocation=uniform", "sequential=False", "refine.epochs=3"])
-    assert (own.name, own.images) == ("mine", True)
-    assert own.options["refine"] == Refinement(epochs=3)
-    assert (own.options["allocation"], own.options["sequential"]) == ("uniform", False)
-    assert own.options["sensitivity"] is True
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=70))
-def test_paired_differences(pairs: list[tuple[bool, bool]]) -> None:
-    ours, theirs = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    differences = ours.double() - theirs.double()
-    expected = 100 * float(differences.mean())
-    error = 100 * float(differences.std(correction=0)) / math.sqrt(len(pairs))
-    assert paired_difference(ours, theirs) == pytest.approx((expected, error), abs=1e-9)
-    assert torch.equal(text_to_bits(bits_to_text(ours), len(ours)), ours)
-
-
-def test_pictures_are_cut_out_of_the_centre_and_normalised() -> None:
-    pixels = torch.randint(256, (5, 3, 10, 10), dtype=torch.uint8)
-    pictures = _pictures(pixels, size=6, resize=10)
-    (batch, rest) = list(pictures)
-    assert len(pictures) == 2 and len(rest) == 2
-    expected = (pixels[:3, :, 2:8, 2:8].float() / 255 - 0.5) / 0.5
-    torch.testing.assert_close(batch, expected)
-
-
-def _pictures(pixels: Tensor, *, size: int, resize: int) -> Pictures:
-    images = zero_shot.Images(pixels, torch.zeros(len(pixels), dtype=torch.long), ("one",))
-    half = pretrained.Normalisation((0.5,) * 3, (0.5,) * 3)
-    return Pictures(images, size=size, resize=resize, normalisation=half, batch_size=3)
-
-
-def test_cost_is_measured_by_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--network=resnet8", "--size=16", "--images=32", f"--csv={tmp_path / 'cost.csv'}"]
-    assert compress_cost.main([*command, "--variant=data"]) == 0
-    (row,) = read(tmp_path / "cost.csv")
-    stages = sum(float(row[f"seconds_{stage}"]) for stage in ("calibration", "ranks", "fit"))
-    assert 0 < stages <= float(row["seconds"])
-    assert 0 < float(row["gib_before"]) <= float(row["gib_peak"])
-    assert "peak memory" in capsys.readouterr().out
-    assert compress_cost.main([*command, "--variant=frobenius"]) == 2
-    assert "must be one with calibration images" in capsys.readouterr().err

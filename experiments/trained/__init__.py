@@ -1,0 +1,1 @@
+"""Trained networks compressed without training: weights, images, variants, tables."""

@@ -1,0 +1,67 @@
+"""Studies of trained networks, on the smallest one of its family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from networks import CifarResNet
+from studies.fisher import KINDS
+from study import main
+
+from ..trained_networks import on_digits, read, write_weights
+
+pytestmark = pytest.mark.usefixtures("resnet8")
+
+
+def test_int8_of_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchao")
+    assert main(["int8", *on_digits(tmp_path, "--rates=0.5", "--methods=svd")]) == 0
+    rows = read(tmp_path / "results.csv")
+    assert [row["form"] for row in rows] == ["dense", "factored", "folded"]
+    dense, factored, folded = rows
+    assert int(factored["bytes"]) < 0.7 * int(dense["bytes"])
+    assert folded["bytes"] == dense["bytes"]
+    for row in rows:
+        assert int(row["int8_bytes"]) < 0.45 * int(row["bytes"])
+        gained = float(row["int8_accuracy"]) - float(row["accuracy"])
+        assert float(row["difference"]) == pytest.approx(gained, abs=1e-3)
+    printed = capsys.readouterr().out
+    assert f"svd 0.5 folded: {float(folded['int8_accuracy']):.1f} %" in printed
+
+
+def test_cost_is_measured_by_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--network=resnet8", "--size=16", "--images=32", f"--csv={tmp_path / 'cost.csv'}"]
+    assert main(["compress_cost", *command, "--variant=data"]) == 0
+    (row,) = read(tmp_path / "cost.csv")
+    stages = sum(float(row[f"seconds_{stage}"]) for stage in ("calibration", "ranks", "fit"))
+    assert 0 < stages <= float(row["seconds"])
+    assert 0 < float(row["gib_before"]) <= float(row["gib_peak"])
+    assert "peak memory" in capsys.readouterr().out
+    assert main(["compress_cost", *command, "--variant=frobenius"]) == 2
+    assert "must be one with calibration images" in capsys.readouterr().err
+
+
+def test_kinds_of_sensitivity_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = on_digits(tmp_path, "--rates=0.5", "--methods=svd")
+    assert main(["fisher", *options]) == 0
+    rows = read(tmp_path / "results.csv")
+    names = [f"{kind}: {use}" for kind in KINDS for use in ("fit", "allocation", "both")]
+    assert [row["variant"] for row in rows] == ["dense", "sequential", *names]
+    changes = {row["variant"]: row["output_change"] for row in rows}
+    assert changes["outputs: fit"] != changes["Fisher: fit"] != changes["empirical Fisher: fit"]
+    assert "Fisher: both" in capsys.readouterr().out
+
+
+def test_starts_of_cp_are_compared(tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "weights.pt", CifarResNet(8))
+    options = ["--network=resnet8", f"--weights={weights}", "--data=digits", "--few=1"]
+    options += ["--starts=2", "--sweeps=5", "--calibration-images=16", "--threads=1"]
+    assert main(["cp_starts", *options, f"--csv={tmp_path / 'results.csv'}"]) == 0
+    rows = read(tmp_path / "results.csv")
+    assert [row["layer"] for row in rows][:2] == ["layer1.0.conv1", "layer1.0.conv2"]
+    for row in rows:
+        assert 0 < float(row["many"]) < 1 and float(row["few"]) < float(row["frobenius"])
