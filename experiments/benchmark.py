@@ -1,8 +1,8 @@
-"""Times whole networks, dense against sketched, and peers on request.
+"""Times whole networks, dense against sketched.
 
     python experiments/benchmark.py --plan                       what would be measured
     python experiments/benchmark.py --threads 2 --csv networks.csv --png networks.png
-    python experiments/benchmark.py --networks ninn --peers      other packages' layers as well
+    python experiments/benchmark.py --networks ninn --optimized  optimize_for_inference as well
 
 Inference is a forward call in eval mode without gradients. Training is a whole step: forward, cross
 entropy, backward and SGD with momentum. All contenders take turns in one process; a speed is the
@@ -15,8 +15,10 @@ import argparse
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +32,7 @@ from common.tables import Column, decimals, format_table, speed_columns
 from networks import NETWORKS, count_parameters
 from options import documented_parser
 from sketchlayers import compress, optimize_for_inference
-from sketchlayers.bench import peers, plot
-from sketchlayers.bench.cases import Case
+from sketchlayers.bench import plot
 from sketchlayers.bench.memory import allocation_peak, held_bytes, inference_memory, tensor_bytes
 from sketchlayers.bench.table import Format, machine
 from sketchlayers.bench.timing import (
@@ -42,7 +43,6 @@ from sketchlayers.bench.timing import (
     synchronize,
 )
 from sketchlayers.cli.bench import add_measurement_arguments, check_measurement_arguments
-from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.ops import Mixing
 
 LEAST_ROUNDS = 5
@@ -138,37 +138,6 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A contender against the faster dense network of the same run.
-
-    Times are medians in milliseconds, speeds and peak memory relative to dense. ``rate`` is that of
-    the parameters as counted. ``layer`` is the network's name; ``gemms`` belongs to layers alone.
-    """
-
-    layer: str
-    method: str
-    format: str
-    mode: str
-    batch: int
-    rate: float
-    dense_format: str
-    dense_ms: float
-    ms: float
-    speed: float
-    speed_low: float
-    speed_high: float
-    memory: float | None
-    goal: float | None
-    reached: str | None
-    rounds: int
-
-    @property
-    def gemms(self) -> float | None:
-        """There is no such thing for a whole network."""
-        return None
-
-
-@dataclass(frozen=True)
 class Contender:
     """A network in a memory format, with the images and labels it gets."""
 
@@ -213,69 +182,48 @@ def plan(args: argparse.Namespace) -> list[Measurement]:
 
 
 def measure(
-    measurement: Measurement,
-    args: argparse.Namespace,
-    device: torch.device,
-    found: Sequence[peers.Peer],
-) -> list[Row]:
-    """Times a network and its compressed forms in turn."""
-    contenders = list(build(measurement, args, device, found))
-    steps = [contender.step(measurement.mode) for contender in contenders]
+    measurement: Measurement, args: argparse.Namespace, device: torch.device
+) -> list[dict[str, Any]]:
+    """Times a network and its sketched forms in turn: rows of these against the faster dense one.
+
+    Times are medians in milliseconds, speeds and peak memory relative to dense; the rate is that of
+    the parameters as counted.
+    """
+    subject, mode, batch = measurement.subject, measurement.mode, measurement.batch
+    contenders = list(build(measurement, args, device))
+    steps = [contender.step(mode) for contender in contenders]
     times = paired_times(steps, args.seconds, device, least=LEAST_ROUNDS)
-    memory = None
-    if not args.no_memory:
-        synchronize(device)
-        memory = [contender.memory(measurement.mode) for contender in contenders]
+    synchronize(device)
+    memory = [None if args.no_memory else contender.memory(mode) for contender in contenders]
     dense = [i for i, contender in enumerate(contenders) if contender.method == "dense"]
     best = dense[fastest([times[i] for i in dense])]
-    return [
-        make_row(
-            measurement,
-            contenders[i],
-            contenders[best],
-            times[i],
-            times[best],
-            memory[i] / memory[best] if memory else None,
+    parameters, least = count_parameters(contenders[best].network), memory[best]
+    rows = []
+    for contender, own, peak in zip(contenders, times, memory, strict=True):
+        if contender.method == "dense":
+            continue
+        goal = subject.goals.get((contender.method, mode, batch)) if device.type == "cpu" else None
+        cells = compared(times[best], own)
+        rows.append(
+            {
+                "layer": subject.name,
+                "method": contender.method,
+                "format": contender.format,
+                "mode": mode,
+                "batch": batch,
+                "rate": count_parameters(contender.network) / parameters,
+                "dense_format": contenders[best].format,
+                **cells,
+                "memory": peak / least if peak and least else None,
+                "goal": goal,
+                "reached": None if goal is None else "yes" if cells["speed"] >= goal else "no",
+            }
         )
-        for i in range(len(contenders))
-        if i not in dense
-    ]
-
-
-def make_row(
-    measurement: Measurement,
-    contender: Contender,
-    dense: Contender,
-    times: Sequence[float],
-    dense_times: Sequence[float],
-    memory: float | None,
-) -> Row:
-    """One line of the table from the times of both sides, round by round."""
-    subject, mode, batch = measurement.subject, measurement.mode, measurement.batch
-    cells = compared(dense_times, times)
-    goal = subject.goals.get((contender.method, mode, batch))
-    if contender.images.device.type != "cpu":
-        goal = None
-    return Row(
-        layer=subject.name,
-        method=contender.method,
-        format=contender.format,
-        mode=mode,
-        batch=batch,
-        rate=count_parameters(contender.network) / count_parameters(dense.network),
-        dense_format=dense.format,
-        memory=memory,
-        goal=goal,
-        reached=None if goal is None else "yes" if cells["speed"] >= goal else "no",
-        **cells,
-    )
+    return rows
 
 
 def build(
-    measurement: Measurement,
-    args: argparse.Namespace,
-    device: torch.device,
-    found: Sequence[peers.Peer],
+    measurement: Measurement, args: argparse.Namespace, device: torch.device
 ) -> Iterator[Contender]:
     """Dense in both formats, then every compressed form."""
     subject = measurement.subject
@@ -305,9 +253,6 @@ def build(
             if args.optimized and measurement.mode == "forward":
                 network, _ = optimize_for_inference(own.network, own.images)
                 yield contender(f"optimized {mixing}", fmt, network)
-        for peer in found:
-            if peer.per_mixing or mixing == subject.mixings[0]:
-                yield from _with_peer(peer, sketched, mixing, measurement, contender)
 
 
 def sketch(dense: nn.Module, subject: Subject, mixing: Mixing) -> nn.Module:
@@ -324,71 +269,6 @@ def sketch(dense: nn.Module, subject: Subject, mixing: Mixing) -> nn.Module:
     return sketched
 
 
-def _with_peer(
-    peer: peers.Peer,
-    sketched: nn.Module,
-    mixing: str,
-    measurement: Measurement,
-    contender: Callable[[str, Format, nn.Module], Contender],
-) -> Iterator[Contender]:
-    """The network with another package's layers, or a line that says why there is none."""
-    name = f"{peer.name} {mixing}" if peer.per_mixing else peer.name
-    try:
-        built = contender(name, "nchw", replaced(sketched, peer))
-        if peer is peers.COMPILED:
-            torch.compiler.reset()
-            built.network.compile(dynamic=False)
-        built.step(measurement.mode)()  # compiles, or shows that it cannot run
-    except Exception as error:  # a peer's own trouble is not ours
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"{measurement.subject.name}: no {name} ({first})")
-        return
-    yield built
-
-
-def replaced(sketched: nn.Module, peer: peers.Peer) -> nn.Module:
-    """A copy of the network, each sketched layer exchanged for the peer's of the same size.
-
-    The plain form that is to be compiled has the sketched layer's values, others have random ones.
-
-    Raises:
-        ValueError: the peer has no layer of some shape.
-    """
-    network = copy.deepcopy(sketched)
-    for name, layer in list(network.named_modules()):
-        if not isinstance(layer, (SKConv2d, SKLinear)):
-            continue
-        if peer is peers.COMPILED:
-            network.set_submodule(name, peers.plain(layer))
-        elif isinstance(layer, SKConv2d) or peer.linear:
-            network.set_submodule(name, peer.build(case_of(layer), layer))
-    return network
-
-
-def case_of(layer: SKConv2d | SKLinear) -> Case:
-    """The shape of a layer, as peers ask for it; its image is 1 pixel wide or more.
-
-    Raises:
-        ValueError: a convolution that is not square, dilated or in groups.
-    """
-    if isinstance(layer, SKLinear):
-        return Case("", layer.in_features, layer.out_features)
-    squares = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    if any(isinstance(pair, str) or pair[0] != pair[1] for pair in squares):
-        raise ValueError(f"{layer} is not square")
-    if layer.groups != 1 or layer.dilation != (1, 1):
-        raise ValueError(f"{layer} is dilated or has groups")
-    return Case(
-        "",
-        layer.in_channels,
-        layer.out_channels,
-        kernel=layer.kernel_size[0],
-        size=1,
-        padding=int(layer.padding[0]),
-        stride=layer.stride[0],
-    )
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = documented_parser(__doc__)
@@ -398,9 +278,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", help="instead of each network's own")
     parser.add_argument("--mode", choices=["forward", "training"], help="default: both")
     parser.add_argument("--plan", action="store_true", help="say what would be measured and stop")
-    parser.add_argument(
-        "--peers", action="store_true", help="other packages' layers and torch.compile as well"
-    )
     parser.add_argument(
         "--optimized", action="store_true", help="optimize_for_inference as well, in inference"
     )
@@ -428,13 +305,12 @@ def _run(args: argparse.Namespace) -> None:
     if args.plan:
         print_plan(measurements, args.seconds)
         return
-    found, missing = peers.available() if args.peers else ((), [])
-    print("\n".join([head(args, device), *missing]), flush=True)
-    rows: list[Row] = []
+    print(head(args, device), flush=True)
+    rows: list[dict[str, Any]] = []
     for measurement in measurements:
-        own = measure(measurement, args, device, found)
+        own = measure(measurement, args, device)
         rows += own
-        print("\n" + format_table([asdict(row) for row in own], COLUMNS), flush=True)
+        print("\n" + format_table(own, COLUMNS), flush=True)
     finish(rows, args, device)
 
 
@@ -454,15 +330,15 @@ def print_plan(measurements: Sequence[Measurement], seconds: float) -> None:
     print(f"{len(measurements)} measurements of {seconds:g} s or {LEAST_ROUNDS} rounds")
 
 
-def finish(rows: Sequence[Row], args: argparse.Namespace, device: torch.device) -> None:
+def finish(rows: Sequence[dict[str, Any]], args: argparse.Namespace, device: torch.device) -> None:
     """Notes on noise, and the files that were asked for."""
-    print_noise([asdict(row) for row in rows])
+    print_noise(rows)
     if args.csv:
         label = {"dtype": args.dtype or "float32", "hardware": machine(device), **versions()}
-        write_csv(args.csv, [{**asdict(row), **label} for row in rows])
+        write_csv(args.csv, [{**row, **label} for row in rows])
         print(f"written to {args.csv}")
     if args.png:
-        plot.write_png(Path(args.png), rows, head(args, device))
+        plot.write_png(Path(args.png), [SimpleNamespace(**row) for row in rows], head(args, device))
         print(f"drawn in {args.png}")
 
 

@@ -29,16 +29,26 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from common.distributed import World, alone, join
-from common.runs import RunError, RunFolder, hardware, versions, write_csv
-from common.speed import Speed, measure_speeds, onnx_steps, pytorch_steps, training_steps
+from common.plots import Line, Panel, plot_panels
+from common.runs import RunFolder, hardware, versions, write_csv
+from common.speed import (
+    ONNX_PACKAGES,
+    Speed,
+    Step,
+    measure_speeds,
+    one_thread,
+    onnx_steps,
+    pytorch_steps,
+    training_steps,
+)
+from common.stopping import exit_code
 from common.tables import Column, decimals, format_table, whole
-from demo_plot import Panel, Series, draw
-from image_data import DataError, load
+from image_data import ImageFiles, Images, load
 from networks import count_parameters
-from options import documented_parser
+from options import add_options, documented_parser
 from sketchlayers import compress, inspect, save
 from train import DENSE_LR, SKETCH_LR
-from trained.pictures import Pictures, paired_difference, predictions
+from trained.pictures import Pictures, drawn, paired_difference, predictions
 from training import Recipe, Trainer
 
 HERE = Path(__file__).resolve().parent
@@ -160,25 +170,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sketch-rate", type=float, default=0.1, help="the same of sketched networks (0.1)"
     )
-    parser.add_argument("--epochs", type=int, help="epochs of each training")
     parser.add_argument("--images", type=int, help="number of training images")
-    parser.add_argument("--width", type=float, default=1.0, help="factor on the channels (1)")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of results")
-    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_options(parser, "--epochs", "--width", "--out", "--device", "--seed", out=Path("runs/demo"))
     args = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress shows in a pipe, too
-    try:
+
+    def script() -> None:
         with join(args.device) as world:
             Demo(args, world).run()
-    except (DataError, RunError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(script)
 
 
 class Demo:
@@ -207,10 +209,7 @@ class Demo:
         self.sketches = [self._sketched(sketch) for sketch in SKETCHES]
         self._check_rates()
         RunFolder(args.out).prepare(resume=True)
-        size = self.data.size
-        self.test = Pictures(
-            self.data.test, size=size, resize=size, normalisation=self.data.normalisation
-        )
+        self.test = self._pictures(self.data.test)
         self.correct: Tensor | None = None  # of the dense network, image by image
 
     def run(self) -> None:
@@ -300,9 +299,9 @@ class Demo:
 
     def _calibration_images(self) -> Pictures:
         """Training images without their labels."""
-        generator = torch.Generator().manual_seed(self.args.seed)
-        drawn = torch.randperm(len(self.data.train), generator=generator)
-        source = self.data.train.take(drawn[: self.plan.calibration_images])
+        return self._pictures(drawn(self.data.train, self.args.seed, self.plan.calibration_images))
+
+    def _pictures(self, source: Images | ImageFiles) -> Pictures:
         size = self.data.size
         return Pictures(source, size=size, resize=size, normalisation=self.data.normalisation)
 
@@ -342,22 +341,18 @@ class Demo:
             if exported and self.world.device.type == "cpu":
                 with tempfile.TemporaryDirectory() as folder:
                     print("  exporting to ONNX")
-                    steps = onnx_steps(networks, images, Path(folder))
-                    if steps is None:
-                        print(
-                            "  not timed in ONNX Runtime: pip install onnx onnxscript onnxruntime"
-                        )
-                    else:
-                        self._time("onnx", results, steps)
+                    self._time("onnx", results, onnx_steps(networks, images, Path(folder)))
 
     def _time_training(self, results: Sequence[Result]) -> None:
         networks = {result.name: result.network for result in results}
         with one_thread(), heartbeat("timing steps of training"):
             self._time("training", results, training_steps(networks, *self._batch()))
 
-    def _time(
-        self, kind: str, results: Sequence[Result], steps: Mapping[str, Callable[[], object]]
-    ) -> None:
+    def _time(self, kind: str, results: Sequence[Result], steps: Mapping[str, Step] | None) -> None:
+        """Times steps in turn; None stands for those of ONNX Runtime where it is not installed."""
+        if steps is None:
+            print(f"  not timed in ONNX Runtime: pip install {' '.join(ONNX_PACKAGES)}")
+            return
         seconds = self.plan.timing_seconds
         speeds = measure_speeds(steps, TIMED_IMAGES, self.world.device, seconds)
         for result in results:
@@ -421,54 +416,38 @@ def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) ->
 
 def compression_table(results: Sequence[Result], images: int) -> str:
     """The table of compressed networks, and what follows from it in words; dense comes first."""
-    columns = [
-        *_common_columns(),
-        Column("pytorch", "PyTorch ms"),
-        Column("onnx", "ONNX Runtime ms"),
-        Column("seconds", "made in s", decimals(0)),
-    ]
-    words = [_notes(images), _best(results)]
-    words += [*_not_faster(results, ("pytorch", "onnx")), *_at_chance(results)]
-    return _with_words([_cells(result) for result in results], columns, words)
+    words = [_notes(images), _best(results), *_not_faster(results), *_at_chance(results)]
+    return _table(results, {"pytorch": "PyTorch ms", "onnx": "ONNX Runtime ms"}, words)
 
 
 def training_table(results: Sequence[Result]) -> str:
     """The same of networks that were trained from scratch."""
-    columns = [
-        *_common_columns(),
-        Column("pytorch", "inference ms"),
-        Column("training", "training ms"),
-        Column("seconds", "made in s", decimals(0)),
-    ]
     dense, fast, accurate, paper = results
     words = [
         f"With {dense.parameters / fast.parameters:.1f}x fewer parameters the layers for speed are "
         f"{_times(fast.speeds['pytorch'])} as fast as dense in inference and "
         f"{_times(fast.speeds['training'])} in training. Accuracy against dense, in points: for "
         f"speed {_signed(fast)}, for accuracy {_signed(accurate)}, as in the paper "
-        f"{_signed(paper)}."
+        f"{_signed(paper)}.",
+        *_not_faster(results),
+        *_at_chance(results),
     ]
-    remarks = {sketch.name: sketch.remark for sketch in SKETCHES}
-    words += [*_not_faster(results, ("pytorch", "training"), remarks), *_at_chance(results)]
-    return _with_words([_cells(result) for result in results], columns, words)
+    return _table(results, {"pytorch": "inference ms", "training": "training ms"}, words)
 
 
-def _with_words(
-    rows: Sequence[Mapping[str, object]], columns: Sequence[Column], words: Sequence[str]
-) -> str:
-    """A table, and paragraphs below it."""
-    paragraphs = [textwrap.fill(text, 100) for text in words]
-    return "\n".join([format_table(rows, columns), "", *paragraphs])
-
-
-def _common_columns() -> list[Column]:
-    return [
+def _table(results: Sequence[Result], times: Mapping[str, str], words: Sequence[str]) -> str:
+    """A line for each network, and paragraphs below."""
+    columns = [
         Column("name", "network", left=True),
         Column("parameters", "parameters", whole),
         Column("file", "file kB", whole),
         Column("accuracy", "accuracy %"),
         Column("difference", "against dense"),
+        *(Column(kind, heading) for kind, heading in times.items()),
+        Column("seconds", "made in s", decimals(0)),
     ]
+    table = format_table([_cells(result) for result in results], columns)
+    return "\n".join([table, "", *(textwrap.fill(text, 100) for text in words)])
 
 
 def _cells(result: Result) -> dict[str, object]:
@@ -513,24 +492,23 @@ def _best(results: Sequence[Result]) -> str:
     )
 
 
-def _not_faster(
-    results: Sequence[Result], kinds: Sequence[str], remarks: Mapping[str, str] | None = None
-) -> list[str]:
+def _not_faster(results: Sequence[Result]) -> list[str]:
     """A line for each network that is not faster than dense."""
     names = {
         "pytorch": "inference with PyTorch",
         "onnx": "ONNX Runtime",
         "training": "training",
     }
+    remarks = {sketch.name: sketch.remark for sketch in SKETCHES}
     lines = []
     for result in results[1:]:
         slow = [
-            f"{names[kind]} ({_times(result.speeds[kind])})"
-            for kind in kinds
-            if kind in result.speeds and result.speeds[kind].times_as_fast < SAME
+            f"{names[kind]} ({_times(speed)})"
+            for kind, speed in result.speeds.items()
+            if speed.times_as_fast < SAME
         ]
         if slow:
-            remark = (remarks or {}).get(result.name, "it has more layers, with fewer operations")
+            remark = remarks.get(result.name, "it has more layers, with fewer operations")
             lines.append(f"Not faster than dense: {result.name} in {', '.join(slow)}: {remark}.")
     return lines
 
@@ -555,29 +533,26 @@ def _signed(result: Result) -> str:
 def plot(compressed: Sequence[Result], sketched: Sequence[Result], path: Path, label: str) -> None:
     """Draws accuracy over the file's size, and over milliseconds an image in PyTorch."""
 
-    def series(x: Callable[[Result], float]) -> tuple[Series, ...]:
-        return tuple(
-            Series(
-                name,
-                tuple(result.name.partition(" (")[0] for result in results),
-                tuple(x(result) for result in results),
-                tuple(result.accuracy for result in results),
-                joined,
-            )
-            for name, results, joined in (
-                ("compressed without labels or training", compressed, True),
-                ("sketched layers, trained from scratch", sketched[1:], False),
-            )
+    def panel(title: str, x: Callable[[Result], float]) -> Panel:
+        kinds = {"compressed, no training": compressed[1:]}
+        kinds |= {f"sketch {result.name.partition(' (')[0]}": [result] for result in sketched[1:]}
+        lines = tuple(
+            Line(name, tuple(map(x, results)), tuple(result.accuracy for result in results))
+            for name, results in kinds.items()
         )
+        return Panel(label, lines, compressed[0].accuracy, f"{title}, smaller to the right")
 
-    panels = (
-        Panel("size of the file (kB)", series(lambda one: one.file_bytes / 1000)),
-        Panel(
-            "milliseconds an image (PyTorch, one thread)",
-            series(lambda one: one.speeds["pytorch"].milliseconds),
-        ),
+    plot_panels(
+        [
+            panel("size of the file (kB)", lambda one: one.file_bytes / 1000),
+            panel(
+                "milliseconds an image (PyTorch)", lambda one: one.speeds["pytorch"].milliseconds
+            ),
+        ],
+        path,
+        y="test accuracy (%), higher is better",
+        level="dense",
     )
-    draw(panels, path, title=f"The same network on {label}, smaller in two ways")
 
 
 def methods_of(report: Any) -> str:
@@ -613,17 +588,6 @@ def last_words(args: argparse.Namespace, plan: Plan, seconds: float) -> str:
     results = os.path.relpath(HERE.parent / "docs" / "results.md")
     lines.append(f"What else has been measured, and how: {results}")
     return "\n".join(lines)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -488,7 +488,7 @@ def _as_images(pixels: np.ndarray, labels: object, classes: object) -> Images:
     )
 
 
-_CIFAR10_CLASSES = (
+_CIFAR10_CLASSES = [
     "airplane",
     "automobile",
     "bird",
@@ -499,47 +499,32 @@ _CIFAR10_CLASSES = (
     "horse",
     "ship",
     "truck",
-)
+]
 _CIFAR10_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 
+# torchvision's readers of a folder that holds the files, without their checksums.
 class _Cifar10(datasets.CIFAR10):
-    """torchvision's reader for a folder that holds the batches, without their checksums."""
-
     base_folder = ""
     train_list: ClassVar[list[tuple[str, None]]] = [(name, None) for name in _CIFAR10_BATCHES]
     test_list: ClassVar[list[tuple[str, None]]] = [("test_batch", None)]
-    meta: ClassVar[dict[str, str | None]] = {
-        "filename": "batches.meta",
-        "key": "label_names",
-        "md5": None,
-    }
+    meta: ClassVar[dict[str, str | None]] = {**datasets.CIFAR10.meta, "md5": None}
 
 
 class _Cifar100(datasets.CIFAR100):
-    """torchvision's reader for a folder that holds the batches, without their checksums."""
-
     base_folder = ""
     train_list: ClassVar[list[tuple[str, None]]] = [("train", None)]
     test_list: ClassVar[list[tuple[str, None]]] = [("test", None)]
-    meta: ClassVar[dict[str, str | None]] = {
-        "filename": "meta",
-        "key": "fine_label_names",
-        "md5": None,
-    }
+    meta: ClassVar[dict[str, str | None]] = {**datasets.CIFAR100.meta, "md5": None}
 
 
-class _Stl10(datasets.STL10):
-    """torchvision's reader, for the labelled images alone."""
-
+class _Stl10(datasets.STL10):  # for the labelled images alone
     base_folder = ""
     train_list: ClassVar[list[tuple[str, None]]] = [("train_X.bin", None), ("train_y.bin", None)]
     test_list: ClassVar[list[tuple[str, None]]] = [("test_X.bin", None), ("test_y.bin", None)]
 
 
 class _Svhn(datasets.SVHN):
-    """torchvision's reader, without checksums."""
-
     split_list: ClassVar[dict[str, tuple[str, str, None]]] = {
         split: ("", f"{split}_32x32.mat", None) for split in ("train", "test")
     }
@@ -563,12 +548,12 @@ def _read_cifar10(root: Path, train: bool) -> Images | ImageFiles:
 
 
 def _read_cifar10_python(folder: Path, train: bool) -> Images:
-    def read() -> Images:
-        data = _Cifar10(folder, train=train)
-        return _as_images(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
-
     files = (*_CIFAR10_BATCHES, "test_batch", "batches.meta")
-    return _read_files("cifar10", folder, files, read)
+    return _read_files("cifar10", folder, files, lambda: _of_cifar(_Cifar10(folder, train=train)))
+
+
+def _of_cifar(data: datasets.CIFAR10) -> Images:
+    return _as_images(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
 
 
 def _read_cifar10_binary(folder: Path, train: bool) -> Images:
@@ -589,14 +574,8 @@ def _read_cifar10_binary(folder: Path, train: bool) -> Images:
 
 
 def _read_cifar100(root: Path, train: bool) -> Images:
-    inner = root / "cifar-100-python"
-    folder = inner if inner.is_dir() else root
-
-    def read() -> Images:
-        data = _Cifar100(folder, train=train)
-        return _as_images(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
-
-    return _read_files("cifar100", folder, ("train", "test", "meta"), read)
+    folder, files = _inner(root, "cifar-100-python"), ("train", "test", "meta")
+    return _read_files("cifar100", folder, files, lambda: _of_cifar(_Cifar100(folder, train=train)))
 
 
 def _read_svhn(root: Path, train: bool) -> Images:
@@ -608,8 +587,7 @@ def _read_svhn(root: Path, train: bool) -> Images:
 
 
 def _read_stl10(root: Path, train: bool) -> Images:
-    inner = root / "stl10_binary"
-    folder = inner if inner.is_dir() else root
+    folder = _inner(root, "stl10_binary")
 
     def read() -> Images:
         data = _Stl10(folder, split="train" if train else "test")
@@ -617,6 +595,11 @@ def _read_stl10(root: Path, train: bool) -> Images:
 
     files = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
     return _read_files("stl10", folder, files, read)
+
+
+def _inner(root: Path, name: str) -> Path:
+    """The folder of the standard download, or the one that is given if it is that one."""
+    return root / name if (root / name).is_dir() else root
 
 
 def _read_image_folder(root: Path, train: bool) -> ImageFiles:

@@ -119,22 +119,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A title, a few lines, and a level that is drawn across all of the panel."""
+    """A title, a few lines, a level that is drawn across all of the panel, and its own axis."""
 
     title: str
     lines: tuple[Line, ...]
     level: float | None = None
+    x: str | None = None
 
 
 def plot_panels(
-    panels: Sequence[Panel], path: Path, *, x: str, y: str, level: str, across: int = 2
+    panels: Sequence[Panel], path: Path, *, x: str = "", y: str, level: str, across: int = 2
 ) -> None:
     """Writes a PNG with panels side by side; x falls to the right, where the lines are named.
 
     Args:
         panels: what to draw.
         path: of the file.
-        x: label of the horizontal axis.
+        x: label of the horizontal axis where a panel has none of its own.
         y: label of the vertical axis; it says whether higher or lower is better.
         level: name of the level.
         across: panels in a row, at most.
@@ -151,7 +152,7 @@ def plot_panels(
     )
     for axes, panel in zip(grid.flat, panels, strict=False):
         _plot_panel(axes, panel, level)
-        axes.set_xlabel(x)
+        axes.set_xlabel(panel.x or x)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 from pathlib import Path
 
@@ -11,9 +10,7 @@ import torch
 from torch import nn
 
 import benchmark
-from benchmark import SUBJECTS, Measurement, Subject
-from sketchlayers import compress
-from sketchlayers.bench import peers
+from benchmark import SUBJECTS, Subject
 
 
 def small() -> nn.Module:
@@ -104,30 +101,3 @@ def test_the_networks_have_the_goals_of_the_figures() -> None:
     goals = SUBJECTS["ninn"].goals | SUBJECTS["googlenet_bn"].goals
     assert goals["channel", "training", 64] == 2.2
     assert goals["channel", "forward", 1] == 1.5
-
-
-def test_the_plain_form_of_a_network_computes_the_same() -> None:
-    sketched, _ = compress(
-        small(),
-        rate=0.5,
-        example_inputs=torch.zeros(1, 3, 8, 8),
-        init="random",
-        mixing="channel",
-    )
-    data = torch.randn(2, 3, 8, 8)
-    plain = benchmark.replaced(sketched, peers.COMPILED)
-    torch.testing.assert_close(plain(data), sketched(data))
-
-
-def test_a_peer_that_fails_is_named_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(case: object, layer: object) -> nn.Module:
-        raise RuntimeError("no such layer")
-
-    args = argparse.Namespace(
-        dtype=None, channels_last=False, optimized=False, seconds=0.001, no_memory=True
-    )
-    rows = benchmark.measure(
-        Measurement(SMALL, "forward", 2), args, torch.device("cpu"), [peers.Peer("broken", fail)]
-    )
-    assert [row.method for row in rows] == ["channel", "spatial"]
-    assert "small: no broken (no such layer)" in capsys.readouterr().out
