@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from common.distributed import RANK, own_device, share
-from common.runs import hardware, locked, read_csv, versions, write_csv
+from common.runs import circumstances, locked, read_csv, write_csv
 from common.stopping import exit_code
 from image_data import DATA_SETS, ImageFiles, Images, read_split
 from networks import count_parameters
@@ -38,7 +38,7 @@ from options import add_options, documented_parser
 from sketchlayers import compress, methods
 from trained import pretrained, variants
 from trained.pictures import Pictures, bits_to_text, drawn, paired_difference, predictions
-from trained.results import CIRCUMSTANCES, COLUMNS, KEY, RESULTS, Row, plot, stage_seconds, tables
+from trained.results import COLUMNS, KEY, RESULTS, Row, plot, stage_seconds, tables
 from trained.variants import Variant
 
 METHODS = ("tucker2", "svd", "cp", "auto")
@@ -160,14 +160,7 @@ class Experiment:
 
     @cached_property
     def _circumstances(self) -> Row:
-        found, installed = hardware(self.device), versions()
-        values = (
-            found.get("gpu", found["cpu"]),
-            found["threads"],
-            installed["torch"],
-            installed["sketchlayers"],
-        )
-        return dict(zip(CIRCUMSTANCES, values, strict=True))
+        return circumstances(self.device)
 
     def _calibration_images(self, train: Images | ImageFiles) -> Pictures:
         args = self.args

@@ -267,3 +267,14 @@ def hardware(device: torch.device) -> dict[str, object]:
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def circumstances(device: torch.device) -> dict[str, object]:
+    """Cells of a table of measurements: hardware, threads and versions."""
+    found, installed = hardware(device), versions()
+    return {
+        "hardware": found.get("gpu", found["cpu"]),
+        "threads": found["threads"],
+        "torch": installed["torch"],
+        "sketchlayers": installed["sketchlayers"],
+    }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from common.distributed import World
@@ -137,6 +138,14 @@ def is_done(folder: RunFolder, spec: NetworkSpec, recipe: Recipe, data: DataSet)
             f"{'; '.join(different)}); choose another --out"
         )
     return status in ENDS and "part_of" in summary
+
+
+def summaries(out: Path) -> Iterator[dict[str, Any]]:
+    """The summaries of all runs of a whole, below its folder, that have ended."""
+    for path in sorted(out.glob("**/summary.json")):
+        summary = json.loads(path.read_text())
+        if summary["status"] in ENDS and "part_of" in summary:
+            yield summary
 
 
 def last_words(name: str, summary: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from common.plots import Line, Panel, plot_panels
 from common.runs import RunError, read_csv, write_csv
 from common.tables import Column, decimals, format_table
 from figures.contenders import CONTENDERS
-from figures.points import ENDS
+from figures.points import summaries
 from plot import result_row
 
 Row = dict[str, Any]
@@ -21,10 +20,7 @@ Row = dict[str, Any]
 def collect(out: Path) -> list[Row]:
     """Writes ``results.csv`` from the summaries of all points below a folder that have ended."""
     rows = []
-    for path in sorted(out.glob("**/summary.json")):
-        summary = json.loads(path.read_text())
-        if summary["status"] not in ENDS or "part_of" not in summary:
-            continue
+    for summary in summaries(out):
         row = result_row(summary)
         accuracy = row["test_accuracy"]
         error = None if accuracy is None else 100 - float(str(accuracy))

@@ -26,57 +26,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.runs import hardware, read_csv, versions, write_csv
-from common.tables import Column, decimals, format_table
+from common.runs import circumstances, read_csv, write_csv
 from image_data import read_split
 from options import add_options, documented_parser
 from sketchlayers import compress, methods
 from trained import pretrained, variants
 from trained.pictures import Pictures, drawn
 from trained.results import STAGES, stage_seconds
-from trained.variants import Variant
 
 GIB = 1 << 30
-GOALS: dict[str, tuple[float, float | None]] = {
-    "resnet50": (1800.0, 12.0),
-    "resnet20": (60.0, None),
-}
-"""Seconds and GiB to stay below on two processor cores, with GOAL_IMAGES and no refinement."""
-GOAL_IMAGES = 1024
 WARM_UP_IMAGES = 64
-
-
-def measure(
-    network: nn.Module,
-    pictures: Pictures,
-    method: str,
-    rate: float,
-    variant: Variant,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Compresses a network: seconds in all and of each stage, and the process's peak memory.
-
-    Returns:
-        A row: ``seconds``, ``seconds_STAGE``, ``gib_before`` and ``gib_peak`` of the process's
-        memory, ``kept``, the rate that was reached, and ``replaced``, the number of layers.
-    """
-    before = peak_bytes()
-    begin = time.perf_counter()
-    with warnings.catch_warnings():
-        # A network with random weights changes a lot.
-        warnings.simplefilter("ignore", UserWarning)
-        _, report = compress(
-            network, method, rate=rate, calibration=pictures, seed=seed, **variant.options
-        )
-    seconds = time.perf_counter() - begin
-    return {
-        "seconds": seconds,
-        **stage_seconds(report),
-        "gib_before": before / GIB,
-        "gib_peak": peak_bytes() / GIB,
-        "kept": report.rate,
-        "replaced": len(report.replaced),
-    }
 
 
 def peak_bytes() -> int:
@@ -117,18 +76,26 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the study."""
     args = parser().parse_args(arguments)
     row = run(args)
-    print(_table(row))
+    print(
+        f"{row['network']} ({row['weights']} weights), {row['images']} images of {row['data']} at "
+        f"{row['size']}x{row['size']}, {row['method']} at {row['rate']:g}, {row['variant']}, "
+        f"{row['threads']} threads\n"
+    )
+    parts = {f"seconds_{stage}": stage.replace("_", " ") for stage in STAGES} | {"seconds": "all"}
+    for key, part in parts.items():
+        if row[key] is not None:
+            print(f"{part:<12} {row[key]:8.2f} s")
+    print(f"peak memory  {row['gib_peak']:8.2f} GiB, {row['gib_before']:.2f} before")
     if args.csv is not None:
         rows: list[dict[str, Any]] = list(read_csv(args.csv)) if args.csv.is_file() else []
         write_csv(args.csv, [*rows, row])
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures what the arguments say.
+    """A row: seconds of each stage, and the most memory that the process has held.
 
     Raises:
-        DataError: images are missing or unreadable.
-        WeightsError: weights are missing, unreadable or of another network.
+        InputError: images or weights cannot be used.
         ValueError: an argument is out of range.
     """
     for name in ("images", "batch_size"):
@@ -140,14 +107,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--variant: must be one with calibration images (got {variant.name!r})")
     random = args.seed if args.weights is None else None
     trained = pretrained.load(args.network, args.weights, random=random)
-    source = read_split(args.data, args.root, train=True)
+    chosen = drawn(read_split(args.data, args.root, train=True), args.seed, args.images)
     size = args.size or trained.size
-    chosen = drawn(source, args.seed, args.images)
     pictures = trained.pictures(chosen, args.data, size=size, batch_size=args.batch_size)
     if random is not None:
         measure_batch_norms(trained.network, pictures)
-    cost = measure(trained.network, pictures, args.method, args.rate, variant, args.seed)
-    installed = versions()
+    before, begin = peak_bytes(), time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a network with random weights changes a lot
+        _, report = compress(
+            trained.network,
+            args.method,
+            rate=args.rate,
+            calibration=pictures,
+            seed=args.seed,
+            **variant.options,
+        )
+    seconds = time.perf_counter() - begin
     return {
         "network": args.network,
         "weights": "random" if random is not None else "trained",
@@ -157,40 +133,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "method": args.method,
         "variant": variant.name,
         "rate": args.rate,
-        **cost,
-        "hardware": hardware(torch.device("cpu"))["cpu"],
-        "threads": torch.get_num_threads(),
-        "torch": installed["torch"],
-        "sketchlayers": installed["sketchlayers"],
+        "seconds": seconds,
+        **stage_seconds(report),
+        "gib_before": before / GIB,
+        "gib_peak": peak_bytes() / GIB,
+        "kept": report.rate,
+        "replaced": len(report.replaced),
+        **circumstances(torch.device("cpu")),
     }
-
-
-def _table(row: dict[str, Any]) -> str:
-    goals = GOALS if row["images"] >= GOAL_IMAGES else {}
-    goal_seconds, goal_gib = goals.get(row["network"], (None, None))
-    lines: list[dict[str, Any]] = [
-        {"what": stage.replace("_", " "), "measured": row[f"seconds_{stage}"], "unit": "s"}
-        for stage in STAGES
-        if row[f"seconds_{stage}"] is not None
-    ]
-    lines.append({"what": "all", "measured": row["seconds"], "unit": "s", "goal": goal_seconds})
-    lines.append({"what": "memory before", "measured": row["gib_before"], "unit": "GiB"})
-    lines.append(
-        {"what": "peak memory", "measured": row["gib_peak"], "unit": "GiB", "goal": goal_gib}
-    )
-    for line in lines:
-        if line.get("goal") is not None:
-            line["reached"] = "yes" if line["measured"] <= line["goal"] else "no"
-    title = (
-        f"{row['network']} ({row['weights']} weights), {row['images']} images of {row['data']} at "
-        f"{row['size']}x{row['size']}, {row['method']} at {row['rate']:g}, {row['variant']}, "
-        f"{row['threads']} threads"
-    )
-    columns = [
-        Column("what", "", left=True),
-        Column("measured", "measured", decimals(2)),
-        Column("unit", "", left=True),
-        Column("goal", "goal", decimals(0)),
-        Column("reached", "reached"),
-    ]
-    return f"{title}\n\n{format_table(lines, columns)}"

@@ -38,9 +38,6 @@ import sketchlayers
 from options import add_options, documented_parser
 from sketchlayers.bench.timing import quartiles
 
-GOAL = 1.2
-"""Times the dense network's, in a process of its own."""
-
 SMALL = "squeezenet1_1"
 """What is loaded first."""
 
@@ -77,25 +74,12 @@ class Files:
             print(f"{self.network}, {method} at {rate}: {part:.2f} of the dense file's size")
 
 
-def load_state_dict(files: Files, network: nn.Module) -> object:
-    """Without the network."""
-    return torch.load(files.dense, weights_only=True)
-
-
-def load_dense(files: Files, network: nn.Module) -> object:
-    """The usual way."""
-    return network.load_state_dict(torch.load(files.dense, weights_only=True))
-
-
-def load_compressed(files: Files, network: nn.Module) -> object:
-    """Ours."""
-    return sketchlayers.load(files.compressed, network)
-
-
 CONTENDERS: dict[str, Callable[[Files, nn.Module], object]] = {
-    "state dict": load_state_dict,
-    "dense": load_dense,
-    "compressed": load_compressed,
+    "state dict": lambda files, _: torch.load(files.dense, weights_only=True),
+    "dense": lambda files, network: network.load_state_dict(
+        torch.load(files.dense, weights_only=True)
+    ),
+    "compressed": lambda files, network: sketchlayers.load(files.compressed, network),
 }
 
 
@@ -165,7 +149,7 @@ def main(arguments: Sequence[str]) -> None:
         for method in args.method:
             files.write(method, args.rate)
             small.write(method, args.rate)
-            print(f"  first load of a process (goal {GOAL} of dense)")
+            print("  first load of a process")
             compare(args.rounds, lambda one: in_process(one, files, small, args.threads))
             print("  further loads of one process")
             for contender in CONTENDERS:

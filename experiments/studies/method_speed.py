@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.runs import versions, write_csv
+from common.runs import circumstances, write_csv
 from common.tables import Column, decimals, format_table
 from figures.contenders import CONTENDERS, chosen
 from networks import convolutions_and_linears, ninn_fc
 from options import add_options, documented_parser
 from sketchlayers import compress
-from sketchlayers.bench import cpu_name
 from sketchlayers.bench.memory import step_memory
 from sketchlayers.bench.timing import paired_times, quartiles, training_step
 
@@ -119,13 +118,9 @@ def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     found = layer_inputs(args.batch)
     rows = [row for name in args.layers for row in measure(name, *found[name], args)]
-    of_machine = {
-        "hardware": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": versions()["torch"],
-    }
     if args.csv is not None:
-        write_csv(args.csv, [{**row, **of_machine} for row in rows])
+        here = circumstances(torch.device("cpu"))
+        write_csv(args.csv, [{**row, **here} for row in rows])
     print(table(rows))
 
 

@@ -18,7 +18,6 @@ frame is more accurate and blocks are faster.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -33,7 +32,7 @@ from experiment import NetworkSpec
 from figure2 import FIGURE
 from figures.contenders import CONTENDERS
 from figures.figure import dense_network
-from figures.points import ENDS, run_each, run_unless_done
+from figures.points import run_each, run_unless_done, summaries
 from image_data import DataSet, load
 from options import add_options, documented_parser
 from plot import result_row
@@ -249,12 +248,9 @@ def _run(
 
 def collect(out: Path) -> list[dict[str, Any]]:
     """Writes ``results.csv`` from the summaries of all trials below a folder that have ended."""
-    rows = []
-    for path in sorted(out.glob("*/*/summary.json")):
-        summary = json.loads(path.read_text())
-        if summary["status"] in ENDS and "part_of" in summary:
-            trial = {"trial": summary["part_of"]["trial"]}
-            rows.append({**trial, **result_row(summary)})
+    rows: list[dict[str, Any]] = [
+        {"trial": summary["part_of"]["trial"], **result_row(summary)} for summary in summaries(out)
+    ]
     rows.sort(key=lambda row: (row["trial"], row["seed"]))
     if rows:
         with locked(out / "lock", wait=True):
