@@ -368,6 +368,16 @@ _RAISED = """
                 the class refuses.
         """
 
+_REFUSED = """\
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument out of its range.
+
+"""
+_WITHOUT_EXTENSION = """\
+        ImportError: the compiled extension is missing, or was built for another PyTorch.
+"""
+
 L = TypeVar("L", bound=type[CompressedLayer])
 
 
@@ -402,13 +412,23 @@ def stands_for_dense(kind: L) -> L:
     __init__.__qualname__ = f"{kind.__qualname__}.__init__"
     setattr(kind, "__init__", __init__)  # noqa: B010  # mypy sees the shared one
     if kind.__doc__:
-        kind.__doc__ = kind.__doc__.replace(
-            "    Args:\n", "    Args:\n" + (_CONV2D if dense == "Conv2d" else _LINEAR), 1
-        )
+        kind.__doc__ = _documented_class(kind, _CONV2D if dense == "Conv2d" else _LINEAR)
     name = "from_conv" if dense == "Conv2d" else "from_linear"
     convert = vars(kind)[name].__func__
     _spell_out(convert, own, dense)
     return kind
+
+
+def _documented_class(kind: type[CompressedLayer], dense: str) -> str:
+    """The docstring with the dense layer's arguments, those of the family, and what is raised."""
+    head, _, rest = (kind.__doc__ or "").partition("    Args:\n")
+    own, _, rest = rest.partition("\n\n")
+    raised = "" if "    Raises:\n" in rest else _REFUSED
+    if raised and kind._needs_extension:
+        raised = raised.replace("Raises:\n", "Raises:\n" + _WITHOUT_EXTENSION)
+    rest, _, example = rest.partition("    Example:\n")
+    family = getattr(kind, "_documented", "")
+    return f"{head}    Args:\n{dense}{own}\n{family}\n{rest}{raised}    Example:\n{example}"
 
 
 def _spell_out(convert: Callable[..., Any], own: list[inspect.Parameter], dense: str) -> None:

@@ -41,10 +41,6 @@ class CPConv2d(Conv2dLayer, FactoredLayer):
         rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
 
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
-
     Example:
         >>> layer = CPConv2d(96, 192, 3, padding=1, rank=120)
         >>> layer(torch.randn(8, 96, 16, 16)).shape

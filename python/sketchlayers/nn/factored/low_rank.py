@@ -33,10 +33,6 @@ class LowRankLinear(LinearLayer, FactoredLayer):
         rate: parameters of this layer over those of ``nn.Linear``, bias included, in (0, 1]; the
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
 
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
-
     Example:
         >>> layer = LowRankLinear(768, 768, rate=0.25)
         >>> layer(torch.randn(8, 768)).shape

@@ -37,10 +37,6 @@ class LowRankConv2d(Conv2dLayer, FactoredLayer):
         rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
 
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
-
     Example:
         >>> layer = LowRankConv2d(96, 192, 5, padding=2, rate=0.1)
         >>> layer(torch.randn(8, 96, 16, 16)).shape

@@ -43,10 +43,6 @@ class TuckerConv2d(Conv2dLayer, FactoredLayer):
         rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; takes
             the nearest of `uniform_ranks`, and the attribute ``rate`` tells what it gives.
 
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
-
     Example:
         >>> layer = TuckerConv2d(96, 192, 3, padding=1, ranks=(24, 48))
         >>> layer(torch.randn(8, 96, 16, 16)).shape

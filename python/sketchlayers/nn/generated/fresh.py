@@ -59,11 +59,6 @@ class FreshConv2d(FormedConv2d, HashedLayer):
         basis: cosine functions, a row for each frequency pair, ``(h w, h w)``; float64 for a
             float64 layer and float32 for any other. Made each time, never stored.
 
-    Raises:
-        ImportError: the compiled extension is missing, or was built for another PyTorch.
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
-
     Example:
         >>> layer = FreshConv2d(96, 192, 5, padding=2, rate=0.1)
         >>> layer(torch.randn(8, 96, 16, 16)).shape

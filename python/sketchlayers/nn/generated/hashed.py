@@ -33,11 +33,6 @@ class HashedLinear(FormedLinear, HashedLayer):
             gives.
         seed: decides hashes and signs; ``None`` draws it from PyTorch's default generator.
 
-    Raises:
-        ImportError: the compiled extension is missing, or was built for another PyTorch.
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
-
     Example:
         >>> layer = HashedLinear(768, 768, rate=0.25)
         >>> layer(torch.randn(8, 768)).shape
@@ -79,11 +74,6 @@ class HashedConv2d(FormedConv2d, HashedLayer):
             nearest whole number of buckets is taken, and the attribute ``rate`` tells what it
             gives.
         seed: decides hashes and signs; ``None`` draws it from PyTorch's default generator.
-
-    Raises:
-        ImportError: the compiled extension is missing, or was built for another PyTorch.
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
 
     Example:
         >>> layer = HashedConv2d(96, 192, 5, padding=2, rate=0.1)

@@ -34,6 +34,21 @@ _FRAME_MATRIX = 2**31 + 2**30
 _KEPT_REASON = "the dense weight is kept from call to call in eval mode without gradients"
 
 
+_DOCUMENTED = """\
+        scale: the factor of the sum: ``"paper"`` is ``1/(2l)``; ``"normalized"`` is ``1/sqrt(2l)``,
+            for which a step of SGD moves ``W_hat`` as far as it moves a dense weight; or a number.
+        blocks: equal parts of the inputs and of the outputs of each group that have signs of their
+            own: ``U1_i`` for each block of the inputs, ``U2_i`` for each block of the outputs. It
+            has the same parameters and the same variance, but the rank of ``W_hat`` may be
+            ``blocks`` times ``2 l k``, and it trains much better, for ``blocks`` times the
+            operations with signs. 1 is the paper's layer.
+        signs: ``"rademacher"``, independent random signs, or ``"hadamard"``, rows of a randomised
+            Hadamard transform, which are orthogonal (named in the paper as a possible gain).
+        frame: ``"signs"`` multiplies the sum by fixed random signs, made from the seed.
+        seed: decides all signs; ``None`` draws it from PyTorch's default generator.
+"""
+
+
 class SketchOptions(TypedDict, total=False):
     """Arguments of `SKLinear` after those of ``nn.Linear``."""
 
@@ -95,6 +110,7 @@ class SketchLayer(WeightCache, CompressedLayer):
     """
 
     _needs_extension = True
+    _documented = _DOCUMENTED
     _inits = ("fit", "unbiased", "random")
     _trained = ("s1", "s2")
     _fixed = ("u1", "u2", "frame_signs")

@@ -33,22 +33,6 @@ class SKLinear(LinearLayer, SketchLayer):
         num_sketches: ``l``.
         rate: parameters of this layer over those of ``nn.Linear``, bias included, in (0, 1]; the
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
-        scale: the factor of the sum: ``"paper"`` is ``1/(2l)``; ``"normalized"`` is ``1/sqrt(2l)``,
-            for which a step of SGD moves ``W_hat`` as far as it moves a dense weight; or a number.
-        blocks: equal parts of the inputs and of the outputs of each group that have signs of their
-            own: ``U1_i`` for each block of the inputs, ``U2_i`` for each block of the outputs. It
-            has the same parameters and the same variance, but the rank of ``W_hat`` may be
-            ``blocks`` times ``2 l k``, and it trains much better, for ``blocks`` times the
-            operations with signs. 1 is the paper's layer.
-        signs: ``"rademacher"``, independent random signs, or ``"hadamard"``, rows of a randomised
-            Hadamard transform, which are orthogonal (named in the paper as a possible gain).
-        frame: ``"signs"`` multiplies the sum by fixed random signs, made from the seed.
-        seed: decides all signs; ``None`` draws it from PyTorch's default generator.
-
-    Raises:
-        ImportError: the compiled extension is missing, or was built for another PyTorch.
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
 
     Example:
         >>> layer = SKLinear(768, 768, rate=0.25)
