@@ -374,7 +374,7 @@ def test_the_dense_layers_arguments_come_first_and_its_own_are_told(kind):
         for name in inspect.signature(documented).parameters:
             assert re.search(rf"\n +([\w, ]+, )?{name}(, [\w, ]+)?: ", documented.__doc__), name
     with pytest.raises(TypeError, match=rf"{kind.__name__}: .*'colour'"):
-        kind(8, 8, colour=1)
+        kind(8, 8, 1, colour=1)
 
 
 def test_a_class_derived_from_a_layer_has_its_own_signature():
