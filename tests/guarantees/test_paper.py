@@ -227,11 +227,11 @@ def test_layers_take_the_same_draws(sketched_convolution):
 
 
 def test_other_layers_are_unbiased_too():
-    """Another scale divides the factors by ``2 l c``; base and frame are taken into account."""
+    """Another scale divides the factors by ``2 l c``; a frame is taken into account."""
     torch.manual_seed(0)
     dense = torch.nn.Conv2d(4, 6, 2, groups=2, **FLOAT)
     arguments = {
-        "rank": 1, "num_sketches": 2, "scale": "normalized", "base": "random", "frame": "signs",
+        "rank": 1, "num_sketches": 2, "scale": "normalized", "frame": "signs",
     }  # fmt: skip
     with torch.no_grad():
         weights = torch.stack([

@@ -1,6 +1,8 @@
 """Sizes, attributes, arguments and their errors."""
 
+import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sketchlayers import ops
 from sketchlayers.nn import (
     CPConv2d,
     DictionaryConv2d,
+    DictionaryLinear,
     FreshConv2d,
     HashedConv2d,
     LowRankConv2d,
@@ -22,7 +25,6 @@ from sketchlayers.nn.sketch._sizes import (
     max_rank,
     rank_for_rate,
     sketch_parameters,
-    sketch_rate,
 )
 
 
@@ -107,7 +109,6 @@ def test_size_helpers_agree_with_the_layers():
     dense = nn.Conv2d(12, 18, (3, 5), groups=3)
     assert sketch_parameters(12, 18, (3, 5), rank=2, num_sketches=2) == count(layer)
     assert dense_parameters(12, 18, (3, 5), groups=3) == count(dense)
-    assert sketch_rate(12, 18, (3, 5), rank=2, num_sketches=2, groups=3) == layer.rate
     assert max_rank(12, 18, groups=3, num_sketches=2) == 2
     assert max_rank(12, 18, groups=12) == 1
     assert max_rank(2, 2, num_sketches=3) == 0
@@ -118,7 +119,7 @@ def test_size_helpers_agree_with_the_layers():
 def test_rate_takes_the_nearest_rank(rate, bias):
     layer = SKConv2d(40, 60, 3, groups=2, num_sketches=2, bias=bias, rate=rate)
     rates = [
-        sketch_rate(40, 60, (3, 3), rank=k, num_sketches=2, groups=2, bias=bias)
+        SKConv2d(40, 60, 3, groups=2, num_sketches=2, bias=bias, rank=k, device="meta").rate
         for k in range(1, max_rank(40, 60, groups=2, num_sketches=2) + 1)
     ]
     assert abs(layer.rate - rate) == min(abs(other - rate) for other in rates)
@@ -355,3 +356,31 @@ def test_every_convolution_refuses_steps_that_pytorch_cannot_take(kind, name):
     assert 2**15 in getattr(kind(**sizes, **{name: 2**15}), name)
     with pytest.raises(ValueError, match=rf"^{kind.__name__}: {name} must be at most 32768 \(got"):
         kind(**sizes, **{name: (1, 2**33 + 1)})
+
+
+@pytest.mark.parametrize("kind", [SKConv2d, TuckerConv2d, FreshConv2d, SKLinear, DictionaryLinear])
+def test_the_dense_layers_arguments_come_first_and_its_own_are_told(kind):
+    dense = nn.Linear if issubclass(kind, SKLinear | DictionaryLinear) else nn.Conv2d
+    told, expected = inspect.signature(kind).parameters, inspect.signature(dense).parameters
+    assert list(told)[: len(expected)] == list(expected)
+    for name, parameter in expected.items():
+        assert (told[name].default, told[name].kind) == (parameter.default, parameter.kind)
+    own = list(told)[len(expected) :]
+    assert own and all(told[name].kind is inspect.Parameter.KEYWORD_ONLY for name in own)
+    convert = kind.from_conv if dense is nn.Conv2d else kind.from_linear
+    for name in own:
+        assert name in inspect.signature(convert).parameters
+    for documented in (kind, convert):
+        for name in inspect.signature(documented).parameters:
+            assert re.search(rf"\n +([\w, ]+, )?{name}(, [\w, ]+)?: ", documented.__doc__), name
+    with pytest.raises(TypeError, match=rf"{kind.__name__}: .*'colour'"):
+        kind(8, 8, 1, colour=1)
+
+
+def test_a_class_derived_from_a_layer_has_its_own_signature():
+    class Wide(SKLinear):
+        def __init__(self, features):
+            super().__init__(features, 2 * features, rank=1)
+
+    assert list(inspect.signature(Wide).parameters) == ["features"]
+    assert Wide(4)(torch.randn(2, 4)).shape == (2, 8)

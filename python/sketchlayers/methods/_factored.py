@@ -15,7 +15,8 @@ from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn import LowRankLinear, TuckerConv2d
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
-from sketchlayers.nn.factored._layer import FactoredConv2d, chain_multiply_adds
+from sketchlayers.nn._layer import Conv2dLayer
+from sketchlayers.nn.factored._layer import chain_multiply_adds
 from sketchlayers.nn.factored.low_rank import low_rank_multiply_adds, uniform_ranks
 
 
@@ -111,7 +112,7 @@ class Factored(Method):
         """The plain convolutions that one becomes, in order."""
 
     @abstractmethod
-    def _build_conv(self, layer: nn.Conv2d, rank: Rank, **arguments: Any) -> FactoredConv2d:
+    def _build_conv(self, layer: nn.Conv2d, rank: Rank, **arguments: Any) -> Conv2dLayer:
         """`Method.build` of a convolution; the arguments are those of ``from_conv``."""
 
     @abstractmethod

@@ -53,6 +53,15 @@ def one_of(owner: str, name: str, value: object, choices: tuple[object, ...]) ->
         raise ValueError(f"{owner}: {name} must be one of {listed} (got {name}={value!r})")
 
 
+def check_one_given(owner: str, name: str, value: object, rate: object) -> None:
+    """Raise ValueError unless either a size called ``name`` or a rate is given."""
+    if (value is None) == (rate is None):
+        raise ValueError(
+            f"{owner}: exactly one of {name} and rate must be given "
+            f"(got {name}={value}, rate={rate})"
+        )
+
+
 def checked_rate(owner: str, rate: float) -> float:
     """``rate`` as a float in (0, 1].
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from math import prod
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers import decompose
-from sketchlayers.nn._checks import refuse_other_layers
-from sketchlayers.nn._geometry import Geometry, PaddingMode
+from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
-from sketchlayers.nn.factored._layer import FactoredConv2d, Fit, Init, convolution, resolved_rank
+from sketchlayers.nn._layer import Conv2dLayer, Device, stands_for_dense
+from sketchlayers.nn.factored._layer import FactoredLayer, Fit, Init, convolution, resolved_rank
 
 
-class CPConv2d(FactoredConv2d):
+@stands_for_dense
+class CPConv2d(Conv2dLayer, FactoredLayer):
     r"""Convolution whose weight is a CP decomposition, in place of ``nn.Conv2d``.
 
     The weight is::
@@ -36,25 +36,10 @@ class CPConv2d(FactoredConv2d):
     the edges are those of the dense layer.
 
     Args:
-        in_channels: all groups' together.
-        out_channels: all groups' together.
-        kernel_size: ``(h, w)`` or one number for both.
-        stride: as in ``nn.Conv2d``.
-        padding: number, pair, ``"same"`` or ``"valid"``.
-        dilation: as in ``nn.Conv2d``.
-        groups: as in ``nn.Conv2d``.
-        bias: learn a bias.
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        device: of the parameters; may be ``"meta"``.
-        dtype: of the parameters.
         rank: ``R``, at most ``h w min(S, T)``, which is enough for every weight. Give this or
             ``rate``.
         rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
-
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
 
     Example:
         >>> layer = CPConv2d(96, 192, 3, padding=1, rank=120)
@@ -62,36 +47,18 @@ class CPConv2d(FactoredConv2d):
         torch.Size([8, 192, 16, 16])
     """
 
-    def __init__(
+    def _construct(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
+        bias: bool,
+        device: Device,
+        dtype: torch.dtype | None,
         *,
         rank: int | None = None,
         rate: float | None = None,
     ) -> None:
         owner = type(self).__name__
-        geometry = Geometry.checked(
-            owner,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-        )
-        super().__init__(geometry)
+        nn.Module.__init__(self)
+        geometry = Geometry.of(self)
         self.rank = _resolved_rank(owner, geometry, bias, rank, rate)
         parts = cp_parts(geometry, self.rank)
         make = partial(convolution, device=device, dtype=dtype)
@@ -140,48 +107,22 @@ class CPConv2d(FactoredConv2d):
     ) -> Self:
         """A factored layer in place of ``conv``, which is left as it is.
 
-        Device, type, memory format, the bias, ``requires_grad`` and the training flag carry over,
-        hooks do not. The attribute ``fit_error`` holds the relative error of the weight. On the
-        meta device there are no values to fit, and the result is a meta layer.
-
         Args:
-            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
-            rank: see the class.
-            rate: see the class.
             init: ``"fit"`` approximates the weight (`sketchlayers.decompose.cp`; the global optimum
                 `sketchlayers.decompose.svd` for a 1x1 kernel), ``"random"`` starts as a new layer.
-            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
-                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
-            sensitivity: weight of the output's errors, ``(out,)``, or a matrix for each group
-                ``(groups, T, T)``, ``(T, T)`` for one.
             seed: of the starts of the fit (``None`` is 0) or of the random start (``None`` draws
                 from PyTorch's generator).
             starts: of the fit, of which the best is kept.
             max_sweeps: of each start.
             tolerance: change of the relative error at which the fit ends.
-
-        Raises:
-            RuntimeError: a second moment or a sensitivity of another shape.
-            TypeError: not a convolution of this kind.
-            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
-                the class refuses.
         """
-        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
-        geometry = Geometry.of(conv)
-        rank = _resolved_rank(cls.__name__, geometry, conv.bias is not None, rank, rate)
+        options = {"rank": rank, "rate": rate}
+        how: dict[str, Any] = {"starts": starts, "max_sweeps": max_sweeps, "tolerance": tolerance}
+        norm = second_moment, sensitivity
+        return cls._replacing(conv, options, init, *norm, seed, start_seed=seed or 0, **how)
 
-        def fit(group: Group) -> Fit:
-            return fit_group(
-                group,
-                rank,
-                starts=starts,
-                seed=seed or 0,
-                max_sweeps=max_sweeps,
-                tolerance=tolerance,
-            )
-
-        arguments = geometry.arguments() | {"rank": rank}
-        return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
+    def _fit_group(self, group: Group, *, start_seed: int = 0, **how: Any) -> Fit:
+        return fit_group(group, self.rank, seed=start_seed, **how)
 
     def options(self) -> dict[str, Any]:
         """As `Configured.options`."""

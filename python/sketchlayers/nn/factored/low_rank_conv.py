@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers import decompose
-from sketchlayers.nn._checks import refuse_other_layers
-from sketchlayers.nn._geometry import Geometry, PaddingMode
+from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
-from sketchlayers.nn.factored._layer import FactoredConv2d, Fit, Init, convolution, resolved_rank
+from sketchlayers.nn._layer import Conv2dLayer, Device, stands_for_dense
+from sketchlayers.nn.factored._layer import FactoredLayer, Fit, Init, convolution, resolved_rank
 
 
-class LowRankConv2d(FactoredConv2d):
+@stands_for_dense
+class LowRankConv2d(Conv2dLayer, FactoredLayer):
     r"""Convolution as a vertical and a horizontal one, in place of ``nn.Conv2d``.
 
     The weight is::
@@ -32,25 +32,10 @@ class LowRankConv2d(FactoredConv2d):
     stride, padding and dilation are in ``vertical``, the horizontal ones in ``horizontal``.
 
     Args:
-        in_channels: all groups' together.
-        out_channels: all groups' together.
-        kernel_size: ``(h, w)`` or one number for both.
-        stride: as in ``nn.Conv2d``.
-        padding: number, pair, ``"same"`` or ``"valid"``.
-        dilation: as in ``nn.Conv2d``.
-        groups: as in ``nn.Conv2d``.
-        bias: learn a bias.
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        device: of the parameters; may be ``"meta"``.
-        dtype: of the parameters.
         rank: ``R``, at most ``min(S h, T w)``, which is enough for every weight. Give this or
             ``rate``.
         rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
-
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
 
     Example:
         >>> layer = LowRankConv2d(96, 192, 5, padding=2, rate=0.1)
@@ -58,36 +43,18 @@ class LowRankConv2d(FactoredConv2d):
         torch.Size([8, 192, 16, 16])
     """
 
-    def __init__(
+    def _construct(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
+        bias: bool,
+        device: Device,
+        dtype: torch.dtype | None,
         *,
         rank: int | None = None,
         rate: float | None = None,
     ) -> None:
         owner = type(self).__name__
-        geometry = Geometry.checked(
-            owner,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-        )
-        super().__init__(geometry)
+        nn.Module.__init__(self)
+        geometry = Geometry.of(self)
         self.rank = _resolved_rank(owner, geometry, bias, rank, rate)
         vertical, horizontal = low_rank_parts(geometry, self.rank)
         make = partial(convolution, device=device, dtype=dtype)
@@ -119,41 +86,20 @@ class LowRankConv2d(FactoredConv2d):
     ) -> Self:
         """Two convolutions in place of ``conv``, which is left as it is.
 
-        Device, type, memory format, the bias, ``requires_grad`` and the training flag carry over,
-        hooks do not. The attribute ``fit_error`` holds the relative error of the weight. On the
-        meta device there are no values to fit, and the result is a meta layer.
-
         Args:
-            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
-            rank: see the class.
-            rate: see the class.
             init: ``"fit"`` approximates the weight in closed form
                 (`sketchlayers.decompose.vertical_horizontal`), ``"random"`` starts as a new layer.
-            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
-                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
-            sensitivity: weight of the output's errors, ``(out,)``, or a matrix for each group
-                ``(groups, T, T)``, ``(T, T)`` for one.
             seed: of the random start; ``None`` draws from PyTorch's generator. A fit has none.
-
-        Raises:
-            RuntimeError: a second moment or a sensitivity of another shape.
-            TypeError: not a convolution of this kind.
-            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
-                the class refuses.
         """
-        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
-        geometry = Geometry.of(conv)
-        rank = _resolved_rank(cls.__name__, geometry, conv.bias is not None, rank, rate)
+        options = {"rank": rank, "rate": rate}
+        return cls._replacing(conv, options, init, second_moment, sensitivity, seed)
 
-        def fit(group: Group) -> Fit:
-            weight, moment, weights = group
-            factors = decompose.vertical_horizontal(
-                weight, rank, second_moment=moment, sensitivity=weights
-            )
-            return Fit((factors.vertical, factors.horizontal), factors.relative_error)
-
-        arguments = geometry.arguments() | {"rank": rank}
-        return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
+    def _fit_group(self, group: Group, **how: Any) -> Fit:
+        weight, moment, weights = group
+        factors = decompose.vertical_horizontal(
+            weight, self.rank, second_moment=moment, sensitivity=weights
+        )
+        return Fit((factors.vertical, factors.horizontal), factors.relative_error)
 
     def options(self) -> dict[str, Any]:
         """As `Configured.options`."""

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers import decompose
-from sketchlayers.nn._checks import refuse_other_layers, whole_number
-from sketchlayers.nn._geometry import Geometry, PaddingMode
+from sketchlayers.nn._checks import check_one_given, whole_number
+from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
-from sketchlayers.nn.factored._layer import FactoredConv2d, Fit, Init, convolution, nearest_rank
+from sketchlayers.nn._layer import Conv2dLayer, Device, stands_for_dense
+from sketchlayers.nn.factored._layer import FactoredLayer, Fit, Init, convolution, nearest_rank
 
 Ranks = tuple[int | None, int | None]
 
 
-class TuckerConv2d(FactoredConv2d):
+@stands_for_dense
+class TuckerConv2d(Conv2dLayer, FactoredLayer):
     r"""Convolution whose weight is a Tucker-2 decomposition, in place of ``nn.Conv2d``.
 
     The weight is::
@@ -36,25 +38,10 @@ class TuckerConv2d(FactoredConv2d):
     kernel positions commutes with padding of any mode, so the edges are those of the dense layer.
 
     Args:
-        in_channels: all groups' together.
-        out_channels: all groups' together.
-        kernel_size: ``(h, w)`` or one number for both.
-        stride: as in ``nn.Conv2d``.
-        padding: number, pair, ``"same"`` or ``"valid"``.
-        dilation: as in ``nn.Conv2d``.
-        groups: as in ``nn.Conv2d``.
-        bias: learn a bias.
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        device: of the parameters; may be ``"meta"``.
-        dtype: of the parameters.
         ranks: ``(RS, RT)``, each at most the channels of its side of a group, or ``None``; not both
             ``None``. Give this or ``rate``.
         rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; takes
             the nearest of `uniform_ranks`, and the attribute ``rate`` tells what it gives.
-
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
 
     Example:
         >>> layer = TuckerConv2d(96, 192, 3, padding=1, ranks=(24, 48))
@@ -62,36 +49,18 @@ class TuckerConv2d(FactoredConv2d):
         torch.Size([8, 192, 16, 16])
     """
 
-    def __init__(
+    def _construct(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
+        bias: bool,
+        device: Device,
+        dtype: torch.dtype | None,
         *,
         ranks: Ranks | None = None,
         rate: float | None = None,
     ) -> None:
         owner = type(self).__name__
-        geometry = Geometry.checked(
-            owner,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-        )
-        super().__init__(geometry)
+        nn.Module.__init__(self)
+        geometry = Geometry.of(self)
         self.ranks = resolved_ranks(owner, geometry, bias, ranks, rate)
         parts = tucker_parts(geometry, self.ranks)
         make = partial(convolution, device=device, dtype=dtype)
@@ -139,41 +108,21 @@ class TuckerConv2d(FactoredConv2d):
     ) -> Self:
         """A factored layer in place of ``conv``, which is left as it is.
 
-        Device, type, memory format, the bias, ``requires_grad`` and the training flag carry over,
-        hooks do not. The attribute ``fit_error`` holds the relative error of the weight. On the
-        meta device there are no values to fit, and the result is a meta layer.
-
         Args:
-            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
-            ranks: see the class.
-            rate: see the class.
             init: ``"fit"`` approximates the weight (`sketchlayers.decompose.tucker2`; the global
                 optimum `sketchlayers.decompose.svd` for ``ranks=(None, RT)``), ``"random"`` starts
                 as a new layer.
-            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
-                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
-            sensitivity: weight of the output's errors, ``(out,)``, or a matrix for each group
-                ``(groups, T, T)``, ``(T, T)`` for one.
             seed: of the random start; ``None`` draws from PyTorch's generator. A fit has none.
             max_sweeps: of the fit.
             tolerance: change of the relative error at which the fit ends.
-
-        Raises:
-            RuntimeError: a second moment or a sensitivity of another shape.
-            TypeError: not a convolution of this kind.
-            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
-                the class refuses.
         """
-        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
-        geometry = Geometry.of(conv)
-        ranks = resolved_ranks(cls.__name__, geometry, conv.bias is not None, ranks, rate)
+        options = {"ranks": ranks, "rate": rate}
+        how = {"max_sweeps": max_sweeps, "tolerance": tolerance}
+        return cls._replacing(conv, options, init, second_moment, sensitivity, seed, **how)
 
-        def fit(group: Group) -> Fit:
-            weight, *norm = group
-            return _fit(weight, ranks, *norm, max_sweeps=max_sweeps, tolerance=tolerance)
-
-        arguments = geometry.arguments() | {"ranks": ranks}
-        return cls._from_dense(conv, arguments, init, seed, (second_moment, sensitivity), fit)
+    def _fit_group(self, group: Group, **how: Any) -> Fit:
+        weight, *norm = group
+        return _fit(weight, self.ranks, *norm, **how)
 
     def options(self) -> dict[str, Any]:
         """As `Configured.options`."""
@@ -254,10 +203,7 @@ def resolved_ranks(
         TypeError: an argument of another type.
         ValueError: an argument out of its range, both or none of them.
     """
-    if (ranks is None) == (rate is None):
-        raise ValueError(
-            f"{owner}: exactly one of ranks and rate must be given (got ranks={ranks}, rate={rate})"
-        )
+    check_one_given(owner, "ranks", ranks, rate)
     if ranks is None:
         assert rate is not None
         kept = geometry.out_channels if bias else 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,16 @@ from sketchlayers import ops
 from sketchlayers.decompose import hashed_least_squares
 from sketchlayers.nn._export import constant, exporting
 from sketchlayers.nn._groups import Group
-from sketchlayers.nn.generated._layer import FormedFit, FormedLayer
+from sketchlayers.nn._layer import Device
+from sketchlayers.nn.generated._layer import FormedFit, FormedLayer, number_or_rate
+
+
+class HashOptions(TypedDict, total=False):
+    """Arguments of a hashed layer after those of the dense one."""
+
+    buckets: int | None
+    rate: float | None
+    seed: int | None
 
 
 class HashedLayer(FormedLayer):
@@ -31,6 +41,23 @@ class HashedLayer(FormedLayer):
 
     values: nn.Parameter
 
+    def _construct(
+        self,
+        bias: bool,
+        device: Device,
+        dtype: torch.dtype | None,
+        *,
+        buckets: int | None = None,
+        rate: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        shape = self._weight_shape
+        FormedLayer.__init__(self, seed, device)
+        entries, kept = math.prod(shape), shape[0] if bias else 0
+        bounds, owner = (1, entries), type(self).__name__
+        count = number_or_rate(owner, "buckets", buckets, rate, bounds, 1, kept, entries + kept)
+        self._finish((count,), bias, device, dtype)
+
     @property
     def buckets(self) -> int:
         """``K``."""
@@ -42,7 +69,7 @@ class HashedLayer(FormedLayer):
 
     def _shared(self, values: Tensor) -> Tensor:
         """The weight for other values, in their type."""
-        raise NotImplementedError
+        return self._hashed(values).view(self._weight_shape)
 
     def _hashed(
         self, values: Tensor, *, first: Sequence[int] = (), buckets: Sequence[int] = ()
@@ -58,7 +85,7 @@ class HashedLayer(FormedLayer):
         return self._shared(self.values)
 
     @torch.no_grad()
-    def _fit(self, groups: Sequence[Group]) -> FormedFit:
+    def _nearest(self, groups: Sequence[Group]) -> FormedFit:
         def form(values: Tensor) -> Tensor:
             return self._shared(values).unflatten(0, (len(groups), -1)).flatten(2)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ from sketchlayers import decompose
 from sketchlayers.decompose._checks import check_shape
 from sketchlayers.decompose._norm import as_moment
 from sketchlayers.nn._autocast import full_precision
-from sketchlayers.nn._checks import number_above, one_of, refuse_other_layers, whole_number
-from sketchlayers.nn._geometry import Geometry, PaddingMode
+from sketchlayers.nn._checks import number_above, one_of, whole_number
 from sketchlayers.nn._groups import Group, overall_error
+from sketchlayers.nn._layer import Device, stands_for_dense
 from sketchlayers.nn.generated._layer import (
     FormedConv2d,
     FormedFit,
@@ -40,6 +40,19 @@ LENGTH, RIDGE = 3.0, 0.1
 # Number of the sign matrix whose words order the inputs, for the first column of the first group:
 # part of the file format (see `random_words`).
 _ORDER_MATRIX = 2**31 + 2**30 + 2**29
+
+
+class DictionaryOptions(TypedDict, total=False):
+    """Arguments of a dictionary layer after those of the dense one."""
+
+    rank: int | None
+    rate: float | None
+    num_columns: int
+    kernel: Kernel
+    length: float
+    ridge: float
+    covariance: Tensor | None
+    seed: int | None
 
 
 class DictionaryLayer(FormedLayer):
@@ -65,20 +78,22 @@ class DictionaryLayer(FormedLayer):
     coefficients: nn.Parameter
     dictionary: Tensor
 
-    def _prepare(
+    def _construct(
         self,
-        rank: int | None,
-        rate: float | None,
         bias: bool,
-        num_columns: int,
-        kernel: Kernel,
-        length: float,
-        ridge: float,
-        covariance: Tensor | None,
-        device: torch.device | str | int | None,
+        device: Device,
         dtype: torch.dtype | None,
+        *,
+        rank: int | None = None,
+        rate: float | None = None,
+        num_columns: int = 1,
+        kernel: Kernel = "spatial",
+        length: float = LENGTH,
+        ridge: float = RIDGE,
+        covariance: Tensor | None = None,
+        seed: int | None = None,
     ) -> None:
-        """Finish the construction, once the sizes are known."""
+        FormedLayer.__init__(self, seed, device)
         owner = type(self).__name__
         one_of(owner, "kernel", kernel, ("spatial", "covariance"))
         outputs = self._weight_shape[0]
@@ -107,15 +122,7 @@ class DictionaryLayer(FormedLayer):
         self.register_buffer("dictionary", empty, persistent=kernel == "covariance")
         if kernel == "covariance":
             self.set_covariance(covariance)
-        self._build((outputs, self.rank), bias, device, dtype)
-
-    @property
-    def _groups(self) -> int:
-        return 1
-
-    @property
-    def _kernel_size(self) -> tuple[int, int]:
-        return (1, 1)
+        self._finish((outputs, self.rank), bias, device, dtype)
 
     @torch.no_grad()
     def set_covariance(self, covariance: Tensor | None) -> None:
@@ -148,16 +155,16 @@ class DictionaryLayer(FormedLayer):
         scaled = kernels / torch.where(means > 0, means, 1.0)
         self.dictionary.copy_(self._regression(scaled.to(self.dictionary.device)))
 
-    def _fill_stored(self, arguments: Mapping[str, Any]) -> None:
+    def _fill_stored(self, options: Mapping[str, Any]) -> None:
         if self.kernel == "covariance":
-            self.set_covariance(arguments["covariance"])
+            self.set_covariance(options["covariance"])
 
     def _make_seeded(self) -> dict[str, Tensor]:
         if self.kernel == "covariance":
             return {}
         if self.coefficients.is_meta:
             return {"dictionary": self.dictionary}
-        height, width = self._kernel_size
+        height, width = self._kernel or (1, 1)
         place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
         place = place.reshape(height * width, 2)
         taps = torch.exp(-torch.cdist(place, place).square() / (2 * self.length**2))
@@ -215,7 +222,7 @@ class DictionaryLayer(FormedLayer):
         return self.rank * math.prod(self._weight_shape)
 
     @torch.no_grad()
-    def _fit(self, groups: Sequence[Group]) -> FormedFit:
+    def _nearest(self, groups: Sequence[Group]) -> FormedFit:
         fits = [
             decompose.dictionary_least_squares(
                 group.weight, dictionary.double(), second_moment=group.second_moment
@@ -237,7 +244,8 @@ class DictionaryLayer(FormedLayer):
         }
 
 
-class DictionaryLinear(DictionaryLayer, FormedLinear):
+@stands_for_dense
+class DictionaryLinear(FormedLinear, DictionaryLayer):
     """Fully connected layer whose weight is predicted, in place of ``nn.Linear``.
 
     The weight is::
@@ -250,11 +258,6 @@ class DictionaryLinear(DictionaryLayer, FormedLinear):
     more column if the kernel is a covariance. Input ``(*, d2)``, output ``(*, d1)``.
 
     Args:
-        in_features: ``d2``.
-        out_features: ``d1``.
-        bias: learn a bias.
-        device: of the parameters; may be ``"meta"``.
-        dtype: of the parameters.
         rank: ``m``, at most ``d2``. Give this or ``rate``.
         rate: parameters of this layer over those of ``nn.Linear``, bias included, in (0, 1]; the
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
@@ -278,28 +281,6 @@ class DictionaryLinear(DictionaryLayer, FormedLinear):
         >>> layer(torch.randn(8, 768)).shape
         torch.Size([8, 768])
     """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        rank: int | None = None,
-        rate: float | None = None,
-        num_columns: int = 1,
-        kernel: Kernel = "spatial",
-        length: float = LENGTH,
-        ridge: float = RIDGE,
-        covariance: Tensor | None = None,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, seed, device)
-        self._prepare(
-            rank, rate, bias, num_columns, kernel, length, ridge, covariance, device, dtype
-        )
 
     def forward(self, input: Tensor) -> Tensor:
         """``(*, d2)`` to ``(*, d1)``; without a kept weight by dictionary and coefficients in turn.
@@ -338,63 +319,27 @@ class DictionaryLinear(DictionaryLayer, FormedLinear):
         cls,
         linear: nn.Linear,
         *,
-        rank: int | None = None,
-        rate: float | None = None,
-        num_columns: int = 1,
-        kernel: Kernel = "spatial",
-        length: float = LENGTH,
-        ridge: float = RIDGE,
-        covariance: Tensor | None = None,
-        seed: int | None = None,
         init: Init = "fit",
         second_moment: Tensor | None = None,
         sensitivity: Tensor | None = None,
+        **options: Unpack[DictionaryOptions],
     ) -> Self:
         """A layer with a predicted weight in place of ``linear``, which is left as it is.
 
-        Device, type, the bias, ``requires_grad`` and the training flag carry over. The attribute
-        ``fit_error`` holds the relative error of the weight. On the meta device there are no values
-        to fit, and the result is a meta layer.
+        With the kernel of a covariance, no ``covariance`` means the second moment. Features are
+        fitted one by one, so that a sensitivity changes nothing.
 
         Args:
-            linear: the layer; a subclass must compute its output as ``nn.Linear`` does.
-            rank: see the class.
-            rate: see the class.
-            num_columns: see the class.
-            kernel: see the class.
-            length: see the class.
-            ridge: see the class.
-            covariance: see the class; with that kernel None takes the second moment.
-            seed: see the class.
             init: ``"fit"`` takes the nearest coefficients
                 (`sketchlayers.decompose.dictionary_least_squares`), ``"random"`` those of a new
                 layer.
-            second_moment: ``E[x x^T]`` of the inputs, ``(d2, d2)``: the fit is in the norm of the
-                output's change.
-            sensitivity: weight of the output's errors, ``(d1,)`` or ``(d1, d1)``; features are
-                fitted one by one, so it changes nothing.
-
-        Raises:
-            RuntimeError: a second moment, a covariance or a sensitivity of another shape.
-            TypeError: not a fully connected layer of this kind.
-            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
-                the class refuses.
         """
-        refuse_other_layers(cls.__name__, linear, nn.Linear)
-        arguments = {
-            "in_features": linear.in_features,
-            "out_features": linear.out_features,
-            "rank": rank,
-            "rate": rate,
-            "num_columns": num_columns,
-            "length": length,
-            "ridge": ridge,
-            "seed": seed,
-        } | _kernel_arguments(kernel, covariance, second_moment)
+        arguments = _with_covariance(options, second_moment)
         return cls._from_dense(linear, arguments, init, second_moment, sensitivity)
 
 
-class DictionaryConv2d(DictionaryLayer, FormedConv2d):
+@stands_for_dense
+class DictionaryConv2d(FormedConv2d, DictionaryLayer):
     r"""Convolution whose filters are predicted, in place of ``nn.Conv2d``: see `DictionaryLinear`.
 
     The weight of a group is ``V U`` with ``V (d1 / groups, m)`` and ``U (m, n)``,
@@ -405,17 +350,6 @@ class DictionaryConv2d(DictionaryLayer, FormedConv2d):
     Shapes are those of ``nn.Conv2d``: input ``(N, d2, H, W)`` or ``(d2, H, W)``.
 
     Args:
-        in_channels: ``d2``.
-        out_channels: ``d1``.
-        kernel_size: ``(h, w)`` or one number for both.
-        stride: as in ``nn.Conv2d``.
-        padding: number, pair, ``"same"`` or ``"valid"``.
-        dilation: as in ``nn.Conv2d``.
-        groups: as in ``nn.Conv2d``; every group has inputs of its own.
-        bias: learn a bias.
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        device: of the parameters; may be ``"meta"``.
-        dtype: of the parameters.
         rank: ``m``, at most ``n``. Give this or ``rate``.
         rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
             nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
@@ -439,114 +373,27 @@ class DictionaryConv2d(DictionaryLayer, FormedConv2d):
         torch.Size([8, 192, 16, 16])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        rank: int | None = None,
-        rate: float | None = None,
-        num_columns: int = 1,
-        kernel: Kernel = "spatial",
-        length: float = LENGTH,
-        ridge: float = RIDGE,
-        covariance: Tensor | None = None,
-        seed: int | None = None,
-    ) -> None:
-        geometry = Geometry.checked(
-            type(self).__name__,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-        )
-        super().__init__(geometry, seed, device)
-        self._prepare(
-            rank, rate, bias, num_columns, kernel, length, ridge, covariance, device, dtype
-        )
-
-    @property
-    def _groups(self) -> int:
-        return self.groups
-
-    @property
-    def _kernel_size(self) -> tuple[int, int]:
-        return self.kernel_size
-
     @classmethod
     def from_conv(
         cls,
         conv: nn.Conv2d,
         *,
-        rank: int | None = None,
-        rate: float | None = None,
-        num_columns: int = 1,
-        kernel: Kernel = "spatial",
-        length: float = LENGTH,
-        ridge: float = RIDGE,
-        covariance: Tensor | None = None,
-        seed: int | None = None,
         init: Init = "fit",
         second_moment: Tensor | None = None,
         sensitivity: Tensor | None = None,
+        **options: Unpack[DictionaryOptions],
     ) -> Self:
-        """A layer with predicted filters in place of ``conv``, which is left as it is.
+        """A layer with a predicted weight in place of ``conv``, which is left as it is.
 
-        Device, type, the bias, ``requires_grad`` and the training flag carry over. The attribute
-        ``fit_error`` holds the relative error of the weight. On the meta device there are no values
-        to fit, and the result is a meta layer.
+        With the kernel of a covariance, no ``covariance`` means the second moment. Features are
+        fitted one by one, so that a sensitivity changes nothing.
 
         Args:
-            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
-            rank: see the class.
-            rate: see the class.
-            num_columns: see the class.
-            kernel: see the class.
-            length: see the class.
-            ridge: see the class.
-            covariance: see the class; with that kernel None takes the second moment.
-            seed: see the class.
             init: ``"fit"`` takes the nearest coefficients
                 (`sketchlayers.decompose.dictionary_least_squares`), ``"random"`` those of a new
                 layer.
-            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
-                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
-            sensitivity: weight of the output's errors, ``(d1,)``, or a matrix for each group
-                ``(groups, T, T)`` with ``T = d1 / groups``, ``(T, T)`` for one; features are fitted
-                one by one, so it changes nothing.
-
-        Raises:
-            RuntimeError: a second moment, a covariance or a sensitivity of another shape.
-            TypeError: not a convolution of this kind.
-            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
-                the class refuses.
         """
-        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
-        arguments = (
-            Geometry.of(conv).arguments()
-            | {
-                "rank": rank,
-                "rate": rate,
-                "num_columns": num_columns,
-                "length": length,
-                "ridge": ridge,
-                "seed": seed,
-            }
-            | _kernel_arguments(kernel, covariance, second_moment)
-        )
+        arguments = _with_covariance(options, second_moment)
         return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
 
 
@@ -558,9 +405,8 @@ def is_factored(inputs: int, outputs: int, rank: int, num_columns: int) -> bool:
     return rank * (num_columns * inputs + outputs) <= 2 * inputs * outputs
 
 
-def _kernel_arguments(
-    kernel: Kernel, covariance: Tensor | None, second_moment: Tensor | None
-) -> dict[str, Any]:
-    if kernel == "covariance" and covariance is None:
+def _with_covariance(options: DictionaryOptions, second_moment: Tensor | None) -> dict[str, Any]:
+    covariance = options.get("covariance")
+    if covariance is None and options.get("kernel") == "covariance":
         covariance = second_moment
-    return {"kernel": kernel, "covariance": covariance}
+    return {**options, "covariance": covariance}

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers import ops
-from sketchlayers.nn._checks import number_above, refuse_other_layers
+from sketchlayers.nn._checks import number_above
 from sketchlayers.nn._export import exporting
-from sketchlayers.nn._geometry import Geometry, PaddingMode
-from sketchlayers.nn.generated._hashing import HashedLayer
-from sketchlayers.nn.generated._layer import FormedConv2d, Init, number_or_rate
+from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._layer import Device, stands_for_dense
+from sketchlayers.nn.generated._hashing import HashedLayer, HashOptions
+from sketchlayers.nn.generated._layer import FormedConv2d, FormedLayer, Init, number_or_rate
 
 ALPHA, BETA = 0.25, 2.5
 """Parameters of the distribution of values over frequencies."""
 
 
-class FreshConv2d(HashedLayer, FormedConv2d):
+class FreshOptions(HashOptions, total=False):
+    """Arguments of `FreshConv2d` after those of ``nn.Conv2d``."""
+
+    alpha: float
+    beta: float
+
+
+@stands_for_dense
+class FreshConv2d(FormedConv2d, HashedLayer):
     r"""Convolution whose filters have hashed cosine coefficients, in place of ``nn.Conv2d``.
 
     The filters are::
@@ -30,22 +39,12 @@ class FreshConv2d(HashedLayer, FormedConv2d):
     with orthonormal cosine transforms ``C``, and for every frequency ``j = j1 + j2`` a table of
     values of its own: low frequencies, which matter more, have more (`frequency_buckets`). Hashes
     and signs are computed from ``seed`` and never stored. It has ``K`` parameters and the bias,
-    instead of ``d1 d2 h w / groups``. For a 1x1 kernel it is `HashedConv2d`.
+    instead of ``d1 d2 h w / groups``. For a 1x1 kernel it is `HashedConv2d`. All
+    groups share the values, and ``h w`` is at most 256.
 
     Shapes are those of ``nn.Conv2d``: input ``(N, d2, H, W)`` or ``(d2, H, W)``.
 
     Args:
-        in_channels: ``d2``.
-        out_channels: ``d1``.
-        kernel_size: ``(h, w)`` or one number for both; ``h w`` at most 256.
-        stride: as in ``nn.Conv2d``.
-        padding: number, pair, ``"same"`` or ``"valid"``.
-        dilation: as in ``nn.Conv2d``.
-        groups: as in ``nn.Conv2d``; all groups share the values.
-        bias: learn a bias.
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        device: of the parameters; may be ``"meta"``.
-        dtype: of the parameters.
         buckets: ``K``, from one for each frequency to the entries of the dense weight. Give this or
             ``rate``.
         rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
@@ -60,11 +59,6 @@ class FreshConv2d(HashedLayer, FormedConv2d):
         basis: cosine functions, a row for each frequency pair, ``(h w, h w)``; float64 for a
             float64 layer and float32 for any other. Made each time, never stored.
 
-    Raises:
-        ImportError: the compiled extension is missing, or was built for another PyTorch.
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range.
-
     Example:
         >>> layer = FreshConv2d(96, 192, 5, padding=2, rate=0.1)
         >>> layer(torch.randn(8, 96, 16, 16)).shape
@@ -75,19 +69,11 @@ class FreshConv2d(HashedLayer, FormedConv2d):
 
     basis: Tensor
 
-    def __init__(
+    def _construct(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | Literal["same", "valid"] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
+        bias: bool,
+        device: Device,
+        dtype: torch.dtype | None,
         *,
         buckets: int | None = None,
         rate: float | None = None,
@@ -96,17 +82,7 @@ class FreshConv2d(HashedLayer, FormedConv2d):
         seed: int | None = None,
     ) -> None:
         owner = type(self).__name__
-        geometry = Geometry.checked(
-            owner,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-        )
+        geometry = Geometry.of(self)
         alpha = number_above(owner, "alpha", alpha, 0)
         beta = number_above(owner, "beta", beta, 0)
         taps = math.prod(geometry.kernel_size)
@@ -115,7 +91,7 @@ class FreshConv2d(HashedLayer, FormedConv2d):
                 f"{owner}: kernel_size must have at most {MOST_TAPS} positions "
                 f"(got kernel_size={geometry.kernel_size})"
             )
-        super().__init__(geometry, seed, device)
+        FormedLayer.__init__(self, seed, device)
         self.alpha, self.beta = alpha, beta
         kept = geometry.out_channels if bias else 0
         count = number_or_rate(
@@ -134,7 +110,7 @@ class FreshConv2d(HashedLayer, FormedConv2d):
         )
         self._tables = _tables(geometry.kernel_size, self.frequency_buckets)
         self.register_buffer("basis", None, persistent=False)
-        self._build((count,), bias, device, dtype)
+        self._finish((count,), bias, device, dtype)
 
     def _make_seeded(self) -> dict[str, Tensor]:
         height, width = (cosines(length) for length in self.kernel_size)
@@ -161,51 +137,20 @@ class FreshConv2d(HashedLayer, FormedConv2d):
         cls,
         conv: nn.Conv2d,
         *,
-        buckets: int | None = None,
-        rate: float | None = None,
-        alpha: float = ALPHA,
-        beta: float = BETA,
-        seed: int | None = None,
         init: Init = "fit",
         second_moment: Tensor | None = None,
         sensitivity: Tensor | None = None,
+        **options: Unpack[FreshOptions],
     ) -> Self:
         """A layer with hashed filters in place of ``conv``, which is left as it is.
 
-        Device, type, the bias, ``requires_grad`` and the training flag carry over. The attribute
-        ``fit_error`` holds the relative error of the weight, which is large at any useful rate: the
-        layer has to be trained. On the meta device there are no values to fit, and the result is a
-        meta layer.
+        The weight's error is large at any useful rate: the layer has to be trained.
 
         Args:
-            conv: the layer; a subclass must compute its output as ``nn.Conv2d`` does.
-            buckets: see the class.
-            rate: see the class.
-            alpha: see the class.
-            beta: see the class.
-            seed: see the class.
             init: ``"fit"`` takes the nearest values
                 (`sketchlayers.decompose.hashed_least_squares`), ``"random"`` those of a new layer.
-            second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
-                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
-            sensitivity: weight of the output's errors, ``(d1,)``, or a matrix for each group
-                ``(groups, T, T)`` with ``T = d1 / groups``, ``(T, T)`` for one.
-
-        Raises:
-            RuntimeError: a second moment or a sensitivity of another shape.
-            TypeError: not a convolution of this kind.
-            ValueError: NaN or infinite weights or moments, moments without a fit, or arguments that
-                the class refuses.
         """
-        refuse_other_layers(cls.__name__, conv, nn.Conv2d)
-        arguments = Geometry.of(conv).arguments() | {
-            "buckets": buckets,
-            "rate": rate,
-            "alpha": alpha,
-            "beta": beta,
-            "seed": seed,
-        }
-        return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
+        return cls._from_dense(conv, options, init, second_moment, sensitivity)
 
     def options(self) -> dict[str, Any]:
         """As `Configured.options`."""

@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from sketchlayers import _extension, ops
 from sketchlayers._runtime.parallel import check_whole
 from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased_sketch
-from sketchlayers.decompose._checks import check_finite
 from sketchlayers.nn._autocast import autocast_type
 from sketchlayers.nn._cache import WeightCache
-from sketchlayers.nn._checks import checked_rate, one_of, whole_number
+from sketchlayers.nn._checks import check_one_given, checked_rate, one_of, whole_number
 from sketchlayers.nn._export import constant, exporting
-from sketchlayers.nn._geometry import memory_format
 from sketchlayers.nn._groups import sensitivity_by_group
+from sketchlayers.nn._layer import CompressedLayer, Device
 from sketchlayers.nn.sketch import _onnx
-from sketchlayers.nn.sketch._sizes import rank_for_rate, sketch_rate
+from sketchlayers.nn.sketch._sizes import rank_for_rate
 from sketchlayers.ops import Mixing, Path
 
 Scale = Literal["paper", "normalized"] | float
@@ -30,12 +28,38 @@ Frame = Literal["signs"] | None
 Signs = Literal["rademacher", "hadamard"]
 Init = Literal["fit", "unbiased", "random"]
 
-Dense = TypeVar("Dense", nn.Conv2d, nn.Linear)
-
 # Number of the frame's sign matrix for group 0: part of the file format (see `ops.sign_matrix`).
 _FRAME_MATRIX = 2**31 + 2**30
 
 _KEPT_REASON = "the dense weight is kept from call to call in eval mode without gradients"
+
+
+_DOCUMENTED = """\
+        scale: the factor of the sum: ``"paper"`` is ``1/(2l)``; ``"normalized"`` is ``1/sqrt(2l)``,
+            for which a step of SGD moves ``W_hat`` as far as it moves a dense weight; or a number.
+        blocks: equal parts of the inputs and of the outputs of each group that have signs of their
+            own: ``U1_i`` for each block of the inputs, ``U2_i`` for each block of the outputs. It
+            has the same parameters and the same variance, but the rank of ``W_hat`` may be
+            ``blocks`` times ``2 l k``, and it trains much better, for ``blocks`` times the
+            operations with signs. 1 is the paper's layer.
+        signs: ``"rademacher"``, independent random signs, or ``"hadamard"``, rows of a randomised
+            Hadamard transform, which are orthogonal (named in the paper as a possible gain).
+        frame: ``"signs"`` multiplies the sum by fixed random signs, made from the seed.
+        seed: decides all signs; ``None`` draws it from PyTorch's default generator.
+"""
+
+
+class SketchOptions(TypedDict, total=False):
+    """Arguments of `SKLinear` after those of ``nn.Linear``."""
+
+    rank: int | None
+    num_sketches: int
+    rate: float | None
+    scale: Scale
+    blocks: int
+    signs: Signs
+    frame: Frame
+    seed: int | None
 
 
 class Plan(NamedTuple):
@@ -59,7 +83,7 @@ class Plan(NamedTuple):
     dense_multiply_adds: float
 
 
-class SketchLayer(WeightCache):
+class SketchLayer(WeightCache, CompressedLayer):
     """A layer with ``W_hat = c * frame o (A S1 + S2 B)`` in place of its weight.
 
     With more than one block every block of the inputs has its own ``A``, and every block of the
@@ -86,6 +110,8 @@ class SketchLayer(WeightCache):
     """
 
     _needs_extension = True
+    _documented = _DOCUMENTED
+    _inits = ("fit", "unbiased", "random")
     _trained = ("s1", "s2")
     _fixed = ("u1", "u2", "frame_signs")
 
@@ -97,25 +123,21 @@ class SketchLayer(WeightCache):
     frame_signs: Tensor | None
     fit_error: float | None
 
-    def __init__(
+    def _construct(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel: tuple[int, ...],
-        groups: int,
         bias: bool,
-        *,
-        rank: int | None,
-        num_sketches: int,
-        rate: float | None,
-        mixing: Mixing,
-        scale: Scale,
-        blocks: int,
-        signs: Signs,
-        frame: Frame,
-        seed: int | None,
-        device: torch.device | str | int | None,
+        device: Device,
         dtype: torch.dtype | None,
+        *,
+        rank: int | None = None,
+        num_sketches: int = 1,
+        rate: float | None = None,
+        mixing: Mixing = "spatial",
+        scale: Scale = "paper",
+        blocks: int = 1,
+        signs: Signs = "rademacher",
+        frame: Frame = None,
+        seed: int | None = None,
     ) -> None:
         owner = type(self).__name__
         num_sketches = whole_number(owner, "num_sketches", num_sketches)
@@ -123,18 +145,17 @@ class SketchLayer(WeightCache):
         blocks = whole_number(owner, "blocks", blocks)
         one_of(owner, "signs", signs, ("rademacher", "hadamard"))
         one_of(owner, "frame", frame, (None, "signs"))
-        if in_channels // groups % blocks or out_channels // groups % blocks:
+        inputs, outputs, groups = self._group_inputs, self._group_outputs, self._groups
+        if inputs % blocks or outputs % blocks:
             raise ValueError(
                 f"{owner}: blocks must divide the inputs and the outputs of a group "
-                f"(got blocks={blocks}, inputs={in_channels // groups}, "
-                f"outputs={out_channels // groups})"
+                f"(got blocks={blocks}, inputs={inputs}, outputs={outputs})"
             )
         factor = scale_factor(owner, scale, num_sketches)
-        height_width = (kernel[0], kernel[1]) if kernel else (1, 1)
-        rank = _resolve_rank(
-            owner, in_channels, out_channels, height_width, groups, bias, rank, num_sketches, rate
-        )
-        super().__init__(seed, device)
+        height, width = self._kernel or (1, 1)
+        sizes = (groups * inputs, groups * outputs, (height, width))
+        rank = _resolve_rank(owner, sizes, groups, bias, rank, num_sketches, rate)
+        WeightCache.__init__(self, seed, device)
         self.rank = rank
         self.num_sketches = num_sketches
         self.mixing: Mixing = mixing
@@ -142,27 +163,13 @@ class SketchLayer(WeightCache):
         self.blocks = blocks
         self.signs: Signs = signs
         self.frame: Frame = frame
-        self.rate = sketch_rate(
-            in_channels,
-            out_channels,
-            height_width,
-            rank=rank,
-            num_sketches=num_sketches,
-            groups=groups,
-            bias=bias,
-        )
         self._path: Path = "auto"
-        self._groups = groups
-        self._kernel = kernel
-        self._group_inputs = in_channels // groups
-        self._group_outputs = out_channels // groups
-
         stacked = num_sketches * rank
-        s1 = torch.empty(groups * stacked, self._group_inputs, *kernel, device=device, dtype=dtype)
-        s2 = torch.empty(out_channels, stacked, *kernel, device=device, dtype=dtype)
+        s1 = torch.empty(groups * stacked, inputs, *self._kernel, device=device, dtype=dtype)
+        s2 = torch.empty(groups * outputs, stacked, *self._kernel, device=device, dtype=dtype)
         self.s1, self.s2 = nn.Parameter(s1), nn.Parameter(s2)
         if bias:
-            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(groups * outputs, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         for name in ("u1", "u2", "frame_signs"):
@@ -191,9 +198,12 @@ class SketchLayer(WeightCache):
                 nn.init.uniform_(self.bias, -bound, bound)
 
     @property
-    def _patch(self) -> int:
-        """``n``, the number of inputs of one output."""
-        return self._group_inputs * math.prod(self._kernel)
+    def _group_inputs(self) -> int:
+        return self._weight_shape[1]
+
+    @property
+    def _group_outputs(self) -> int:
+        return self._weight_shape[0] // self._groups
 
     @property
     def _mixed(self) -> tuple[int, int]:
@@ -224,11 +234,6 @@ class SketchLayer(WeightCache):
     @property
     def _needs_folded(self) -> bool:
         return self.frame is not None
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, as `dense_weight` gives it. Read-only; train ``s1`` and ``s2``."""
-        return self.dense_weight()
 
     def dense_weight(self) -> Tensor:
         """``W_hat`` in the shape of the dense weight, differentiable in ``s1`` and ``s2``.
@@ -403,44 +408,26 @@ class SketchLayer(WeightCache):
         self._sizes(input.shape)  # raises for a shape that does not fit
         return self._path != "factored"
 
-    @classmethod
-    def _from_dense(
-        cls,
-        dense: nn.Conv2d | nn.Linear,
-        arguments: dict[str, Any],
-        init: Init,
+    def _weight_parameters(self) -> list[nn.Parameter]:
+        return [self.s1, self.s2]
+
+    def _fit(
+        self,
+        weight: Tensor,
+        init: str,
         second_moment: Tensor | None,
         sensitivity: Tensor | None,
-    ) -> Self:
-        """A layer in place of ``dense``; ``arguments`` are those of the constructor."""
-        owner = cls.__name__
-        one_of(owner, "init", init, ("fit", "unbiased", "random"))
-        for name, tensor in (("second_moment", second_moment), ("sensitivity", sensitivity)):
-            if tensor is not None and init != "fit":
-                raise ValueError(
-                    f"{owner}: {name} must be None unless init is 'fit' (got init={init!r})"
-                )
-        weight = dense.weight.detach()
-        layer = skip_init(
-            cls, **arguments, bias=dense.bias is not None, device=weight.device, dtype=weight.dtype
-        )
-        layer.to(memory_format=memory_format(weight))
-        if init == "random":
-            layer.reset_parameters()
-        elif not weight.is_meta:  # without values there is nothing to fit
-            check_finite(owner, f"weight of {type(dense).__name__}", weight)
-            layer._take(layer._factors(weight, init, second_moment, sensitivity))
-        if layer.bias is not None and dense.bias is not None:
-            layer.bias.detach().copy_(dense.bias.detach())
-            layer.bias.requires_grad_(dense.bias.requires_grad)
-        layer.s1.requires_grad_(dense.weight.requires_grad)
-        layer.s2.requires_grad_(dense.weight.requires_grad)
-        return layer.train(dense.training)
+        **how: Any,
+    ) -> float:
+        factors = self._factors(weight, init, second_moment, sensitivity)
+        self.s1.detach().copy_(factors.s1)
+        self.s2.detach().copy_(factors.s2)
+        return factors.relative_error
 
     def _factors(
         self,
         weight: Tensor,
-        init: Init,
+        init: str,
         second_moment: Tensor | None,
         sensitivity: Tensor | None,
     ) -> SketchFactors:
@@ -472,26 +459,6 @@ class SketchLayer(WeightCache):
             return None
         shape = (self.s2.shape[0], self._group_inputs, *self._kernel)
         return ops.unpack_signs(signs, self._patch, dtype=torch.float64).reshape(shape)
-
-    def _take(self, factors: SketchFactors) -> None:
-        self.s1.detach().copy_(factors.s1)
-        self.s2.detach().copy_(factors.s2)
-        self.fit_error = factors.relative_error
-
-    def _fold_into(self, dense_class: type[Dense], arguments: dict[str, Any]) -> Dense:
-        """The dense layer with this layer's weight; ``arguments`` are those of its constructor."""
-        device, dtype = self.s1.device, self.s1.dtype
-        dense = skip_init(
-            dense_class, **arguments, bias=self.bias is not None, device=device, dtype=dtype
-        )
-        dense.to(memory_format=memory_format(self.s1))
-        with torch.no_grad():
-            dense.weight.copy_(self.dense_weight())
-            dense.weight.requires_grad_(self.s1.requires_grad or self.s2.requires_grad)
-            if self.bias is not None:
-                dense.bias.copy_(self.bias)
-                dense.bias.requires_grad_(self.bias.requires_grad)
-        return dense.train(self.training)
 
     def config(self) -> dict[str, Any]:
         """As `Configured.config`, and ``path`` unless it is chosen for each call."""
@@ -560,24 +527,30 @@ def scale_factor(owner: str, scale: Scale, num_sketches: int) -> float:
 
 def _resolve_rank(
     owner: str,
-    in_channels: int,
-    out_channels: int,
-    kernel: tuple[int, int],
+    sizes: tuple[int, int, tuple[int, int]],
     groups: int,
     bias: bool,
     rank: int | None,
     num_sketches: int,
     rate: float | None,
 ) -> int:
-    if (rank is None) == (rate is None):
-        raise ValueError(
-            f"{owner}: exactly one of rank and rate must be given (got rank={rank}, rate={rate})"
-        )
+    """The rank that was given, checked, or that nearest to the rate.
+
+    Args:
+        owner: name of the caller, for messages.
+        sizes: input and output channels, and the kernel.
+        groups: number of groups.
+        bias: whether there is one.
+        rank: None if a rate is given.
+        num_sketches: ``l``.
+        rate: None if a rank is given.
+    """
+    check_one_given(owner, "rank", rank, rate)
     if rate is not None:
         rate = checked_rate(owner, rate)
     if rank is not None:
         rank = whole_number(owner, "rank", rank)
-    largest = min(in_channels, out_channels) // groups
+    largest = min(sizes[:2]) // groups
     if num_sketches * (rank or 1) > largest:
         raise ValueError(
             f"{owner}: num_sketches * rank must be at most min(inputs, outputs) / groups = "
@@ -586,12 +559,4 @@ def _resolve_rank(
     if rank is not None:
         return rank
     assert rate is not None
-    return rank_for_rate(
-        in_channels,
-        out_channels,
-        kernel,
-        rate=rate,
-        num_sketches=num_sketches,
-        groups=groups,
-        bias=bias,
-    )
+    return rank_for_rate(*sizes, rate=rate, num_sketches=num_sketches, groups=groups, bias=bias)

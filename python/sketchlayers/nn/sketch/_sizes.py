@@ -41,25 +41,6 @@ def sketch_parameters(
     return per_channel * (in_channels + out_channels) + (out_channels if bias else 0)
 
 
-def sketch_rate(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: tuple[int, int] = (1, 1),
-    *,
-    rank: int,
-    num_sketches: int = 1,
-    groups: int = 1,
-    bias: bool = True,
-) -> float:
-    """Parameters of the sketched layer over those of the dense one, bias included in both."""
-    after = sketch_parameters(
-        in_channels, out_channels, kernel_size, rank=rank, num_sketches=num_sketches, bias=bias
-    )
-    return after / dense_parameters(
-        in_channels, out_channels, kernel_size, groups=groups, bias=bias
-    )
-
-
 def fitting_blocks(in_channels: int, out_channels: int, *, blocks: int, groups: int = 1) -> int:
     """The largest number up to ``blocks`` that divides inputs and outputs of a group."""
     common = math.gcd(in_channels // groups, out_channels // groups)
