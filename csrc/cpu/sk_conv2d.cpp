@@ -15,11 +15,6 @@ at::Tensor dense_images(const at::Tensor& images) {
   return in_format(images, images.suggest_memory_format());
 }
 
-template <typename T, typename Tensor>
-cpu::ImageView<T> view(Tensor&& images, T* data) {
-  return {data, images.stride(0), images.stride(1), images.stride(2), images.stride(3)};
-}
-
 class Geometry {
  public:
   Geometry(const at::Tensor& input, at::IntArrayRef output_sizes, const Sketch& sketch,
@@ -44,6 +39,14 @@ class Geometry {
   void merge_images() {
     rows.input = rows.output = rows.output * images;
     images = 1;
+  }
+
+  // The images as the kernels take them.
+  template <typename T>
+  cpu::ImageView<T> view(const at::Tensor& tensor, T* data) const {
+    const cpu::ImageView<T> view{data, tensor.stride(0), tensor.stride(1), tensor.stride(2),
+                                 tensor.stride(3)};
+    return pointwise ? view.in_one_column() : view;
   }
 
   int64_t images;
@@ -80,12 +83,8 @@ bool together(const at::Tensor& images) {
 template <typename T>
 void run(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& samplings,
          const Geometry& geometry, const at::Tensor& input, const at::Tensor& output) {
-  auto source = view<const T>(input, input.const_data_ptr<T>());
-  auto target = view<T>(output, output.mutable_data_ptr<T>());
-  if (geometry.pointwise) {
-    source = source.in_one_column();
-    target = target.in_one_column();
-  }
+  const auto source = geometry.view(input, input.const_data_ptr<T>());
+  const auto target = geometry.view(output, output.mutable_data_ptr<T>());
   for (const cpu::Sampling& sampling : samplings) cpu::run<T>(conv, sampling, source, target);
 }
 
@@ -123,20 +122,6 @@ at::Tensor input_gradient(const at::Tensor& grad, const at::Tensor& input,
   return in_format(result, format);
 }
 
-void parameter_gradients(const cpu::TwoSidedGradient& gradient, const Geometry& geometry,
-                         const at::Tensor& grad, const at::Tensor& input) {
-  for_type(input.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    auto source = view<const T>(input, input.const_data_ptr<T>());
-    auto target = view<const T>(grad, grad.const_data_ptr<T>());
-    if (geometry.pointwise) {
-      source = source.in_one_column();
-      target = target.in_one_column();
-    }
-    cpu::run<T>(gradient, target, source);
-  });
-}
-
 LayerGradients sk_conv2d_factored_backward_cpu(const ConvBackwardCall& call) {
   const auto& [grad, input, tensors, output_mask, arguments, sketch_arguments] = call;
   const auto& [s1, s2, u1, u2] = tensors;
@@ -168,7 +153,11 @@ LayerGradients sk_conv2d_factored_backward_cpu(const ConvBackwardCall& call) {
     at::Tensor first, second;
     if (output_mask[1]) first = parameter(s1, gradient.grad_s1);
     if (output_mask[2]) second = parameter(s2, gradient.grad_s2);
-    parameter_gradients(gradient, geometry, grads, images);
+    for_type(input.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      cpu::run<T>(gradient, geometry.view(grads, grads.const_data_ptr<T>()),
+                  geometry.view(images, images.const_data_ptr<T>()));
+    });
     if (output_mask[1]) grad_s1 = finished(first, s1);
     if (output_mask[2]) grad_s2 = finished(second, s2);
   }
