@@ -112,7 +112,7 @@ def sequential(net: Net, sample: Sample, **ranks: object) -> dict:
     return fit_one_after_the_other(
         net,
         choices(net, **ranks),
-        {},
+        {name: Norm() for name in ranks},
         sample,
         plan_replays(net, list(ranks), sample.calls()),
         ALONE,

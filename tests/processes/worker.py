@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sketchlayers
 from sketchlayers._runtime.parallel import whole
-from sketchlayers.compression.pipeline import Job
+from sketchlayers.compression import pipeline
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "spatial": ("sketch", {}),
@@ -393,7 +393,7 @@ def check_a_failure_in_the_middle_is_one_in_all(rank: int, out: Path) -> None:
     with raises(ValueError, "all processes must have the same network"):
         sketchlayers.compress(dense, "svd", rate=0.6, calibration=[part(IMAGES, rank)])
     sketchlayers.broadcast_model(dense)
-    broken = mock.patch.object(Job, "_fit", side_effect=MemoryError("out of memory"))
+    broken = mock.patch.object(pipeline, "fit", side_effect=MemoryError("out of memory"))
     kind, text = MemoryError, "out of memory"
     if rank == 0:
         broken = contextlib.nullcontext()  # type: ignore[assignment]

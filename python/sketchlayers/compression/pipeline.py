@@ -515,16 +515,12 @@ def _fit_in_sequence(
             f"{sample.images} of {images.sample.images} images took part in the sequential fit: "
             f"memory_budget={task.memory_budget}, {size} bytes an image"
         )
-    weights = {
-        name: norm.sensitivity
-        for name, norm in measured.norms.items()
-        if norm.sensitivity is not None and task.settings.weighted_fit
-    }
+    norms = {name: _norm_of_fit(task, measured.norms[name]) for name in choices}
     with progress_bar("fitting", len(choices), unit="layer", show=task.progress) as bar:
         done = fit_one_after_the_other(
             task.model,
             choices,
-            weights,
+            norms,
             sample,
             measured.plan,
             task.processes,

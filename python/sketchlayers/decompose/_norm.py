@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ._checks import check_finite, check_shape
 
@@ -158,6 +159,9 @@ def as_moment(owner: str, name: str, moment: Tensor, *, is_diagonal: bool = Fals
         TypeError: not floating point.
         ValueError: NaN or infinite entries, not symmetric, negative diagonal entries.
     """
+    if not is_diagonal and _last_checked.is_of(moment):
+        return moment.detach()
+    given = moment
     check_finite(owner, name, moment)
     moment = moment.detach().double()
     asymmetry = 0.0 if is_diagonal else _asymmetry(moment)
@@ -168,7 +172,40 @@ def as_moment(owner: str, name: str, moment: Tensor, *, is_diagonal: bool = Fals
         raise ValueError(
             f"{owner}: {name} must be positive semidefinite (got {smallest:.3g} on the diagonal)"
         )
-    return (moment + moment.mT) / 2 if asymmetry else moment
+    if asymmetry:
+        return (moment + moment.mT) / 2
+    if not is_diagonal and given.dtype == torch.float64:
+        _last_checked.note(given)
+    return moment
+
+
+class _LastChecked:
+    """Knows the last moment that was found to be one: checks of a large one take their time."""
+
+    def __init__(self) -> None:
+        self._storage: StorageWeakRef | None = None  # while it is known, its address is not reused
+        self._facts: tuple[object, ...] = ()
+
+    def note(self, moment: Tensor) -> None:
+        """Takes a moment that has passed all checks."""
+        if not moment.is_inference():
+            self._storage = StorageWeakRef(moment.untyped_storage())
+            self._facts = self._facts_of(moment)
+
+    def is_of(self, moment: Tensor) -> bool:
+        """Tells whether the moment is that one, and has not been written to."""
+        return (
+            self._storage is not None
+            and not moment.is_inference()
+            and moment.untyped_storage()._cdata == self._storage.cdata
+            and self._facts_of(moment) == self._facts
+        )
+
+    def _facts_of(self, moment: Tensor) -> tuple[object, ...]:
+        return moment.dtype, moment.shape[-2:], moment.numel(), moment.data_ptr(), moment._version
+
+
+_last_checked = _LastChecked()
 
 
 def _asymmetry(matrix: Tensor) -> float:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression.calibration.moments import NonFiniteError
-from sketchlayers.compression.fitting.layer import Choice, Fitted, approximate, naming
+from sketchlayers.compression.fitting.layer import Choice, Fitted, Norm, approximate, naming
 from sketchlayers.compression.fitting.target import Target, TargetSums
 from sketchlayers.surgery.replay import Plan, Replays
 from sketchlayers.surgery.sample import Sample
@@ -21,7 +21,7 @@ from sketchlayers.surgery.sample import Sample
 def fit_one_after_the_other(
     model: nn.Module,
     choices: Mapping[str, Choice],
-    sensitivities: Mapping[str, Tensor],
+    norms: Mapping[str, Norm],
     sample: Sample,
     plan: Plan | None,
     processes: Processes,
@@ -35,8 +35,8 @@ def fit_one_after_the_other(
     Args:
         model: the original; it does not change.
         choices: by name, in that order; layers that a call of the model reaches at most once.
-        sensitivities: by name, ``(groups, T, T)``; of layers that have none all outputs count
-            alike.
+        norms: of the layers, by name: moments in the original network, and what errors of outputs
+            count.
         sample: the images.
         plan: of forward calls of the model, by batches of the sample.
         processes: whose images are summed up.
@@ -57,12 +57,14 @@ def fit_one_after_the_other(
     for name, layer in fitted.items():
         actual.replace(name, layer)
     for name, choice in choices.items():
-        target = _target(name, choice.layer, originals, actual, processes)
+        norm = norms[name]
+        if done or fitted or norm.moments is None:
+            target = _target(name, choice.layer, originals, actual, processes)
+        else:  # its inputs are those that it has in the original network
+            target = Target.of_weight(choice.layer, norm.moments)
         if target is not None:
             with naming(name):
-                module = approximate(
-                    choice, target, sensitivities.get(name), correct_bias=correct_bias
-                )
+                module = approximate(choice, target, norm.sensitivity, correct_bias=correct_bias)
             done[name] = Fitted(module, target.relative_error(choice.layer, module))
             actual.replace(name, module)
         advance(1)

@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_weight
 
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression.calibration.moments import LayerMoments, MomentSums, exactly
-from sketchlayers.compression.calibration.patches import PatchGeometry
+from sketchlayers.compression.calibration.patches import PART_POSITIONS, PatchGeometry
 from sketchlayers.decompose import corrected_weight
 
 _IMAGES = 32
@@ -137,9 +137,14 @@ class TargetSums:
         with exactly(actual.device):
             # A convolution takes one image without an axis for images too.
             alone = isinstance(self._layer, nn.Conv2d) and actual.ndim == 3
-            size = len(actual) if alone else _IMAGES
+            size = len(actual) if alone else self._images_at_once(actual)
             for before, now in zip(original.split(size), actual.split(size), strict=True):
                 self._add(before, now)
+
+    def _images_at_once(self, inputs: Tensor) -> int:
+        if isinstance(self._layer, nn.Linear):
+            return max(1, PART_POSITIONS * len(inputs) * inputs.shape[-1] // max(1, inputs.numel()))
+        return _IMAGES
 
     def _add(self, original: Tensor, actual: Tensor) -> None:
         layer, shape = self._layer, self._cross.shape
