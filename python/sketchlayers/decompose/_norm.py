@@ -174,13 +174,17 @@ def as_moment(owner: str, name: str, moment: Tensor, *, is_diagonal: bool = Fals
         )
     if asymmetry:
         return (moment + moment.mT) / 2
-    if not is_diagonal and given.dtype == torch.float64:
+    if not is_diagonal and given.dtype == torch.float64 and given.numel() >= _LARGE:
         _last_checked.note(given)
     return moment
 
 
+_LARGE = 1 << 20
+"""Entries from which on a moment that has been checked is remembered."""
+
+
 class _LastChecked:
-    """Knows the last moment that was found to be one: checks of a large one take their time."""
+    """Knows the last large moment that was found to be one: its checks take their time."""
 
     def __init__(self) -> None:
         self._storage: StorageWeakRef | None = None  # while it is known, its address is not reused
