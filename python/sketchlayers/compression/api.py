@@ -129,7 +129,7 @@ def compress(
             before a pattern) and leaves all others as they are.
         flops_rate: fraction of the multiply-adds of convolutions and linear layers that is kept;
             instead of ``rate``.
-        latency_rate: fraction of the time that is kept, for one image (or ``example_inputs``) on
+        latency_rate: fraction of the time that is kept, for one batch (or ``example_inputs``) on
             this machine, measured layer by layer; instead of ``rate``.
         calibration: batches of images (tensors, tuples that begin with them, or dicts), a few
             thousand images altogether, or the `Calibration` of some. With the latter, everything
@@ -137,8 +137,8 @@ def compress(
             ``reestimate_batch_norm``, ``refine``, and the report's ``output_change``.
         example_inputs: inputs of one call of the model: a tensor, a tuple of arguments or a dict of
             keyword arguments. A copy of the model runs on them once, in eval mode, which tells the
-            order of execution, the multiply-adds, and which layers are never called. None: the
-            first calibration image.
+            order of execution, the multiply-adds, and, without images, which layers are never
+            called. None: the first calibration batch.
         layers: names or glob patterns of the layers that may be replaced, such as ``"layer4.*"``;
             None: all.
         filter_fn: function that tells whether to replace a layer: ``filter_fn(module, name)`` is

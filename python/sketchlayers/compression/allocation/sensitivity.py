@@ -5,7 +5,7 @@ by ``J d``. With ``F = E[sum over positions of J^T J]`` the expected square of t
 ``tr(F E[d d^T])``, errors at different positions taken as independent: the norm in which errors of
 a layer count for what they do to the network. No labels are needed. (With the Jacobian of a loss
 in place of the outputs' this is the Fisher information, by which fits came out worse than without
-any weight: ``experiments/fisher.py``.)
+any weight: ``experiments/studies/fisher.py``.)
 
 ``J^T J`` is not formed: for random signs ``v``, ``E[(J^T v)(J^T v)^T] = J^T J``, and ``J^T v`` is
 one backward pass.
