@@ -11,10 +11,13 @@ from sketchlayers.compression.allocation.allocate import (
     Choices,
     Option,
     least_damage,
-    smallest,
     total,
     uniform,
 )
+
+
+def smallest(layers: list[Choices]) -> float:
+    return sum(layer.at(layer.ranks[0]) for layer in layers)
 
 
 def linear(name: str, dense: int, per_rank: int, kept: int = 0) -> Choices:

@@ -94,11 +94,6 @@ def total(layers: Sequence[Choices], ranks: Mapping[str, Rank | None]) -> float:
     return sum(layer.at(ranks[layer.name]) for layer in layers)
 
 
-def smallest(layers: Sequence[Choices]) -> float:
-    """Returns the cost of the layers together when each has its smallest rank."""
-    return sum(layer.at(layer.ranks[0]) for layer in layers)
-
-
 def _refine(layers: Sequence[Choices], ranks: Ranks, budget: float) -> Ranks:
     ranks = dict(ranks)
     missing = budget - total(layers, ranks)
