@@ -214,6 +214,9 @@ def test_batches_stay_whole() -> None:
     assert sizes == {64}
     rows = {row.name: row for row in report.layers}
     assert rows["a"].multiply_adds_before == 32 * 64  # for one image
+    with pytest.raises(RuntimeError) as failed:
+        smaller(Fixed(), batches(), refine=True)
+    assert any("refine calls the model with 32 images" in x for x in failed.value.__notes__)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 100.0])

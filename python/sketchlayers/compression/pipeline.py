@@ -37,7 +37,7 @@ from sketchlayers.compression.finishing.batch_norms import (
     measured_batch_norms,
     put_buffers,
 )
-from sketchlayers.compression.finishing.refine import refine
+from sketchlayers.compression.finishing.refine import Refined, Refinement, refine
 from sketchlayers.compression.fitting.layer import (
     Choice,
     Fitted,
@@ -581,22 +581,39 @@ def _finish(
             change, statistics = _reestimate(task, images, small, outputs, change, log)
     if task.settings.refinement is not None:
         with log.stage("refinement"):
-            done = refine(
-                evaluation_copy(task.model),
-                small,
-                list(swaps.values()),
-                images.sample,
-                task.settings.refinement,
-                task.processes,
-                seed=task.settings.seed,
-                progress=task.progress,
-            )
+            done = _refine(task, task.settings.refinement, images, small, swaps)
         log.notes.append(
             f"refined for {done.epochs} epochs: on held-out images the outputs change by "
             f"{done.after:.3f} instead of {done.before:.3f}"
         )
         change = _change(outputs, small, log)
     return change, statistics
+
+
+def _refine(
+    task: Task,
+    settings: Refinement,
+    images: Images,
+    small: nn.Module,
+    swaps: Mapping[nn.Module, nn.Module],
+) -> Refined:
+    try:
+        return refine(
+            evaluation_copy(task.model),
+            small,
+            list(swaps.values()),
+            images.sample,
+            settings,
+            task.processes,
+            seed=task.settings.seed,
+            progress=task.progress,
+        )
+    except Exception as error:
+        error.add_note(
+            f"(compress: refine calls the model with {settings.batch_size} images at a time, "
+            "whatever the loader does; Refinement(batch_size=...) changes that)"
+        )
+        raise
 
 
 def _change(outputs: OriginalOutputs | None, small: nn.Module, log: Log) -> float | None:
