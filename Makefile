@@ -251,6 +251,7 @@ dist-test: dist ## those wheels at work in an environment with nothing but what 
 	$(DIST_TEST)/bin/pip install --quiet --force-reinstall --no-deps dist/*-none-any.whl
 	cd $(DIST_TEST) && bin/sketchlayers doctor && \
 		bin/python -W error $(CURDIR)/tests/build/installed.py --without-extension
+	rm -rf $(DIST_TEST) # several gigabytes of PyTorch
 
 clean: ## delete what was built; the environment stays
 	rm -rf build dist python/sketchlayers/*.so python/*.egg-info $(STAMPS)/installed

@@ -26,7 +26,8 @@ from sketchlayers._version import __version__
 if TYPE_CHECKING:
     from sketchlayers.checkpoint import load, save
     from sketchlayers.compression import compress, fold, inspect
-    from sketchlayers.compression.calibration.calibrate import Calibration, calibrate
+    from sketchlayers.compression.calibration.calibrate import calibrate
+    from sketchlayers.compression.calibration.calibration import Calibration
     from sketchlayers.distributed import broadcast_model
     from sketchlayers.inference import clear_cache, optimize_for_inference
     from sketchlayers.nn import (
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
 # whose compiled extension, or whose PyTorch, does not load.
 _PUBLIC = {
-    "Calibration": "sketchlayers.compression.calibration.calibrate",
+    "Calibration": "sketchlayers.compression.calibration.calibration",
     "CPConv2d": "sketchlayers.nn",
     "DictionaryConv2d": "sketchlayers.nn",
     "DictionaryLinear": "sketchlayers.nn",

@@ -555,7 +555,7 @@ def test_saving_fails_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         Path(str(args[1])).write_text("half of it")
         raise OSError("no space left")
 
-    monkeypatch.setattr("sketchlayers.compression.calibration.calibrate.save_file", half)
+    monkeypatch.setattr("sketchlayers.compression.calibration.file.save_file", half)
     with pytest.raises(OSError, match="no space left"):
         calibrate(Small(), batches(1)).save(path)
     assert list(tmp_path.iterdir()) == [path]

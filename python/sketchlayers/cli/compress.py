@@ -44,7 +44,7 @@ from sketchlayers.cli.options import (
 )
 from sketchlayers.compression.api import compress
 from sketchlayers.compression.arguments import Sensitivity
-from sketchlayers.compression.calibration.calibrate import Calibration
+from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.finishing.refine import Refinement
 from sketchlayers.reports.plot import check_picture
 from sketchlayers.reports.report import Report

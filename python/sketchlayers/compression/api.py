@@ -24,10 +24,12 @@ from sketchlayers.compression.arguments import (
     checked_rates,
 )
 from sketchlayers.compression.arguments import settings as checked_settings
-from sketchlayers.compression.calibration.calibrate import MEMORY_BUDGET, Calibration
+from sketchlayers.compression.calibration.calibrate import MEMORY_BUDGET
+from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.calibration.images import Images
 from sketchlayers.compression.finishing.refine import Refinement
-from sketchlayers.compression.pipeline import Outcome, Task, run
+from sketchlayers.compression.pipeline import Outcome, run
+from sketchlayers.compression.stages.task import Task
 from sketchlayers.compression.survey.layers import (
     Layer,
     multiply_adds,

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from sketchlayers._runtime.files import check_safetensors, shortened, written_whole
 from sketchlayers._runtime.processes import Processes
 from sketchlayers._runtime.progress import progress_bar
-from sketchlayers._version import __version__
-from sketchlayers.compression.calibration.moments import LayerMoments, MomentSums, NonFiniteError
-from sketchlayers.compression.calibration.patches import Padding, PatchGeometry
+from sketchlayers.compression.calibration.calibration import Calibration
+from sketchlayers.compression.calibration.moments import (
+    LayerMoments,
+    MomentSums,
+    NonFiniteError,
+    pooled_moments,
+)
+from sketchlayers.compression.calibration.patches import PatchGeometry
 from sketchlayers.compression.calibration.products import working_bytes
-from sketchlayers.compression.survey.layers import _find_layers
+from sketchlayers.compression.survey.layers import dense_layers
 from sketchlayers.compression.survey.reasons import Reason, unusual_layer
 from sketchlayers.compression.survey.selection import (
     FilterFunction,
@@ -34,7 +33,7 @@ from sketchlayers.compression.survey.selection import (
     patterns_of,
     suggestion,
 )
-from sketchlayers.reports.table import Footnotes, Table, quantity
+from sketchlayers.reports.table import quantity
 from sketchlayers.surgery.batches import (
     Forward,
     batches_in,
@@ -48,216 +47,8 @@ from sketchlayers.surgery.batches import (
 )
 from sketchlayers.surgery.evaluation import evaluating, random_numbers, same_random_numbers
 
-__all__ = ["MEMORY_BUDGET", "Calibration", "LayerMoments", "calibrate"]
-
 MEMORY_BUDGET = 4 << 30
 """Bytes that the sums of one pass may take by default: 4 GiB."""
-ADVISED_PATCHES = 5
-"""Patches for each input that a second moment should have: with fewer it is noisy."""
-
-_FORMAT = "sketchlayers.calibration"
-_FORMAT_VERSION = "1"
-
-
-class Calibration(Mapping[str, LayerMoments]):
-    """Holds the moments of each layer's input patches by the layer's name; prints as a table.
-
-    Attributes:
-        images: how many images they were measured on.
-        missing: the other convolutions and linear layers of the model, each with the reason why it
-            has no moments.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-        >>> calibration = sketchlayers.calibrate(model, [torch.randn(16, 3, 8, 8)])
-        >>> calibration["0"].second_moment.shape
-        torch.Size([1, 27, 27])
-        >>> calibration.save("moments.safetensors")
-    """
-
-    def __init__(
-        self,
-        moments: Mapping[str, LayerMoments],
-        *,
-        images: int,
-        missing: Mapping[str, Reason] | None = None,
-    ) -> None:
-        self._moments = dict(moments)
-        self.images = images
-        self.missing = dict(missing or {})
-
-    def __getitem__(self, name: str) -> LayerMoments:
-        return self._moments[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._moments)
-
-    def __len__(self) -> int:
-        return len(self._moments)
-
-    @property
-    def advised_images(self) -> dict[str, int]:
-        """Numbers of images that layers with few patches need, by the layer's name.
-
-        A second moment needs about five patches for each input; with fewer patches than inputs it
-        is singular.
-        """
-        return {
-            name: math.ceil(self.images * ADVISED_PATCHES * moments.inputs / moments.count)
-            for name, moments in self.items()
-            if moments.count < ADVISED_PATCHES * moments.inputs
-        }
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Advice for every layer that has seen few patches: how many images would do."""
-        return tuple(
-            f"{name or 'the model'}: use at least {images:,} images (got {self.images:,}): "
-            f"{self[name].count:,} patches for {self[name].inputs:,} inputs"
-            f"{' (a singular second moment)' if self[name].count < self[name].inputs else ''}"
-            for name, images in self.advised_images.items()
-        )
-
-    def check(self, model: nn.Module) -> None:
-        """Makes sure that the moments are of this model's layers.
-
-        Raises:
-            ValueError: names, sizes, strides or the like differ; the first such layer is named.
-        """
-        layers = _layers_of(model)
-        for name, layer in layers.items():
-            if name not in self._moments and name not in self.missing:
-                _fail_check(f"layer {name!r} of the model was not calibrated")
-            if name in self._moments and not any(map(is_lazy, layer.parameters(recurse=False))):
-                _compare(name, self[name].geometry, PatchGeometry.of(layer), "the model")
-        for name in (*self._moments, *self.missing):
-            if name not in layers:
-                _fail_check(f"the model has no layer {name!r}, which was calibrated")
-
-    def merge(self, other: Calibration) -> Calibration:
-        """Joins two calibrations to that on the images of both, as one run over them would give it.
-
-        Raises:
-            ValueError: they are of different models; the first layer that differs is named.
-        """
-        known, others = (
-            {**dict.fromkeys(c._moments), **dict.fromkeys(c.missing)} for c in (self, other)
-        )
-        for name in (*known, *others):
-            if name not in known or name not in others:
-                _fail_check(f"only one of two calibrations knows layer {name!r}")
-            if name in self and name in other:
-                _compare(name, self[name].geometry, other[name].geometry, "the other one")
-        moments = {}
-        for name in known:
-            pooled = _pooled(self.get(name), other.get(name))
-            if pooled is not None:
-                moments[name] = pooled
-        missing = {name: reason for name, reason in self.missing.items() if name not in moments}
-        return Calibration(moments, images=self.images + other.images, missing=missing)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file: all of it, or nothing if that fails.
-
-        It holds "NAME.second_moment" and "NAME.mean" for each layer; the metadata tell how each
-        layer cuts its input into patches, the counts, and what is missing. Of several processes,
-        one should write.
-
-        Raises:
-            ValueError: the path does not end in ``.safetensors``.
-        """
-        check_safetensors("Calibration.save", Path(path), "")
-        tensors = {}
-        for name, moments in self.items():
-            tensors[f"{name}.second_moment"] = moments.second_moment.contiguous()
-            tensors[f"{name}.mean"] = moments.mean.contiguous()
-        layers = {
-            name: {"count": moments.count, **dataclasses.asdict(moments.geometry)}
-            for name, moments in self.items()
-        }
-        metadata = {
-            "format": _FORMAT,
-            "format_version": _FORMAT_VERSION,
-            "sketchlayers": __version__,
-            "images": str(self.images),
-            "layers": json.dumps(layers),
-            "missing": json.dumps({n: [r.kind, r.text] for n, r in self.missing.items()}),
-        }
-        with written_whole(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Reads what `save` wrote; the moments stay in the file until they are used.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is another one, or damaged; the message says what is wrong.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no such file: {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                _check_format(path, metadata)
-                return cls._parse(metadata, file)
-        except SafetensorError as error:
-            raise ValueError(
-                f"Calibration.load: {path} is no safetensors file, or damaged ({shortened(error)})"
-            ) from error
-        except _DamagedError as error:
-            raise ValueError(f"Calibration.load: {path} is damaged: {error}") from error
-
-    @classmethod
-    def _parse(cls, metadata: Mapping[str, str], file: Any) -> Calibration:
-        try:
-            layers = json.loads(metadata["layers"])
-            counts = {name: int(values.pop("count")) for name, values in layers.items()}
-            geometries = {name: _geometry(values) for name, values in layers.items()}
-            images = int(metadata["images"])
-            stored_reasons = json.loads(metadata["missing"])
-            missing = {name: _reason(value) for name, value in stored_reasons.items()}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise _DamagedError(
-                f"its metadata are wrong ({type(error).__name__}: {shortened(error)})"
-            ) from error
-        stored = set(file.keys())
-        moments = {}
-        for name, geometry in geometries.items():
-            tensors = []
-            for part in ("second_moment", "mean"):
-                if f"{name}.{part}" not in stored:
-                    raise _DamagedError(f"the {part} of layer {name!r} is missing")
-                tensors.append(file.get_tensor(f"{name}.{part}"))
-            moments[name] = LayerMoments(tensors[0], tensors[1], counts[name], geometry)
-            _check_stored(name, moments[name])
-        return cls(moments, images=images, missing=missing)
-
-    def __str__(self) -> str:
-        headers = [("", "layer"), ("", "inputs"), ("", "patches"), ("", "patches/input"), ("", "")]
-        table, marks = Table(*headers, left=1), Footnotes()
-        few = self.advised_images
-        advice = (
-            f"fewer than {ADVISED_PATCHES} patches for each input: use at least "
-            f"{max(few.values(), default=0):,} images (got {self.images:,})"
-        )
-        for name, moments in self.items():
-            groups = moments.geometry.groups
-            table.add(
-                name or "(the model)",
-                f"{groups} x {moments.inputs}" if groups > 1 else str(moments.inputs),
-                str(moments.count),
-                f"{moments.count / moments.inputs:.3g}",
-                marks.mark(advice) if name in few else "",
-            )
-        for name, reason in self.missing.items():
-            table.add(name or "(the model)", "-", "-", "-", marks.mark(reason.text))
-        size = sum(moments.second_moment.nbytes for moments in self.values())
-        summary = f"{len(self)} layers calibrated on {self.images} images, {quantity(size, 'B')}"
-        return "\n".join([str(table), "", summary, *marks.lines()])
-
-    __repr__ = __str__
 
 
 def calibrate(
@@ -355,7 +146,7 @@ def calibrate(
                 for name in names:
                     result = _take(name, sums.pop(name), processes)
                     if into is not None and name in into:
-                        result = _pooled(into[name], result)
+                        result = pooled_moments(into[name], result)
                     if result is not None:
                         moments[name] = result if len(plan.passes) == 1 else _on_disk(result)
         missing = {name: plan.missing.get(name, Reason.NEVER_CALLED) for name in plan.order}
@@ -407,7 +198,7 @@ def _prepare(
                 "(got layers= or filter_fn= too)"
             )
         into.check(model)
-    found = _layers_of(model)
+    found = dense_layers(model)
     for name, layer in found.items():
         if any(map(is_lazy, layer.parameters(recurse=False))):
             raise ValueError(
@@ -470,15 +261,6 @@ def _check_arguments(
             raise TypeError(f"calibrate: {name} must be a whole number (got {value!r})")
         if value < 1:
             raise ValueError(f"calibrate: {name} must be at least 1 (got {value})")
-
-
-def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    """All two-dimensional convolutions and linear layers, without those of compressed layers."""
-    return {
-        name: layer
-        for name, layer in _find_layers(model)
-        if isinstance(layer, nn.Conv2d | nn.Linear)
-    }
 
 
 def _left_out(
@@ -606,20 +388,6 @@ def _non_finite(name: str, found: str) -> ValueError:
     )
 
 
-def _pooled(first: LayerMoments | None, second: LayerMoments | None) -> LayerMoments | None:
-    """The moments over the patches of both."""
-    if first is None or second is None:
-        return first or second
-    count = first.count + second.count
-    share = second.count / count
-    return LayerMoments(
-        torch.lerp(first.second_moment, second.second_moment, share),
-        torch.lerp(first.mean, second.mean, share),
-        count,
-        first.geometry,
-    )
-
-
 def _on_disk(moments: LayerMoments) -> LayerMoments:
     """The moments with the large part in a temporary file, which vanishes with the tensor.
 
@@ -634,69 +402,3 @@ def _on_disk(moments: LayerMoments) -> LayerMoments:
         stored = torch.from_file(file.name, shared=True, size=matrix.numel(), dtype=matrix.dtype)
     stored.copy_(matrix.flatten())
     return dataclasses.replace(moments, second_moment=stored.view(matrix.shape))
-
-
-def _compare(name: str, ours: PatchGeometry, theirs: PatchGeometry, who: str) -> None:
-    for part in dataclasses.fields(PatchGeometry):
-        a, b = (getattr(geometry, part.name) for geometry in (ours, theirs))
-        if a != b:
-            what = part.name.replace("_", " ")
-            _fail_check(f"layer {name!r} has {what} {_plain(a)} in it and {_plain(b)} in {who}")
-
-
-def _plain(value: object) -> str:
-    return str(tuple(value)) if isinstance(value, tuple) else str(value)
-
-
-def _fail_check(what: str) -> NoReturn:
-    raise ValueError(f"Calibration: it must be of this very model (got another one: {what})")
-
-
-class _DamagedError(Exception):
-    """What is wrong with a file of moments."""
-
-
-def _geometry(values: Mapping[str, Any]) -> PatchGeometry:
-    """The geometry that JSON has made lists of."""
-    values = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
-    return PatchGeometry(**{**values, "padding": Padding(*values["padding"])})
-
-
-def _reason(stored: object) -> Reason:
-    """A reason from kind and text; the first files had the text alone."""
-    if isinstance(stored, str):
-        never = stored == Reason.NEVER_CALLED.text
-        return Reason.NEVER_CALLED if never else Reason(stored)
-    kind, text = map(str, stored)  # type: ignore[call-overload]
-    return Reason(text, kind)
-
-
-def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
-    found = metadata.get("format")
-    if found != _FORMAT:
-        raise ValueError(
-            f"Calibration.load: {path} must be a file of Calibration.save "
-            f"(got a safetensors file {f'in the format {found!r}' if found else 'of another kind'})"
-        )
-    version = metadata.get("format_version")
-    if version != _FORMAT_VERSION:
-        raise ValueError(
-            f"Calibration.load: {path} was written by sketchlayers {metadata.get('sketchlayers')} "
-            f"in version {version} of the format (this one reads {_FORMAT_VERSION}); update "
-            "sketchlayers, or calibrate again"
-        )
-
-
-def _check_stored(name: str, moments: LayerMoments) -> None:
-    groups, n = moments.geometry.groups, moments.geometry.inputs
-    for part, shape in (("second_moment", (groups, n, n)), ("mean", (groups, n))):
-        tensor = getattr(moments, part)
-        if tensor.dtype != torch.float64 or tensor.shape != shape:
-            raise _DamagedError(
-                f"the {part} of layer {name!r} must be {shape} float64 "
-                f"(got {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')})"
-            )
-    energy = moments.second_moment.diagonal(dim1=1, dim2=2)
-    sound = moments.mean.isfinite().all() and energy.isfinite().all() and (energy >= 0).all()
-    if not sound or not moments.count >= 1:
-        raise _DamagedError(f"the moments of layer {name!r} are no moments")

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from sketchlayers.compression.calibration.calibrate import Calibration, calibrate
+from sketchlayers.compression.calibration.calibrate import calibrate
+from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.surgery.batches import (
     Forward,
     call_model,

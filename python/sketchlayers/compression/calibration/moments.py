@@ -47,6 +47,20 @@ class LayerMoments:
         return self.mean.shape[1]
 
 
+def pooled_moments(first: LayerMoments | None, second: LayerMoments | None) -> LayerMoments | None:
+    """Returns the moments over the patches of both; None without any."""
+    if first is None or second is None:
+        return first or second
+    count = first.count + second.count
+    share = second.count / count
+    return LayerMoments(
+        torch.lerp(first.second_moment, second.second_moment, share),
+        torch.lerp(first.mean, second.mean, share),
+        count,
+        first.geometry,
+    )
+
+
 class MomentSums:
     """Sums up the moments of one layer's inputs: count, sums and sums of products of the patches.
 

@@ -199,6 +199,15 @@ def _find_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def dense_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns all 2-D convolutions and linear layers outside of compressed layers, by name."""
+    return {
+        name: layer
+        for name, layer in _find_layers(model)
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+
+
 def _weight_shape(layer: nn.Module) -> tuple[int, ...]:
     """Shape of the dense weight, without computing it; () if there is none or none yet."""
     if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)):

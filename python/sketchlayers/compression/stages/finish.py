@@ -1,0 +1,163 @@
+"""The last stage: the smaller network, its batch norms, refinement and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from sketchlayers.compression.allocation.costs import Costs
+from sketchlayers.compression.calibration.images import Images
+from sketchlayers.compression.calibration.outputs import OriginalOutputs
+from sketchlayers.compression.finishing.batch_norms import (
+    Statistics,
+    measured_batch_norms,
+    put_buffers,
+)
+from sketchlayers.compression.finishing.refine import Refined, Refinement, refine
+from sketchlayers.compression.stages.fit import Fits
+from sketchlayers.compression.stages.measure import Measured
+from sketchlayers.compression.stages.task import Log, Task
+from sketchlayers.compression.survey.layers import Survey
+from sketchlayers.surgery.evaluation import evaluating
+from sketchlayers.surgery.replace import evaluation_copy, replace_layers
+from sketchlayers.surgery.sample import OutputsDifferError
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The smaller network, which is made only where it has been judged or timed.
+
+    Attributes:
+        model: the original; it has not been changed.
+        swaps: what takes the place of which layer.
+        small: the smaller network; None: not made yet.
+        batch_norms: buffers that have been measured in it.
+        change: of the network's outputs, relative to them; None where it is not known.
+        latencies: seconds of one call, before and after; None unless the budget is of seconds.
+    """
+
+    model: nn.Module
+    swaps: Mapping[nn.Module, nn.Module]
+    small: nn.Module | None = None
+    batch_norms: Statistics = field(default_factory=dict)
+    change: float | None = None
+    latencies: tuple[float, float] | None = None
+
+    def result(self, *, inplace: bool) -> nn.Module:
+        """Returns the smaller model: the original one, changed, if ``inplace``.
+
+        If anything fails the original one is as it was.
+        """
+        if not inplace:
+            if self.small is not None:
+                return self.small
+            return replace_layers(self.model, self.swaps, inplace=False)
+        before = put_buffers(self.model, self.batch_norms)
+        try:
+            return replace_layers(self.model, self.swaps, inplace=True)
+        except BaseException:
+            put_buffers(self.model, before)
+            raise
+
+
+def finish(
+    task: Task, found: Survey, measured: Measured, fits: Fits, costs: Costs, log: Log
+) -> Finished:
+    """Puts the layers into a copy of the network; with images, refines and judges it."""
+    modules = {layer.name: layer.module for layer in found.layers}
+    swaps = {modules[name]: fitted.module for name, fitted in fits.layers.items()}
+    small, statistics, change, latencies = None, Statistics(), None, None
+    if task.images is not None:
+        small = replace_layers(task.model, swaps, inplace=False)
+        with evaluating(small):
+            change, statistics = _finish(task, task.images, small, swaps, measured.outputs, log)
+        put_buffers(small, statistics)
+    if task.budget is not None and task.budget.unit == "seconds":
+        if small is None:
+            small = replace_layers(task.model, swaps, inplace=False)
+        latencies = costs.latencies(task.model, small)
+    return Finished(task.model, swaps, small, statistics, change, latencies)
+
+
+def _finish(
+    task: Task,
+    images: Images,
+    small: nn.Module,
+    swaps: Mapping[nn.Module, nn.Module],
+    outputs: OriginalOutputs | None,
+    log: Log,
+) -> tuple[float | None, Statistics]:
+    change = _change(outputs, small, log)
+    statistics = Statistics()
+    if task.settings.reestimate_batch_norm:
+        with log.stage("batch norm"):
+            change, statistics = _reestimate(task, images, small, outputs, change, log)
+    if task.settings.refinement is not None:
+        with log.stage("refinement"):
+            done = _refine(task, task.settings.refinement, images, small, swaps)
+        log.notes.append(
+            f"refined for {done.epochs} epochs: on held-out images the outputs change by "
+            f"{done.after:.3f} instead of {done.before:.3f}"
+        )
+        change = _change(outputs, small, log)
+    return change, statistics
+
+
+def _refine(
+    task: Task,
+    settings: Refinement,
+    images: Images,
+    small: nn.Module,
+    swaps: Mapping[nn.Module, nn.Module],
+) -> Refined:
+    try:
+        return refine(
+            evaluation_copy(task.model),
+            small,
+            list(swaps.values()),
+            images.sample,
+            settings,
+            task.processes,
+            seed=task.settings.seed,
+            progress=task.progress,
+        )
+    except Exception as error:
+        error.add_note(
+            f"(compress: refine calls the model with {settings.batch_size} images at a time, "
+            "whatever the loader does; Refinement(batch_size=...) changes that)"
+        )
+        raise
+
+
+def _change(outputs: OriginalOutputs | None, small: nn.Module, log: Log) -> float | None:
+    if outputs is None:
+        return None
+    try:
+        return outputs.relative_change(small)
+    except OutputsDifferError as error:
+        log.notes.append(f"the change of the outputs was not measured: {error}")
+        return None
+
+
+def _reestimate(
+    task: Task,
+    images: Images,
+    small: nn.Module,
+    outputs: OriginalOutputs | None,
+    before: float | None,
+    log: Log,
+) -> tuple[float | None, Statistics]:
+    statistics = measured_batch_norms(small, images.sample, task.processes)
+    previous = put_buffers(small, statistics)
+    change = _change(outputs, small, log)
+    auto = task.settings.reestimate_batch_norm == "auto"
+    if auto and before is not None and change is not None and not change < before:
+        put_buffers(small, previous)
+        log.notes.append(
+            "batch norms were left as they are: with new statistics the outputs would "
+            f"change by {change:.3f} instead of {before:.3f}"
+        )
+        return before, Statistics()
+    return change, statistics

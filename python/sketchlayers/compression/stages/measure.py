@@ -1,0 +1,136 @@
+"""The second stage: how the errors of layers are measured on the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sketchlayers.compression.allocation.sensitivity import (
+    GradientError,
+    images_to_look_at,
+    output_sensitivity,
+)
+from sketchlayers.compression.calibration.calibration import Calibration
+from sketchlayers.compression.calibration.images import Images
+from sketchlayers.compression.calibration.outputs import OriginalOutputs
+from sketchlayers.compression.fitting.layer import (
+    Norm,
+)
+from sketchlayers.compression.stages.task import Log, Task
+from sketchlayers.compression.survey.layers import Layer, Survey
+from sketchlayers.compression.survey.reasons import Reason
+from sketchlayers.surgery.calls import CallOrder, OrderError
+from sketchlayers.surgery.replay import Plan, plan_replays
+from sketchlayers.surgery.sample import OutputsDifferError
+
+JUDGED_IMAGES = 512
+"""Images, or some more, on which the change of the network's outputs is measured."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What calibration has found.
+
+    Attributes:
+        norms: how the error of each layer is measured, by name.
+        images: on how many images; None without data.
+        order: of the layers' calls; None without images.
+        outputs: of the original network; None without images, or where they cannot be compared.
+        plan: for repeated forward calls on the images; None: each computes everything.
+    """
+
+    norms: Mapping[str, Norm]
+    images: int | None = None
+    order: CallOrder | None = None
+    outputs: OriginalOutputs | None = None
+    plan: Plan | None = None
+
+
+def measure(task: Task, found: Survey, log: Log) -> Measured:
+    """Finds how errors are measured; layers that no data reach stay as they are."""
+    names = [layer.name for layer in log.open_layers(found)]
+    calibration, order = task.calibration, None
+    if task.images is not None and names:
+        with log.stage("calibration"):
+            calibration, order = task.images.calibrate(names)
+    outputs = None if task.images is None else _original_outputs(task, task.images, log)
+    if calibration is None:
+        return Measured({name: Norm() for name in names}, outputs=outputs)
+    for name, why in calibration.missing.items():
+        if name in names and why == Reason.NEVER_CALLED:
+            log.reasons[name] = why
+        elif name in names:
+            log.notes.append(f"{name}: fitted in the norm of its weight ({why})")
+    _note_few_patches(calibration, names, log)
+    names = [layer.name for layer in log.open_layers(found)]
+    sensitivities: Mapping[str, Tensor] = {}
+    if outputs is not None:
+        sensitivities = _sensitivities(task, [name for name in names if name in calibration], log)
+    norms = {name: Norm(calibration.get(name), sensitivities.get(name)) for name in names}
+    plan = None
+    if task.images is not None:
+        layers = [layer.name for layer in in_order(log.open_layers(found), order)]
+        plan = plan_replays(task.model, layers, task.images.sample.calls())
+    return Measured(norms, calibration.images, order, outputs, plan)
+
+
+def _original_outputs(task: Task, images: Images, log: Log) -> OriginalOutputs | None:
+    try:
+        with log.stage("calibration"):
+            return OriginalOutputs(
+                task.model,
+                images.sample.first(JUDGED_IMAGES),
+                task.processes,
+                most_bytes=task.memory_budget,
+            )
+    except OutputsDifferError as error:
+        log.notes.append(f"layers are fitted by their own outputs: {error}")
+        return None
+
+
+def _note_few_patches(calibration: Calibration, names: list[str], log: Log) -> None:
+    few = {name: n for name, n in calibration.advised_images.items() if name in names}
+    if few:
+        worst = max(few, key=few.__getitem__)
+        moments = calibration[worst]
+        more = f", and {len(few) - 1} more saw few" if len(few) > 1 else ""
+        log.notes.append(
+            f"use at least {few[worst]:,} images (got {calibration.images:,}): "
+            f"{f'layer {worst}' if worst else 'the model'} saw {moments.count:,} patches for "
+            f"its {moments.inputs:,} inputs{more}"
+        )
+
+
+def _sensitivities(task: Task, names: list[str], log: Log) -> Mapping[str, Tensor]:
+    settings = task.settings
+    wanted = settings.weighted_fit or settings.weighted_allocation
+    if task.images is None or not wanted or not names:
+        return {}
+    sample = task.images.sample
+    sample = sample.first(images_to_look_at(sample))
+    try:
+        with log.stage("sensitivity"):
+            return output_sensitivity(
+                task.model, names, sample, task.processes, memory_budget=task.memory_budget
+            )
+    except GradientError as error:
+        if task.processes.count > 1:
+            raise
+        log.notes.append(
+            "errors of all outputs of a layer count alike, since the network's gradients cannot "
+            f"be taken ({error})"
+        )
+        return {}
+
+
+def in_order(layers: list[Layer], order: CallOrder | None) -> list[Layer]:
+    """Returns the layers in the order of their calls, as far as there is one."""
+    if order is None:
+        return layers
+    try:
+        place = {name: number for number, name in enumerate(order.sorted(x.name for x in layers))}
+    except OrderError:
+        return layers
+    return sorted(layers, key=lambda layer: place.get(layer.name, len(place)))

@@ -1,0 +1,101 @@
+"""What is asked for, and what happens on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression.allocation.costs import Budget
+from sketchlayers.compression.arguments import Rates, Settings
+from sketchlayers.compression.calibration.calibration import Calibration
+from sketchlayers.compression.calibration.images import Images
+from sketchlayers.compression.fitting.layer import (
+    Norm,
+)
+from sketchlayers.compression.survey.layers import Layer, Survey
+from sketchlayers.compression.survey.reasons import Reason
+from sketchlayers.compression.survey.selection import FilterFunction
+from sketchlayers.methods import Method
+from sketchlayers.surgery.calls import Call, ExampleInputs, call_with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked for; all checked.
+
+    Attributes:
+        model: the user's.
+        method: what layers may be replaced by.
+        rates: one budget, or rates of layers.
+        settings: how to fit.
+        images: calibration images; None without.
+        calibration: finished moments; None without.
+        example_inputs: of one call of the model; None: the first calibration batch.
+        layers: names or patterns of the layers that are meant; None: all.
+        filter_fn: tells which layers are meant; None: all.
+        keep_first: leave the layer that runs first.
+        processes: that share the work.
+        memory_budget: bytes of activations that are kept.
+        progress: draw progress bars.
+    """
+
+    model: nn.Module
+    method: Method
+    rates: Rates
+    settings: Settings
+    images: Images | None
+    calibration: Calibration | None
+    example_inputs: ExampleInputs | None
+    layers: str | Iterable[str] | None
+    filter_fn: FilterFunction | None
+    keep_first: bool
+    processes: Processes
+    memory_budget: int
+    progress: bool | None
+
+    @property
+    def budget(self) -> Budget | None:
+        """The one budget of the whole model; None where layers have rates."""
+        return self.rates if isinstance(self.rates, Budget) else None
+
+    def norm_of_fit(self, norm: Norm) -> Norm:
+        """Returns what a layer is fitted in, of what errors of its outputs do."""
+        return norm if self.settings.weighted_fit else Norm(norm.moments)
+
+    @property
+    def examples(self) -> list[tuple[Call, int]]:
+        """Calls of the model, each with its number of images."""
+        if self.example_inputs is not None:
+            return [(call_with(self.example_inputs), 1)]
+        return [] if self.images is None else self.images.calls()
+
+
+@dataclass(frozen=True)
+class Log:
+    """What happens on the way, for the report.
+
+    Attributes:
+        notes: advice and exceptions.
+        seconds: of each stage.
+        reasons: why layers stay as they are although they could be replaced, by name.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, Reason] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the seconds of the body to a stage's."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def open_layers(self, found: Survey) -> list[Layer]:
+        """Returns the layers that may be replaced, as far as is known."""
+        return [one for one in found.compressible if one.name not in self.reasons]
