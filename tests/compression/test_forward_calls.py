@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import sketchlayers
-from sketchlayers.compression import Compressed
+from sketchlayers.compression import Compressed, Refinement
 
 
 def batches(count: int = 3, size: int = 64) -> list[Tensor]:
@@ -215,8 +215,8 @@ def test_batches_stay_whole() -> None:
     rows = {row.name: row for row in report.layers}
     assert rows["a"].multiply_adds_before == 32 * 64  # for one image
     with pytest.raises(RuntimeError) as failed:
-        smaller(Fixed(), batches(), refine=True)
-    assert any("refine calls the model with 32 images" in x for x in failed.value.__notes__)
+        smaller(Fixed(), batches(), refine=Refinement(batch_size=16))
+    assert any("refine calls the model with 16 images" in x for x in failed.value.__notes__)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 100.0])
@@ -281,6 +281,42 @@ def test_activation_checkpointing(reentrant: bool) -> None:
     assert report.output_change is not None and report.output_change < 0.2
     noted = any("gradients cannot be taken" in note for note in report.notes)
     assert noted == reentrant
+
+
+def test_a_layer_that_no_gradient_reaches_is_named() -> None:
+    class Checkpointed(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = checkpoint(self.a, x, use_reentrant=True)  # x needs no gradients, so h has none
+            return self.head(self.c(self.b(h.relu()).relu()))
+
+    _, report = smaller(Checkpointed(), batches(), keep_first=False)
+    note = next(note for note in report.notes if "no gradient" in note)
+    assert "'a'" in note
+    assert "'b'" not in note
+    _, report = smaller(Net(), batches(), keep_first=False)
+    assert not any("no gradient" in note for note in report.notes)
+
+
+def test_refinement_takes_batches_that_the_model_can_run_with() -> None:
+    class Exact(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 48:
+                raise KeyError(f"48 signals are needed (got {len(x)})")
+            return super().forward(x)
+
+    class Normalises(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.add(len(x))
+            return super().forward(x / x.std(0))
+
+    loader = [torch.randn(48, 32) for _ in range(6)]
+    sizes: set[int] = set()
+    for model in (Exact(), Normalises()):
+        _, report = smaller(model, loader, rate=0.4, refine=Refinement(epochs=2, augment=None))
+        assert any("refined for 2 epochs" in note for note in report.notes)
+    assert sizes == {48, 32}  # 32: what was tried, and gave other outputs
+    with pytest.raises(ValueError, match="at least 2 calibration batches"):
+        smaller(Exact(), loader[:1], refine=True)
 
 
 def test_an_exception_in_forward_ends_it() -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers.compression import pipeline
 from sketchlayers.compression.allocation import damage
 from sketchlayers.compression.calibration import moments
 from sketchlayers.compression.fitting import sequence
+from sketchlayers.compression.stages import finish
 from sketchlayers.methods import SVD, Sketch
 from sketchlayers.surgery import replace
 
@@ -80,7 +80,7 @@ ERRORS = (MemoryError("no more"), torch.OutOfMemoryError("no more"))
         (torch.linalg, "eigh", 3, False),  # factorisations are under way
         (sequence, "approximate", 2, True),  # some layers have been replaced
         (SVD, "build", 7, False),
-        (pipeline, "put_buffers", 1, True),  # the network has been made, and is judged
+        (finish, "put_buffers", 1, True),  # the network has been made, and is judged
         (replace, "_carry_over", 1, False),  # of a copy
         (replace, "_carry_over", 5, True),  # hooks of one layer have moved
     ],

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import sketchlayers
 from sketchlayers import SKConv2d, SKLinear
-from sketchlayers.compression import api, pipeline
+from sketchlayers.compression import api
+from sketchlayers.compression.stages import finish
 from sketchlayers.methods import Sketch
 
 from .networks import Small, assert_unchanged, images, random_init, state_of
@@ -196,7 +197,7 @@ def test_a_failure_leaves_the_model_as_it_was(
     elif at == "ranks":
         monkeypatch.setattr(Sketch, "ranks", fails)
     elif at == "swap":
-        monkeypatch.setattr(pipeline, "replace_layers", fails)
+        monkeypatch.setattr(finish, "replace_layers", fails)
     elif at == "report":
         monkeypatch.setattr(api, "_layer_report", fails)
     elif at == "filter":

@@ -88,8 +88,16 @@ class Sample:
                 f"(got {type(error).__name__}: {error})"
             ) from error
 
-    def split(self, held_out: float) -> tuple[Sample, Sample]:
-        """Splits into two samples; the second has about this share of the images, at least 1."""
+    def split(self, held_out: float, *, whole: bool = False) -> tuple[Sample, Sample]:
+        """Splits into two samples; the second has about this share of the images, at least 1.
+
+        With ``whole`` no batch is cut, and the share is one of the batches.
+        """
+        if whole:
+            count = len(self.batches)
+            first = count - min(count - 1, max(1, round(held_out * count)))
+            parts = self.batches[:first], self.batches[first:]
+            return Sample(parts[0], self.forward), Sample(parts[1], self.forward)
         last = min(self.images - 1, max(1, round(held_out * self.images)))
         remaining = self.images - last
         head, tail = [], []

@@ -18,7 +18,13 @@ from torch.utils._pytree import tree_map
 from sketchlayers._runtime.processes import Processes
 from sketchlayers._runtime.progress import progress_bar
 from sketchlayers.compression.calibration.outputs import OriginalOutputs
-from sketchlayers.surgery.sample import Sample, outputs_of, select, squared_distance
+from sketchlayers.surgery.batches import count_images
+from sketchlayers.surgery.sample import Sample, cut, outputs_of, select, squared_distance
+
+BATCH_SIZE = 32
+"""Images of a step, unless something else is asked for."""
+_SAME_OUTPUTS = 0.03
+"""Relative change of outputs up to which a batch of another size gives the same: bfloat16 may."""
 
 Augmentation = Callable[[Any], Any]
 """Changes a batch at random; the original network is shown the same."""
@@ -32,7 +38,9 @@ class Refinement:
         epochs: passes over the images, at most.
         learning_rate: of Adam at its highest: it rises for one epoch and then falls to 0 along a
             cosine.
-        batch_size: images of a step.
+        batch_size: images of a step. None: 32, or those of the loader's first batch where the model
+            does not run with 32, or returns something else for them than in the loader's batches;
+            then the held-out images are whole batches, too.
         blocks: weight of the blocks' outputs in the loss, beside the network's own; 0 for none.
         held_out: share of the images, the last ones, that are not trained on: they tell which
             epoch's factors to keep.
@@ -50,7 +58,7 @@ class Refinement:
 
     epochs: int = 32
     learning_rate: float = 2e-3
-    batch_size: int = 32
+    batch_size: int | None = None
     blocks: float = 5.0
     held_out: float = 0.1
     patience: int = 16
@@ -60,6 +68,8 @@ class Refinement:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
             value = getattr(self, name)
+            if name == "batch_size" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(
                     f"Refinement: {name} must be a whole number (got {type(value).__name__})"
@@ -136,21 +146,30 @@ def refine(
         progress: draw a progress bar.
 
     Raises:
-        ValueError: there are fewer than 2 images.
+        ValueError: there are fewer than 2 images, or 2 batches of a model that needs whole ones.
     """
     if sample.images < 2:
         raise ValueError(
             f"compress: refine needs at least 2 calibration images (got {sample.images})"
         )
     begin = time.perf_counter()
-    training, held_out = sample.split(settings.held_out)
+    batch_size, whole = settings.batch_size or BATCH_SIZE, False
+    if settings.batch_size is None and not _runs_with(original, sample, BATCH_SIZE):
+        batch_size, whole = count_images(sample.batches[0]), True
+        if len(sample.batches) < 2:
+            raise ValueError(
+                "compress: refine needs at least 2 calibration batches (got 1) of a model that "
+                f"does not run with {min(BATCH_SIZE, sample.images)} images as it does with the "
+                "whole batch; Refinement(batch_size=...) sets the number of images of a step"
+            )
+    training, held_out = sample.split(settings.held_out, whole=whole)
     factors = _Factors(layers)
     best = average = factors.copies()
     outputs = OriginalOutputs(original, held_out, processes, most_bytes=sys.maxsize)
     before = lowest = outputs.relative_change(model)
     epochs = steps = since_best = 0
     optimizer = torch.optim.Adam(factors.values, lr=settings.learning_rate)
-    batches = _Batches(training, settings, processes, seed)
+    batches = _Batches(training, batch_size, settings.augment, processes, seed)
     loss = _Loss(original, model, layers, sample, settings.blocks)
     with (
         loss,
@@ -185,18 +204,39 @@ def refine(
     return Refined(epochs, before, lowest, time.perf_counter() - begin)
 
 
+def _runs_with(model: nn.Module, sample: Sample, images: int) -> bool:
+    """Whether so many images at once give the outputs that they have in the loader's batches."""
+    first = sample.first(images)
+    with torch.no_grad():
+        wanted = [outputs_of(call(model)) for call in first.calls()]
+        try:
+            fewer = Sample((cut(first.joined(), 0, images),), first.forward)
+            found = outputs_of(fewer.calls()[0](model))
+            like = [torch.cat(parts)[: len(found[0])] for parts in zip(*wanted, strict=True)]
+            change = squared_distance(found, like)
+        except Exception:  # whatever a model raises that needs a batch of another size
+            return False
+    size = sum(float(x.float().square().sum()) for x in like)
+    return float(change) <= _SAME_OUTPUTS**2 * size
+
+
 class _Batches:
     """The images in a new order and newly augmented, epoch by epoch."""
 
     def __init__(
-        self, sample: Sample, settings: Refinement, processes: Processes, seed: int
+        self,
+        sample: Sample,
+        batch_size: int,
+        augment: str | Augmentation | None,
+        processes: Processes,
+        seed: int,
     ) -> None:
         self._images = sample.joined()
         self._count = sample.images
-        self._batch_size = min(settings.batch_size, self._count)
+        self._batch_size = min(batch_size, self._count)
         # Every step is one of all processes, whose parts of the images may differ in size.
         self._steps = processes.least(self._count // self._batch_size)
-        self._augment = settings.augment
+        self._augment = augment
         self._generator = torch.Generator("cpu").manual_seed((seed + processes.rank) % 2**63)
 
     def __len__(self) -> int:

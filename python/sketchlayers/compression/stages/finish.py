@@ -124,10 +124,11 @@ def _refine(
             progress=task.progress,
         )
     except Exception as error:
-        error.add_note(
-            f"(compress: refine calls the model with {settings.batch_size} images at a time, "
-            "whatever the loader does; Refinement(batch_size=...) changes that)"
-        )
+        if settings.batch_size is not None:
+            error.add_note(
+                f"(compress: refine calls the model with {settings.batch_size} images at a time, "
+                "whatever the loader does; Refinement(batch_size=None) takes what the model allows)"
+            )
         raise
 
 

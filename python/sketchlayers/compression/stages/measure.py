@@ -112,7 +112,7 @@ def _sensitivities(task: Task, names: list[str], log: Log) -> Mapping[str, Tenso
     sample = sample.first(images_to_look_at(sample))
     try:
         with log.stage("sensitivity"):
-            return output_sensitivity(
+            found = output_sensitivity(
                 task.model, names, sample, task.processes, memory_budget=task.memory_budget
             )
     except GradientError as error:
@@ -123,6 +123,14 @@ def _sensitivities(task: Task, names: list[str], log: Log) -> Mapping[str, Tenso
             f"be taken ({error})"
         )
         return {}
+    if cut := [name for name in names if name not in found]:
+        more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+        log.notes.append(
+            f"errors of all outputs count alike in {', '.join(map(repr, cut[:3]))}{more}, since no "
+            "gradient of the network's outputs gets there (as under no_grad, or in a reentrant "
+            "checkpoint: use_reentrant=False lets gradients through)"
+        )
+    return found
 
 
 def in_order(layers: list[Layer], order: CallOrder | None) -> list[Layer]:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 import sketchlayers
 from sketchlayers import SKLinear
 
-from .networks import OutOfOrder, random_init
+from ..networks import OutOfOrder, random_init
 
 
 class OwnForward(nn.Linear):

@@ -24,8 +24,8 @@ from sketchlayers.compression.calibration.patches import PatchGeometry
 from sketchlayers.compression.calibration.products import working_bytes
 from sketchlayers.surgery import batches as batches_module
 
-from . import gloo_worker
-from .networks import OutOfOrder, Small, assert_unchanged, images, state_of
+from .. import gloo_worker
+from ..networks import OutOfOrder, Small, assert_unchanged, images, state_of
 
 
 def assert_equal(got: Calibration, expected: Calibration, *, tolerance: float = 0.0) -> None:
