@@ -1,5 +1,4 @@
-// W_hat is linear in (s1, s2): its derivative is the adjoint, whose derivative is W_hat again
-// (without the base).
+// W_hat is linear in (s1, s2): its derivative is the adjoint, whose derivative is W_hat again.
 #include "ops/sk_weight.h"
 
 #include <torch/csrc/autograd/custom_function.h>

@@ -40,23 +40,19 @@ void for_each_tile(int64_t size, int64_t tile, const Body& body) {
   for (int64_t start = 0; start < size; start += tile) body(start, std::min(tile, size - start));
 }
 
-// The signs of rows [row, row + rows) and columns [column, column + columns) of base or frame.
+// The signs of rows [row, row + rows) and columns [column, column + columns) of the frame.
 at::Tensor sign_tile(const at::Tensor& packed, int64_t row, int64_t rows, int64_t column,
-                     int64_t columns, at::ScalarType type, double scale) {
-  return unpack_signs(packed.narrow(1, row, rows), columns, column, type, scale);
+                     int64_t columns, at::ScalarType type) {
+  return unpack_signs(packed.narrow(1, row, rows), columns, column, type);
 }
 
-// Finishes a tile of c (A S1 + S2 B): frame, base, and the rounding to the type of the weight.
-void store_tile(at::Tensor weight, at::Tensor tile, const Sketch& sketch,
-                const SketchArguments& arguments, int64_t row, int64_t column) {
+// Finishes a tile of c (A S1 + S2 B): the frame, and the rounding to the type of the weight.
+void store_tile(at::Tensor weight, at::Tensor tile, const SketchArguments& arguments, int64_t row,
+                int64_t column) {
   const int64_t rows = tile.size(1);
   const int64_t columns = tile.size(2);
-  const auto type = tile.scalar_type();
   if (arguments.frame) {
-    tile.mul_(sign_tile(*arguments.frame, row, rows, column, columns, type, 1.0));
-  }
-  if (arguments.base) {
-    tile.add_(sign_tile(*arguments.base, row, rows, column, columns, type, sketch.base_scale()));
+    tile.mul_(sign_tile(*arguments.frame, row, rows, column, columns, tile.scalar_type()));
   }
   weight.narrow(1, row, rows).narrow(2, column, columns).copy_(tile);
 }
@@ -67,7 +63,7 @@ void spatial_weight(at::Tensor weight, const SketchTensors& tensors, const Sketc
   const auto& [s1, s2, u1, u2] = tensors;
   const auto type = s1.scalar_type();
   const at::Tensor left = output_factor(s2, u1, sketch);
-  const bool in_place = type == weight.scalar_type() && !arguments.frame && !arguments.base;
+  const bool in_place = type == weight.scalar_type() && !arguments.frame;
   for_each_tile(sketch.inputs(), tile_columns(sketch, s1), [&](int64_t start, int64_t length) {
     const at::Tensor right = at::cat(
         {s1.narrow(2, start, length), unpack_signs(u2, length, start, type, sketch.u2_scale)}, 1);
@@ -75,7 +71,7 @@ void spatial_weight(at::Tensor weight, const SketchTensors& tensors, const Sketc
       at::Tensor tile = weight.narrow(2, start, length);
       at::bmm_out(tile, left, right);
     } else {
-      store_tile(weight, at::bmm(left, right), sketch, arguments, 0, start);
+      store_tile(weight, at::bmm(left, right), arguments, 0, start);
     }
   });
 }
@@ -96,7 +92,7 @@ void channel_weight(at::Tensor weight, const SketchTensors& tensors, const Sketc
     const at::Tensor second = at::bmm(rows_by_position(s2.narrow(1, start, rows), positions), b);
     tile.view({sketch.groups, rows, sketch.in_channels, positions})
         .add_(second.view({sketch.groups, rows, positions, sketch.in_channels}).transpose(2, 3));
-    store_tile(weight, tile, sketch, arguments, start, 0);
+    store_tile(weight, tile, arguments, start, 0);
   });
 }
 
@@ -124,11 +120,10 @@ at::Tensor weight_by_blocks(const WeightCall& call, const Sketch& sketch) {
                           .transpose(2, 3)
                           .reshape(weight.sizes());
   }
-  const auto signs = [&](const at::Tensor& packed, double scale) {
-    return sign_tile(packed, 0, sketch.out_channels, 0, sketch.inputs(), type, scale);
-  };
-  if (call.arguments.frame) weight = weight * signs(*call.arguments.frame, 1.0);
-  if (call.arguments.base) weight = weight + signs(*call.arguments.base, sketch.base_scale());
+  if (call.arguments.frame) {
+    weight =
+        weight * sign_tile(*call.arguments.frame, 0, sketch.out_channels, 0, sketch.inputs(), type);
+  }
   return weight.reshape(sketch.weight_sizes()).to(s1.scalar_type());
 }
 
@@ -156,7 +151,7 @@ at::Tensor gradient_tile(const at::Tensor& grad, const SketchArguments& argument
                          int64_t rows, int64_t column, int64_t columns, at::ScalarType type) {
   const at::Tensor tile = grad.narrow(1, row, rows).narrow(2, column, columns).to(type);
   if (!arguments.frame) return tile;
-  return tile * sign_tile(*arguments.frame, row, rows, column, columns, type, 1.0);
+  return tile * sign_tile(*arguments.frame, row, rows, column, columns, type);
 }
 
 void spatial_adjoint(at::Tensor grad_s1, at::Tensor grad_s2, const at::Tensor& grad,

@@ -25,7 +25,6 @@ class WeightOperands {
     signs.a = keep(u1, sketch.scale * sketch.u1_scale);
     signs.b = keep(u2, sketch.scale * sketch.u2_scale);
     if (arguments.frame) signs.frame = keep(*arguments.frame, 1.0);
-    if (arguments.base) signs.base = keep(*arguments.base, sketch.base_scale());
   }
 
   cpu::WeightShape shape;

@@ -80,7 +80,6 @@ at::Tensor form_weight(const WeightCall& call, const Sketch& sketch) {
   const at::Tensor second = s2.contiguous();
   const at::Tensor first_signs = u1.contiguous();
   const at::Tensor second_signs = u2.contiguous();
-  const at::Tensor base = contiguous_or_undefined(call.arguments.base);
   const at::Tensor frame = contiguous_or_undefined(call.arguments.frame);
   at::Tensor weight =
       at::empty(sketch.weight_sizes(), s1.options(),
@@ -91,12 +90,10 @@ at::Tensor form_weight(const WeightCall& call, const Sketch& sketch) {
   problem.s2 = second.const_data_ptr<T>();
   problem.u1 = sign_rows(first_signs);
   problem.u2 = sign_rows(second_signs);
-  problem.base = sign_rows_or_null(base);
   problem.frame = sign_rows_or_null(frame);
   problem.u1_scale = static_cast<float>(sketch.u1_scale);
   problem.u2_scale = static_cast<float>(sketch.u2_scale);
   problem.scale = static_cast<float>(sketch.scale);
-  problem.base_scale = static_cast<float>(sketch.base_scale());
   problem.weight = weight_view(weight.mutable_data_ptr<T>(), weight, sketch);
   launch(problem, weight);
   return weight;

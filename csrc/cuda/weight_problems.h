@@ -72,7 +72,7 @@ struct WeightView {
   }
 };
 
-// W_hat = c frame o (A S1 + S2 B) + base
+// W_hat = c frame o (A S1 + S2 B)
 template <typename T>
 struct WeightProblem {
   static constexpr bool kLeftAlongDepth = true;
@@ -82,8 +82,8 @@ struct WeightProblem {
   const T* s1;  // (groups, rank, inputs)
   const T* s2;  // (groups, outputs, rank * positions)
   SignRows u1, u2;
-  SignRows base, frame;  // words may be null
-  float u1_scale, u2_scale, scale, base_scale;
+  SignRows frame;  // words may be null
+  float u1_scale, u2_scale, scale;
   WeightView<T> weight;
 
   void set_sizes(const WeightSizes& of) {
@@ -111,7 +111,6 @@ struct WeightProblem {
     const int64_t input = sizes.input(batch, column);
     float value = scale * sum;
     if (frame.words != nullptr) value *= frame.at(group, row, input);
-    if (base.words != nullptr) value += base_scale * base.at(group, row, input);
     *weight.at(group * sizes.outputs + row, input) = static_cast<T>(value);
   }
 };

@@ -27,7 +27,7 @@ bool same_type_or_unified(const at::Tensor& a, const at::Tensor& b) {
 
 Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments,
                 at::TensorList operands) {
-  const bool needs_dense = arguments.base.has_value() || arguments.frame.has_value();
+  const bool needs_dense = arguments.frame.has_value();
   if (path == "auto") {
     return needs_dense || under_transform(operands) ? Path::kFolded : Path::kAuto;
   }
@@ -35,8 +35,8 @@ Path parse_path(const char* op, const std::string& path, const SketchArguments& 
   TORCH_CHECK_VALUE(path == "factored", op, ": path must be 'auto', 'factored' or 'folded' (got '",
                     path, "')");
   TORCH_CHECK_VALUE(!needs_dense, op,
-                    ": a base or a frame needs the dense weight, so path must be 'auto' or "
-                    "'folded' (got 'factored')");
+                    ": a frame needs the dense weight, so path must be 'auto' or 'folded' (got "
+                    "'factored')");
   TORCH_CHECK_NOT_IMPLEMENTED(
       !under_transform(operands), op,
       ": torch.func and forward-mode derivatives need the folded path, so path must be 'auto' or "

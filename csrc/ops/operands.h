@@ -8,8 +8,8 @@ namespace sketchlayers {
 
 enum class Path { kAuto, kFactored, kFolded };
 
-// The path that was asked for. "auto" is settled at once where only one path will do: a base, a
-// frame, and transforms that refuse C++ autograd functions need the folded one.
+// The path that was asked for. "auto" is settled at once where only one path will do: a frame
+// and transforms that refuse C++ autograd functions need the folded one.
 Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments,
                 at::TensorList operands);
 

@@ -103,9 +103,6 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
   check_signs(op, "u1", u1, groups, blocks * rank, sketch.out_channels, like);
   check_signs(op, "u2", u2, groups, blocks * sketch.second_rank(),
               sketch.mixes_space() ? sketch.inputs() : in_channels, like);
-  if (arguments.base) {
-    check_signs(op, "base", *arguments.base, groups, sketch.out_channels, sketch.inputs(), like);
-  }
   if (arguments.frame) {
     check_signs(op, "frame", *arguments.frame, groups, sketch.out_channels, sketch.inputs(), like);
   }
@@ -118,8 +115,6 @@ void check_dimensions(const char* op, const at::Tensor& u1) {
 }
 
 }  // namespace
-
-double Sketch::base_scale() const { return std::sqrt(2.0 / static_cast<double>(inputs())); }
 
 std::vector<int64_t> Sketch::weight_sizes() const {
   if (is_linear) return {out_channels, in_channels};
