@@ -10,7 +10,7 @@ extern __shared__ __align__(16) unsigned char dynamic_shared[];
 template <typename Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks)
     channel_conv_kernel(const __grid_constant__ ChannelConvParams params) {
-  DeviceBlock<typename ChannelConv<Traits>::Warp> block(dynamic_shared);
+  DeviceBlock<typename ChannelConv<Traits>::Warp> block;
   ChannelConv<Traits>(params, dynamic_shared, blockIdx.x, static_cast<int>(blockIdx.y)).run(block);
 }
 

@@ -10,7 +10,7 @@ __global__ void __launch_bounds__(DecodedGemmTraits::kThreads, 2)
     decoded_gemm_kernel(const __grid_constant__ Problem problem,
                         const __grid_constant__ Split split) {
   __shared__ __align__(16) float shared[2 * DecodedGemmTraits::kBufferFloats];
-  DeviceBlock<typename DecodedGemm<Problem>::Warp> block(reinterpret_cast<unsigned char*>(shared));
+  DeviceBlock<typename DecodedGemm<Problem>::Warp> block;
   DecodedGemm<Problem>(problem, split, shared, blockIdx.x, blockIdx.y).run(block);
 }
 

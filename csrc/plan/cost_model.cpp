@@ -9,10 +9,12 @@
 #include <stdexcept>
 #include <vector>
 
-#include "plan/builtin_costs.h"
-
 namespace sketchlayers {
 namespace {
+
+constexpr const char* kBuiltinCosts =
+#include "plan/builtin_costs.txt"
+    ;
 
 constexpr std::array<const char*, 2> kProcessors = {"cpu", "cuda"};
 constexpr std::array<const char*, 3> kPrecisions = {"float32", "half", "float64"};
@@ -78,11 +80,15 @@ void CostModel::read(std::istream& text) {
           "of seconds that are at least 0 (got '" +
           line + "')");
     }
-    const size_t index =
-        flat_index(find(kProcessors, processor, line), find(kPrecisions, precision, line),
-                   find(kKinds, kind, line), find(kWorks, work, line), find(kModes, mode, line));
-    if (!one_format) costs[index] = cost;
-    costs[index + 1] = cost;
+    const bool all = kind == "all";
+    const size_t first = all ? 0 : find(kKinds, kind, line);
+    for (size_t k = first; k < (all ? kKinds.size() : first + 1); ++k) {
+      const size_t index =
+          flat_index(find(kProcessors, processor, line), find(kPrecisions, precision, line), k,
+                     find(kWorks, work, line), find(kModes, mode, line));
+      if (!one_format) costs[index] = cost;
+      costs[index + 1] = cost;
+    }
   }
   costs_ = costs;
 }
