@@ -100,11 +100,13 @@ class ChannelFactors {
   }
 
  private:
-  SKETCHLAYERS_INLINE static float value(const FactorView& view, int group, int rank, int channel,
-                                         int y, int x) {
-    return static_cast<float>(
-        static_cast<const T*>(view.data)[group * view.group + rank * view.rank +
-                                         channel * view.channel + y * view.row + x * view.column]);
+  // Zeros beyond the rank and the channels.
+  SKETCHLAYERS_INLINE static float value(const ChannelFactorsParams& params, const FactorView& view,
+                                         int group, int rank, int channel, int channels, int tap) {
+    if (rank >= params.rank || channel >= channels) return 0.0f;
+    return static_cast<float>(static_cast<const T*>(
+        view.data)[group * view.group + rank * view.rank + channel * view.channel +
+                   tap / params.kernel_w * view.row + tap % params.kernel_w * view.column]);
   }
 
   // Register bits from up to two neighbouring rows of a right matrix.
@@ -117,52 +119,46 @@ class ChannelFactors {
     }
   }
 
-  // (tap, step of channels, pair of rank tiles, lane)
-  SKETCHLAYERS_INLINE static Unit first_unit(const ChannelFactorsParams& params, int64_t item,
-                                             int group) {
+  // Unit `item` of (tap, step, pair of tiles, lane) of right fragments whose elements are
+  // value(tap, row, tile, column of the tile).
+  template <typename Value>
+  SKETCHLAYERS_INLINE static Unit fragments_unit(int64_t item, int steps, int pairs,
+                                                 const Value& value) {
     const int lane = static_cast<int>(item % kWarpSize);
     const int64_t fragment = item / kWarpSize;
-    const int pair = static_cast<int>(fragment % Traits::kRankPairs);
-    const int steps = static_cast<int>(ceil_divide(params.channels, Traits::kStep));
-    const int step = static_cast<int>(fragment / Traits::kRankPairs % steps);
-    const int tap = static_cast<int>(fragment / Traits::kRankPairs / steps);
+    const int pair = static_cast<int>(fragment % pairs);
+    const int first_row = static_cast<int>(fragment / pairs % steps) * Traits::kStep;
+    const int tap = static_cast<int>(fragment / pairs / steps);
     Unit unit;
     SKETCHLAYERS_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const int rank = pair * 16 + i / 2 * 8 + lane / 4;
       const auto value_at = [&](int row) {
-        const int channel = step * Traits::kStep + row;
-        if (rank >= params.rank || channel >= params.channels) return 0.0f;
-        return value(params.first, group, rank, channel, tap / params.kernel_w,
-                     tap % params.kernel_w);
+        return value(tap, first_row + row, 2 * pair + i / 2, lane / 4);
       };
       unit.word[i] = register_bits(value_at, right_row<T>(lane, i % 2));
     }
     return unit;
   }
 
-  // (tap, step of the rank, pair of output tiles, lane)
+  // Rows are channels, columns the rank.
+  SKETCHLAYERS_INLINE static Unit first_unit(const ChannelFactorsParams& params, int64_t item,
+                                             int group) {
+    const int steps = static_cast<int>(ceil_divide(params.channels, Traits::kStep));
+    return fragments_unit(
+        item, steps, Traits::kRankPairs, [&](int tap, int row, int tile, int column) {
+          return value(params, params.first, group, 8 * tile + column, row, params.channels, tap);
+        });
+  }
+
+  // Rows are the rank, columns outputs.
   SKETCHLAYERS_INLINE static Unit second_unit(const ChannelFactorsParams& params, int64_t item,
                                               int group) {
-    const int lane = static_cast<int>(item % kWarpSize);
-    const int64_t fragment = item / kWarpSize;
     const int pairs = ChannelConv<Traits>::padded_pairs(params.outputs);
-    const int pair = static_cast<int>(fragment % pairs);
-    const int step = static_cast<int>(fragment / pairs % Traits::kRankSteps);
-    const int tap = static_cast<int>(fragment / pairs / Traits::kRankSteps);
-    Unit unit;
-    SKETCHLAYERS_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int output = output_column<Traits>(2 * pair + i / 2, lane / 4);
-      const auto value_at = [&](int row) {
-        const int rank = step * Traits::kStep + row;
-        if (rank >= params.rank || output >= params.outputs) return 0.0f;
-        return value(params.second, group, rank, output, tap / params.kernel_w,
-                     tap % params.kernel_w);
-      };
-      unit.word[i] = register_bits(value_at, right_row<T>(lane, i % 2));
-    }
-    return unit;
+    return fragments_unit(item, Traits::kRankSteps, pairs,
+                          [&](int tap, int row, int tile, int column) {
+                            return value(params, params.second, group, row,
+                                         output_column<Traits>(tile, column), params.outputs, tap);
+                          });
   }
 
   // (word along the channels, rank)

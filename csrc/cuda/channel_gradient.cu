@@ -47,8 +47,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks)
 template <typename T>
 __global__ void __launch_bounds__(256)
     gradient_sum_kernel(const __grid_constant__ GradientSumParams params) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < params.elements) add_splits<T>(params, i);
+  for_each_item(params.elements, [&](int64_t i) { add_splits<T>(params, i); });
 }
 
 }  // namespace

@@ -21,9 +21,7 @@ using cuda::axis;
 using cuda::ChannelConvParams;
 using cuda::ChannelFactorsParams;
 using cuda::ChannelFactorsSizes;
-using cuda::copy_strides;
 using cuda::kLargestGrid;
-using cuda::moves_units;
 using cuda::s1_view;
 using cuda::s2_view;
 using cuda::signs_view;
@@ -52,22 +50,18 @@ bool takes(const at::Tensor& input, at::IntArrayRef output_sizes, const Sketch& 
 template <typename Traits>
 ChannelConvParams kernel_params(const ChannelConvProblem& problem) {
   ChannelConvParams params{};
-  params.input = problem.input.const_data_ptr();
+  params.input = cuda::images_view(problem.input, problem.factors.channels, Traits::kPerUnit);
   params.output = problem.output.mutable_data_ptr();
   params.bias = problem.bias == nullptr ? nullptr : problem.bias->const_data_ptr();
-  copy_strides(params.input_strides, problem.input);
-  copy_strides(params.output_strides, problem.output);
+  std::copy_n(problem.output.strides().begin(), 4, params.output_strides);
   params.batch = problem.input.size(0);
   params.vertical = problem.vertical;
   params.horizontal = problem.horizontal;
-  params.channels = problem.factors.channels;
   params.outputs = problem.factors.outputs;
   params.rank = problem.factors.rank;
   params.inner_scale = problem.inner_scale;
   params.outer_scale = problem.outer_scale;
-  params.input_units = moves_units(problem.input, params.channels, Traits::kPerUnit);
-  params.output_units = moves_units(problem.output, params.outputs, Traits::kPerUnit);
-  params.channels_first = problem.input.stride(3) < problem.input.stride(1);
+  params.output_units = cuda::moves_units(problem.output, params.outputs, Traits::kPerUnit);
   return params;
 }
 
@@ -125,35 +119,22 @@ bool launch(const ChannelConvProblem& problem) {
   const auto tile = choose_tile<Traits>(params, groups);
   if (!tile) return false;
   params.tile = *tile;
-  const int64_t blocks = cuda::tile_counts(params).all;
+  const int64_t blocks = params.tiles();
   if (blocks > kLargestGrid) return false;
   const at::Tensor packed = pack_factors<Traits>(params, problem.factors, problem.input);
-  const int64_t halo = tile->images * cuda::halo_extent(params.vertical, tile->height) *
-                       cuda::halo_extent(params.horizontal, tile->width);
-  const int shared = static_cast<int>(cuda::shared_bytes<Traits>(halo));
+  const int shared = static_cast<int>(cuda::shared_bytes<Traits>(params.halo()));
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(groups));
   C10_CUDA_CHECK(
       cuda::launch_channel_conv<Traits>(params, grid, shared, at::cuda::getCurrentCUDAStream()));
   return true;
 }
 
-template <typename T>
-bool launch_for_rank(const ChannelConvProblem& problem) {
-  switch (ceil_divide(problem.factors.rank, 16)) {
-    case 1:
-      return launch<typename cuda::ChannelConvChoice<T, 1>::Traits>(problem);
-    case 2:
-      return launch<typename cuda::ChannelConvChoice<T, 2>::Traits>(problem);
-    case 3:
-      return launch<typename cuda::ChannelConvChoice<T, 3>::Traits>(problem);
-    default:
-      return launch<typename cuda::ChannelConvChoice<T, 4>::Traits>(problem);
-  }
-}
-
 bool launch_for_type(const ChannelConvProblem& problem) {
-  return for_type(problem.input.scalar_type(),
-                  [&](auto zero) { return launch_for_rank<decltype(zero)>(problem); });
+  return for_type(problem.input.scalar_type(), [&](auto zero) {
+    return cuda::for_rank_pairs(problem.factors.rank, [&](auto pairs) {
+      return launch<typename cuda::ChannelConvChoice<decltype(zero), pairs>::Traits>(problem);
+    });
+  });
 }
 
 // The parts of the factors that do not depend on their roles.
@@ -188,17 +169,6 @@ at::Tensor try_forward(const ConvCall& call, at::IntArrayRef output_sizes, const
   return done ? output : at::Tensor();
 }
 
-template <typename T>
-ChannelFactorsParams adjoint_factors(const at::Tensor& s1, const at::Tensor& s2,
-                                     const Sketch& sketch) {
-  ChannelFactorsParams factors = factor_sizes(sketch);
-  factors.first = cuda::flipped<T>(s2_view(s2, sketch), factors.kernel_h, factors.kernel_w);
-  factors.second = cuda::flipped<T>(s1_view(s1, sketch), factors.kernel_h, factors.kernel_w);
-  factors.channels = static_cast<int>(sketch.out_channels);
-  factors.outputs = static_cast<int>(sketch.in_channels);
-  return factors;
-}
-
 // The adjoint applied to grad, which for stride 1 is a layer of the same kind; an undefined tensor
 // where the kernels don't take it.
 at::Tensor try_input_gradient(const ConvBackwardCall& call, const Sketch& sketch) {
@@ -208,10 +178,14 @@ at::Tensor try_input_gradient(const ConvBackwardCall& call, const Sketch& sketch
   const at::Tensor grad_input =
       at::empty(input.sizes(), input.options(), common_memory_format(input, input));
   const at::Tensor u1 = tensors.u1.contiguous(), u2 = tensors.u2.contiguous();
-  const auto make_factors = tensors.s1.element_size() == 2
-                                ? adjoint_factors<c10::Half>  // only the size matters
-                                : adjoint_factors<float>;
-  ChannelFactorsParams factors = make_factors(tensors.s1, tensors.s2, sketch);
+  const int64_t bytes = tensors.s1.element_size();
+  ChannelFactorsParams factors = factor_sizes(sketch);
+  factors.first =
+      cuda::flipped(s2_view(tensors.s2, sketch), factors.kernel_h, factors.kernel_w, bytes);
+  factors.second =
+      cuda::flipped(s1_view(tensors.s1, sketch), factors.kernel_h, factors.kernel_w, bytes);
+  factors.channels = static_cast<int>(sketch.out_channels);
+  factors.outputs = static_cast<int>(sketch.in_channels);
   factors.first_signs = signs_view(u1);
   factors.second_signs = signs_view(u2);
   const ConvAxis vertical = axis(grad_input, grad, 2, sketch.kernel_h, conv);
