@@ -5,7 +5,7 @@
 #include <torch/library.h>
 
 #include "autograd/saved_arguments.h"
-#include "composite/sk_weight.h"
+#include "composite/composed.h"
 #include "ops/operands.h"
 
 namespace sketchlayers {

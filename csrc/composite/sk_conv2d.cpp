@@ -3,8 +3,6 @@
 //   1x1 convolution). Channel mixing: y = c A (S1 * x) + (c S2) * (B x), where B mixes channels
 //   only (a 1x1 convolution). With more than one block S1 filters each block of the inputs, and S2
 //   makes each block of the outputs, from features of its own: grouped convolutions.
-#include "composite/sk_conv2d.h"
-
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
@@ -12,7 +10,7 @@
 #include <ATen/ops/convolution_backward.h>
 #include <torch/library.h>
 
-#include "composite/blocks.h"
+#include "composite/composed.h"
 #include "composite/factors.h"
 
 namespace sketchlayers {
@@ -152,7 +150,8 @@ at::Tensor pixelwise_forward(const at::Tensor& input, const Filters& filters,
 
 }  // namespace
 
-at::Tensor sk_conv2d_composed(const ConvCall& call, const Sketch& sketch) {
+at::Tensor sk_conv2d_composed(const ConvCall& call) {
+  const Sketch sketch = check_call(call).sketch;
   const Filters filters(call.tensors, sketch);
   const at::Tensor& input = call.input;
   const ConvArguments& arguments = call.conv;
@@ -273,7 +272,8 @@ LayerGradients two_branch_backward(const ConvBackwardCall& call, const Filters& 
 
 }  // namespace
 
-LayerGradients sk_conv2d_composed_backward(const ConvBackwardCall& call, const Sketch& sketch) {
+LayerGradients sk_conv2d_composed_backward(const ConvBackwardCall& call) {
+  const Sketch sketch = check_call(call).sketch;
   const Filters filters(call.tensors, sketch);
   const auto pull_back = is_pixelwise(call.input, sketch, call.conv)  ? pixelwise_backward
                          : sketch.mixes_space() && sketch.blocks == 1 ? spatial_backward
@@ -287,21 +287,10 @@ LayerGradients sk_conv2d_composed_backward(const ConvBackwardCall& call, const S
           wanted(call.output_mask[2], grad_s2, call.tensors.s2)};
 }
 
-namespace {
-
-at::Tensor sk_conv2d_factored_kernel(const ConvCall& call) {
-  return sk_conv2d_composed(call, check_call(call).sketch);
-}
-
-LayerGradients sk_conv2d_factored_backward_kernel(const ConvBackwardCall& call) {
-  return sk_conv2d_composed_backward(call, check_call(call).sketch);
-}
-
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
-  m.impl("sk_conv2d_factored", TORCH_FN(ConvCall::unpacked<sk_conv2d_factored_kernel>));
+  m.impl("sk_conv2d_factored", TORCH_FN(ConvCall::unpacked<sk_conv2d_composed>));
   m.impl("sk_conv2d_factored_backward",
-         TORCH_FN(ConvBackwardCall::unpacked<sk_conv2d_factored_backward_kernel>));
+         TORCH_FN(ConvBackwardCall::unpacked<sk_conv2d_composed_backward>));
 }
 
-}  // namespace
 }  // namespace sketchlayers

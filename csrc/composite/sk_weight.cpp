@@ -1,6 +1,6 @@
 // sk_weight and its adjoint from ATen's batched GEMMs and unpacked tiles of signs: one code for
 // every device.
-#include "composite/sk_weight.h"
+#include "ops/sk_weight.h"
 
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
@@ -12,10 +12,9 @@
 
 #include <algorithm>
 
-#include "composite/blocks.h"
+#include "composite/composed.h"
 #include "composite/factors.h"
 #include "ops/sign_matrix.h"
-#include "ops/sk_weight.h"
 #include "signs.h"
 
 namespace sketchlayers {
@@ -129,7 +128,8 @@ at::Tensor weight_by_blocks(const WeightCall& call, const Sketch& sketch) {
 
 }  // namespace
 
-at::Tensor sk_weight_composed(const WeightCall& call, const Sketch& sketch) {
+at::Tensor sk_weight_composed(const WeightCall& call) {
+  const Sketch sketch = check_call(call);
   const auto& [s1, s2, u1, u2] = call.tensors;
   if (sketch.blocks > 1) {
     return in_format(weight_by_blocks(call, sketch), common_memory_format(s1, s1));
@@ -214,7 +214,8 @@ WeightGradients adjoint_by_blocks(const at::Tensor& grad, const WeightBackwardCa
 
 }  // namespace
 
-WeightGradients sk_weight_composed_backward(const WeightBackwardCall& call, const Sketch& sketch) {
+WeightGradients sk_weight_composed_backward(const WeightBackwardCall& call) {
+  const Sketch sketch = check_call(call);
   const at::Tensor& grad = call.grad;
   const auto type = compute_type(grad.scalar_type());
   const at::Tensor matrix =
@@ -236,19 +237,9 @@ at::Tensor sk_weight_composition(const WeightCall& call) {
   return weight_by_blocks(call, check_call(call));
 }
 
-namespace {
-
-at::Tensor sk_weight_kernel(const WeightCall& call) {
-  return sk_weight_composed(call, check_call(call));
-}
-
-WeightGradients sk_weight_backward_kernel(const WeightBackwardCall& call) {
-  return sk_weight_composed_backward(call, check_call(call));
-}
-
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
-  m.impl("sk_weight", TORCH_FN(WeightCall::unpacked<sk_weight_kernel>));
-  m.impl("sk_weight_backward", TORCH_FN(WeightBackwardCall::unpacked<sk_weight_backward_kernel>));
+  m.impl("sk_weight", TORCH_FN(WeightCall::unpacked<sk_weight_composed>));
+  m.impl("sk_weight_backward", TORCH_FN(WeightBackwardCall::unpacked<sk_weight_composed_backward>));
 }
 
 // vmap over factors.
@@ -256,5 +247,4 @@ TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
   m.impl("sk_weight", TORCH_FN(WeightCall::unpacked<sk_weight_composition>));
 }
 
-}  // namespace
 }  // namespace sketchlayers

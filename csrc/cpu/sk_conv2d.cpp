@@ -1,9 +1,8 @@
 // sk_conv2d_factored on the CPU, by our own kernels but for float64 and rare geometries.
-#include "composite/sk_conv2d.h"
-
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
 
@@ -91,7 +90,7 @@ void run(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& sampli
 at::Tensor sk_conv2d_factored_cpu(const ConvCall& call) {
   const auto& [input, tensors, bias, arguments, sketch_arguments] = call;
   const auto [sketch, symbolic_sizes] = check_call(call);
-  if (!takes(input)) return sk_conv2d_composed(call, sketch);
+  if (!takes(input)) return sk_conv2d_composed(call);
   const at::IntArrayRef sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
   Geometry geometry(input, sizes, sketch, arguments);
   const at::Tensor images = dense_images(input);
@@ -105,7 +104,7 @@ at::Tensor sk_conv2d_factored_cpu(const ConvCall& call) {
       factors.forward(geometry.images, bias ? offset.const_data_ptr<float>() : nullptr);
   const std::vector<cpu::Sampling> samplings{
       cpu::forward_sampling(geometry.rows, geometry.columns)};
-  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed(call, sketch);
+  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed(call);
   const at::Tensor output = cpu::empty_result(sizes, input.options(), format);
   for_type(input.scalar_type(),
            [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, images, output); });
@@ -126,12 +125,12 @@ LayerGradients sk_conv2d_factored_backward_cpu(const ConvBackwardCall& call) {
   const auto& [grad, input, tensors, output_mask, arguments, sketch_arguments] = call;
   const auto& [s1, s2, u1, u2] = tensors;
   const Sketch sketch = check_call(call).sketch;
-  if (!takes(input) || has_many_phases(arguments)) return sk_conv2d_composed_backward(call, sketch);
+  if (!takes(input) || has_many_phases(arguments)) return sk_conv2d_composed_backward(call);
   const Geometry geometry(input, grad.sizes(), sketch, arguments);
   const cpu::Factors factors(tensors, sketch);
   const cpu::TwoSidedConv conv = factors.adjoint(geometry.images);
   const auto samplings = cpu::adjoint_samplings(geometry.rows, geometry.columns);
-  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed_backward(call, sketch);
+  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed_backward(call);
 
   const at::Tensor images = dense_images(input);
   const at::Tensor grads = dense_images(grad);

@@ -1,10 +1,9 @@
 // sk_linear_factored on the CPU. A few rows: S1 and S2 are read once and signs never leave their
 // bits. More: the 1x1 convolution whose pixels are the rows.
-#include "composite/sk_linear.h"
-
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
 #include "cpu/tasks.h"
@@ -79,7 +78,7 @@ at::Tensor sk_linear_factored_cpu(const LinearCall& call) {
   const auto& [input, tensors, bias, arguments] = call;
   const Sketch sketch = check_call(call);
   if (!computes_in_float(input.scalar_type()) || input.numel() == 0) {
-    return sk_linear_composed(call, sketch);
+    return sk_linear_composed(call);
   }
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
   const at::Tensor y = cpu::empty_result({x.size(0), sketch.out_channels}, x.options(),
@@ -103,7 +102,7 @@ LayerGradients sk_linear_factored_backward_cpu(const LinearBackwardCall& call) {
   const auto& [s1, s2, u1, u2] = tensors;
   const Sketch sketch = check_call(call);
   if (!computes_in_float(input.scalar_type()) || input.numel() == 0) {
-    return sk_linear_composed_backward(call, sketch);
+    return sk_linear_composed_backward(call);
   }
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
   const at::Tensor dy = grad.reshape({-1, sketch.out_channels}).contiguous();

@@ -1,13 +1,12 @@
 // The factored convolution on CUDA. Channel mixing and 1x1 kernels take the tensor cores; what
 // those kernels don't take goes the composed way.
-#include "composite/sk_conv2d.h"
-
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cuda/channel_gradients.h"
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
@@ -200,7 +199,7 @@ at::Tensor sk_conv2d_factored_cuda(const ConvCall& call) {
   const auto [sketch, sizes] = check_call(call);
   const c10::cuda::CUDAGuard guard(call.input.device());
   const at::Tensor output = try_forward(call, C10_AS_INTARRAYREF_SLOW(sizes), sketch);
-  return output.defined() ? output : sk_conv2d_composed(call, sketch);
+  return output.defined() ? output : sk_conv2d_composed(call);
 }
 
 LayerGradients sk_conv2d_factored_backward_cuda(const ConvBackwardCall& call) {
@@ -213,7 +212,7 @@ LayerGradients sk_conv2d_factored_backward_cuda(const ConvBackwardCall& call) {
   const auto [grad_s1, grad_s2] = cuda::try_factor_gradients(call, sketch);
   if (grad_s1.defined()) rest.output_mask[1] = false;
   if (grad_s2.defined()) rest.output_mask[2] = false;
-  auto gradients = sk_conv2d_composed_backward(rest, sketch);
+  auto gradients = sk_conv2d_composed_backward(rest);
   if (grad_input.defined()) std::get<0>(gradients) = grad_input;
   if (grad_s1.defined()) std::get<1>(gradients) = grad_s1;
   if (grad_s2.defined()) std::get<2>(gradients) = grad_s2;

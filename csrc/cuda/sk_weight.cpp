@@ -1,12 +1,11 @@
 // The dense weight on CUDA and its adjoint, from packed signs without copies of them in floats.
-#include "composite/sk_weight.h"
-
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cuda/launches.h"
 #include "ops/for_type.h"
 
@@ -103,7 +102,7 @@ at::Tensor sk_weight_cuda(const WeightCall& call) {
   const Sketch sketch = check_call(call);
   const at::Tensor& s1 = call.tensors.s1;
   const c10::cuda::CUDAGuard guard(s1.device());
-  if (!takes(s1.scalar_type(), sketch)) return sk_weight_composed(call, sketch);
+  if (!takes(s1.scalar_type(), sketch)) return sk_weight_composed(call);
   return for_type(s1.scalar_type(),
                   [&](auto zero) { return form_weight<decltype(zero)>(call, sketch); });
 }
@@ -139,7 +138,7 @@ WeightGradients pull_back(const WeightBackwardCall& call, const Sketch& sketch) 
 WeightGradients sk_weight_backward_cuda(const WeightBackwardCall& call) {
   const Sketch sketch = check_call(call);
   const c10::cuda::CUDAGuard guard(call.grad.device());
-  if (!takes(call.grad.scalar_type(), sketch)) return sk_weight_composed_backward(call, sketch);
+  if (!takes(call.grad.scalar_type(), sketch)) return sk_weight_composed_backward(call);
   return for_type(call.grad.scalar_type(),
                   [&](auto zero) { return pull_back<decltype(zero)>(call, sketch); });
 }

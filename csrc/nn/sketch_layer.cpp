@@ -10,7 +10,6 @@
 
 #include "nn/sk_conv2d.h"
 #include "nn/sk_linear.h"
-#include "ops/hadamard_signs.h"
 #include "ops/operands.h"
 #include "ops/sign_matrix.h"
 #include "ops/sk_weight.h"

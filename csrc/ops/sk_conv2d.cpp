@@ -173,7 +173,10 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
       " int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *,"
       " str mixing='spatial', int num_sketches=1, float? scale=None,"
       " Tensor? frame=None, str path='auto') -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+      TORCH_FN(sk_conv2d_composite), {at::Tag::pt2_compliant_tag});
+  // vmap: the parts have batching rules, the whole has none.
+  m.impl("sk_conv2d", torch::dispatch(c10::DispatchKey::FuncTorchBatchedDecomposition,
+                                      TORCH_FN(sk_conv2d_composite)));
   m.def(
       "sk_conv2d_factored(Tensor input, Tensor s1, Tensor s2, Tensor u1, Tensor u2,"
       " Tensor? bias=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *,"
@@ -185,15 +188,6 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
       " int groups=1, *, str mixing='spatial', int num_sketches=1, float? scale=None)"
       " -> (Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
-}
-
-TORCH_LIBRARY_IMPL(sketchlayers, CompositeImplicitAutograd, m) {
-  m.impl("sk_conv2d", TORCH_FN(sk_conv2d_composite));
-}
-
-// vmap: the parts have batching rules, the whole has none.
-TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
-  m.impl("sk_conv2d", TORCH_FN(sk_conv2d_composite));
 }
 
 }  // namespace

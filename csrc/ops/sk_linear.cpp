@@ -97,7 +97,10 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
       "sk_linear(Tensor input, Tensor s1, Tensor s2, Tensor u1, Tensor u2, Tensor? bias=None, *,"
       " int num_sketches=1, float? scale=None, Tensor? frame=None,"
       " str path='auto') -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+      TORCH_FN(sk_linear_composite), {at::Tag::pt2_compliant_tag});
+  // vmap: the parts have batching rules, the whole has none.
+  m.impl("sk_linear", torch::dispatch(c10::DispatchKey::FuncTorchBatchedDecomposition,
+                                      TORCH_FN(sk_linear_composite)));
   m.def(
       "sk_linear_factored(Tensor input, Tensor s1, Tensor s2, Tensor u1, Tensor u2,"
       " Tensor? bias=None, *, int num_sketches=1, float? scale=None) -> Tensor",
@@ -107,15 +110,6 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
       " Tensor u2, bool[3] output_mask, *, int num_sketches=1, float? scale=None)"
       " -> (Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
-}
-
-TORCH_LIBRARY_IMPL(sketchlayers, CompositeImplicitAutograd, m) {
-  m.impl("sk_linear", TORCH_FN(sk_linear_composite));
-}
-
-// vmap: the parts have batching rules, the whole has none.
-TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
-  m.impl("sk_linear", TORCH_FN(sk_linear_composite));
 }
 
 }  // namespace
