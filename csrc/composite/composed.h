@@ -15,7 +15,6 @@ LayerGradients sk_conv2d_composed_backward(const ConvBackwardCall& call);
 at::Tensor sk_linear_composed(const LinearCall& call);
 LayerGradients sk_linear_composed_backward(const LinearBackwardCall& call);
 
-// Tile by tile, so that signs are never unpacked as a whole.
 at::Tensor sk_weight_composed(const WeightCall& call);
 WeightGradients sk_weight_composed_backward(const WeightBackwardCall& call);
 

@@ -5,6 +5,8 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include <bit>
+
 #include "ops/operator.h"
 #include "ops/sign_matrix.h"
 #include "signs.h"
@@ -17,12 +19,6 @@ constexpr int64_t kDiagonals = int64_t{1} << 30;
 constexpr int64_t kOrders = kDiagonals + (int64_t{1} << 29);
 constexpr int64_t kMatrixLimit = int64_t{1} << 29;
 constexpr int64_t kRowLimit = int64_t{1} << 31;  // of all transforms together, 16 bytes each
-
-int64_t next_power_of_two(int64_t number) {
-  int64_t power = 1;
-  while (power < number) power *= 2;
-  return power;
-}
 
 // A random order of the rows for each transform, (transforms, size): that of 64-bit random keys.
 at::Tensor row_orders(int64_t seed, int64_t matrix, int64_t transforms, int64_t size,
@@ -64,7 +60,7 @@ at::Tensor hadamard_signs_composite(int64_t seed, int64_t matrix, int64_t rows, 
                     "hadamard_signs: rows must be in [0, 2^31] (got rows=", rows, ")");
   TORCH_CHECK_VALUE(columns >= 1 && columns <= kRowLimit,
                     "hadamard_signs: columns must be in [1, 2^31] (got columns=", columns, ")");
-  const int64_t size = next_power_of_two(columns);
+  const auto size = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(columns)));
   const int64_t transforms = (rows + size - 1) / size;
   const at::Tensor diagonals = sign_matrix(seed, kDiagonals + matrix, transforms, columns, device);
   const int64_t words = sign_words(columns);

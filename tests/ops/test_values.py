@@ -123,7 +123,7 @@ LARGE = [
 ]  # fmt: skip
 
 
-# Sizes for which the signs of one weight are more than the operators unpack at a time.
+# Weights with many signs: more than the kernels unpack at a time.
 TILED = [
     Linear(lead=(3,), in_channels=3001, out_channels=130, rank=100, frame=True),
     Conv(batch=1, in_channels=230, out_channels=47, kernel=(3, 3), size=(4, 4), rank=22,
