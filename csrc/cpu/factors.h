@@ -6,7 +6,7 @@
 
 #include "cpu/two_sided_conv.h"
 #include "cpu/two_sided_gradient.h"
-#include "ops/for_type.h"
+#include "ops/checks.h"
 #include "ops/sketch.h"
 
 namespace sketchlayers::cpu {

@@ -77,19 +77,36 @@ struct ChannelConvChoice {
 };
 constexpr int64_t kLargestChannelRank = 64;
 
+// Sizes of what is packed, for one group.
+struct ChannelFactorsSizes {
+  int64_t first_units;
+  int64_t first_words;
+  int64_t second_units;
+  int64_t second_words;
+
+  SKETCHLAYERS_HOST_DEVICE int64_t items() const {
+    return first_units + first_words + second_units + second_words;
+  }
+  // All groups, each part starting at a multiple of 16 bytes (words come in multiples of 8).
+  int64_t bytes(int64_t groups) const {
+    return groups * ((first_units + second_units) * kUnitBytes + (first_words + second_words) * 4);
+  }
+};
+
+// The factors as `ChannelFactors` lays them out, group after group.
+struct PackedFactors {
+  Unit* first;
+  Unit* second;
+  uint32_t* first_signs;
+  uint32_t* second_signs;
+  ChannelFactorsSizes sizes;
+};
+
 struct ChannelConvParams : TiledImages {
   Images input;
   void* output;
   const void* bias;  // may be null
-  // The factors as `pack_channel_factors` lays them out, those of the first group.
-  const Unit* first;
-  const uint32_t* first_signs;
-  const Unit* second;
-  const uint32_t* second_signs;
-  int64_t first_units;  // of one group, and so on
-  int64_t first_words;
-  int64_t second_units;
-  int64_t second_words;
+  PackedFactors factors;
   int64_t output_strides[4];  // batch, channel, row, column
   int outputs;                // of one group
   int rank;
@@ -251,7 +268,7 @@ class ChannelConv {
     const int steps = (params_.input.channels + Traits::kStep - 1) / Traits::kStep;
     const unsigned char* const tile = chunk_tile(chunk);
     const Unit* units =
-        params_.first + group_ * params_.first_units +
+        params_.factors.first + group_ * params_.factors.sizes.first_units +
         static_cast<int64_t>(chunk) * Traits::kChunkSteps * Traits::kRankPairs * kWarpSize;
     for (int y = 0; y < params_.vertical.kernel; ++y) {
       for (int x = 0; x < params_.horizontal.kernel; ++x) {
@@ -296,7 +313,8 @@ class ChannelConv {
   // features += rows of the halo times signs
   SKETCHLAYERS_INLINE void multiply_signs(int warp, Warp& state, int chunk, int steps_here) {
     const unsigned char* const tile = chunk_tile(chunk);
-    const uint32_t* signs = params_.first_signs + group_ * params_.first_words +
+    const uint32_t* signs = params_.factors.first_signs +
+                            group_ * params_.factors.sizes.first_words +
                             static_cast<int64_t>(chunk) * Traits::kChunkWords * Traits::kRank;
     SKETCHLAYERS_UNROLL
     for (int w = 0; w < Traits::kChunkWords; ++w) {
@@ -412,7 +430,8 @@ class ChannelConv {
   SKETCHLAYERS_INLINE void add_inner(int warp, Warp& state,
                                      Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles],
                                      int pair, int live) {
-    const uint32_t* const signs = params_.second_signs + group_ * params_.second_words +
+    const uint32_t* const signs = params_.factors.second_signs +
+                                  group_ * params_.factors.sizes.second_words +
                                   static_cast<int64_t>(pair) * 16 * Traits::kRankWords;
     SKETCHLAYERS_UNROLL
     for (int j = 0; j < Traits::kOutputTiles; ++j) {
@@ -443,8 +462,8 @@ class ChannelConv {
                                         Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles],
                                         int pair, int live) {
     const int pairs = padded_pairs(params_.outputs);
-    const Unit* units =
-        params_.second + group_ * params_.second_units + static_cast<int64_t>(pair) * kWarpSize;
+    const Unit* units = params_.factors.second + group_ * params_.factors.sizes.second_units +
+                        static_cast<int64_t>(pair) * kWarpSize;
     for (int y = 0; y < params_.vertical.kernel; ++y) {
       for (int x = 0; x < params_.horizontal.kernel; ++x) {
         const int shift = geometry_.tap_shift(y, x);

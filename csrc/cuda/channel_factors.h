@@ -36,26 +36,7 @@ struct ChannelFactorsParams {
   int channels;
   int outputs;
   int groups;
-  Unit* packed_first;
-  uint32_t* packed_first_signs;
-  Unit* packed_second;
-  uint32_t* packed_second_signs;
-};
-
-// Sizes of what is packed, for one group.
-struct ChannelFactorsSizes {
-  int64_t first_units;
-  int64_t first_words;
-  int64_t second_units;
-  int64_t second_words;
-
-  SKETCHLAYERS_HOST_DEVICE int64_t items() const {
-    return first_units + first_words + second_units + second_words;
-  }
-  // All groups, each part starting at a multiple of 16 bytes (words come in multiples of 8).
-  int64_t bytes(int64_t groups) const {
-    return groups * ((first_units + second_units) * kUnitBytes + (first_words + second_words) * 4);
-  }
+  PackedFactors packed;
 };
 
 template <typename Traits>
@@ -78,25 +59,24 @@ class ChannelFactors {
   // Packs unit or word `item` of a group.
   SKETCHLAYERS_INLINE static void pack(const ChannelFactorsParams& params, int64_t item,
                                        int group) {
-    const ChannelFactorsSizes sizes =
-        ChannelFactors::sizes(params.kernel_h * params.kernel_w, params.channels, params.outputs);
+    const PackedFactors& packed = params.packed;
+    const ChannelFactorsSizes& sizes = packed.sizes;
     if (item < sizes.first_units) {
-      params.packed_first[group * sizes.first_units + item] = first_unit(params, item, group);
+      packed.first[group * sizes.first_units + item] = first_unit(params, item, group);
       return;
     }
     item -= sizes.first_units;
     if (item < sizes.second_units) {
-      params.packed_second[group * sizes.second_units + item] = second_unit(params, item, group);
+      packed.second[group * sizes.second_units + item] = second_unit(params, item, group);
       return;
     }
     item -= sizes.second_units;
     if (item < sizes.first_words) {
-      params.packed_first_signs[group * sizes.first_words + item] = first_word(params, item, group);
+      packed.first_signs[group * sizes.first_words + item] = first_word(params, item, group);
       return;
     }
     item -= sizes.first_words;
-    params.packed_second_signs[group * sizes.second_words + item] =
-        second_word(params, item, group);
+    packed.second_signs[group * sizes.second_words + item] = second_word(params, item, group);
   }
 
  private:

@@ -22,12 +22,11 @@ struct Operands {
   ConvAxis horizontal;
 };
 
-template <typename Traits>
 PixelFeaturesParams features_params(const at::Tensor& images, const at::Tensor& features,
                                     const at::Tensor& signs, int64_t channels,
                                     const Sketch& sketch) {
   PixelFeaturesParams params{};
-  params.images = images_view(images, channels, Traits::kPerUnit);
+  params.images = images_view(images, channels);
   params.height = images.size(2);
   params.width = images.size(3);
   params.pixels = images.size(0) * images.size(2) * images.size(3);
@@ -51,16 +50,14 @@ void launch_features(const Operands& operands, const at::Tensor& of_grad,
   const Sketch& sketch = operands.sketch;
   PixelFeaturesParams params[2] = {};
   int64_t blocks[2] = {0, 0};
-  if (of_grad.defined()) {
-    params[0] =
-        features_params<Traits>(operands.grad, of_grad, operands.u1, sketch.out_channels, sketch);
-    blocks[0] = ceil_divide(params[0].pixels, Traits::kPixels);
-  }
-  if (of_input.defined()) {
-    params[1] =
-        features_params<Traits>(operands.input, of_input, operands.u2, sketch.in_channels, sketch);
-    blocks[1] = ceil_divide(params[1].pixels, Traits::kPixels);
-  }
+  const auto add = [&](int i, const at::Tensor& images, const at::Tensor& features,
+                       const at::Tensor& signs, int64_t channels) {
+    if (!features.defined()) return;
+    params[i] = features_params(images, features, signs, channels, sketch);
+    blocks[i] = ceil_divide(params[i].pixels, Traits::kPixels);
+  };
+  add(0, operands.grad, of_grad, operands.u1, sketch.out_channels);
+  add(1, operands.input, of_input, operands.u2, sketch.in_channels);
   const dim3 grid(static_cast<unsigned int>(blocks[0] + blocks[1]),
                   static_cast<unsigned int>(sketch.groups));
   C10_CUDA_CHECK(launch_pixel_features<Traits>(params[0], params[1], blocks[0], grid,
@@ -144,13 +141,13 @@ bool launch(const Operands& operands, const at::Tensor& grad_s1, const at::Tenso
       operands.input.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
   float* parts = partial.mutable_data_ptr<float>();
   if (grad_s1.defined()) {
-    params.first = {images_view(operands.input, sketch.in_channels, Traits::kPerUnit),
-                    of_grad.const_data_ptr(), parts};
+    params.first = {images_view(operands.input, sketch.in_channels), of_grad.const_data_ptr(),
+                    parts};
     parts += params.splits * grad_s1.numel();
   }
   if (grad_s2.defined()) {
-    params.second = {images_view(operands.grad, sketch.out_channels, Traits::kPerUnit),
-                     of_input.const_data_ptr(), parts};
+    params.second = {images_view(operands.grad, sketch.out_channels), of_input.const_data_ptr(),
+                     parts};
   }
   const int shared = static_cast<int>(gradient_shared_bytes<Traits>(params.halo()));
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(tap_groups),

@@ -50,7 +50,8 @@ inline SignsView signs_view(const at::Tensor& packed) {  // contiguous
 }
 
 // 16 bytes of neighbouring channels can be moved at once.
-inline bool moves_units(const at::Tensor& tensor, int64_t channels, int64_t per_unit) {
+inline bool moves_units(const at::Tensor& tensor, int64_t channels) {
+  const int64_t per_unit = kUnitBytes / tensor.element_size();
   const auto aligned = [&](int dim) {
     return tensor.size(dim) == 1 || tensor.stride(dim) % per_unit == 0;
   };
@@ -58,11 +59,11 @@ inline bool moves_units(const at::Tensor& tensor, int64_t channels, int64_t per_
          aligned(3) && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kUnitBytes == 0;
 }
 
-inline Images images_view(const at::Tensor& images, int64_t channels, int64_t per_unit) {
+inline Images images_view(const at::Tensor& images, int64_t channels) {
   return {images.const_data_ptr(),
           {images.stride(0), images.stride(1), images.stride(2), images.stride(3)},
           static_cast<int>(channels),
-          moves_units(images, channels, per_unit),
+          moves_units(images, channels),
           images.stride(3) < images.stride(1)};
 }
 

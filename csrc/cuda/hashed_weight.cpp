@@ -14,7 +14,7 @@
 
 #include "composite/composed.h"
 #include "cuda/launches.h"
-#include "ops/for_type.h"
+#include "ops/checks.h"
 
 namespace sketchlayers {
 namespace {

@@ -11,7 +11,7 @@
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
 #include "cuda/launches.h"
-#include "ops/for_type.h"
+#include "ops/checks.h"
 
 namespace sketchlayers {
 namespace {
@@ -25,18 +25,6 @@ using cuda::s1_view;
 using cuda::s2_view;
 using cuda::signs_view;
 
-// One convolution for the kernel: forward, or the input's gradient as a convolution.
-struct ChannelConvProblem {
-  const at::Tensor& input;
-  const at::Tensor& output;
-  const at::Tensor* bias;  // null without one
-  ConvAxis vertical;
-  ConvAxis horizontal;
-  ChannelFactorsParams factors;  // without what is packed
-  float inner_scale;
-  float outer_scale;
-};
-
 bool takes_type(at::ScalarType type) {
   if (type == at::kBFloat16 || type == at::kHalf) return true;
   return type == at::kFloat && at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
@@ -46,21 +34,19 @@ bool takes(const at::Tensor& input, at::IntArrayRef output_sizes, const Sketch& 
   return takes_type(input.scalar_type()) && cuda::takes_layer(input, output_sizes, sketch);
 }
 
-template <typename Traits>
-ChannelConvParams kernel_params(const ChannelConvProblem& problem) {
+// One convolution for the kernel, forward or the input's gradient; without its axes and its tile.
+ChannelConvParams conv_params(const at::Tensor& input, const at::Tensor& output,
+                              const ChannelFactorsParams& factors, const Sketch& sketch) {
   ChannelConvParams params{};
-  params.input = cuda::images_view(problem.input, problem.factors.channels, Traits::kPerUnit);
-  params.output = problem.output.mutable_data_ptr();
-  params.bias = problem.bias == nullptr ? nullptr : problem.bias->const_data_ptr();
-  std::copy_n(problem.output.strides().begin(), 4, params.output_strides);
-  params.batch = problem.input.size(0);
-  params.vertical = problem.vertical;
-  params.horizontal = problem.horizontal;
-  params.outputs = problem.factors.outputs;
-  params.rank = problem.factors.rank;
-  params.inner_scale = problem.inner_scale;
-  params.outer_scale = problem.outer_scale;
-  params.output_units = cuda::moves_units(problem.output, params.outputs, Traits::kPerUnit);
+  params.batch = input.size(0);
+  params.input = cuda::images_view(input, factors.channels);
+  params.output = output.mutable_data_ptr();
+  std::copy_n(output.strides().begin(), 4, params.output_strides);
+  params.outputs = factors.outputs;
+  params.rank = factors.rank;
+  params.inner_scale = static_cast<float>(sketch.u1_scale);
+  params.outer_scale = static_cast<float>(sketch.scale);
+  params.output_units = cuda::moves_units(output, params.outputs);
   return params;
 }
 
@@ -91,20 +77,11 @@ at::Tensor pack_factors(ChannelConvParams& params, ChannelFactorsParams factors,
   const ChannelFactorsSizes sizes = cuda::ChannelFactors<Traits>::sizes(
       factors.kernel_h * factors.kernel_w, factors.channels, factors.outputs);
   at::Tensor packed = at::empty({sizes.bytes(groups)}, like.options().dtype(at::kByte));
-  unsigned char* at = packed.mutable_data_ptr<uint8_t>();
-  factors.packed_first = reinterpret_cast<cuda::Unit*>(at);
-  factors.packed_second = factors.packed_first + groups * sizes.first_units;
-  factors.packed_first_signs =
-      reinterpret_cast<uint32_t*>(factors.packed_second + groups * sizes.second_units);
-  factors.packed_second_signs = factors.packed_first_signs + groups * sizes.first_words;
-  params.first = factors.packed_first;
-  params.second = factors.packed_second;
-  params.first_signs = factors.packed_first_signs;
-  params.second_signs = factors.packed_second_signs;
-  params.first_units = sizes.first_units;
-  params.second_units = sizes.second_units;
-  params.first_words = sizes.first_words;
-  params.second_words = sizes.second_words;
+  const auto first = reinterpret_cast<cuda::Unit*>(packed.mutable_data_ptr<uint8_t>());
+  const auto second = first + groups * sizes.first_units;
+  const auto first_signs = reinterpret_cast<uint32_t*>(second + groups * sizes.second_units);
+  factors.packed = params.factors = {first, second, first_signs,
+                                     first_signs + groups * sizes.first_words, sizes};
   C10_CUDA_CHECK(cuda::launch_channel_factors<Traits>(factors, sizes.items(),
                                                       at::cuda::getCurrentCUDAStream()));
   return packed;
@@ -112,15 +89,15 @@ at::Tensor pack_factors(ChannelConvParams& params, ChannelFactorsParams factors,
 
 // False, with nothing done, where no tile fits.
 template <typename Traits>
-bool launch(const ChannelConvProblem& problem) {
-  ChannelConvParams params = kernel_params<Traits>(problem);
-  const int64_t groups = problem.factors.groups;
+bool launch(ChannelConvParams params, const ChannelFactorsParams& factors,
+            const at::Tensor& input) {
+  const int64_t groups = factors.groups;
   const auto tile = choose_tile<Traits>(params, groups);
   if (!tile) return false;
   params.tile = *tile;
   const int64_t blocks = params.tiles();
   if (blocks > kLargestGrid) return false;
-  const at::Tensor packed = pack_factors<Traits>(params, problem.factors, problem.input);
+  const at::Tensor packed = pack_factors<Traits>(params, factors, input);
   const int shared = static_cast<int>(cuda::shared_bytes<Traits>(params.halo()));
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(groups));
   C10_CUDA_CHECK(
@@ -128,10 +105,12 @@ bool launch(const ChannelConvProblem& problem) {
   return true;
 }
 
-bool launch_for_type(const ChannelConvProblem& problem) {
-  return for_type(problem.input.scalar_type(), [&](auto zero) {
-    return cuda::for_rank_pairs(problem.factors.rank, [&](auto pairs) {
-      return launch<typename cuda::ChannelConvChoice<decltype(zero), pairs>::Traits>(problem);
+bool launch_for_type(const ChannelConvParams& params, const ChannelFactorsParams& factors,
+                     const at::Tensor& input) {
+  return for_type(input.scalar_type(), [&](auto zero) {
+    return cuda::for_rank_pairs(factors.rank, [&](auto pairs) {
+      return launch<typename cuda::ChannelConvChoice<decltype(zero), pairs>::Traits>(
+          params, factors, input);
     });
   });
 }
@@ -161,11 +140,11 @@ at::Tensor try_forward(const ConvCall& call, at::IntArrayRef output_sizes, const
   factors.second_signs = signs_view(u1);
   factors.channels = static_cast<int>(sketch.in_channels);
   factors.outputs = static_cast<int>(sketch.out_channels);
-  const bool done = launch_for_type(
-      {input, output, bias ? &addend : nullptr, axis(input, output, 2, sketch.kernel_h, conv),
-       axis(input, output, 3, sketch.kernel_w, conv), factors, static_cast<float>(sketch.u1_scale),
-       static_cast<float>(sketch.scale)});
-  return done ? output : at::Tensor();
+  ChannelConvParams params = conv_params(input, output, factors, sketch);
+  params.vertical = axis(input, output, 2, sketch.kernel_h, conv);
+  params.horizontal = axis(input, output, 3, sketch.kernel_w, conv);
+  if (bias) params.bias = addend.const_data_ptr();
+  return launch_for_type(params, factors, input) ? output : at::Tensor();
 }
 
 // The adjoint applied to grad, which for stride 1 is a layer of the same kind; an undefined tensor
@@ -187,12 +166,10 @@ at::Tensor try_input_gradient(const ConvBackwardCall& call, const Sketch& sketch
   factors.outputs = static_cast<int>(sketch.in_channels);
   factors.first_signs = signs_view(u1);
   factors.second_signs = signs_view(u2);
-  const ConvAxis vertical = axis(grad_input, grad, 2, sketch.kernel_h, conv);
-  const ConvAxis horizontal = axis(grad_input, grad, 3, sketch.kernel_w, conv);
-  const bool done = launch_for_type(
-      {grad, grad_input, nullptr, cuda::adjoint_axis(vertical), cuda::adjoint_axis(horizontal),
-       factors, static_cast<float>(sketch.u1_scale), static_cast<float>(sketch.scale)});
-  return done ? grad_input : at::Tensor();
+  ChannelConvParams params = conv_params(grad, grad_input, factors, sketch);
+  params.vertical = cuda::adjoint_axis(axis(grad_input, grad, 2, sketch.kernel_h, conv));
+  params.horizontal = cuda::adjoint_axis(axis(grad_input, grad, 3, sketch.kernel_w, conv));
+  return launch_for_type(params, factors, grad) ? grad_input : at::Tensor();
 }
 
 at::Tensor sk_conv2d_factored_cuda(const ConvCall& call) {

@@ -109,23 +109,13 @@ void run_channel_conv(ChannelConvParams params, ChannelFactorsParams factors, in
   std::vector<Unit> second(static_cast<size_t>(groups * sizes.second_units));
   std::vector<uint32_t> first_signs(static_cast<size_t>(groups * sizes.first_words));
   std::vector<uint32_t> second_signs(static_cast<size_t>(groups * sizes.second_words));
-  factors.packed_first = first.data();
-  factors.packed_second = second.data();
-  factors.packed_first_signs = first_signs.data();
-  factors.packed_second_signs = second_signs.data();
+  factors.packed = params.factors = {first.data(), second.data(), first_signs.data(),
+                                     second_signs.data(), sizes};
   for (int group = 0; group < groups; ++group) {
     for (int64_t item = 0; item < sizes.items(); ++item) {
       ChannelFactors<Traits>::pack(factors, item, group);
     }
   }
-  params.first = first.data();
-  params.second = second.data();
-  params.first_signs = first_signs.data();
-  params.second_signs = second_signs.data();
-  params.first_units = sizes.first_units;
-  params.first_words = sizes.first_words;
-  params.second_units = sizes.second_units;
-  params.second_words = sizes.second_words;
   params.inner_scale = static_cast<float>(kInnerScale);
   params.outer_scale = static_cast<float>(kOuterScale);
   const int64_t halo = params.halo();
