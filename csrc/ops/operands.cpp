@@ -71,10 +71,6 @@ void check_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef 
   check_operand(op, "grad", grad, s1);
 }
 
-bool trains(const at::Tensor& s1, const at::Tensor& s2) {
-  return at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
-}
-
 void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tensor& s1,
                    const at::Tensor& s2) {
   const auto precision = [](at::ScalarType type) {
@@ -85,7 +81,8 @@ void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tens
   problem.precision = autocast_enabled(input.device()) && input.scalar_type() != at::kDouble
                           ? Precision::kHalf
                           : precision(input.scalar_type());
-  problem.training = trains(s1, s2);
+  // Gradients for the parameters make forming W_hat dearer.
+  problem.training = at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
   problem.channels_last = common_memory_format(input, s1) == at::MemoryFormat::ChannelsLast;
 }
 

@@ -24,9 +24,6 @@ void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at:
 void check_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
                     const at::Tensor& s1);
 
-// Whether gradients for the parameters will be wanted, which makes forming W_hat dearer.
-bool trains(const at::Tensor& s1, const at::Tensor& s2);
-
 // What the planner must know of a call beside its sizes.
 void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tensor& s1,
                    const at::Tensor& s2);
