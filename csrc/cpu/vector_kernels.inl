@@ -484,8 +484,7 @@ void combine_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_
 
 }  // namespace
 
-constexpr VectorKernels kKernels = {
-    SKETCHLAYERS_VECTOR_NAME, kTakesMasks,    product, copy_rows, transpose, expand_signs,
-    sketch_vectors,           combine_vectors};
+constexpr VectorKernels kKernels = {kTakesMasks,  product,        copy_rows,      transpose,
+                                    expand_signs, sketch_vectors, combine_vectors};
 
 }  // namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE
