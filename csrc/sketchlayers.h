@@ -4,8 +4,6 @@
 #include "nn/sk_conv2d.h"
 #include "nn/sk_linear.h"
 #include "nn/state_dict.h"
-#include "ops/fresh_weight.h"
-#include "ops/hadamard_signs.h"
 #include "ops/hashed_weight.h"
 #include "ops/sign_matrix.h"
 #include "ops/sk_conv2d.h"

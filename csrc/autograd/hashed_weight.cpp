@@ -5,7 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "composite/hashed_weight.h"
+#include "composite/composed.h"
 #include "ops/operands.h"
 
 namespace sketchlayers {

@@ -1,12 +1,11 @@
-// W_hat is linear in (s1, s2): its derivative is the adjoint, whose derivative is W_hat again
-// (without the base).
+// W_hat is linear in (s1, s2): its derivative is the adjoint, whose derivative is W_hat again.
 #include "ops/sk_weight.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "autograd/saved_arguments.h"
-#include "composite/sk_weight.h"
+#include "composite/composed.h"
 #include "ops/operands.h"
 
 namespace sketchlayers {

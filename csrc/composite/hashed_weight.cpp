@@ -1,6 +1,6 @@
 // Hashed weights from ATen's operations on the entries' places: for transforms, and for devices
 // without kernels of their own, whose places are found on the CPU.
-#include "composite/hashed_weight.h"
+#include "ops/hashed_weight.h"
 
 #include <ATen/ops/index.h>
 #include <ATen/ops/index_put.h>
@@ -8,7 +8,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "ops/hashed_weight.h"
+#include "composite/composed.h"
 
 namespace sketchlayers {
 namespace {

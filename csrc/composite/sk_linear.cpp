@@ -1,14 +1,12 @@
 // The factored fully connected layer: two GEMMs, x -> z = [S1; B] x -> [c A, c S2] z, or for
 // several blocks two GEMMs with signs and two batches of smaller ones.
-#include "composite/sk_linear.h"
-
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <torch/library.h>
 
-#include "composite/blocks.h"
+#include "composite/composed.h"
 #include "composite/factors.h"
 
 namespace sketchlayers {
@@ -85,7 +83,8 @@ LayerGradients linear_by_blocks_backward(const LinearBackwardCall& call, const S
 
 }  // namespace
 
-at::Tensor sk_linear_composed(const LinearCall& call, const Sketch& sketch) {
+at::Tensor sk_linear_composed(const LinearCall& call) {
+  const Sketch sketch = check_call(call);
   if (sketch.blocks > 1) return linear_by_blocks(call, sketch);
   const auto& [s1, s2, u1, u2] = call.tensors;
   const at::Tensor right = at::cat({s1, input_signs(u2, s1.scalar_type(), sketch)}, 0);
@@ -93,7 +92,8 @@ at::Tensor sk_linear_composed(const LinearCall& call, const Sketch& sketch) {
                     call.bias);
 }
 
-LayerGradients sk_linear_composed_backward(const LinearBackwardCall& call, const Sketch& sketch) {
+LayerGradients sk_linear_composed_backward(const LinearBackwardCall& call) {
+  const Sketch sketch = check_call(call);
   if (sketch.blocks > 1) return linear_by_blocks_backward(call, sketch);
   const auto& [grad, input, tensors, output_mask, arguments] = call;
   const auto& [s1, s2, u1, u2] = tensors;
@@ -112,21 +112,10 @@ LayerGradients sk_linear_composed_backward(const LinearBackwardCall& call, const
   return {grad_input, grad_s1, grad_s2};
 }
 
-namespace {
-
-at::Tensor sk_linear_factored_kernel(const LinearCall& call) {
-  return sk_linear_composed(call, check_call(call));
-}
-
-LayerGradients sk_linear_factored_backward_kernel(const LinearBackwardCall& call) {
-  return sk_linear_composed_backward(call, check_call(call));
-}
-
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
-  m.impl("sk_linear_factored", TORCH_FN(LinearCall::unpacked<sk_linear_factored_kernel>));
+  m.impl("sk_linear_factored", TORCH_FN(LinearCall::unpacked<sk_linear_composed>));
   m.impl("sk_linear_factored_backward",
-         TORCH_FN(LinearBackwardCall::unpacked<sk_linear_factored_backward_kernel>));
+         TORCH_FN(LinearBackwardCall::unpacked<sk_linear_composed_backward>));
 }
 
-}  // namespace
 }  // namespace sketchlayers

@@ -9,6 +9,9 @@
 
 namespace sketchlayers::cpu {
 
+// The axis of a convolution that takes every position for itself.
+inline ConvAxis identity_axis(int64_t size) { return {size, size, 1, 1, 0, 1}; }
+
 // Positions index * step + phase along both axes of an image.
 struct ImageGrid {
   int64_t row_phase;

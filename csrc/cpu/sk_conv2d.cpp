@@ -1,9 +1,8 @@
 // sk_conv2d_factored on the CPU, by our own kernels but for float64 and rare geometries.
-#include "composite/sk_conv2d.h"
-
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
 
@@ -31,8 +30,8 @@ class Geometry {
                 rows.padding == 0 && columns.padding == 0;
     if (!pointwise) return;
     const int64_t pixels = rows.input * columns.input;
-    rows = {pixels, pixels, 1, 1, 0, 1};
-    columns = {1, 1, 1, 1, 0, 1};
+    rows = cpu::identity_axis(pixels);
+    columns = cpu::identity_axis(1);
   }
 
   // All images as the rows of one.
@@ -91,7 +90,7 @@ void run(const cpu::TwoSidedConv& conv, const std::vector<cpu::Sampling>& sampli
 at::Tensor sk_conv2d_factored_cpu(const ConvCall& call) {
   const auto& [input, tensors, bias, arguments, sketch_arguments] = call;
   const auto [sketch, symbolic_sizes] = check_call(call);
-  if (!takes(input)) return sk_conv2d_composed(call, sketch);
+  if (!takes(input)) return sk_conv2d_composed(call);
   const at::IntArrayRef sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
   Geometry geometry(input, sizes, sketch, arguments);
   const at::Tensor images = dense_images(input);
@@ -105,7 +104,7 @@ at::Tensor sk_conv2d_factored_cpu(const ConvCall& call) {
       factors.forward(geometry.images, bias ? offset.const_data_ptr<float>() : nullptr);
   const std::vector<cpu::Sampling> samplings{
       cpu::forward_sampling(geometry.rows, geometry.columns)};
-  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed(call, sketch);
+  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed(call);
   const at::Tensor output = cpu::empty_result(sizes, input.options(), format);
   for_type(input.scalar_type(),
            [&](auto zero) { run<decltype(zero)>(conv, samplings, geometry, images, output); });
@@ -124,43 +123,28 @@ at::Tensor input_gradient(const at::Tensor& grad, const at::Tensor& input,
 
 LayerGradients sk_conv2d_factored_backward_cpu(const ConvBackwardCall& call) {
   const auto& [grad, input, tensors, output_mask, arguments, sketch_arguments] = call;
-  const auto& [s1, s2, u1, u2] = tensors;
   const Sketch sketch = check_call(call).sketch;
-  if (!takes(input) || has_many_phases(arguments)) return sk_conv2d_composed_backward(call, sketch);
+  if (!takes(input) || has_many_phases(arguments)) return sk_conv2d_composed_backward(call);
   const Geometry geometry(input, grad.sizes(), sketch, arguments);
   const cpu::Factors factors(tensors, sketch);
   const cpu::TwoSidedConv conv = factors.adjoint(geometry.images);
   const auto samplings = cpu::adjoint_samplings(geometry.rows, geometry.columns);
-  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed_backward(call, sketch);
+  if (!fits(conv, samplings, geometry)) return sk_conv2d_composed_backward(call);
 
   const at::Tensor images = dense_images(input);
   const at::Tensor grads = dense_images(grad);
   at::Tensor grad_input = input.new_empty({0});
-  at::Tensor grad_s1 = s1.new_empty({0});
-  at::Tensor grad_s2 = s2.new_empty({0});
   if (output_mask[0]) grad_input = input_gradient(grads, input, conv, samplings, geometry);
-  if (output_mask[1] || output_mask[2]) {
-    cpu::TwoSidedGradient gradient =
-        factors.gradient(geometry.images, geometry.rows, geometry.columns);
-    const auto parameter = [&](const at::Tensor& like, float*& data) {
-      const at::Tensor result = at::empty(like.sizes(), like.options().dtype(at::kFloat));
-      data = result.mutable_data_ptr<float>();
-      return result;
-    };
-    const auto finished = [](const at::Tensor& result, const at::Tensor& like) {
-      return in_format(result.to(like.scalar_type()), common_memory_format(like, like));
-    };
-    at::Tensor first, second;
-    if (output_mask[1]) first = parameter(s1, gradient.grad_s1);
-    if (output_mask[2]) second = parameter(s2, gradient.grad_s2);
+  const auto run = [&](const cpu::TwoSidedGradient& gradient) {
     for_type(input.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       cpu::run<T>(gradient, geometry.view(grads, grads.const_data_ptr<T>()),
                   geometry.view(images, images.const_data_ptr<T>()));
     });
-    if (output_mask[1]) grad_s1 = finished(first, s1);
-    if (output_mask[2]) grad_s2 = finished(second, s2);
-  }
+  };
+  const auto [grad_s1, grad_s2] =
+      cpu::parameter_gradients(factors.gradient(geometry.images, geometry.rows, geometry.columns),
+                               tensors, output_mask, run);
   return {grad_input, grad_s1, grad_s2};
 }
 

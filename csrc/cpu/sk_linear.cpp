@@ -1,10 +1,9 @@
 // sk_linear_factored on the CPU. A few rows: S1 and S2 are read once and signs never leave their
 // bits. More: the 1x1 convolution whose pixels are the rows.
-#include "composite/sk_linear.h"
-
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
 #include "cpu/tasks.h"
@@ -22,7 +21,7 @@ cpu::ImageView<T> rows_as_pixels(T* data, int64_t columns) {
 }
 
 cpu::Sampling pixel_by_pixel(int64_t rows) {
-  return cpu::forward_sampling({rows, rows, 1, 1, 0, 1}, {1, 1, 1, 1, 0, 1});
+  return cpu::forward_sampling(cpu::identity_axis(rows), cpu::identity_axis(1));
 }
 
 // Rows padded with zeros to whole steps; the tensor itself if it is so already.
@@ -79,7 +78,7 @@ at::Tensor sk_linear_factored_cpu(const LinearCall& call) {
   const auto& [input, tensors, bias, arguments] = call;
   const Sketch sketch = check_call(call);
   if (!computes_in_float(input.scalar_type()) || input.numel() == 0) {
-    return sk_linear_composed(call, sketch);
+    return sk_linear_composed(call);
   }
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
   const at::Tensor y = cpu::empty_result({x.size(0), sketch.out_channels}, x.options(),
@@ -100,39 +99,31 @@ at::Tensor sk_linear_factored_cpu(const LinearCall& call) {
 
 LayerGradients sk_linear_factored_backward_cpu(const LinearBackwardCall& call) {
   const auto& [grad, input, tensors, output_mask, arguments] = call;
-  const auto& [s1, s2, u1, u2] = tensors;
   const Sketch sketch = check_call(call);
   if (!computes_in_float(input.scalar_type()) || input.numel() == 0) {
-    return sk_linear_composed_backward(call, sketch);
+    return sk_linear_composed_backward(call);
   }
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
   const at::Tensor dy = grad.reshape({-1, sketch.out_channels}).contiguous();
   const cpu::Factors factors(tensors, sketch);
   at::Tensor grad_input = input.new_empty({0});
-  at::Tensor grad_s1 = s1.new_empty({0});
-  at::Tensor grad_s2 = s2.new_empty({0});
-  for_type(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    if (output_mask[0]) {
-      grad_input = cpu::empty_result(x.sizes(), x.options(), at::MemoryFormat::Contiguous);
-      run<T>(factors.adjoint(1), dy, grad_input);
-      grad_input = grad_input.view(input.sizes());
-    }
-    if (!output_mask[1] && !output_mask[2]) return;
-    cpu::TwoSidedGradient gradient =
-        factors.gradient(1, {x.size(0), x.size(0), 1, 1, 0, 1}, {1, 1, 1, 1, 0, 1});
-    if (output_mask[1]) {
-      grad_s1 = at::empty(s1.sizes(), s1.options().dtype(at::kFloat));
-      gradient.grad_s1 = grad_s1.mutable_data_ptr<float>();
-    }
-    if (output_mask[2]) {
-      grad_s2 = at::empty(s2.sizes(), s2.options().dtype(at::kFloat));
-      gradient.grad_s2 = grad_s2.mutable_data_ptr<float>();
-    }
-    cpu::run<T>(gradient, rows_as_pixels(dy.const_data_ptr<T>(), dy.size(1)),
-                rows_as_pixels(x.const_data_ptr<T>(), x.size(1)));
-  });
-  return {grad_input, grad_s1.to(s1.scalar_type()), grad_s2.to(s2.scalar_type())};
+  if (output_mask[0]) {
+    grad_input = cpu::empty_result(x.sizes(), x.options(), at::MemoryFormat::Contiguous);
+    for_type(x.scalar_type(),
+             [&](auto zero) { run<decltype(zero)>(factors.adjoint(1), dy, grad_input); });
+    grad_input = grad_input.view(input.sizes());
+  }
+  const auto sum = [&](const cpu::TwoSidedGradient& gradient) {
+    for_type(x.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      cpu::run<T>(gradient, rows_as_pixels(dy.const_data_ptr<T>(), dy.size(1)),
+                  rows_as_pixels(x.const_data_ptr<T>(), x.size(1)));
+    });
+  };
+  const auto [grad_s1, grad_s2] = cpu::parameter_gradients(
+      factors.gradient(1, cpu::identity_axis(x.size(0)), cpu::identity_axis(1)), tensors,
+      output_mask, sum);
+  return {grad_input, grad_s1, grad_s2};
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CPU, m) {

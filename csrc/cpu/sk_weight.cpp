@@ -1,9 +1,8 @@
 // sk_weight and its adjoint on the CPU, by our own kernels but for float64.
-#include "composite/sk_weight.h"
-
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
 #include "cpu/weight.h"
@@ -25,7 +24,6 @@ class WeightOperands {
     signs.a = keep(u1, sketch.scale * sketch.u1_scale);
     signs.b = keep(u2, sketch.scale * sketch.u2_scale);
     if (arguments.frame) signs.frame = keep(*arguments.frame, 1.0);
-    if (arguments.base) signs.base = keep(*arguments.base, sketch.base_scale());
   }
 
   cpu::WeightShape shape;
@@ -46,7 +44,7 @@ at::Tensor sk_weight_cpu(const WeightCall& call) {
   const auto& [s1, s2, u1, u2] = call.tensors;
   const Sketch sketch = check_call(call);
   if (!computes_in_float(s1.scalar_type()) || sketch.blocks > 1) {
-    return sk_weight_composed(call, sketch);
+    return sk_weight_composed(call);
   }
   const WeightOperands operands(sketch, u1, u2, call.arguments);
   const at::Tensor first = s1.to(at::kFloat).contiguous();
@@ -71,7 +69,7 @@ WeightGradients sk_weight_backward_cpu(const WeightBackwardCall& call) {
   const at::Tensor& grad = call.grad;
   const Sketch sketch = check_call(call);
   if (!computes_in_float(grad.scalar_type()) || sketch.blocks > 1) {
-    return sk_weight_composed_backward(call, sketch);
+    return sk_weight_composed_backward(call);
   }
   const WeightOperands operands(sketch, call.u1, call.u2, call.arguments);
   const at::Tensor matrix = grad.contiguous();

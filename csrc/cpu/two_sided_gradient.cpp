@@ -34,9 +34,6 @@ Range readers(const ConvAxis& axis, int64_t tap, int64_t begin, int64_t end) {
   return {first_at_least(begin), first_at_least(end)};
 }
 
-// A convolution that takes every pixel for itself.
-ConvAxis identity(int64_t size) { return {size, size, 1, 1, 0, 1}; }
-
 // One of the two gradients: features of one image against the pixels of the other.
 template <typename T>
 struct Side {
@@ -89,7 +86,7 @@ class GradientRunner {
                           {branch}, nullptr};
     };
     const auto pixel_by_pixel = [](int64_t pixels) {
-      return forward_sampling(identity(pixels), identity(1));
+      return forward_sampling(identity_axis(pixels), identity_axis(1));
     };
     if (g.grad_s1) {
       sides_.push_back({g.grad_s1, input, g.inputs, g.blocks, true, g.rows, g.columns,
@@ -97,8 +94,8 @@ class GradientRunner {
                         grad.in_one_column()});
     }
     if (g.grad_s2 && g.second.in.taps) {
-      sides_.push_back({g.grad_s2, grad, g.outputs, g.blocks, false, identity(g.rows.output),
-                        identity(g.columns.output), mix(g.inputs, g.second),
+      sides_.push_back({g.grad_s2, grad, g.outputs, g.blocks, false, identity_axis(g.rows.output),
+                        identity_axis(g.columns.output), mix(g.inputs, g.second),
                         forward_sampling(g.rows, g.columns), input});
     } else if (g.grad_s2) {
       sides_.push_back({g.grad_s2, grad, g.outputs, g.blocks, false, g.rows, g.columns,

@@ -40,7 +40,6 @@ struct Product {
 constexpr int32_t kNoOffset[1] = {0};
 
 struct VectorKernels {
-  const char* name;
   bool takes_masks;  // whether the instruction set has them
 
   // out[m][n] = sum of the parts, plus bias[m] unless it is null, plus out[m][n] if `add`; columns

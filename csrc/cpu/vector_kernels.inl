@@ -192,10 +192,17 @@ void block_of_rows(int64_t rows, const Product* parts, int count, int64_t row, i
   }
 }
 
-// Rows in blocks that differ by one at most, so that no block is left with a row or two.
+// `vectors` columns of vectors, NV at most. Rows in blocks that differ by one at most, so that no
+// block is left with a row or two.
 template <int NV>
-void strip(const Product* parts, int count, int64_t rows, int64_t column, const float* bias,
-           float* out, int64_t out_row, bool add) {
+void strip(int64_t vectors, const Product* parts, int count, int64_t rows, int64_t column,
+           const float* bias, float* out, int64_t out_row, bool add) {
+  if constexpr (NV > 1) {
+    if (vectors < NV) {
+      strip<NV - 1>(vectors, parts, count, rows, column, bias, out, out_row, add);
+      return;
+    }
+  }
   const int64_t blocks = (rows + most_rows(NV) - 1) / most_rows(NV);
   int64_t row = 0;
   for (int64_t i = 1; i <= blocks; ++i) {
@@ -212,23 +219,7 @@ void product(const Product* parts, int count, int64_t rows, int64_t columns, con
   int64_t vector = 0;
   for (int64_t i = 1; i <= strips; ++i) {
     const int64_t end = vectors * i / strips;
-    const int64_t column = vector * kLanes;
-    switch (end - vector) {
-      case 1:
-        strip<1>(parts, count, rows, column, bias, out, out_row, add);
-        break;
-      case 2:
-        strip<2>(parts, count, rows, column, bias, out, out_row, add);
-        break;
-      default:
-        if constexpr (kMostVectors > 2) {
-          if (end - vector == 3) {
-            strip<3>(parts, count, rows, column, bias, out, out_row, add);
-          } else {
-            strip<4>(parts, count, rows, column, bias, out, out_row, add);
-          }
-        }
-    }
+    strip<kMostVectors>(end - vector, parts, count, rows, vector * kLanes, bias, out, out_row, add);
     vector = end;
   }
 }
@@ -493,8 +484,7 @@ void combine_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_
 
 }  // namespace
 
-constexpr VectorKernels kKernels = {
-    SKETCHLAYERS_VECTOR_NAME, kTakesMasks,    product, copy_rows, transpose, expand_signs,
-    sketch_vectors,           combine_vectors};
+constexpr VectorKernels kKernels = {kTakesMasks,  product,        copy_rows,      transpose,
+                                    expand_signs, sketch_vectors, combine_vectors};
 
 }  // namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE

@@ -13,7 +13,6 @@
 #endif
 
 #define SKETCHLAYERS_VECTOR_NAMESPACE avx2
-#define SKETCHLAYERS_VECTOR_NAME "AVX2"
 #define SKETCHLAYERS_LANES 8
 #include "cpu/vector_kernels.inl"
 

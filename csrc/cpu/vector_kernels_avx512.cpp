@@ -14,7 +14,6 @@
 #endif
 
 #define SKETCHLAYERS_VECTOR_NAMESPACE avx512
-#define SKETCHLAYERS_VECTOR_NAME "AVX-512"
 #define SKETCHLAYERS_LANES 16
 #include "cpu/vector_kernels.inl"
 

@@ -2,7 +2,6 @@
 #include "cpu/vector_kernels.h"
 
 #define SKETCHLAYERS_VECTOR_NAMESPACE portable
-#define SKETCHLAYERS_VECTOR_NAME "portable"
 #define SKETCHLAYERS_LANES 4
 #include "cpu/vector_kernels.inl"
 

@@ -24,16 +24,13 @@ void expand(const Signs& signs, int64_t group, int64_t first_row, int64_t rows, 
   }
 }
 
-// Frame and base of one row of a tile; `column` is a multiple of kColumnStep.
-void finish_row(const WeightSigns& signs, int64_t group, int64_t output, int64_t column,
-                int64_t columns, float* row, float* work) {
-  const auto combine = [&](const Signs& part, const auto& with) {
-    if (!part.packed) return;
-    expand(part, group, output, 1, column, columns, work, 0);
-    for (int64_t i = 0; i < columns; ++i) row[i] = with(row[i], work[i]);
-  };
-  combine(signs.frame, [](float a, float b) { return a * b; });
-  combine(signs.base, [](float a, float b) { return a + b; });
+// Multiplies one row of a tile with the frame, if there is one; `column` is a multiple of
+// kColumnStep.
+void apply_frame(const Signs& frame, int64_t group, int64_t output, int64_t column, int64_t columns,
+                 float* row, float* work) {
+  if (!frame.packed) return;
+  expand(frame, group, output, 1, column, columns, work, 0);
+  for (int64_t i = 0; i < columns; ++i) row[i] *= work[i];
 }
 
 template <typename T>
@@ -102,7 +99,8 @@ class Former {
         }
       }
       for (int64_t m = 0; m < rows; ++m) {
-        finish_row(signs_, group, o + m, unit * shape_.positions, columns, tile + m * row, work);
+        apply_frame(signs_.frame, group, o + m, unit * shape_.positions, columns, tile + m * row,
+                    work);
         store_row(group, o + m, unit * shape_.positions, columns, tile + m * row);
       }
     }
@@ -130,9 +128,9 @@ class Former {
   // Where a finished tile of whole steps can be written at once.
   T* whole_target(int64_t group, int64_t output, int64_t column, int64_t columns,
                   int64_t room) const {
-    const bool plain = !signs_.frame.packed && !signs_.base.packed;
     const bool flat = strides_.position == 1 && strides_.channel == strides_.positions;
-    if (!plain || !flat || columns != room || !std::is_same_v<T, float>) return nullptr;
+    if (signs_.frame.packed || !flat || columns != room || !std::is_same_v<T, float>)
+      return nullptr;
     return weight_ + (group * shape_.outputs + output) * strides_.output + column;
   }
 
@@ -191,7 +189,7 @@ class Adjoint {
       copy_run(grad_ + (group * shape_.outputs + output + i) * shape_.columns() + column, 1,
                columns, row);
       std::fill(row + columns, row + whole_steps(columns), 0.0f);
-      finish_row({{}, {}, signs_.frame, {}}, group, output + i, column, columns, row, work);
+      apply_frame(signs_.frame, group, output + i, column, columns, row, work);
     }
   }
 

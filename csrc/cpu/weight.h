@@ -1,4 +1,4 @@
-// The dense weight  frame o (A S1 + S2 B) + base  from packed signs, and its adjoint, tile by tile:
+// The dense weight  frame o (A S1 + S2 B)  from packed signs, and its adjoint, tile by tile:
 // no float copy of a sign matrix exists beyond a tile.
 #pragma once
 
@@ -26,7 +26,6 @@ struct WeightSigns {
   Signs a;      // A^T (rank, outputs)
   Signs b;      // B (second_rank, units)
   Signs frame;  // (outputs, columns), or packed is null
-  Signs base;
 };
 
 // Where element (output, channel, position) of a weight lies, for `positions` positions in a

@@ -10,7 +10,7 @@ extern __shared__ __align__(16) unsigned char dynamic_shared[];
 template <typename Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks)
     channel_conv_kernel(const __grid_constant__ ChannelConvParams params) {
-  DeviceBlock<typename ChannelConv<Traits>::Warp> block(dynamic_shared);
+  DeviceBlock<typename ChannelConv<Traits>::Warp> block;
   ChannelConv<Traits>(params, dynamic_shared, blockIdx.x, static_cast<int>(blockIdx.y)).run(block);
 }
 
@@ -18,8 +18,9 @@ template <typename Traits>
 __global__ void __launch_bounds__(256)
     pack_channel_factors_kernel(const __grid_constant__ ChannelFactorsParams params,
                                 int64_t items) {
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (item < items) ChannelFactors<Traits>::pack(params, item, static_cast<int>(blockIdx.y));
+  for_each_item(items, [&](int64_t item) {
+    ChannelFactors<Traits>::pack(params, item, static_cast<int>(blockIdx.y));
+  });
 }
 
 }  // namespace

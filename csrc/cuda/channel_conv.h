@@ -11,18 +11,16 @@
 #pragma once
 
 #include "cuda/fragments.h"
+#include "cuda/pixel_tiles.h"
 #include "cuda/row_tile.h"
-#include "geometry.h"
 #include "signs.h"
 
 namespace sketchlayers::cuda {
 
-// Pixels in a block are weighed against blocks on a multiprocessor: with more pixels a factor's
-// fragment serves more products, with more blocks there is more to do while memory is waited for.
-template <typename T, int kRankPairs_, int kPixelTiles_, int kHaloTiles_, int kBlocks_ = 1>
-struct ChannelConvTraits {
+// What all kernels of channel mixing share.
+template <typename T, int kRankPairs_>
+struct ChannelTraits {
   using Type = T;
-  static constexpr int kBlocks = kBlocks_;  // that a multiprocessor's registers shall hold
   static constexpr int kWarps = 8;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kPerUnit = Element<T>::kPerUnit;
@@ -30,22 +28,32 @@ struct ChannelConvTraits {
   static constexpr int kRankPairs = kRankPairs_;  // pairs of 8 columns, the rank padded
   static constexpr int kRankTiles = 2 * kRankPairs;
   static constexpr int kRank = 16 * kRankPairs;
+  // Input channels go through shared memory in chunks of 128 bytes.
+  static constexpr int kChunkUnits = 8;
+  static constexpr int kChunk = kChunkUnits * kPerUnit;
+  static constexpr int kChunkSteps = kChunk / kStep;
+  // One unit more than the row has, so that 8 neighbouring rows lie in different banks.
+  static constexpr int kPitch = (kChunkUnits + 1) * kUnitBytes;
+  static constexpr int kFeaturePitch = kRank * static_cast<int>(sizeof(T)) + kUnitBytes;
+};
+
+// Pixels in a block are weighed against blocks on a multiprocessor: with more pixels a factor's
+// fragment serves more products, with more blocks there is more to do while memory is waited for.
+template <typename T, int kRankPairs_, int kPixelTiles_, int kHaloTiles_, int kBlocks_ = 1>
+struct ChannelConvTraits : ChannelTraits<T, kRankPairs_> {
+  using Base = ChannelTraits<T, kRankPairs_>;
+  using Base::kChunk, Base::kFeaturePitch, Base::kPerUnit, Base::kPitch, Base::kRank, Base::kStep,
+      Base::kWarps;
+  static constexpr int kBlocks = kBlocks_;  // that a multiprocessor's registers shall hold
   static constexpr int kRankSteps = kRank / kStep;
   static constexpr int kRankWords = (kRank + kSignsPerWord - 1) / kSignsPerWord;
   static constexpr int kPixelTiles = kPixelTiles_;  // of 16 output pixels, for each warp
   static constexpr int kHaloTiles = kHaloTiles_;    // of 16 input pixels, for each warp
   static constexpr int kPixels = kWarps * kPixelTiles * 16;
   static constexpr int kHalo = kWarps * kHaloTiles * 16;
-  // Input channels go through shared memory in chunks of 128 bytes.
-  static constexpr int kChunkUnits = 8;
-  static constexpr int kChunk = kChunkUnits * kPerUnit;
-  static constexpr int kChunkSteps = kChunk / kStep;
   static constexpr int kChunkWords = kChunk / kSignsPerWord;
   static constexpr int kStepsPerWord = kSignsPerWord / kStep;
   static constexpr int kLoadUnroll = 4;
-  // One unit more than the row has, so that 8 neighbouring rows lie in different banks.
-  static constexpr int kPitch = (kChunkUnits + 1) * kUnitBytes;
-  static constexpr int kFeaturePitch = kRank * static_cast<int>(sizeof(T)) + kUnitBytes;
   // Outputs are computed 64 at a time.
   static constexpr int kOutputTiles = 8;
   static constexpr int kOutputPairs = kOutputTiles / 2;
@@ -69,57 +77,43 @@ struct ChannelConvChoice {
 };
 constexpr int64_t kLargestChannelRank = 64;
 
-// The tile of output pixels of a block: whole images, or a part of one.
-struct PixelTile {
-  int images;
-  int height;
-  int width;
-};
-
-SKETCHLAYERS_HOST_DEVICE inline int64_t halo_extent(const ConvAxis& axis, int64_t outputs) {
-  return (outputs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1;
-}
-struct ChannelConvParams {
-  const void* input;
-  void* output;
-  const void* bias;  // may be null
-  // The factors as `pack_channel_factors` lays them out, those of the first group.
-  const Unit* first;
-  const uint32_t* first_signs;
-  const Unit* second;
-  const uint32_t* second_signs;
-  int64_t first_units;  // of one group, and so on
+// Sizes of what is packed, for one group.
+struct ChannelFactorsSizes {
+  int64_t first_units;
   int64_t first_words;
   int64_t second_units;
   int64_t second_words;
-  // Elements between neighbours: batch, channel, row, column.
-  int64_t input_strides[4];
-  int64_t output_strides[4];
-  int64_t batch;
-  ConvAxis vertical;
-  ConvAxis horizontal;
-  int channels;  // of one group
-  int outputs;   // of one group
-  int rank;
-  PixelTile tile;
-  float inner_scale;  // of what is rounded between the two products
-  float outer_scale;
-  bool input_units;     // 16 bytes of channels can be read at once
-  bool channels_first;  // neighbouring columns are nearer than neighbouring channels
-  bool output_units;    // 16 bytes of outputs can be written at once
+
+  SKETCHLAYERS_HOST_DEVICE int64_t items() const {
+    return first_units + first_words + second_units + second_words;
+  }
+  // All groups, each part starting at a multiple of 16 bytes (words come in multiples of 8).
+  int64_t bytes(int64_t groups) const {
+    return groups * ((first_units + second_units) * kUnitBytes + (first_words + second_words) * 4);
+  }
 };
 
-struct TileCounts {
-  int64_t vertical;
-  int64_t horizontal;
-  int64_t all;
+// The factors as `ChannelFactors` lays them out, group after group.
+struct PackedFactors {
+  Unit* first;
+  Unit* second;
+  uint32_t* first_signs;
+  uint32_t* second_signs;
+  ChannelFactorsSizes sizes;
 };
-SKETCHLAYERS_HOST_DEVICE inline TileCounts tile_counts(const ChannelConvParams& params) {
-  const int64_t vertical = ceil_divide(params.vertical.output, params.tile.height);
-  const int64_t horizontal = ceil_divide(params.horizontal.output, params.tile.width);
-  return {vertical, horizontal,
-          ceil_divide(params.batch, params.tile.images) * vertical * horizontal};
-}
+
+struct ChannelConvParams : TiledImages {
+  Images input;
+  void* output;
+  const void* bias;  // may be null
+  PackedFactors factors;
+  int64_t output_strides[4];  // batch, channel, row, column
+  int outputs;                // of one group
+  int rank;
+  float inner_scale;  // of what is rounded between the two products
+  float outer_scale;
+  bool output_units;  // 16 bytes of outputs can be written at once
+};
 
 // The output that column `column` of tile `tile` of the second product stands for. The order makes
 // the columns that one lane holds, two in each tile, neighbours over a unit's worth of tiles.
@@ -158,19 +152,9 @@ class ChannelConv {
 
   SKETCHLAYERS_INLINE ChannelConv(const ChannelConvParams& params, unsigned char* shared,
                                   int64_t block, int group)
-      : params_(params), group_(group) {
-    const TileCounts counts = tile_counts(params);
-    const int64_t tile_row = block / counts.horizontal;
-    image_ = tile_row / counts.vertical * params.tile.images;
-    top_ = tile_row % counts.vertical * params.tile.height;
-    left_ = block % counts.horizontal * params.tile.width;
-    halo_height_ = static_cast<int>(halo_extent(params.vertical, params.tile.height));
-    halo_width_ = static_cast<int>(halo_extent(params.horizontal, params.tile.width));
-    halo_ = params.tile.images * halo_height_ * halo_width_;
-    halo_tiles_ = (halo_ + 15) / 16;
-    pixels_ = params.tile.images * params.tile.height * params.tile.width;
+      : params_(params), geometry_(params), tile_(geometry_.origin(block)), group_(group) {
     table_ = reinterpret_cast<int64_t*>(shared);
-    outputs_ = table_ + 16 * halo_tiles_;
+    outputs_ = table_ + geometry_.halo_rows;
     tiles_ = reinterpret_cast<unsigned char*>(outputs_ + Traits::kPixels);
   }
 
@@ -179,7 +163,7 @@ class ChannelConv {
   SKETCHLAYERS_INLINE void run(Block& block) {
     block.each_warp([&](int warp, Warp& state) { start(warp, state); });
     block.synchronize();
-    const int chunks = (params_.channels + Traits::kChunk - 1) / Traits::kChunk;
+    const int chunks = (params_.input.channels + Traits::kChunk - 1) / Traits::kChunk;
     block.each_warp([&](int warp, Warp&) { load(warp, 0); });
     pipeline<Warp>(
         block, chunks, [&](int warp, int chunk) { load(warp, chunk); },
@@ -194,18 +178,23 @@ class ChannelConv {
   // each pixel's outputs go, and which row each lane's pixels start from.
   SKETCHLAYERS_INLINE void start(int warp, Warp& state) {
     for_each_lane([&](int lane) {
-      for (int row = warp * kWarpSize + lane; row < 16 * halo_tiles_; row += Traits::kThreads) {
-        table_[row] = row < halo_ ? input_offset(row) : -1;
+      for (int row = warp * kWarpSize + lane; row < geometry_.halo_rows; row += Traits::kThreads) {
+        table_[row] = geometry_.of_halo(tile_, row, [&](int64_t image, int64_t y, int64_t x) {
+          return params_.input.offset(image, y, x);
+        });
       }
+      const int64_t* const strides = params_.output_strides;
       for (int i = warp * kWarpSize + lane; i < Traits::kPixels; i += Traits::kThreads) {
-        outputs_[i] = output_offset(i);
+        outputs_[i] = geometry_.of_pixel(tile_, i, [&](int64_t image, int64_t y, int64_t x) {
+          return image * strides[0] + y * strides[2] + x * strides[3];
+        });
       }
     });
     SKETCHLAYERS_UNROLL
     for (int i = 0; i < Traits::kPixelTiles; ++i) {
       for_each_lane([&](int lane) {
-        const int pixel = pixel_tile(warp, i) * 16 + left_row(lane);
-        state.row[i][lane] = pixel < pixels_ ? halo_row(pixel) : 0;
+        const int pixel = tile_of(warp, i) * 16 + left_row(lane);
+        state.row[i][lane] = pixel < geometry_.pixels ? geometry_.halo_row(pixel) : 0;
       });
       SKETCHLAYERS_UNROLL
       for (int j = 0; j < Traits::kRankTiles; ++j) clear(state.first[i][j]);
@@ -217,46 +206,24 @@ class ChannelConv {
     }
   }
 
-  SKETCHLAYERS_INLINE static int pixel_tile(int warp, int i) { return warp + i * Traits::kWarps; }
-  SKETCHLAYERS_INLINE static int halo_tile(int warp, int i) { return warp + i * Traits::kWarps; }
-
-  SKETCHLAYERS_INLINE int64_t input_offset(int row) const {
-    const int64_t x =
-        left_ * params_.horizontal.stride - params_.horizontal.padding + row % halo_width_;
-    const int64_t y = top_ * params_.vertical.stride - params_.vertical.padding +
-                      row / halo_width_ % halo_height_;
-    const int64_t image = image_ + row / (halo_width_ * halo_height_);
-    if (image >= params_.batch || y < 0 || y >= params_.vertical.input || x < 0 ||
-        x >= params_.horizontal.input) {
-      return -1;
-    }
-    const int64_t* strides = params_.input_strides;
-    return image * strides[0] + y * strides[2] + x * strides[3];
+  // Of 16 pixels, or of 16 rows of the halo.
+  SKETCHLAYERS_INLINE static int tile_of(int warp, int i) { return warp + i * Traits::kWarps; }
+  SKETCHLAYERS_INLINE bool has_pixels(int warp, int i) const {
+    return tile_of(warp, i) * 16 < geometry_.pixels;
+  }
+  SKETCHLAYERS_INLINE bool has_halo(int warp, int i) const {
+    return tile_of(warp, i) * 16 < geometry_.halo_rows;
   }
 
-  SKETCHLAYERS_INLINE int halo_row(int pixel) const {
-    const int x = pixel % params_.tile.width;
-    const int y = pixel / params_.tile.width % params_.tile.height;
-    const int image = pixel / (params_.tile.width * params_.tile.height);
-    return (image * halo_height_ + y * static_cast<int>(params_.vertical.stride)) * halo_width_ +
-           x * static_cast<int>(params_.horizontal.stride);
-  }
-
-  SKETCHLAYERS_INLINE ChannelSource source() const {
-    const int64_t first = static_cast<int64_t>(group_) * params_.channels;
-    return {static_cast<const T*>(params_.input) + first * params_.input_strides[1],
-            params_.channels, params_.input_strides[1], params_.input_units,
-            params_.channels_first};
-  }
   SKETCHLAYERS_INLINE unsigned char* chunk_tile(int chunk) const {
-    return tiles_ + chunk % 2 * (16 * halo_tiles_ * Traits::kPitch);
+    return tiles_ + chunk % 2 * (geometry_.halo_rows * Traits::kPitch);
   }
 
   // Channels of a chunk for the whole halo, to shared memory.
   SKETCHLAYERS_INLINE void load(int warp, int chunk) {
     for_each_lane([&](int lane) {
-      RowTile<Traits>::load(warp * kWarpSize + lane, chunk_tile(chunk), 16 * halo_tiles_, table_,
-                            source(), static_cast<int64_t>(chunk) * Traits::kChunk);
+      RowTile<Traits>(chunk_tile(chunk), geometry_.halo_rows, table_, params_.input, group_, chunk)
+          .load(warp * kWarpSize + lane);
     });
     end_copies();
   }
@@ -284,7 +251,7 @@ class ChannelConv {
   }
 
   SKETCHLAYERS_INLINE void multiply_chunk(int warp, Warp& state, int chunk) {
-    const int steps = (params_.channels + Traits::kStep - 1) / Traits::kStep;
+    const int steps = (params_.input.channels + Traits::kStep - 1) / Traits::kStep;
     const int left = steps - chunk * Traits::kChunkSteps;
     if (left >= Traits::kChunkSteps) {
       multiply_taps<true>(warp, state, chunk, Traits::kChunkSteps);
@@ -298,14 +265,14 @@ class ChannelConv {
   // first += shifted rows times S1[tap]
   template <bool kWhole>
   SKETCHLAYERS_INLINE void multiply_taps(int warp, Warp& state, int chunk, int steps_here) {
-    const int steps = (params_.channels + Traits::kStep - 1) / Traits::kStep;
+    const int steps = (params_.input.channels + Traits::kStep - 1) / Traits::kStep;
     const unsigned char* const tile = chunk_tile(chunk);
     const Unit* units =
-        params_.first + group_ * params_.first_units +
+        params_.factors.first + group_ * params_.factors.sizes.first_units +
         static_cast<int64_t>(chunk) * Traits::kChunkSteps * Traits::kRankPairs * kWarpSize;
     for (int y = 0; y < params_.vertical.kernel; ++y) {
       for (int x = 0; x < params_.horizontal.kernel; ++x) {
-        const int shift = tap_shift(y, x);
+        const int shift = geometry_.tap_shift(y, x);
         if constexpr (kWhole) {
           SKETCHLAYERS_UNROLL
           for (int s = 0; s < Traits::kChunkSteps; ++s) {
@@ -319,11 +286,6 @@ class ChannelConv {
     }
   }
 
-  SKETCHLAYERS_INLINE int tap_shift(int y, int x) const {
-    return y * static_cast<int>(params_.vertical.dilation) * halo_width_ +
-           x * static_cast<int>(params_.horizontal.dilation);
-  }
-
   SKETCHLAYERS_INLINE void multiply_step(int warp, Warp& state, const unsigned char* tile,
                                          int shift, int step, const Unit* units) {
     RightFragment right[Traits::kRankPairs][2];
@@ -333,7 +295,7 @@ class ChannelConv {
     }
     SKETCHLAYERS_UNROLL
     for (int i = 0; i < Traits::kPixelTiles; ++i) {
-      if (pixel_tile(warp, i) * 16 >= pixels_) continue;
+      if (!has_pixels(warp, i)) continue;
       PerLane<const void*> rows;
       for_each_lane([&](int lane) {
         rows[lane] = tile + (state.row[i][lane] + shift) * Traits::kPitch +
@@ -351,7 +313,8 @@ class ChannelConv {
   // features += rows of the halo times signs
   SKETCHLAYERS_INLINE void multiply_signs(int warp, Warp& state, int chunk, int steps_here) {
     const unsigned char* const tile = chunk_tile(chunk);
-    const uint32_t* signs = params_.first_signs + group_ * params_.first_words +
+    const uint32_t* signs = params_.factors.first_signs +
+                            group_ * params_.factors.sizes.first_words +
                             static_cast<int64_t>(chunk) * Traits::kChunkWords * Traits::kRank;
     SKETCHLAYERS_UNROLL
     for (int w = 0; w < Traits::kChunkWords; ++w) {
@@ -379,10 +342,10 @@ class ChannelConv {
     }
     SKETCHLAYERS_UNROLL
     for (int i = 0; i < Traits::kHaloTiles; ++i) {
-      if (halo_tile(warp, i) >= halo_tiles_) continue;
+      if (!has_halo(warp, i)) continue;
       PerLane<const void*> rows;
       for_each_lane([&](int lane) {
-        rows[lane] = tile + (halo_tile(warp, i) * 16 + left_row(lane)) * Traits::kPitch +
+        rows[lane] = tile + (tile_of(warp, i) * 16 + left_row(lane)) * Traits::kPitch +
                      (2 * step + left_unit(lane)) * kUnitBytes;
       });
       LeftFragment left;
@@ -407,13 +370,13 @@ class ChannelConv {
     }
     SKETCHLAYERS_UNROLL
     for (int i = 0; i < Traits::kHaloTiles; ++i) {
-      if (halo_tile(warp, i) >= halo_tiles_) continue;
+      if (!has_halo(warp, i)) continue;
       SKETCHLAYERS_UNROLL
       for (int j = 0; j < Traits::kRankTiles; ++j) {
         for_each_lane([&](int lane) {
           SKETCHLAYERS_UNROLL
           for (int half = 0; half < 2; ++half) {
-            const int row = halo_tile(warp, i) * 16 + lane / 4 + 8 * half;
+            const int row = tile_of(warp, i) * 16 + lane / 4 + 8 * half;
             const int column = 8 * j + 2 * (lane % 4);
             const Sums& sums = state.features[i][j];
             store_pair(row, column, sums.value[2 * half][lane], sums.value[2 * half + 1][lane]);
@@ -467,7 +430,8 @@ class ChannelConv {
   SKETCHLAYERS_INLINE void add_inner(int warp, Warp& state,
                                      Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles],
                                      int pair, int live) {
-    const uint32_t* const signs = params_.second_signs + group_ * params_.second_words +
+    const uint32_t* const signs = params_.factors.second_signs +
+                                  group_ * params_.factors.sizes.second_words +
                                   static_cast<int64_t>(pair) * 16 * Traits::kRankWords;
     SKETCHLAYERS_UNROLL
     for (int j = 0; j < Traits::kOutputTiles; ++j) {
@@ -485,7 +449,7 @@ class ChannelConv {
           sign_fragment<T>(right, words, k * Traits::kStep, true);
           SKETCHLAYERS_UNROLL
           for (int i = 0; i < Traits::kPixelTiles; ++i) {
-            if (pixel_tile(warp, i) * 16 >= pixels_) continue;
+            if (!has_pixels(warp, i)) continue;
             multiply<T>(sums[i][j], state.inner[i][step < Traits::kRankSteps ? step : 0], right);
           }
         }
@@ -498,11 +462,11 @@ class ChannelConv {
                                         Sums (&sums)[Traits::kPixelTiles][Traits::kOutputTiles],
                                         int pair, int live) {
     const int pairs = padded_pairs(params_.outputs);
-    const Unit* units =
-        params_.second + group_ * params_.second_units + static_cast<int64_t>(pair) * kWarpSize;
+    const Unit* units = params_.factors.second + group_ * params_.factors.sizes.second_units +
+                        static_cast<int64_t>(pair) * kWarpSize;
     for (int y = 0; y < params_.vertical.kernel; ++y) {
       for (int x = 0; x < params_.horizontal.kernel; ++x) {
-        const int shift = tap_shift(y, x);
+        const int shift = geometry_.tap_shift(y, x);
         SKETCHLAYERS_UNROLL
         for (int step = 0; step < Traits::kRankSteps; ++step) {
           add_feature_step(warp, state, sums, shift, step, units, live);
@@ -532,7 +496,7 @@ class ChannelConv {
       load_right(right, units + j * kWarpSize);
       SKETCHLAYERS_UNROLL
       for (int i = 0; i < Traits::kPixelTiles; ++i) {
-        if (pixel_tile(warp, i) * 16 >= pixels_) continue;
+        if (!has_pixels(warp, i)) continue;
         multiply<T>(sums[i][2 * j], left[i], right[0]);
         multiply<T>(sums[i][2 * j + 1], left[i], right[1]);
       }
@@ -545,7 +509,7 @@ class ChannelConv {
     for_each_lane([&](int lane) {
       SKETCHLAYERS_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const int pixel = pixel_tile(warp, i) * 16 + lane / 4 + 8 * half;
+        const int pixel = tile_of(warp, i) * 16 + lane / 4 + 8 * half;
         const int64_t offset = outputs_[pixel];
         if (offset < 0) continue;
         SKETCHLAYERS_UNROLL
@@ -560,19 +524,6 @@ class ChannelConv {
         }
       }
     });
-  }
-
-  // Where the outputs of a pixel start; below 0 outside of the image.
-  SKETCHLAYERS_INLINE int64_t output_offset(int pixel) const {
-    const int64_t x = left_ + pixel % params_.tile.width;
-    const int64_t y = top_ + pixel / params_.tile.width % params_.tile.height;
-    const int64_t image = image_ + pixel / (params_.tile.width * params_.tile.height);
-    if (pixel >= pixels_ || image >= params_.batch || y >= params_.vertical.output ||
-        x >= params_.horizontal.output) {
-      return -1;
-    }
-    const int64_t* strides = params_.output_strides;
-    return image * strides[0] + y * strides[2] + x * strides[3];
   }
 
   SKETCHLAYERS_INLINE void store_unit(int64_t offset, int output,
@@ -622,9 +573,9 @@ class ChannelConv {
 
  private:
   const ChannelConvParams& params_;
+  const TileGeometry geometry_;
+  const TileGeometry::Origin tile_;
   int group_;
-  int64_t image_, top_, left_;  // of the tile's first pixel
-  int halo_height_, halo_width_, halo_, halo_tiles_, pixels_;
   int64_t* table_;    // where each row of the halo starts in the input
   int64_t* outputs_;  // where each pixel starts in the output
   unsigned char* tiles_;

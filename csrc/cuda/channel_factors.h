@@ -36,26 +36,7 @@ struct ChannelFactorsParams {
   int channels;
   int outputs;
   int groups;
-  Unit* packed_first;
-  uint32_t* packed_first_signs;
-  Unit* packed_second;
-  uint32_t* packed_second_signs;
-};
-
-// Sizes of what is packed, for one group.
-struct ChannelFactorsSizes {
-  int64_t first_units;
-  int64_t first_words;
-  int64_t second_units;
-  int64_t second_words;
-
-  SKETCHLAYERS_HOST_DEVICE int64_t items() const {
-    return first_units + first_words + second_units + second_words;
-  }
-  // All groups, each part starting at a multiple of 16 bytes (words come in multiples of 8).
-  int64_t bytes(int64_t groups) const {
-    return groups * ((first_units + second_units) * kUnitBytes + (first_words + second_words) * 4);
-  }
+  PackedFactors packed;
 };
 
 template <typename Traits>
@@ -78,33 +59,34 @@ class ChannelFactors {
   // Packs unit or word `item` of a group.
   SKETCHLAYERS_INLINE static void pack(const ChannelFactorsParams& params, int64_t item,
                                        int group) {
-    const ChannelFactorsSizes sizes =
-        ChannelFactors::sizes(params.kernel_h * params.kernel_w, params.channels, params.outputs);
+    const PackedFactors& packed = params.packed;
+    const ChannelFactorsSizes& sizes = packed.sizes;
     if (item < sizes.first_units) {
-      params.packed_first[group * sizes.first_units + item] = first_unit(params, item, group);
+      packed.first[group * sizes.first_units + item] = first_unit(params, item, group);
       return;
     }
     item -= sizes.first_units;
     if (item < sizes.second_units) {
-      params.packed_second[group * sizes.second_units + item] = second_unit(params, item, group);
+      packed.second[group * sizes.second_units + item] = second_unit(params, item, group);
       return;
     }
     item -= sizes.second_units;
     if (item < sizes.first_words) {
-      params.packed_first_signs[group * sizes.first_words + item] = first_word(params, item, group);
+      packed.first_signs[group * sizes.first_words + item] = first_word(params, item, group);
       return;
     }
     item -= sizes.first_words;
-    params.packed_second_signs[group * sizes.second_words + item] =
-        second_word(params, item, group);
+    packed.second_signs[group * sizes.second_words + item] = second_word(params, item, group);
   }
 
  private:
-  SKETCHLAYERS_INLINE static float value(const FactorView& view, int group, int rank, int channel,
-                                         int y, int x) {
-    return static_cast<float>(
-        static_cast<const T*>(view.data)[group * view.group + rank * view.rank +
-                                         channel * view.channel + y * view.row + x * view.column]);
+  // Zeros beyond the rank and the channels.
+  SKETCHLAYERS_INLINE static float value(const ChannelFactorsParams& params, const FactorView& view,
+                                         int group, int rank, int channel, int channels, int tap) {
+    if (rank >= params.rank || channel >= channels) return 0.0f;
+    return static_cast<float>(static_cast<const T*>(
+        view.data)[group * view.group + rank * view.rank + channel * view.channel +
+                   tap / params.kernel_w * view.row + tap % params.kernel_w * view.column]);
   }
 
   // Register bits from up to two neighbouring rows of a right matrix.
@@ -117,52 +99,46 @@ class ChannelFactors {
     }
   }
 
-  // (tap, step of channels, pair of rank tiles, lane)
-  SKETCHLAYERS_INLINE static Unit first_unit(const ChannelFactorsParams& params, int64_t item,
-                                             int group) {
+  // Unit `item` of (tap, step, pair of tiles, lane) of right fragments whose elements are
+  // value(tap, row, tile, column of the tile).
+  template <typename Value>
+  SKETCHLAYERS_INLINE static Unit fragments_unit(int64_t item, int steps, int pairs,
+                                                 const Value& value) {
     const int lane = static_cast<int>(item % kWarpSize);
     const int64_t fragment = item / kWarpSize;
-    const int pair = static_cast<int>(fragment % Traits::kRankPairs);
-    const int steps = static_cast<int>(ceil_divide(params.channels, Traits::kStep));
-    const int step = static_cast<int>(fragment / Traits::kRankPairs % steps);
-    const int tap = static_cast<int>(fragment / Traits::kRankPairs / steps);
+    const int pair = static_cast<int>(fragment % pairs);
+    const int first_row = static_cast<int>(fragment / pairs % steps) * Traits::kStep;
+    const int tap = static_cast<int>(fragment / pairs / steps);
     Unit unit;
     SKETCHLAYERS_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const int rank = pair * 16 + i / 2 * 8 + lane / 4;
       const auto value_at = [&](int row) {
-        const int channel = step * Traits::kStep + row;
-        if (rank >= params.rank || channel >= params.channels) return 0.0f;
-        return value(params.first, group, rank, channel, tap / params.kernel_w,
-                     tap % params.kernel_w);
+        return value(tap, first_row + row, 2 * pair + i / 2, lane / 4);
       };
       unit.word[i] = register_bits(value_at, right_row<T>(lane, i % 2));
     }
     return unit;
   }
 
-  // (tap, step of the rank, pair of output tiles, lane)
+  // Rows are channels, columns the rank.
+  SKETCHLAYERS_INLINE static Unit first_unit(const ChannelFactorsParams& params, int64_t item,
+                                             int group) {
+    const int steps = static_cast<int>(ceil_divide(params.channels, Traits::kStep));
+    return fragments_unit(
+        item, steps, Traits::kRankPairs, [&](int tap, int row, int tile, int column) {
+          return value(params, params.first, group, 8 * tile + column, row, params.channels, tap);
+        });
+  }
+
+  // Rows are the rank, columns outputs.
   SKETCHLAYERS_INLINE static Unit second_unit(const ChannelFactorsParams& params, int64_t item,
                                               int group) {
-    const int lane = static_cast<int>(item % kWarpSize);
-    const int64_t fragment = item / kWarpSize;
     const int pairs = ChannelConv<Traits>::padded_pairs(params.outputs);
-    const int pair = static_cast<int>(fragment % pairs);
-    const int step = static_cast<int>(fragment / pairs % Traits::kRankSteps);
-    const int tap = static_cast<int>(fragment / pairs / Traits::kRankSteps);
-    Unit unit;
-    SKETCHLAYERS_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int output = output_column<Traits>(2 * pair + i / 2, lane / 4);
-      const auto value_at = [&](int row) {
-        const int rank = step * Traits::kStep + row;
-        if (rank >= params.rank || output >= params.outputs) return 0.0f;
-        return value(params.second, group, rank, output, tap / params.kernel_w,
-                     tap % params.kernel_w);
-      };
-      unit.word[i] = register_bits(value_at, right_row<T>(lane, i % 2));
-    }
-    return unit;
+    return fragments_unit(item, Traits::kRankSteps, pairs,
+                          [&](int tap, int row, int tile, int column) {
+                            return value(params, params.second, group, row,
+                                         output_column<Traits>(tile, column), params.outputs, tap);
+                          });
   }
 
   // (word along the channels, rank)

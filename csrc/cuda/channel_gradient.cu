@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 2)
     pixel_features_kernel(const __grid_constant__ PixelFeaturesParams first,
                           const __grid_constant__ PixelFeaturesParams second,
                           int64_t first_blocks) {
-  DeviceBlock<typename PixelFeatures<Traits>::Warp> block(gradient_shared);
+  DeviceBlock<typename PixelFeatures<Traits>::Warp> block;
   const bool is_first = blockIdx.x < first_blocks;
   PixelFeatures<Traits>(is_first ? first : second, gradient_shared,
                         is_first ? blockIdx.x : blockIdx.x - first_blocks,
@@ -26,7 +26,7 @@ template <typename Traits, bool kShiftsImages>
 __device__ __forceinline__ void channel_gradient_block(const ChannelGradientParams& params,
                                                        int chunk) {
   using Body = ChannelGradient<Traits, kShiftsImages>;
-  DeviceBlock<typename Body::Warp> block(gradient_shared);
+  DeviceBlock<typename Body::Warp> block;
   Body(params, gradient_shared, static_cast<int>(blockIdx.x) % params.splits, chunk,
        static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z))
       .run(block);
@@ -47,8 +47,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks)
 template <typename T>
 __global__ void __launch_bounds__(256)
     gradient_sum_kernel(const __grid_constant__ GradientSumParams params) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < params.elements) add_splits<T>(params, i);
+  for_each_item(params.elements, [&](int64_t i) { add_splits<T>(params, i); });
 }
 
 }  // namespace

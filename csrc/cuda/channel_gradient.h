@@ -7,29 +7,16 @@
 // What is shifted lies in shared memory with its halo; a tap is only another address.
 #pragma once
 
-#include "cuda/channel_conv.h"
 #include "cuda/channel_factors.h"
-#include "cuda/row_tile.h"
 
 namespace sketchlayers::cuda {
 
 template <typename T, int kRankPairs_>
-struct ChannelGradientTraits {
-  using Type = T;
-  static constexpr int kWarps = 8;
-  static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kPerUnit = Element<T>::kPerUnit;
-  static constexpr int kStep = Element<T>::kStep;
-  static constexpr int kRankPairs = kRankPairs_;
-  static constexpr int kRankTiles = 2 * kRankPairs;
-  static constexpr int kRank = 16 * kRankPairs;
+struct ChannelGradientTraits : ChannelTraits<T, kRankPairs_> {
+  using Base = ChannelTraits<T, kRankPairs_>;
+  using Base::kChunk, Base::kPerUnit, Base::kRank, Base::kRankPairs, Base::kStep, Base::kWarps;
   static constexpr int kRankUnits = kRank / kPerUnit;
-  static constexpr int kChunkUnits = 8;
-  static constexpr int kChunk = kChunkUnits * kPerUnit;
-  static constexpr int kChunkSteps = kChunk / kStep;
-  static constexpr int kLoadUnroll = 1;  // registers are for sums
-  static constexpr int kPitch = (kChunkUnits + 1) * kUnitBytes;
-  static constexpr int kFeaturePitch = (kRankUnits + 1) * kUnitBytes;
+  static constexpr int kLoadUnroll = 1;                    // registers are for sums
   static constexpr int kBlocks = kRankPairs <= 2 ? 2 : 1;  // that registers shall hold
   static constexpr int kPixels = 128;
   static constexpr int kHalo = 256;
@@ -47,18 +34,14 @@ struct ChannelGradientTraits {
 // ------------------------------------------------------------------------------ features
 
 struct PixelFeaturesParams {
-  const void* images;
-  int64_t strides[4];  // batch, channel, row, column
+  Images images;
   int64_t height;
   int64_t width;
   int64_t pixels;  // of all images
-  int channels;    // of one group
   int rank;
   SignsView signs;
   void* features;  // (groups, pixels, padded rank)
   float scale;
-  bool units;
-  bool channels_first;
 };
 
 template <typename Traits>
@@ -85,7 +68,7 @@ class PixelFeatures {
   SKETCHLAYERS_INLINE void run(Block& block) {
     block.each_warp([&](int warp, Warp& state) { start(warp, state); });
     block.synchronize();
-    const int chunks = (params_.channels + Traits::kChunk - 1) / Traits::kChunk;
+    const int chunks = (params_.images.channels + Traits::kChunk - 1) / Traits::kChunk;
     block.each_warp([&](int warp, Warp&) { load(warp, 0); });
     pipeline<Warp>(
         block, chunks, [&](int warp, int chunk) { load(warp, chunk); },
@@ -105,9 +88,8 @@ class PixelFeatures {
 
   SKETCHLAYERS_INLINE int64_t offset(int64_t pixel) const {
     if (pixel >= params_.pixels) return -1;
-    return pixel / params_.width / params_.height * params_.strides[0] +
-           pixel / params_.width % params_.height * params_.strides[2] +
-           pixel % params_.width * params_.strides[3];
+    return params_.images.offset(pixel / params_.width / params_.height,
+                                 pixel / params_.width % params_.height, pixel % params_.width);
   }
 
   SKETCHLAYERS_INLINE unsigned char* tile(int chunk) const {
@@ -115,19 +97,15 @@ class PixelFeatures {
   }
 
   SKETCHLAYERS_INLINE void load(int warp, int chunk) {
-    const int64_t first = static_cast<int64_t>(group_) * params_.channels;
-    const ChannelSource source{static_cast<const T*>(params_.images) + first * params_.strides[1],
-                               params_.channels, params_.strides[1], params_.units,
-                               params_.channels_first};
     for_each_lane([&](int lane) {
-      RowTile<Traits>::load(warp * kWarpSize + lane, tile(chunk), Traits::kPixels, table_, source,
-                            static_cast<int64_t>(chunk) * Traits::kChunk);
+      RowTile<Traits>(tile(chunk), Traits::kPixels, table_, params_.images, group_, chunk)
+          .load(warp * kWarpSize + lane);
     });
     end_copies();
   }
 
   SKETCHLAYERS_INLINE void multiply(int warp, Warp& state, int chunk) {
-    const int steps = (params_.channels + Traits::kStep - 1) / Traits::kStep;
+    const int steps = (params_.images.channels + Traits::kStep - 1) / Traits::kStep;
     SKETCHLAYERS_UNROLL
     for (int s = 0; s < Traits::kChunkSteps; ++s) {
       const int step = chunk * Traits::kChunkSteps + s;
@@ -145,14 +123,9 @@ class PixelFeatures {
         for_each_lane([&](int lane) { words[lane] = word(8 * j + lane / 4, step); });
         RightFragment right;
         sign_fragment<T>(right, words, step * Traits::kStep % kSignsPerWord, false);
-        multiply_fragments(state.sums[j], left, right);
+        cuda::multiply<T>(state.sums[j], left, right);
       }
     }
-  }
-
-  SKETCHLAYERS_INLINE static void multiply_fragments(Sums& sums, const LeftFragment& left,
-                                                     const RightFragment& right) {
-    cuda::multiply<T>(sums, left, right);
   }
 
   SKETCHLAYERS_INLINE uint32_t word(int rank, int step) const {
@@ -194,32 +167,18 @@ class PixelFeatures {
 
 // One of the two gradients.
 struct FactorGradient {
-  const void* images;    // the input, or the output's gradient
-  int64_t strides[4];    // batch, channel, row, column
+  Images images;         // the input, or the output's gradient
   const void* features;  // of the other one's pixels
   float* partial;        // (split, group, tap, rank, channel)
-  int channels;          // of one group
-  bool units;
-  bool channels_first;
 };
 
-struct ChannelGradientParams {
+struct ChannelGradientParams : TiledImages {
   FactorGradient first;   // of s1: the input is shifted
   FactorGradient second;  // of s2: the features of the input are shifted
-  ConvAxis vertical;
-  ConvAxis horizontal;
-  int64_t batch;
   int groups;
   int rank;
-  PixelTile tile;
   int splits;
 };
-
-SKETCHLAYERS_HOST_DEVICE inline int64_t tiles_of_images(const ChannelGradientParams& params) {
-  return ceil_divide(params.batch, params.tile.images) *
-         ceil_divide(params.vertical.output, params.tile.height) *
-         ceil_divide(params.horizontal.output, params.tile.width);
-}
 
 template <typename Traits>
 SKETCHLAYERS_HOST_DEVICE inline int64_t chunks(int64_t channels) {
@@ -260,24 +219,20 @@ class ChannelGradient {
                                       int split, int chunk, int tap_group, int group)
       : params_(params),
         gradient_(kShiftsImages ? params.first : params.second),
+        geometry_(params),
         split_(split),
         chunk_(chunk),
         first_tap_(tap_group * Traits::kTaps),
         group_(group) {
     taps_ = static_cast<int>(params.vertical.kernel * params.horizontal.kernel);
-    halo_height_ = static_cast<int>(halo_extent(params.vertical, params.tile.height));
-    halo_width_ = static_cast<int>(halo_extent(params.horizontal, params.tile.width));
-    halo_ = params.tile.images * halo_height_ * halo_width_;
-    halo_rows_ = (halo_ + 15) / 16 * 16;
-    pixels_ = params.tile.images * params.tile.height * params.tile.width;
     tables_ = reinterpret_cast<int64_t*>(shared);
-    rows_ = reinterpret_cast<int*>(tables_ + 2 * (halo_rows_ + Traits::kPixels));
+    rows_ = reinterpret_cast<int*>(tables_ + 2 * (geometry_.halo_rows + Traits::kPixels));
     tiles_ = reinterpret_cast<unsigned char*>(rows_ + Traits::kPixels);
   }
 
   template <typename Block>
   SKETCHLAYERS_INLINE void run(Block& block) {
-    const int64_t all = tiles_of_images(params_);
+    const int64_t all = params_.tiles();
     const int count = split_ < all ? static_cast<int>((all - split_ - 1) / params_.splits) + 1 : 0;
     block.each_warp([&](int warp, Warp& state) {
       start(warp, state);
@@ -310,7 +265,9 @@ class ChannelGradient {
     }
     for_each_lane([&](int lane) {
       const int pixel = warp * kWarpSize + lane;
-      if (pixel < Traits::kPixels) rows_[pixel] = pixel < pixels_ ? halo_row(pixel) : 0;
+      if (pixel < Traits::kPixels) {
+        rows_[pixel] = pixel < geometry_.pixels ? geometry_.halo_row(pixel) : 0;
+      }
     });
   }
 
@@ -319,92 +276,63 @@ class ChannelGradient {
     return first_tap_ + warp / Traits::kHalfWarps * Traits::kWarpTaps + t;
   }
 
-  SKETCHLAYERS_INLINE int halo_row(int pixel) const {
-    const int x = pixel % params_.tile.width;
-    const int y = pixel / params_.tile.width % params_.tile.height;
-    const int image = pixel / (params_.tile.width * params_.tile.height);
-    return (image * halo_height_ + y * static_cast<int>(params_.vertical.stride)) * halo_width_ +
-           x * static_cast<int>(params_.horizontal.stride);
-  }
-
   SKETCHLAYERS_INLINE int64_t* halo_table(int i) const {
-    return tables_ + i % 2 * (halo_rows_ + Traits::kPixels);
+    return tables_ + i % 2 * (geometry_.halo_rows + Traits::kPixels);
   }
-  SKETCHLAYERS_INLINE int64_t* pixel_table(int i) const { return halo_table(i) + halo_rows_; }
+  SKETCHLAYERS_INLINE int64_t* pixel_table(int i) const {
+    return halo_table(i) + geometry_.halo_rows;
+  }
 
   // Where the rows of the block's tile `i` start, of what is shifted and of what is not.
   SKETCHLAYERS_INLINE void fill_tables(int warp, int i) {
-    const int64_t tile = split_ + static_cast<int64_t>(i) * params_.splits;
-    const int64_t across = ceil_divide(params_.horizontal.output, params_.tile.width);
-    const int64_t down = ceil_divide(params_.vertical.output, params_.tile.height);
-    const int64_t image = tile / across / down * params_.tile.images;
-    const int64_t top = tile / across % down * params_.tile.height;
-    const int64_t left = tile % across * params_.tile.width;
+    const auto tile = geometry_.origin(split_ + static_cast<int64_t>(i) * params_.splits);
     for_each_lane([&](int lane) {
       SKETCHLAYERS_UNROLL_BY(1)
-      for (int row = warp * kWarpSize + lane; row < halo_rows_; row += Traits::kThreads) {
-        const int64_t x =
-            left * params_.horizontal.stride - params_.horizontal.padding + row % halo_width_;
-        const int64_t y = top * params_.vertical.stride - params_.vertical.padding +
-                          row / halo_width_ % halo_height_;
-        const int64_t n = image + row / (halo_width_ * halo_height_);
-        halo_table(i)[row] = row < halo_ ? offset(kShiftsImages, n, y, x, params_.vertical.input,
-                                                  params_.horizontal.input)
-                                         : -1;
+      for (int row = warp * kWarpSize + lane; row < geometry_.halo_rows; row += Traits::kThreads) {
+        halo_table(i)[row] = geometry_.of_halo(tile, row, [&](int64_t n, int64_t y, int64_t x) {
+          return offset(kShiftsImages, n, y, x, params_.vertical.input, params_.horizontal.input);
+        });
       }
       SKETCHLAYERS_UNROLL_BY(1)
       for (int row = warp * kWarpSize + lane; row < Traits::kPixels; row += Traits::kThreads) {
-        const int64_t x = left + row % params_.tile.width;
-        const int64_t y = top + row / params_.tile.width % params_.tile.height;
-        const int64_t n = image + row / (params_.tile.width * params_.tile.height);
-        pixel_table(i)[row] = row < pixels_
-                                  ? offset(!kShiftsImages, n, y, x, params_.vertical.output,
-                                           params_.horizontal.output)
-                                  : -1;
+        pixel_table(i)[row] = geometry_.of_pixel(tile, row, [&](int64_t n, int64_t y, int64_t x) {
+          return offset(!kShiftsImages, n, y, x, params_.vertical.output,
+                        params_.horizontal.output);
+        });
       }
     });
   }
 
   SKETCHLAYERS_INLINE int64_t offset(bool of_images, int64_t image, int64_t y, int64_t x,
                                      int64_t height, int64_t width) const {
-    if (image >= params_.batch || y < 0 || y >= height || x < 0 || x >= width) return -1;
-    if (!of_images) {
-      return (((group_ * params_.batch + image) * height + y) * width + x) * Traits::kRank;
-    }
-    const int64_t* strides = gradient_.strides;
-    return image * strides[0] + y * strides[2] + x * strides[3];
+    if (of_images) return gradient_.images.offset(image, y, x);
+    return (((group_ * params_.batch + image) * height + y) * width + x) * Traits::kRank;
   }
 
   SKETCHLAYERS_INLINE unsigned char* shifted_tile(int i) const {
-    const int shifted = halo_rows_ * (kShiftsImages ? Traits::kPitch : Traits::kFeaturePitch);
+    const int shifted =
+        geometry_.halo_rows * (kShiftsImages ? Traits::kPitch : Traits::kFeaturePitch);
     const int centred = Traits::kPixels * (kShiftsImages ? Traits::kFeaturePitch : Traits::kPitch);
     return tiles_ + i % 2 * (shifted + centred);
   }
   SKETCHLAYERS_INLINE unsigned char* centred_tile(int i) const {
-    return shifted_tile(i) + halo_rows_ * (kShiftsImages ? Traits::kPitch : Traits::kFeaturePitch);
+    return shifted_tile(i) +
+           geometry_.halo_rows * (kShiftsImages ? Traits::kPitch : Traits::kFeaturePitch);
   }
 
   SKETCHLAYERS_INLINE void load(int warp, int i) {
+    const int image_rows = kShiftsImages ? geometry_.halo_rows : Traits::kPixels;
+    const int feature_rows = kShiftsImages ? Traits::kPixels : geometry_.halo_rows;
     for_each_lane([&](int lane) {
       const int thread = warp * kWarpSize + lane;
-      load_images(thread, kShiftsImages ? shifted_tile(i) : centred_tile(i),
-                  kShiftsImages ? halo_rows_ : Traits::kPixels,
-                  kShiftsImages ? halo_table(i) : pixel_table(i));
-      load_features(thread, kShiftsImages ? centred_tile(i) : shifted_tile(i),
-                    kShiftsImages ? Traits::kPixels : halo_rows_,
+      RowTile<Traits>(kShiftsImages ? shifted_tile(i) : centred_tile(i), image_rows,
+                      kShiftsImages ? halo_table(i) : pixel_table(i), gradient_.images, group_,
+                      chunk_)
+          .load(thread);
+      load_features(thread, kShiftsImages ? centred_tile(i) : shifted_tile(i), feature_rows,
                     kShiftsImages ? pixel_table(i) : halo_table(i));
     });
     end_copies();
-  }
-
-  SKETCHLAYERS_INLINE void load_images(int thread, unsigned char* tile, int rows,
-                                       const int64_t* table) {
-    const int64_t first = static_cast<int64_t>(group_) * gradient_.channels;
-    const ChannelSource source{
-        static_cast<const T*>(gradient_.images) + first * gradient_.strides[1], gradient_.channels,
-        gradient_.strides[1], gradient_.units, gradient_.channels_first};
-    RowTile<Traits>::load(thread, tile, rows, table, source,
-                          static_cast<int64_t>(chunk_) * Traits::kChunk);
   }
 
   SKETCHLAYERS_INLINE void load_features(int thread, unsigned char* tile, int rows,
@@ -422,14 +350,13 @@ class ChannelGradient {
 
   SKETCHLAYERS_INLINE int tap_shift(int tap) const {
     const int width = static_cast<int>(params_.horizontal.kernel);
-    return tap / width * static_cast<int>(params_.vertical.dilation) * halo_width_ +
-           tap % width * static_cast<int>(params_.horizontal.dilation);
+    return geometry_.tap_shift(tap / width, tap % width);
   }
 
   SKETCHLAYERS_INLINE void multiply(int warp, Warp& state, int i) {
     SKETCHLAYERS_UNROLL_BY(1)  // registers are for sums
     for (int s = 0; s < Traits::kSteps; ++s) {
-      if (s * Traits::kStep >= pixels_) continue;
+      if (s * Traits::kStep >= geometry_.pixels) continue;
       if constexpr (kShiftsImages) {
         multiply_shifted_images(warp, state, i, s);
       } else {
@@ -540,17 +467,17 @@ class ChannelGradient {
   }
 
   SKETCHLAYERS_INLINE void store_sum(int tap, int row, int channel, float sum) {
-    if (row >= params_.rank || channel >= gradient_.channels) return;
+    if (row >= params_.rank || channel >= gradient_.images.channels) return;
     const int64_t part = (split_ * params_.groups + group_) * taps_ + tap;
-    gradient_.partial[(part * params_.rank + row) * gradient_.channels + channel] = sum;
+    gradient_.partial[(part * params_.rank + row) * gradient_.images.channels + channel] = sum;
   }
 
   const ChannelGradientParams& params_;
   const FactorGradient& gradient_;
+  const TileGeometry geometry_;
   int64_t split_;
   int chunk_, first_tap_, group_;
   int taps_;  // of the kernel
-  int halo_height_, halo_width_, halo_, halo_rows_, pixels_;
   int64_t* tables_;
   int* rows_;  // of the halo, for each pixel and tap 0
   unsigned char* tiles_;

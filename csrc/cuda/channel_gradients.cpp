@@ -22,23 +22,18 @@ struct Operands {
   ConvAxis horizontal;
 };
 
-template <typename Traits>
 PixelFeaturesParams features_params(const at::Tensor& images, const at::Tensor& features,
                                     const at::Tensor& signs, int64_t channels,
                                     const Sketch& sketch) {
   PixelFeaturesParams params{};
-  params.images = images.const_data_ptr();
-  copy_strides(params.strides, images);
+  params.images = images_view(images, channels);
   params.height = images.size(2);
   params.width = images.size(3);
   params.pixels = images.size(0) * images.size(2) * images.size(3);
-  params.channels = static_cast<int>(channels);
   params.rank = static_cast<int>(sketch.rank);
   params.signs = signs_view(signs);
   params.features = features.mutable_data_ptr();
   params.scale = static_cast<float>(sketch.u1_scale);  // that of U2 is the same
-  params.units = moves_units(images, channels, Traits::kPerUnit);
-  params.channels_first = images.stride(3) < images.stride(1);
   return params;
 }
 
@@ -55,33 +50,18 @@ void launch_features(const Operands& operands, const at::Tensor& of_grad,
   const Sketch& sketch = operands.sketch;
   PixelFeaturesParams params[2] = {};
   int64_t blocks[2] = {0, 0};
-  if (of_grad.defined()) {
-    params[0] =
-        features_params<Traits>(operands.grad, of_grad, operands.u1, sketch.out_channels, sketch);
-    blocks[0] = ceil_divide(params[0].pixels, Traits::kPixels);
-  }
-  if (of_input.defined()) {
-    params[1] =
-        features_params<Traits>(operands.input, of_input, operands.u2, sketch.in_channels, sketch);
-    blocks[1] = ceil_divide(params[1].pixels, Traits::kPixels);
-  }
+  const auto add = [&](int i, const at::Tensor& images, const at::Tensor& features,
+                       const at::Tensor& signs, int64_t channels) {
+    if (!features.defined()) return;
+    params[i] = features_params(images, features, signs, channels, sketch);
+    blocks[i] = ceil_divide(params[i].pixels, Traits::kPixels);
+  };
+  add(0, operands.grad, of_grad, operands.u1, sketch.out_channels);
+  add(1, operands.input, of_input, operands.u2, sketch.in_channels);
   const dim3 grid(static_cast<unsigned int>(blocks[0] + blocks[1]),
                   static_cast<unsigned int>(sketch.groups));
   C10_CUDA_CHECK(launch_pixel_features<Traits>(params[0], params[1], blocks[0], grid,
                                                at::cuda::getCurrentCUDAStream()));
-}
-
-template <typename Traits>
-FactorGradient factor_gradient(const at::Tensor& images, const at::Tensor& features,
-                               int64_t channels) {
-  FactorGradient gradient{};
-  gradient.images = images.const_data_ptr();
-  copy_strides(gradient.strides, images);
-  gradient.features = features.const_data_ptr();
-  gradient.channels = static_cast<int>(channels);
-  gradient.units = moves_units(images, channels, Traits::kPerUnit);
-  gradient.channels_first = images.stride(3) < images.stride(1);
-  return gradient;
 }
 
 // How many blocks share the pixels: enough to fill the device, but so that each has a few tiles
@@ -93,7 +73,7 @@ int choose_splits(const ChannelGradientParams& params, int64_t other_blocks, int
   constexpr int64_t kFreeBytes = 2 << 20;
   const int64_t multiprocessors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
   const int64_t fill = ceil_divide(2 * multiprocessors, other_blocks);
-  const int64_t work = ceil_divide(tiles_of_images(params), kLeastTiles);
+  const int64_t work = ceil_divide(params.tiles(), kLeastTiles);
   const int64_t memory =
       std::max(kFreeBytes, bytes_of_images / 16) / std::max<int64_t>(1, bytes_of_split);
   return static_cast<int>(std::max<int64_t>(1, std::min({fill, work, memory})));
@@ -109,7 +89,7 @@ void launch_sum(const FactorGradient& part, const at::Tensor& gradient, const Fa
   sum.elements = gradient.numel();
   sum.splits = params.splits;
   sum.rank = params.rank;
-  sum.channels = part.channels;
+  sum.channels = part.images.channels;
   sum.kernel_h = static_cast<int>(sketch.kernel_h);
   sum.kernel_w = static_cast<int>(sketch.kernel_w);
   sum.scale = static_cast<float>(sketch.scale);
@@ -148,8 +128,7 @@ bool launch(const Operands& operands, const at::Tensor& grad_s1, const at::Tenso
   const int64_t pixel_blocks = ceil_divide(operands.grad.numel(), Traits::kPixels) +
                                ceil_divide(operands.input.numel(), Traits::kPixels);
   const int64_t blocks = (first_chunks + second_chunks) * params.splits;
-  if (std::max({blocks, pixel_blocks, elements, tiles_of_images(params)}) > kLargestGrid)
-    return false;
+  if (std::max({blocks, pixel_blocks, elements, params.tiles()}) > kLargestGrid) return false;
 
   const at::Tensor of_grad =
       grad_s1.defined() ? empty_features<Traits>(operands.grad, sketch) : at::Tensor();
@@ -162,17 +141,15 @@ bool launch(const Operands& operands, const at::Tensor& grad_s1, const at::Tenso
       operands.input.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
   float* parts = partial.mutable_data_ptr<float>();
   if (grad_s1.defined()) {
-    params.first = factor_gradient<Traits>(operands.input, of_grad, sketch.in_channels);
-    params.first.partial = parts;
+    params.first = {images_view(operands.input, sketch.in_channels), of_grad.const_data_ptr(),
+                    parts};
     parts += params.splits * grad_s1.numel();
   }
   if (grad_s2.defined()) {
-    params.second = factor_gradient<Traits>(operands.grad, of_input, sketch.out_channels);
-    params.second.partial = parts;
+    params.second = {images_view(operands.grad, sketch.out_channels), of_input.const_data_ptr(),
+                     parts};
   }
-  const int64_t halo = tile->images * halo_extent(params.vertical, tile->height) *
-                       halo_extent(params.horizontal, tile->width);
-  const int shared = static_cast<int>(gradient_shared_bytes<Traits>(halo));
+  const int shared = static_cast<int>(gradient_shared_bytes<Traits>(params.halo()));
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(tap_groups),
                   static_cast<unsigned int>(sketch.groups));
   C10_CUDA_CHECK(launch_channel_gradient<Traits>(params, static_cast<int>(first_chunks), grid,
@@ -190,16 +167,9 @@ bool launch(const Operands& operands, const at::Tensor& grad_s1, const at::Tenso
 template <typename T>
 bool launch_for_rank(const Operands& operands, const at::Tensor& grad_s1,
                      const at::Tensor& grad_s2) {
-  switch (ceil_divide(operands.sketch.rank, 16)) {
-    case 1:
-      return launch<ChannelGradientTraits<T, 1>>(operands, grad_s1, grad_s2);
-    case 2:
-      return launch<ChannelGradientTraits<T, 2>>(operands, grad_s1, grad_s2);
-    case 3:
-      return launch<ChannelGradientTraits<T, 3>>(operands, grad_s1, grad_s2);
-    default:
-      return launch<ChannelGradientTraits<T, 4>>(operands, grad_s1, grad_s2);
-  }
+  return for_rank_pairs(operands.sketch.rank, [&](auto pairs) {
+    return launch<ChannelGradientTraits<T, pairs>>(operands, grad_s1, grad_s2);
+  });
 }
 
 at::Tensor empty_gradient(bool wanted, const at::Tensor& like) {

@@ -4,6 +4,8 @@
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/util/accumulate.h>
 
+#include <type_traits>
+
 #include "cuda/channel_factors.h"
 #include "cuda/launches.h"
 #include "ops/sk_conv2d.h"
@@ -48,7 +50,8 @@ inline SignsView signs_view(const at::Tensor& packed) {  // contiguous
 }
 
 // 16 bytes of neighbouring channels can be moved at once.
-inline bool moves_units(const at::Tensor& tensor, int64_t channels, int64_t per_unit) {
+inline bool moves_units(const at::Tensor& tensor, int64_t channels) {
+  const int64_t per_unit = kUnitBytes / tensor.element_size();
   const auto aligned = [&](int dim) {
     return tensor.size(dim) == 1 || tensor.stride(dim) % per_unit == 0;
   };
@@ -56,8 +59,27 @@ inline bool moves_units(const at::Tensor& tensor, int64_t channels, int64_t per_
          aligned(3) && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kUnitBytes == 0;
 }
 
-inline void copy_strides(int64_t (&strides)[4], const at::Tensor& tensor) {
-  for (int i = 0; i < 4; ++i) strides[i] = tensor.stride(i);
+inline Images images_view(const at::Tensor& images, int64_t channels) {
+  return {images.const_data_ptr(),
+          {images.stride(0), images.stride(1), images.stride(2), images.stride(3)},
+          static_cast<int>(channels),
+          moves_units(images, channels),
+          images.stride(3) < images.stride(1)};
+}
+
+// body(pairs of 8 columns that hold the rank, as a constant).
+template <typename Body>
+bool for_rank_pairs(int64_t rank, const Body& body) {
+  switch (ceil_divide(rank, 16)) {
+    case 1:
+      return body(std::integral_constant<int, 1>());
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case 3:
+      return body(std::integral_constant<int, 3>());
+    default:
+      return body(std::integral_constant<int, 4>());
+  }
 }
 
 }  // namespace sketchlayers::cuda

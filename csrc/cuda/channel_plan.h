@@ -19,11 +19,10 @@ inline ConvAxis adjoint_axis(const ConvAxis& axis) {
           axis.dilation};
 }
 
-// The factor with both axes of the kernel reversed.
-template <typename T>
-FactorView flipped(FactorView view, int kernel_h, int kernel_w) {
-  view.data =
-      static_cast<const T*>(view.data) + (kernel_h - 1) * view.row + (kernel_w - 1) * view.column;
+// The factor, of elements of so many bytes, with both axes of the kernel reversed.
+inline FactorView flipped(FactorView view, int kernel_h, int kernel_w, int64_t bytes) {
+  view.data = static_cast<const char*>(view.data) +
+              bytes * ((kernel_h - 1) * view.row + (kernel_w - 1) * view.column);
   view.row = -view.row;
   view.column = -view.column;
   return view;

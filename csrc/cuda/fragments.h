@@ -1,6 +1,6 @@
 // The steps that a warp takes together: matrix fragments, their products and copies to shared
-// memory. On the device each is an instruction or two; on the host the 32 lanes are emulated from
-// PTX's description of those instructions, so that whole kernels run in tests without a GPU.
+// memory. On the device each is an instruction or two; on the host the tests emulate them for the
+// 32 lanes of a warp (tests/cpp/cuda_emulation.h), so that whole kernels run without a GPU.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -20,7 +20,6 @@
 #define SKETCHLAYERS_UNROLL SKETCHLAYERS_PRAGMA(unroll)
 #define SKETCHLAYERS_UNROLL_BY(count) SKETCHLAYERS_PRAGMA(unroll count)
 #else
-#include <vector>
 #define SKETCHLAYERS_INLINE inline
 #define SKETCHLAYERS_UNROLL
 #define SKETCHLAYERS_UNROLL_BY(count)
@@ -213,125 +212,31 @@ SKETCHLAYERS_INLINE int right_row(int lane, int reg) {
 
 // ------------------------------------------------------------------------------ instructions
 
-#if !defined(__CUDACC__)
-namespace emulation {
-
-template <typename T>
-inline float element(uint32_t reg, int i) {
-  return static_cast<float>(T(static_cast<unsigned short>(reg >> (16 * i)), T::from_bits()));
-}
-template <>
-inline float element<float>(uint32_t reg, int /*i*/) {
-  return bit_copy<float>(reg & ~0x1FFFu);  // the product ignores the lowest 13 bits
-}
-
-// Fragments to matrices, as the PTX manual lays out mma.m16n8k16 and mma.m16n8k8.
-template <typename T>
-inline void multiply(Sums& sums, const LeftFragment& left, const RightFragment& right) {
-  constexpr int kStep = Element<T>::kStep;
-  constexpr int kPerRegister = kStep == 16 ? 2 : 1;
-  float a[16][kStep];
-  float b[kStep][8];
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    for (int reg = 0; reg < 4; ++reg) {
-      for (int i = 0; i < kPerRegister; ++i) {
-        const int column = (lane % 4) * kPerRegister + i + (reg / 2) * kStep / 2;
-        a[lane / 4 + 8 * (reg % 2)][column] = element<T>(left.reg[reg][lane], i);
-      }
-    }
-    for (int reg = 0; reg < 2; ++reg) {
-      for (int i = 0; i < kPerRegister; ++i) {
-        const int row = (lane % 4) * kPerRegister + i + reg * kStep / 2;
-        b[row][lane / 4] = element<T>(right.reg[reg][lane], i);
-      }
-    }
-  }
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    for (int i = 0; i < 4; ++i) {
-      float& sum = sums.value[i][lane];
-      for (int k = 0; k < kStep; ++k) {
-        sum += a[lane / 4 + 8 * (i / 2)][k] * b[k][2 * (lane % 4) + i % 2];
-      }
-    }
-  }
-}
-
-// Asynchronous copies may happen at once or not before they are waited for; tests try both.
-struct Copies {
-  struct Copy {
-    void* to;
-    Unit value;
-    int group;
-  };
-  bool late = false;
-  int group = 0;
-  std::vector<Copy> pending;
-
-  static Copies& get() {
-    static thread_local Copies copies;
-    return copies;
-  }
-  void finish(int groups_left) {
-    std::vector<Copy> later;
-    for (const Copy& copy : pending) {
-      if (copy.group < group - groups_left) {
-        memcpy(copy.to, &copy.value, sizeof(Unit));
-      } else {
-        later.push_back(copy);
-      }
-    }
-    pending.swap(later);
-  }
-};
-
-}  // namespace emulation
-#endif
-
 // Four 8x8 tiles of 2-byte elements (or 8x4 of 4 bytes); lane l gives the row l%8 of tile l/8.
-SKETCHLAYERS_INLINE void load_left(LeftFragment& left, const PerLane<const void*>& rows) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(rows[0]));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(left.reg[0][0]), "=r"(left.reg[1][0]), "=r"(left.reg[2][0]),
-                 "=r"(left.reg[3][0])
-               : "r"(address));
-#elif !defined(__CUDACC__)
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    for (int tile = 0; tile < 4; ++tile) {
-      const char* row = static_cast<const char*>(rows[8 * tile + lane / 4]);
-      memcpy(&left.reg[tile][lane], row + 4 * (lane % 4), 4);
-    }
-  }
-#endif
-}
+SKETCHLAYERS_INLINE void load_left(LeftFragment& left, const PerLane<const void*>& rows);
+
+// The same with every tile transposed, for elements of 2 bytes: columns in memory become rows.
+SKETCHLAYERS_INLINE void load_transposed(PerLane<uint32_t> (&reg)[4],
+                                         const PerLane<const void*>& rows);
+
+// sums += left right
+template <typename T>
+SKETCHLAYERS_INLINE void multiply(Sums& sums, const LeftFragment& left, const RightFragment& right);
+
+// The sum over the lanes, in every lane, added up in a fixed order.
+SKETCHLAYERS_INLINE void sum_over_lanes(PerLane<float>& value);
+
+// 16 bytes from global to shared memory while the thread goes on; zeros where `from` is null.
+SKETCHLAYERS_INLINE void copy_async(void* to, const void* from);
+
+// Ends a group of copies; `wait_for_copies<n>` waits until at most the last n groups are under way.
+SKETCHLAYERS_INLINE void end_copies();
+template <int kGroupsLeft>
+SKETCHLAYERS_INLINE void wait_for_copies();
 
 // The row and the unit of a left fragment that lane `lane` addresses for `load_left`.
 SKETCHLAYERS_INLINE int left_row(int lane) { return lane % 16; }
 SKETCHLAYERS_INLINE int left_unit(int lane) { return lane / 16; }
-
-// The same with every tile transposed, for elements of 2 bytes: columns in memory become rows.
-SKETCHLAYERS_INLINE void load_transposed(PerLane<uint32_t> (&reg)[4],
-                                         const PerLane<const void*>& rows) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(rows[0]));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(reg[0][0]), "=r"(reg[1][0]), "=r"(reg[2][0]), "=r"(reg[3][0])
-               : "r"(address));
-#elif !defined(__CUDACC__)
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    for (int tile = 0; tile < 4; ++tile) {
-      uint32_t bits = 0;
-      for (int i = 0; i < 2; ++i) {
-        const char* row = static_cast<const char*>(rows[8 * tile + 2 * (lane % 4) + i]);
-        uint16_t element;
-        memcpy(&element, row + 2 * (lane / 4), sizeof(element));
-        bits |= static_cast<uint32_t>(element) << (16 * i);
-      }
-      reg[tile][lane] = bits;
-    }
-  }
-#endif
-}
 
 // The row (of 16) and the unit (of 2) that lane `lane` addresses for `load_transposed`, for a left
 // fragment and for two neighbouring right fragments.
@@ -340,13 +245,39 @@ SKETCHLAYERS_INLINE int transposed_left_unit(int lane) { return lane / 8 % 2; }
 SKETCHLAYERS_INLINE int transposed_right_row(int lane) { return lane % 16; }
 SKETCHLAYERS_INLINE int transposed_right_unit(int lane) { return lane / 16; }
 
-// sums += left right
+// The instructions need all lanes of a warp together; after branches that lanes take alone this
+// brings them together again.
+SKETCHLAYERS_INLINE void synchronize_warp() {
+#if defined(__CUDA_ARCH__)
+  __syncwarp();
+#endif
+}
+
+#if defined(__CUDACC__)
+SKETCHLAYERS_INLINE void load_left(LeftFragment& left, const PerLane<const void*>& rows) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(rows[0]));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(left.reg[0][0]), "=r"(left.reg[1][0]), "=r"(left.reg[2][0]),
+                 "=r"(left.reg[3][0])
+               : "r"(address));
+#endif
+}
+
+SKETCHLAYERS_INLINE void load_transposed(PerLane<uint32_t> (&reg)[4],
+                                         const PerLane<const void*>& rows) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(rows[0]));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(reg[0][0]), "=r"(reg[1][0]), "=r"(reg[2][0]), "=r"(reg[3][0])
+               : "r"(address));
+#endif
+}
+
 template <typename T>
 SKETCHLAYERS_INLINE void multiply(Sums& sums, const LeftFragment& left,
                                   const RightFragment& right) {
-#if !defined(__CUDACC__)
-  emulation::multiply<T>(sums, left, right);
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define SKETCHLAYERS_MMA(shape_and_types)                                                \
   asm volatile("mma.sync.aligned." shape_and_types                                       \
                " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"        \
@@ -367,41 +298,17 @@ SKETCHLAYERS_INLINE void multiply(Sums& sums, const LeftFragment& left,
 #endif
 }
 
-// The instructions above and below need all lanes of a warp together; after branches that lanes
-// take alone this brings them together again.
-SKETCHLAYERS_INLINE void synchronize_warp() {
-#if defined(__CUDA_ARCH__)
-  __syncwarp();
-#endif
-}
-
-// The sum over the lanes, in every lane, added up in a fixed order.
 SKETCHLAYERS_INLINE void sum_over_lanes(PerLane<float>& value) {
 #if defined(__CUDA_ARCH__)
   SKETCHLAYERS_UNROLL
   for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
     value[0] += __shfl_xor_sync(0xFFFFFFFFu, value[0], distance);
   }
-#elif !defined(__CUDACC__)
-  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
-    const PerLane<float> before = value;
-    for (int lane = 0; lane < kWarpSize; ++lane) value[lane] += before[lane ^ distance];
-  }
 #endif
 }
 
-// 16 bytes from global to shared memory while the thread goes on; zeros where `from` is null.
 SKETCHLAYERS_INLINE void copy_async(void* to, const void* from) {
-#if !defined(__CUDACC__)
-  emulation::Copies& copies = emulation::Copies::get();
-  Unit value{};
-  if (from != nullptr) memcpy(&value, from, sizeof(Unit));
-  if (copies.late) {
-    copies.pending.push_back({to, value, copies.group});
-  } else {
-    memcpy(to, &value, sizeof(Unit));
-  }
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   if (from != nullptr) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
@@ -411,22 +318,19 @@ SKETCHLAYERS_INLINE void copy_async(void* to, const void* from) {
 #endif
 }
 
-// Ends a group of copies; `wait_for_copies<n>` waits until at most the last n groups are under way.
 SKETCHLAYERS_INLINE void end_copies() {
-#if !defined(__CUDACC__)
-  ++emulation::Copies::get().group;
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
+
 template <int kGroupsLeft>
 SKETCHLAYERS_INLINE void wait_for_copies() {
-#if !defined(__CUDACC__)
-  emulation::Copies::get().finish(kGroupsLeft);
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
 #endif
 }
+#endif
 
 // ------------------------------------------------------------------------------ blocks
 
@@ -455,9 +359,6 @@ SKETCHLAYERS_INLINE void pipeline(Block& block, int count, const Load& load,
 template <typename Warp>
 class DeviceBlock {
  public:
-  __device__ __forceinline__ explicit DeviceBlock(unsigned char* shared) : shared_(shared) {}
-  __device__ __forceinline__ unsigned char* shared() { return shared_; }
-
   template <typename Phase>
   __device__ __forceinline__ void each_warp(const Phase& phase) {
     phase(static_cast<int>(threadIdx.x) / kWarpSize, warp_);
@@ -465,7 +366,6 @@ class DeviceBlock {
   __device__ __forceinline__ void synchronize() { __syncthreads(); }
 
  private:
-  unsigned char* shared_;
   Warp warp_;
 };
 #endif

@@ -1,4 +1,4 @@
-#include "composite/hashed_weight.h"
+#include "ops/hashed_weight.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/cuda/CUDAContext.h>
@@ -12,9 +12,9 @@
 
 #include <algorithm>
 
+#include "composite/composed.h"
 #include "cuda/launches.h"
-#include "ops/for_type.h"
-#include "ops/hashed_weight.h"
+#include "ops/checks.h"
 
 namespace sketchlayers {
 namespace {

@@ -13,11 +13,8 @@ template <typename Body>
 __device__ void for_each_entry(const HashedMatrix& matrix, const int64_t* seed,
                                const DeviceTables& tables, const Body& body) {
   const uint64_t key = static_cast<uint64_t>(*seed);
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-       i < matrix.rows * matrix.blocks; i += stride) {
-    matrix.visit(i, key, tables, body);
-  }
+  for_each_item(matrix.rows * matrix.blocks,
+                [&](int64_t i) { matrix.visit(i, key, tables, body); });
 }
 
 template <typename T>
@@ -51,12 +48,10 @@ template <typename T>
 __global__ void sums_to_values_kernel(T* values, const unsigned long long* sums,
                                       const float* largest, int64_t count, int64_t entries) {
   const FixedPoint fixed = FixedPoint::of(*largest, entries);
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += stride) {
+  for_each_item(count, [&](int64_t i) {
     const double sum = isnan(fixed.per_unit) ? NAN : fixed.number(static_cast<long long>(sums[i]));
     values[i] = static_cast<T>(static_cast<float>(sum));
-  }
+  });
 }
 
 }  // namespace

@@ -17,6 +17,16 @@ inline unsigned int blocks_of_loop(int64_t items, int multiprocessors) {
   return static_cast<unsigned int>(std::min(wanted, int64_t{32} * multiprocessors));
 }
 
+// Calls body(i) for the items of this thread.
+template <typename Body>
+__device__ void for_each_item(int64_t items, const Body& body) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < items;
+       i += stride) {
+    body(i);
+  }
+}
+
 // Lets a kernel have so much dynamic shared memory.
 template <typename Kernel>
 cudaError_t allow_shared(Kernel kernel, int bytes) {

@@ -1,18 +1,17 @@
 // The factored convolution on CUDA. Channel mixing and 1x1 kernels take the tensor cores; what
 // those kernels don't take goes the composed way.
-#include "composite/sk_conv2d.h"
-
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cuda/channel_gradients.h"
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
 #include "cuda/launches.h"
-#include "ops/for_type.h"
+#include "ops/checks.h"
 
 namespace sketchlayers {
 namespace {
@@ -21,24 +20,10 @@ using cuda::axis;
 using cuda::ChannelConvParams;
 using cuda::ChannelFactorsParams;
 using cuda::ChannelFactorsSizes;
-using cuda::copy_strides;
 using cuda::kLargestGrid;
-using cuda::moves_units;
 using cuda::s1_view;
 using cuda::s2_view;
 using cuda::signs_view;
-
-// One convolution for the kernel: forward, or the input's gradient as a convolution.
-struct ChannelConvProblem {
-  const at::Tensor& input;
-  const at::Tensor& output;
-  const at::Tensor* bias;  // null without one
-  ConvAxis vertical;
-  ConvAxis horizontal;
-  ChannelFactorsParams factors;  // without what is packed
-  float inner_scale;
-  float outer_scale;
-};
 
 bool takes_type(at::ScalarType type) {
   if (type == at::kBFloat16 || type == at::kHalf) return true;
@@ -49,25 +34,19 @@ bool takes(const at::Tensor& input, at::IntArrayRef output_sizes, const Sketch& 
   return takes_type(input.scalar_type()) && cuda::takes_layer(input, output_sizes, sketch);
 }
 
-template <typename Traits>
-ChannelConvParams kernel_params(const ChannelConvProblem& problem) {
+// One convolution for the kernel, forward or the input's gradient; without its axes and its tile.
+ChannelConvParams conv_params(const at::Tensor& input, const at::Tensor& output,
+                              const ChannelFactorsParams& factors, const Sketch& sketch) {
   ChannelConvParams params{};
-  params.input = problem.input.const_data_ptr();
-  params.output = problem.output.mutable_data_ptr();
-  params.bias = problem.bias == nullptr ? nullptr : problem.bias->const_data_ptr();
-  copy_strides(params.input_strides, problem.input);
-  copy_strides(params.output_strides, problem.output);
-  params.batch = problem.input.size(0);
-  params.vertical = problem.vertical;
-  params.horizontal = problem.horizontal;
-  params.channels = problem.factors.channels;
-  params.outputs = problem.factors.outputs;
-  params.rank = problem.factors.rank;
-  params.inner_scale = problem.inner_scale;
-  params.outer_scale = problem.outer_scale;
-  params.input_units = moves_units(problem.input, params.channels, Traits::kPerUnit);
-  params.output_units = moves_units(problem.output, params.outputs, Traits::kPerUnit);
-  params.channels_first = problem.input.stride(3) < problem.input.stride(1);
+  params.batch = input.size(0);
+  params.input = cuda::images_view(input, factors.channels);
+  params.output = output.mutable_data_ptr();
+  std::copy_n(output.strides().begin(), 4, params.output_strides);
+  params.outputs = factors.outputs;
+  params.rank = factors.rank;
+  params.inner_scale = static_cast<float>(sketch.u1_scale);
+  params.outer_scale = static_cast<float>(sketch.scale);
+  params.output_units = cuda::moves_units(output, params.outputs);
   return params;
 }
 
@@ -98,20 +77,11 @@ at::Tensor pack_factors(ChannelConvParams& params, ChannelFactorsParams factors,
   const ChannelFactorsSizes sizes = cuda::ChannelFactors<Traits>::sizes(
       factors.kernel_h * factors.kernel_w, factors.channels, factors.outputs);
   at::Tensor packed = at::empty({sizes.bytes(groups)}, like.options().dtype(at::kByte));
-  unsigned char* at = packed.mutable_data_ptr<uint8_t>();
-  factors.packed_first = reinterpret_cast<cuda::Unit*>(at);
-  factors.packed_second = factors.packed_first + groups * sizes.first_units;
-  factors.packed_first_signs =
-      reinterpret_cast<uint32_t*>(factors.packed_second + groups * sizes.second_units);
-  factors.packed_second_signs = factors.packed_first_signs + groups * sizes.first_words;
-  params.first = factors.packed_first;
-  params.second = factors.packed_second;
-  params.first_signs = factors.packed_first_signs;
-  params.second_signs = factors.packed_second_signs;
-  params.first_units = sizes.first_units;
-  params.second_units = sizes.second_units;
-  params.first_words = sizes.first_words;
-  params.second_words = sizes.second_words;
+  const auto first = reinterpret_cast<cuda::Unit*>(packed.mutable_data_ptr<uint8_t>());
+  const auto second = first + groups * sizes.first_units;
+  const auto first_signs = reinterpret_cast<uint32_t*>(second + groups * sizes.second_units);
+  factors.packed = params.factors = {first, second, first_signs,
+                                     first_signs + groups * sizes.first_words, sizes};
   C10_CUDA_CHECK(cuda::launch_channel_factors<Traits>(factors, sizes.items(),
                                                       at::cuda::getCurrentCUDAStream()));
   return packed;
@@ -119,41 +89,30 @@ at::Tensor pack_factors(ChannelConvParams& params, ChannelFactorsParams factors,
 
 // False, with nothing done, where no tile fits.
 template <typename Traits>
-bool launch(const ChannelConvProblem& problem) {
-  ChannelConvParams params = kernel_params<Traits>(problem);
-  const int64_t groups = problem.factors.groups;
+bool launch(ChannelConvParams params, const ChannelFactorsParams& factors,
+            const at::Tensor& input) {
+  const int64_t groups = factors.groups;
   const auto tile = choose_tile<Traits>(params, groups);
   if (!tile) return false;
   params.tile = *tile;
-  const int64_t blocks = cuda::tile_counts(params).all;
+  const int64_t blocks = params.tiles();
   if (blocks > kLargestGrid) return false;
-  const at::Tensor packed = pack_factors<Traits>(params, problem.factors, problem.input);
-  const int64_t halo = tile->images * cuda::halo_extent(params.vertical, tile->height) *
-                       cuda::halo_extent(params.horizontal, tile->width);
-  const int shared = static_cast<int>(cuda::shared_bytes<Traits>(halo));
+  const at::Tensor packed = pack_factors<Traits>(params, factors, input);
+  const int shared = static_cast<int>(cuda::shared_bytes<Traits>(params.halo()));
   const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(groups));
   C10_CUDA_CHECK(
       cuda::launch_channel_conv<Traits>(params, grid, shared, at::cuda::getCurrentCUDAStream()));
   return true;
 }
 
-template <typename T>
-bool launch_for_rank(const ChannelConvProblem& problem) {
-  switch (ceil_divide(problem.factors.rank, 16)) {
-    case 1:
-      return launch<typename cuda::ChannelConvChoice<T, 1>::Traits>(problem);
-    case 2:
-      return launch<typename cuda::ChannelConvChoice<T, 2>::Traits>(problem);
-    case 3:
-      return launch<typename cuda::ChannelConvChoice<T, 3>::Traits>(problem);
-    default:
-      return launch<typename cuda::ChannelConvChoice<T, 4>::Traits>(problem);
-  }
-}
-
-bool launch_for_type(const ChannelConvProblem& problem) {
-  return for_type(problem.input.scalar_type(),
-                  [&](auto zero) { return launch_for_rank<decltype(zero)>(problem); });
+bool launch_for_type(const ChannelConvParams& params, const ChannelFactorsParams& factors,
+                     const at::Tensor& input) {
+  return for_type(input.scalar_type(), [&](auto zero) {
+    return cuda::for_rank_pairs(factors.rank, [&](auto pairs) {
+      return launch<typename cuda::ChannelConvChoice<decltype(zero), pairs>::Traits>(
+          params, factors, input);
+    });
+  });
 }
 
 // The parts of the factors that do not depend on their roles.
@@ -181,22 +140,11 @@ at::Tensor try_forward(const ConvCall& call, at::IntArrayRef output_sizes, const
   factors.second_signs = signs_view(u1);
   factors.channels = static_cast<int>(sketch.in_channels);
   factors.outputs = static_cast<int>(sketch.out_channels);
-  const bool done = launch_for_type(
-      {input, output, bias ? &addend : nullptr, axis(input, output, 2, sketch.kernel_h, conv),
-       axis(input, output, 3, sketch.kernel_w, conv), factors, static_cast<float>(sketch.u1_scale),
-       static_cast<float>(sketch.scale)});
-  return done ? output : at::Tensor();
-}
-
-template <typename T>
-ChannelFactorsParams adjoint_factors(const at::Tensor& s1, const at::Tensor& s2,
-                                     const Sketch& sketch) {
-  ChannelFactorsParams factors = factor_sizes(sketch);
-  factors.first = cuda::flipped<T>(s2_view(s2, sketch), factors.kernel_h, factors.kernel_w);
-  factors.second = cuda::flipped<T>(s1_view(s1, sketch), factors.kernel_h, factors.kernel_w);
-  factors.channels = static_cast<int>(sketch.out_channels);
-  factors.outputs = static_cast<int>(sketch.in_channels);
-  return factors;
+  ChannelConvParams params = conv_params(input, output, factors, sketch);
+  params.vertical = axis(input, output, 2, sketch.kernel_h, conv);
+  params.horizontal = axis(input, output, 3, sketch.kernel_w, conv);
+  if (bias) params.bias = addend.const_data_ptr();
+  return launch_for_type(params, factors, input) ? output : at::Tensor();
 }
 
 // The adjoint applied to grad, which for stride 1 is a layer of the same kind; an undefined tensor
@@ -208,25 +156,27 @@ at::Tensor try_input_gradient(const ConvBackwardCall& call, const Sketch& sketch
   const at::Tensor grad_input =
       at::empty(input.sizes(), input.options(), common_memory_format(input, input));
   const at::Tensor u1 = tensors.u1.contiguous(), u2 = tensors.u2.contiguous();
-  const auto make_factors = tensors.s1.element_size() == 2
-                                ? adjoint_factors<c10::Half>  // only the size matters
-                                : adjoint_factors<float>;
-  ChannelFactorsParams factors = make_factors(tensors.s1, tensors.s2, sketch);
+  const int64_t bytes = tensors.s1.element_size();
+  ChannelFactorsParams factors = factor_sizes(sketch);
+  factors.first =
+      cuda::flipped(s2_view(tensors.s2, sketch), factors.kernel_h, factors.kernel_w, bytes);
+  factors.second =
+      cuda::flipped(s1_view(tensors.s1, sketch), factors.kernel_h, factors.kernel_w, bytes);
+  factors.channels = static_cast<int>(sketch.out_channels);
+  factors.outputs = static_cast<int>(sketch.in_channels);
   factors.first_signs = signs_view(u1);
   factors.second_signs = signs_view(u2);
-  const ConvAxis vertical = axis(grad_input, grad, 2, sketch.kernel_h, conv);
-  const ConvAxis horizontal = axis(grad_input, grad, 3, sketch.kernel_w, conv);
-  const bool done = launch_for_type(
-      {grad, grad_input, nullptr, cuda::adjoint_axis(vertical), cuda::adjoint_axis(horizontal),
-       factors, static_cast<float>(sketch.u1_scale), static_cast<float>(sketch.scale)});
-  return done ? grad_input : at::Tensor();
+  ChannelConvParams params = conv_params(grad, grad_input, factors, sketch);
+  params.vertical = cuda::adjoint_axis(axis(grad_input, grad, 2, sketch.kernel_h, conv));
+  params.horizontal = cuda::adjoint_axis(axis(grad_input, grad, 3, sketch.kernel_w, conv));
+  return launch_for_type(params, factors, grad) ? grad_input : at::Tensor();
 }
 
 at::Tensor sk_conv2d_factored_cuda(const ConvCall& call) {
   const auto [sketch, sizes] = check_call(call);
   const c10::cuda::CUDAGuard guard(call.input.device());
   const at::Tensor output = try_forward(call, C10_AS_INTARRAYREF_SLOW(sizes), sketch);
-  return output.defined() ? output : sk_conv2d_composed(call, sketch);
+  return output.defined() ? output : sk_conv2d_composed(call);
 }
 
 LayerGradients sk_conv2d_factored_backward_cuda(const ConvBackwardCall& call) {
@@ -239,7 +189,7 @@ LayerGradients sk_conv2d_factored_backward_cuda(const ConvBackwardCall& call) {
   const auto [grad_s1, grad_s2] = cuda::try_factor_gradients(call, sketch);
   if (grad_s1.defined()) rest.output_mask[1] = false;
   if (grad_s2.defined()) rest.output_mask[2] = false;
-  auto gradients = sk_conv2d_composed_backward(rest, sketch);
+  auto gradients = sk_conv2d_composed_backward(rest);
   if (grad_input.defined()) std::get<0>(gradients) = grad_input;
   if (grad_s1.defined()) std::get<1>(gradients) = grad_s1;
   if (grad_s2.defined()) std::get<2>(gradients) = grad_s2;

@@ -1,15 +1,14 @@
 // The factored fully connected layer on CUDA. A few vectors take kernels that read each factor
 // once; many take GEMMs.
-#include "composite/sk_linear.h"
-
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cuda/launches.h"
-#include "ops/for_type.h"
+#include "ops/checks.h"
 
 namespace sketchlayers {
 namespace {
@@ -99,7 +98,7 @@ at::Tensor sk_linear_factored_cuda(const LinearCall& call) {
   const Sketch sketch = check_call(call);
   const c10::cuda::CUDAGuard guard(call.input.device());
   const at::Tensor output = try_narrow(call, sketch);
-  return output.defined() ? output : sk_linear_composed(call, sketch);
+  return output.defined() ? output : sk_linear_composed(call);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CUDA, m) {

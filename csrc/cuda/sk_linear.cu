@@ -10,7 +10,7 @@ extern __shared__ __align__(16) unsigned char narrow_shared[];
 template <typename Body, typename Traits>
 __global__ void __launch_bounds__(Traits::kThreads)
     narrow_linear_kernel(const __grid_constant__ NarrowLinearParams params) {
-  DeviceBlock<typename Body::Warp> block(narrow_shared);
+  DeviceBlock<typename Body::Warp> block;
   Body(params, narrow_shared, blockIdx.x, static_cast<int>(blockIdx.y)).run(block);
 }
 

@@ -1,14 +1,13 @@
 // The dense weight on CUDA and its adjoint, from packed signs without copies of them in floats.
-#include "composite/sk_weight.h"
-
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "cuda/launches.h"
-#include "ops/for_type.h"
+#include "ops/checks.h"
 
 namespace sketchlayers {
 namespace {
@@ -80,7 +79,6 @@ at::Tensor form_weight(const WeightCall& call, const Sketch& sketch) {
   const at::Tensor second = s2.contiguous();
   const at::Tensor first_signs = u1.contiguous();
   const at::Tensor second_signs = u2.contiguous();
-  const at::Tensor base = contiguous_or_undefined(call.arguments.base);
   const at::Tensor frame = contiguous_or_undefined(call.arguments.frame);
   at::Tensor weight =
       at::empty(sketch.weight_sizes(), s1.options(),
@@ -91,12 +89,10 @@ at::Tensor form_weight(const WeightCall& call, const Sketch& sketch) {
   problem.s2 = second.const_data_ptr<T>();
   problem.u1 = sign_rows(first_signs);
   problem.u2 = sign_rows(second_signs);
-  problem.base = sign_rows_or_null(base);
   problem.frame = sign_rows_or_null(frame);
   problem.u1_scale = static_cast<float>(sketch.u1_scale);
   problem.u2_scale = static_cast<float>(sketch.u2_scale);
   problem.scale = static_cast<float>(sketch.scale);
-  problem.base_scale = static_cast<float>(sketch.base_scale());
   problem.weight = weight_view(weight.mutable_data_ptr<T>(), weight, sketch);
   launch(problem, weight);
   return weight;
@@ -106,7 +102,7 @@ at::Tensor sk_weight_cuda(const WeightCall& call) {
   const Sketch sketch = check_call(call);
   const at::Tensor& s1 = call.tensors.s1;
   const c10::cuda::CUDAGuard guard(s1.device());
-  if (!takes(s1.scalar_type(), sketch)) return sk_weight_composed(call, sketch);
+  if (!takes(s1.scalar_type(), sketch)) return sk_weight_composed(call);
   return for_type(s1.scalar_type(),
                   [&](auto zero) { return form_weight<decltype(zero)>(call, sketch); });
 }
@@ -142,7 +138,7 @@ WeightGradients pull_back(const WeightBackwardCall& call, const Sketch& sketch) 
 WeightGradients sk_weight_backward_cuda(const WeightBackwardCall& call) {
   const Sketch sketch = check_call(call);
   const c10::cuda::CUDAGuard guard(call.grad.device());
-  if (!takes(call.grad.scalar_type(), sketch)) return sk_weight_composed_backward(call, sketch);
+  if (!takes(call.grad.scalar_type(), sketch)) return sk_weight_composed_backward(call);
   return for_type(call.grad.scalar_type(),
                   [&](auto zero) { return pull_back<decltype(zero)>(call, sketch); });
 }

@@ -10,15 +10,15 @@ __global__ void __launch_bounds__(DecodedGemmTraits::kThreads, 2)
     decoded_gemm_kernel(const __grid_constant__ Problem problem,
                         const __grid_constant__ Split split) {
   __shared__ __align__(16) float shared[2 * DecodedGemmTraits::kBufferFloats];
-  DeviceBlock<typename DecodedGemm<Problem>::Warp> block(reinterpret_cast<unsigned char*>(shared));
+  DeviceBlock<typename DecodedGemm<Problem>::Warp> block;
   DecodedGemm<Problem>(problem, split, shared, blockIdx.x, blockIdx.y).run(block);
 }
 
 template <typename Problem>
 __global__ void __launch_bounds__(256)
     add_parts_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Split split) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < problem.batches * problem.rows * problem.columns) add_parts(problem, split, i);
+  for_each_item(problem.batches * problem.rows * problem.columns,
+                [&](int64_t i) { add_parts(problem, split, i); });
 }
 
 }  // namespace

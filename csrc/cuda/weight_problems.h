@@ -72,26 +72,27 @@ struct WeightView {
   }
 };
 
-// W_hat = c frame o (A S1 + S2 B) + base
-template <typename T>
-struct WeightProblem {
+// What all problems have for `DecodedGemm`.
+struct WeightProduct {
   static constexpr bool kLeftAlongDepth = true;
-  static constexpr bool kRightAlongDepth = false;
   int64_t batches, rows, columns, depth;
   WeightSizes sizes;
+};
+
+// W_hat = c frame o (A S1 + S2 B)
+template <typename T>
+struct WeightProblem : WeightProduct {
+  static constexpr bool kRightAlongDepth = false;
   const T* s1;  // (groups, rank, inputs)
   const T* s2;  // (groups, outputs, rank * positions)
   SignRows u1, u2;
-  SignRows base, frame;  // words may be null
-  float u1_scale, u2_scale, scale, base_scale;
+  SignRows frame;  // words may be null
+  float u1_scale, u2_scale, scale;
   WeightView<T> weight;
 
   void set_sizes(const WeightSizes& of) {
-    sizes = of;
-    batches = of.batches();
-    rows = of.outputs;
-    columns = of.columns();
-    depth = of.rank + of.second_rank();
+    WeightProduct::operator=(
+        {of.batches(), of.outputs, of.columns(), of.rank + of.second_rank(), of});
   }
 
   SKETCHLAYERS_INLINE float left(int64_t batch, int64_t row, int64_t k) const {
@@ -111,7 +112,6 @@ struct WeightProblem {
     const int64_t input = sizes.input(batch, column);
     float value = scale * sum;
     if (frame.words != nullptr) value *= frame.at(group, row, input);
-    if (base.words != nullptr) value += base_scale * base.at(group, row, input);
     *weight.at(group * sizes.outputs + row, input) = static_cast<T>(value);
   }
 };
@@ -131,22 +131,15 @@ struct WeightGradient {
 
 // grad_s1 = c A^T G, the same for both mixings.
 template <typename T>
-struct FirstGradientProblem {
-  static constexpr bool kLeftAlongDepth = true;
+struct FirstGradientProblem : WeightProduct {
   static constexpr bool kRightAlongDepth = false;
-  int64_t batches, rows, columns, depth;
-  WeightSizes sizes;
   WeightGradient<T> gradient;
   SignRows u1;
   float scale;  // c times that of U1
   T* grad_s1;   // (groups, rank, inputs)
 
   void set_sizes(const WeightSizes& of) {
-    sizes = of;
-    batches = of.groups;
-    rows = of.rank;
-    columns = of.inputs();
-    depth = of.outputs;
+    WeightProduct::operator=({of.groups, of.rank, of.inputs(), of.outputs, of});
   }
 
   SKETCHLAYERS_INLINE float left(int64_t group, int64_t row, int64_t k) const {
@@ -162,22 +155,15 @@ struct FirstGradientProblem {
 
 // grad_s2 = c G B^T
 template <typename T>
-struct SecondGradientProblem {
-  static constexpr bool kLeftAlongDepth = true;
+struct SecondGradientProblem : WeightProduct {
   static constexpr bool kRightAlongDepth = true;
-  int64_t batches, rows, columns, depth;
-  WeightSizes sizes;
   WeightGradient<T> gradient;
   SignRows u2;
   float scale;  // c times that of U2
   T* grad_s2;   // (groups, outputs, rank * positions)
 
   void set_sizes(const WeightSizes& of) {
-    sizes = of;
-    batches = of.batches();
-    rows = of.outputs;
-    columns = of.second_rank();
-    depth = of.columns();
+    WeightProduct::operator=({of.batches(), of.outputs, of.second_rank(), of.columns(), of});
   }
 
   SKETCHLAYERS_INLINE float left(int64_t batch, int64_t row, int64_t k) const {

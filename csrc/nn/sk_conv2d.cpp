@@ -45,15 +45,10 @@ Padded pad(const SKConv2dOptions& options, const at::Tensor& input) {
   const auto [height, width] = padding_amounts(options);
   const std::vector<int64_t> sides{width.before, width.after, height.before, height.after};
   const auto& mode = options.padding_mode();
-  if (std::holds_alternative<torch::enumtype::kReflect>(mode)) {
-    return {at::pad(input, sides, "reflect"), {0, 0}};
-  }
-  if (std::holds_alternative<torch::enumtype::kReplicate>(mode)) {
-    return {at::pad(input, sides, "replicate"), {0, 0}};
-  }
-  if (std::holds_alternative<torch::enumtype::kCircular>(mode)) {
-    return {at::pad(input, sides, "circular"), {0, 0}};
-  }
+  const auto padded = [&](const char* how) { return Padded{at::pad(input, sides, how), {0, 0}}; };
+  if (std::holds_alternative<torch::enumtype::kReflect>(mode)) return padded("reflect");
+  if (std::holds_alternative<torch::enumtype::kReplicate>(mode)) return padded("replicate");
+  if (std::holds_alternative<torch::enumtype::kCircular>(mode)) return padded("circular");
   const Padded symmetric{input, {height.before, width.before}};
   if (height.before == height.after && width.before == width.after) return symmetric;
   // "same" with an even kernel

@@ -9,7 +9,6 @@
 #include <ostream>
 
 #include "nn/sketch_layer.h"
-#include "nn/sketch_options.h"
 
 namespace sketchlayers::nn {
 

@@ -10,7 +10,6 @@
 
 #include "nn/sk_conv2d.h"
 #include "nn/sk_linear.h"
-#include "ops/hadamard_signs.h"
 #include "ops/operands.h"
 #include "ops/sign_matrix.h"
 #include "ops/sk_weight.h"
@@ -73,25 +72,14 @@ int64_t resolved_rank(const LayerSizes& sizes, std::optional<int64_t> rank,
 
 int64_t drawn_seed() { return at::empty({}, at::kLong).random_().item<int64_t>(); }
 
-using MakeSigns = at::Tensor (*)(int64_t seed, int64_t matrix, int64_t rows, int64_t columns,
-                                 at::Device device);
-
-at::Tensor rademacher(int64_t seed, int64_t matrix, int64_t rows, int64_t columns,
-                      at::Device device) {
-  return sign_matrix(seed, matrix, rows, columns, device);
-}
-
-at::Tensor hadamard(int64_t seed, int64_t matrix, int64_t rows, int64_t columns,
-                    at::Device device) {
-  return hadamard_signs(seed, matrix, rows, columns, device);
-}
-
 // Packed signs (groups, rows, words); those of group g are of matrix first + step * g.
-at::Tensor signs_by_group(MakeSigns make, int64_t seed, int64_t first, int64_t step, int64_t groups,
+at::Tensor signs_by_group(bool hadamard, int64_t seed, int64_t first, int64_t step, int64_t groups,
                           int64_t rows, int64_t columns, at::Device device) {
   std::vector<at::Tensor> of_group;
   for (int64_t group = 0; group < groups; ++group) {
-    of_group.push_back(make(seed, first + step * group, rows, columns, device));
+    const int64_t matrix = first + step * group;
+    of_group.push_back(hadamard ? hadamard_signs(seed, matrix, rows, columns, device)
+                                : sign_matrix(seed, matrix, rows, columns, device));
   }
   return at::stack(of_group);
 }
@@ -219,11 +207,11 @@ void SketchLayerImpl<Derived, Options>::restore_seeded() {
   const bool spatial = sizes_.mixing == "spatial";
   const int64_t taps = spatial ? sizes_.positions() : 1;
   const int64_t columns = spatial ? patch : sizes_.group_inputs();
-  const MakeSigns make = options.signs() == "hadamard" ? hadamard : rademacher;
-  u1 = signs_by_group(make, key, 0, 2, groups, stacked, outputs, device);
-  u2 = signs_by_group(make, key, 1, 2, groups, stacked * taps, columns, device);
+  const bool hadamard = options.signs() == "hadamard";
+  u1 = signs_by_group(hadamard, key, 0, 2, groups, stacked, outputs, device);
+  u2 = signs_by_group(hadamard, key, 1, 2, groups, stacked * taps, columns, device);
   if (options.frame()) {
-    frame_signs = signs_by_group(rademacher, key, kFrameMatrix, 1, groups, outputs, patch, device);
+    frame_signs = signs_by_group(false, key, kFrameMatrix, 1, groups, outputs, patch, device);
   }
   seed.set_data(at::full({}, key, at::TensorOptions().dtype(at::kLong).device(device)));
   cache_.clear();

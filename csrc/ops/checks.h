@@ -1,4 +1,4 @@
-// Argument checks that all operators share.
+// Argument checks that all operators share, and the types of elements.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,6 +18,19 @@ inline void check_strided(const char* op, const char* name, const at::Tensor& te
 // Whether kernels compute with elements of this type.
 inline bool is_computed_type(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
+}
+
+// Whether they do so in float32, reading and writing the type.
+inline bool computes_in_float(at::ScalarType type) {
+  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
+}
+
+// body(a value of that type).
+template <typename Body>
+auto for_type(at::ScalarType type, const Body& body) {
+  if (type == at::kBFloat16) return body(c10::BFloat16());
+  if (type == at::kHalf) return body(c10::Half());
+  return body(float());
 }
 
 // Raises unless elements are of a type that kernels compute with, and lie as they must.

@@ -2,7 +2,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <tuple>
 #include <vector>
 
 namespace sketchlayers {
@@ -30,6 +29,13 @@ at::Tensor hashed_weight_backward(const at::Tensor& grad, const at::Tensor& seed
 // The place in `values` of every entry (rows, columns), int64; ~place where the sign is -1.
 at::Tensor hash_entries(const at::Tensor& seed, c10::SymInt rows, c10::SymInt columns,
                         int64_t num_values, const HashTables& tables);
+
+// The weight (rows, columns) of filters with `taps` positions, whose cosine coefficients are
+// hashed: those of a filter are taken from `values` as hashed_weight does it, with a table for each
+// tap, and multiplied by `basis (taps, taps)`, a row for each frequency. Formed in the type of the
+// basis, and rounded once to that of the values.
+at::Tensor fresh_weight(const at::Tensor& values, const at::Tensor& seed, const at::Tensor& basis,
+                        c10::SymInt rows, c10::SymInt columns, const HashTables& tables);
 
 // Argument checks, called by every kernel before it does any work. They return the tables with the
 // default filled in.

@@ -27,7 +27,7 @@ bool same_type_or_unified(const at::Tensor& a, const at::Tensor& b) {
 
 Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments,
                 at::TensorList operands) {
-  const bool needs_dense = arguments.base.has_value() || arguments.frame.has_value();
+  const bool needs_dense = arguments.frame.has_value();
   if (path == "auto") {
     return needs_dense || under_transform(operands) ? Path::kFolded : Path::kAuto;
   }
@@ -35,8 +35,8 @@ Path parse_path(const char* op, const std::string& path, const SketchArguments& 
   TORCH_CHECK_VALUE(path == "factored", op, ": path must be 'auto', 'factored' or 'folded' (got '",
                     path, "')");
   TORCH_CHECK_VALUE(!needs_dense, op,
-                    ": a base or a frame needs the dense weight, so path must be 'auto' or "
-                    "'folded' (got 'factored')");
+                    ": a frame needs the dense weight, so path must be 'auto' or 'folded' (got "
+                    "'factored')");
   TORCH_CHECK_NOT_IMPLEMENTED(
       !under_transform(operands), op,
       ": torch.func and forward-mode derivatives need the folded path, so path must be 'auto' or "
@@ -71,10 +71,6 @@ void check_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef 
   check_operand(op, "grad", grad, s1);
 }
 
-bool trains(const at::Tensor& s1, const at::Tensor& s2) {
-  return at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
-}
-
 void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tensor& s1,
                    const at::Tensor& s2) {
   const auto precision = [](at::ScalarType type) {
@@ -85,7 +81,8 @@ void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tens
   problem.precision = autocast_enabled(input.device()) && input.scalar_type() != at::kDouble
                           ? Precision::kHalf
                           : precision(input.scalar_type());
-  problem.training = trains(s1, s2);
+  // Gradients for the parameters make forming W_hat dearer.
+  problem.training = at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
   problem.channels_last = common_memory_format(input, s1) == at::MemoryFormat::ChannelsLast;
 }
 

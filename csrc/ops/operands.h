@@ -8,8 +8,8 @@ namespace sketchlayers {
 
 enum class Path { kAuto, kFactored, kFolded };
 
-// The path that was asked for. "auto" is settled at once where only one path will do: a base, a
-// frame, and transforms that refuse C++ autograd functions need the folded one.
+// The path that was asked for. "auto" is settled at once where only one path will do: a frame
+// and transforms that refuse C++ autograd functions need the folded one.
 Path parse_path(const char* op, const std::string& path, const SketchArguments& arguments,
                 at::TensorList operands);
 
@@ -23,9 +23,6 @@ void check_bias(const char* op, const std::optional<at::Tensor>& bias, const at:
 // `grad` must have the sizes of the output.
 void check_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef output_sizes,
                     const at::Tensor& s1);
-
-// Whether gradients for the parameters will be wanted, which makes forming W_hat dearer.
-bool trains(const at::Tensor& s1, const at::Tensor& s2);
 
 // What the planner must know of a call beside its sizes.
 void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tensor& s1,

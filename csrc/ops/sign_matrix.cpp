@@ -12,8 +12,7 @@ namespace sketchlayers {
 namespace {
 
 const auto& sign_matrix_operator() {
-  static const auto op = find_operator<at::Tensor(int64_t, int64_t, c10::SymInt, c10::SymInt,
-                                                  std::optional<at::Device>)>("sign_matrix");
+  static const auto op = find_operator<decltype(sign_matrix)>("sign_matrix");
   return op;
 }
 
@@ -26,8 +25,7 @@ at::Tensor sign_matrix(int64_t seed, int64_t matrix, c10::SymInt rows, c10::SymI
 
 at::Tensor unpack_signs(const at::Tensor& packed, c10::SymInt columns, c10::SymInt start,
                         at::ScalarType dtype, double scale) {
-  static const auto op = find_operator<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt,
-                                                  at::ScalarType, double)>("unpack_signs");
+  static const auto op = find_operator<decltype(unpack_signs)>("unpack_signs");
   return op.call(packed, std::move(columns), std::move(start), dtype, scale);
 }
 

@@ -143,10 +143,10 @@ at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, co
                                const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
                                at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                                c10::string_view mixing, int64_t num_sketches,
-                               std::optional<double> scale, const std::optional<at::Tensor>& base,
-                               const std::optional<at::Tensor>& frame, c10::string_view path) {
+                               std::optional<double> scale, const std::optional<at::Tensor>& frame,
+                               c10::string_view path) {
   constexpr const char* kName = "sk_conv2d";
-  const SketchArguments arguments{std::string(mixing), num_sketches, scale, base, frame};
+  const SketchArguments arguments{std::string(mixing), num_sketches, scale, frame};
   const ConvArguments conv{stride.vec(), padding.vec(), dilation.vec(), groups};
   Path chosen =
       parse_path(kName, std::string(path), arguments, {input, s1, s2, bias.value_or(at::Tensor())});
@@ -171,9 +171,12 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
   m.def(
       "sk_conv2d(Tensor input, Tensor s1, Tensor s2, Tensor u1, Tensor u2, Tensor? bias=None,"
       " int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *,"
-      " str mixing='spatial', int num_sketches=1, float? scale=None, Tensor? base=None,"
+      " str mixing='spatial', int num_sketches=1, float? scale=None,"
       " Tensor? frame=None, str path='auto') -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+      TORCH_FN(sk_conv2d_composite), {at::Tag::pt2_compliant_tag});
+  // vmap: the parts have batching rules, the whole has none.
+  m.impl("sk_conv2d", torch::dispatch(c10::DispatchKey::FuncTorchBatchedDecomposition,
+                                      TORCH_FN(sk_conv2d_composite)));
   m.def(
       "sk_conv2d_factored(Tensor input, Tensor s1, Tensor s2, Tensor u1, Tensor u2,"
       " Tensor? bias=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *,"
@@ -187,15 +190,6 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(sketchlayers, CompositeImplicitAutograd, m) {
-  m.impl("sk_conv2d", TORCH_FN(sk_conv2d_composite));
-}
-
-// vmap: the parts have batching rules, the whole has none.
-TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
-  m.impl("sk_conv2d", TORCH_FN(sk_conv2d_composite));
-}
-
 }  // namespace
 
 at::Tensor sk_conv2d(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
@@ -204,8 +198,7 @@ at::Tensor sk_conv2d(const at::Tensor& input, const at::Tensor& s1, const at::Te
                      const SketchArguments& arguments, const std::string& path) {
   static const auto op = find_operator<decltype(sk_conv2d_composite)>("sk_conv2d");
   return op.call(input, s1, s2, u1, u2, bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-                 arguments.mixing, arguments.num_sketches, arguments.scale, arguments.base,
-                 arguments.frame, path);
+                 arguments.mixing, arguments.num_sketches, arguments.scale, arguments.frame, path);
 }
 
 }  // namespace sketchlayers

@@ -79,9 +79,9 @@ Path plan_path(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& 
 at::Tensor sk_linear_composite(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
                                const at::Tensor& u1, const at::Tensor& u2,
                                const std::optional<at::Tensor>& bias, int64_t num_sketches,
-                               std::optional<double> scale, const std::optional<at::Tensor>& base,
-                               const std::optional<at::Tensor>& frame, c10::string_view path) {
-  const SketchArguments arguments{"spatial", num_sketches, scale, base, frame};
+                               std::optional<double> scale, const std::optional<at::Tensor>& frame,
+                               c10::string_view path) {
+  const SketchArguments arguments{"spatial", num_sketches, scale, frame};
   Path chosen = parse_path("sk_linear", std::string(path), arguments,
                            {input, s1, s2, bias.value_or(at::Tensor())});
   const Sketch sketch = check_linear("sk_linear", input, {s1, s2, u1, u2}, bias, arguments);
@@ -95,9 +95,12 @@ at::Tensor sk_linear_composite(const at::Tensor& input, const at::Tensor& s1, co
 TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
   m.def(
       "sk_linear(Tensor input, Tensor s1, Tensor s2, Tensor u1, Tensor u2, Tensor? bias=None, *,"
-      " int num_sketches=1, float? scale=None, Tensor? base=None, Tensor? frame=None,"
+      " int num_sketches=1, float? scale=None, Tensor? frame=None,"
       " str path='auto') -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+      TORCH_FN(sk_linear_composite), {at::Tag::pt2_compliant_tag});
+  // vmap: the parts have batching rules, the whole has none.
+  m.impl("sk_linear", torch::dispatch(c10::DispatchKey::FuncTorchBatchedDecomposition,
+                                      TORCH_FN(sk_linear_composite)));
   m.def(
       "sk_linear_factored(Tensor input, Tensor s1, Tensor s2, Tensor u1, Tensor u2,"
       " Tensor? bias=None, *, int num_sketches=1, float? scale=None) -> Tensor",
@@ -109,15 +112,6 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(sketchlayers, CompositeImplicitAutograd, m) {
-  m.impl("sk_linear", TORCH_FN(sk_linear_composite));
-}
-
-// vmap: the parts have batching rules, the whole has none.
-TORCH_LIBRARY_IMPL(sketchlayers, FuncTorchBatchedDecomposition, m) {
-  m.impl("sk_linear", TORCH_FN(sk_linear_composite));
-}
-
 }  // namespace
 
 at::Tensor sk_linear(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
@@ -126,7 +120,7 @@ at::Tensor sk_linear(const at::Tensor& input, const at::Tensor& s1, const at::Te
                      const std::string& path) {
   static const auto op = find_operator<decltype(sk_linear_composite)>("sk_linear");
   return op.call(input, s1, s2, u1, u2, bias, arguments.num_sketches, arguments.scale,
-                 arguments.base, arguments.frame, path);
+                 arguments.frame, path);
 }
 
 }  // namespace sketchlayers

@@ -10,7 +10,7 @@ at::Tensor sk_weight(const at::Tensor& s1, const at::Tensor& s2, const at::Tenso
                      const at::Tensor& u2, const SketchArguments& arguments) {
   static const auto op = find_operator<WeightCall>();
   return op.call(s1, s2, u1, u2, arguments.mixing, arguments.num_sketches, arguments.scale,
-                 arguments.base, arguments.frame);
+                 arguments.frame);
 }
 
 WeightGradients sk_weight_backward(const at::Tensor& grad, const at::Tensor& u1,
@@ -31,7 +31,7 @@ Sketch check_call(const WeightBackwardCall& call) {
 TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
   m.def(
       "sk_weight(Tensor s1, Tensor s2, Tensor u1, Tensor u2, *, str mixing='spatial',"
-      " int num_sketches=1, float? scale=None, Tensor? base=None, Tensor? frame=None) -> Tensor",
+      " int num_sketches=1, float? scale=None, Tensor? frame=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "sk_weight_backward(Tensor grad, Tensor u1, Tensor u2, *, str mixing='spatial',"

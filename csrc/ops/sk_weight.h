@@ -26,9 +26,8 @@ struct WeightCall {
   template <at::Tensor (*kernel)(const WeightCall&)>
   static at::Tensor unpacked(const at::Tensor& s1, const at::Tensor& s2, const at::Tensor& u1,
                              const at::Tensor& u2, c10::string_view mixing, int64_t num_sketches,
-                             std::optional<double> scale, const std::optional<at::Tensor>& base,
-                             const std::optional<at::Tensor>& frame) {
-    return kernel({{s1, s2, u1, u2}, {std::string(mixing), num_sketches, scale, base, frame}});
+                             std::optional<double> scale, const std::optional<at::Tensor>& frame) {
+    return kernel({{s1, s2, u1, u2}, {std::string(mixing), num_sketches, scale, frame}});
   }
 };
 
@@ -45,8 +44,7 @@ struct WeightBackwardCall {
                                   const at::Tensor& u2, c10::string_view mixing,
                                   int64_t num_sketches, std::optional<double> scale,
                                   const std::optional<at::Tensor>& frame, int64_t blocks) {
-    return kernel(
-        {grad, u1, u2, {std::string(mixing), num_sketches, scale, std::nullopt, frame, blocks}});
+    return kernel({grad, u1, u2, {std::string(mixing), num_sketches, scale, frame, blocks}});
   }
 };
 

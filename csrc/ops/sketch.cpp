@@ -40,7 +40,7 @@ void check_signs(const char* op, const char* name, const at::Tensor& signs, int6
               ") (got ", signs.sym_sizes(), ")");
 }
 
-int64_t checked_product(const char* op, std::initializer_list<int64_t> factors) {
+void check_product(const char* op, std::initializer_list<int64_t> factors) {
   int64_t product = 1;
   for (const int64_t factor : factors) {
     TORCH_CHECK_VALUE(product <= std::numeric_limits<int64_t>::max() / 8 / factor, op,
@@ -48,7 +48,6 @@ int64_t checked_product(const char* op, std::initializer_list<int64_t> factors) 
                       c10::ArrayRef<int64_t>(factors), " elements along its dimensions)");
     product *= factor;
   }
-  return product;
 }
 
 // The rules that need only the signs and the sizes of the weight.
@@ -80,8 +79,8 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
                     sketches, ", stacked rank=", rank, ")");
   const double scale = arguments.scale.value_or(0.5 / static_cast<double>(sketches));
   TORCH_CHECK_VALUE(std::isfinite(scale), op, ": scale must be finite (got ", scale, ")");
-  checked_product(op, {out_channels, in_channels, kernel_h, kernel_w});
-  checked_product(op, {blocks, rank, kernel_h, kernel_w, in_channels, kernel_h, kernel_w});
+  check_product(op, {out_channels, in_channels, kernel_h, kernel_w});
+  check_product(op, {blocks, rank, kernel_h, kernel_w, in_channels, kernel_h, kernel_w});
 
   Sketch sketch;
   sketch.groups = groups;
@@ -103,9 +102,6 @@ Sketch check_fixed_part(const char* op, const at::Tensor& u1, const at::Tensor& 
   check_signs(op, "u1", u1, groups, blocks * rank, sketch.out_channels, like);
   check_signs(op, "u2", u2, groups, blocks * sketch.second_rank(),
               sketch.mixes_space() ? sketch.inputs() : in_channels, like);
-  if (arguments.base) {
-    check_signs(op, "base", *arguments.base, groups, sketch.out_channels, sketch.inputs(), like);
-  }
   if (arguments.frame) {
     check_signs(op, "frame", *arguments.frame, groups, sketch.out_channels, sketch.inputs(), like);
   }
@@ -118,8 +114,6 @@ void check_dimensions(const char* op, const at::Tensor& u1) {
 }
 
 }  // namespace
-
-double Sketch::base_scale() const { return std::sqrt(2.0 / static_cast<double>(inputs())); }
 
 std::vector<int64_t> Sketch::weight_sizes() const {
   if (is_linear) return {out_channels, in_channels};

@@ -1,5 +1,5 @@
 // What the operators take: one sketched weight
-//   W_hat = sqrt(2/n) base + c frame o (A S1 + S2 B),   A = U1^T / sqrt(k),   B = U2 / sqrt(k h w)
+//   W_hat = c frame o (A S1 + S2 B),   A = U1^T / sqrt(k),   B = U2 / sqrt(k h w)
 //   (channel: / sqrt(k))
 // (Kasiviswanathan, Narodytska, Jin, IJCAI 2018, equation 1, with the l sketches stacked along the
 // rank axis). With more than one block the signs are other ones for every block, A for each block
@@ -23,7 +23,6 @@ struct SketchArguments {
   std::string mixing = "spatial";
   int64_t num_sketches = 1;
   std::optional<double> scale = std::nullopt;  // c; absent means 1/(2l)
-  std::optional<at::Tensor> base = std::nullopt;
   std::optional<at::Tensor> frame = std::nullopt;
   int64_t blocks = 1;  // for adjoints; where there are factors, these and the signs tell it
 };
@@ -60,7 +59,6 @@ struct Sketch {
   int64_t second_rank() const { return mixes_space() ? rank * positions() : rank; }
   // For 1x1 kernels both mixings are the same layer and take the same code.
   bool mixes_space() const { return mixing == Mixing::kSpatial || positions() == 1; }
-  double base_scale() const;  // sqrt(2 / n)
   std::vector<int64_t> weight_sizes() const;
   std::vector<int64_t> s1_sizes() const;
   std::vector<int64_t> s2_sizes() const;

@@ -9,10 +9,12 @@
 #include <stdexcept>
 #include <vector>
 
-#include "plan/builtin_costs.h"
-
 namespace sketchlayers {
 namespace {
+
+constexpr const char* kBuiltinCosts =
+#include "plan/builtin_costs.txt"
+    ;
 
 constexpr std::array<const char*, 2> kProcessors = {"cpu", "cuda"};
 constexpr std::array<const char*, 3> kPrecisions = {"float32", "half", "float64"};
@@ -29,15 +31,6 @@ size_t find(const std::array<const char*, N>& names, const std::string& name,
                               line + "'");
 }
 
-// The first of two, for images whose channels lie apart; the second is for channels_last.
-size_t flat_index(size_t processor, size_t precision, size_t kind, size_t work, size_t mode) {
-  return 2 *
-         ((((processor * kPrecisions.size() + precision) * kKinds.size() + kind) * kWorks.size() +
-           work) *
-              kModes.size() +
-          mode);
-}
-
 }  // namespace
 
 CostModel::CostModel() {
@@ -46,10 +39,12 @@ CostModel::CostModel() {
 }
 
 size_t CostModel::index(const CostKey& key) {
-  return flat_index(static_cast<size_t>(key.processor), static_cast<size_t>(key.precision),
-                    static_cast<size_t>(key.kind), static_cast<size_t>(key.work),
-                    key.training ? 1 : 0) +
-         (key.channels_last ? 1 : 0);
+  size_t index = static_cast<size_t>(key.processor);
+  index = index * kPrecisions.size() + static_cast<size_t>(key.precision);
+  index = index * kKinds.size() + static_cast<size_t>(key.kind);
+  index = index * kWorks.size() + static_cast<size_t>(key.work);
+  index = 2 * index + (key.training ? 1 : 0);
+  return 2 * index + (key.channels_last ? 1 : 0);
 }
 
 void CostModel::read(std::istream& text) {
@@ -78,11 +73,19 @@ void CostModel::read(std::istream& text) {
           "of seconds that are at least 0 (got '" +
           line + "')");
     }
-    const size_t index =
-        flat_index(find(kProcessors, processor, line), find(kPrecisions, precision, line),
-                   find(kKinds, kind, line), find(kWorks, work, line), find(kModes, mode, line));
-    if (!one_format) costs[index] = cost;
-    costs[index + 1] = cost;
+    const bool all = kind == "all";
+    const size_t first = all ? 0 : find(kKinds, kind, line);
+    CostKey key{static_cast<Processor>(find(kProcessors, processor, line)),
+                static_cast<Precision>(find(kPrecisions, precision, line)),
+                Kind::kLinear,
+                static_cast<Work>(find(kWorks, work, line)),
+                find(kModes, mode, line) == 1,
+                true};
+    for (size_t k = first; k < (all ? kKinds.size() : first + 1); ++k) {
+      key.kind = static_cast<Kind>(k);
+      costs[index(key)] = cost;
+      if (!one_format) costs[index(key) - 1] = cost;  // channels that lie apart
+    }
   }
   costs_ = costs;
 }

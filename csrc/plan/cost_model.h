@@ -50,9 +50,9 @@ class CostModel {
 
   // Replaces the constants of the lines that are there; others stay. A line is
   //   cpu float32 channel factored training CALL MULTIPLY_ADD ELEMENT WEIGHT
-  // with seconds, or empty, or a comment after #. It counts for both memory formats, or with the
-  // word channels_last before the numbers for that one. Raises std::invalid_argument and changes
-  // nothing if a line is not.
+  // with seconds, or empty, or a comment after #; the kind of the layer may be `all`. It counts for
+  // both memory formats, or with the word channels_last before the numbers for that one. Raises
+  // std::invalid_argument and changes nothing if a line is not.
   void read(std::istream& text);
 
  private:

@@ -105,7 +105,7 @@ Plan plan(const PlanProblem& problem) {
     plan.folded_seconds += seconds(Work::kForm, amounts.form);
   }
   if (problem.needs_folded) {
-    plan.reason = "a base or a frame needs the dense weight";
+    plan.reason = "a frame needs the dense weight";
     return plan;
   }
   plan.factored = plan.factored_seconds < plan.folded_seconds;

@@ -30,7 +30,7 @@ struct PlanProblem {
   bool training = false;
   bool channels_last = false;  // the images' memory format
   bool weight_ready = false;   // an earlier call has left the dense weight
-  bool needs_folded = false;   // a base or a frame
+  bool needs_folded = false;   // by a frame
 };
 
 // Multiply-adds of one whole forward call, and estimated seconds of it (with its backward in

@@ -17,10 +17,6 @@ sketchlayers::Mixing parse_mixing(const std::string& mixing) {
   throw py::value_error("plan: mixing must be 'spatial' or 'channel' (got '" + mixing + "')");
 }
 
-sketchlayers::Processor parse_device(const std::string& device) {
-  return device == "cuda" ? sketchlayers::Processor::kCuda : sketchlayers::Processor::kCpu;
-}
-
 sketchlayers::Precision parse_precision(const std::string& dtype) {
   if (dtype == "float32") return sketchlayers::Precision::kFloat32;
   if (dtype == "float64") return sketchlayers::Precision::kFloat64;
@@ -53,7 +49,8 @@ sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64
   problem.blocks = blocks;
   problem.mixing = parse_mixing(mixing);
   problem.is_linear = is_linear;
-  problem.processor = parse_device(device);
+  problem.processor =
+      device == "cuda" ? sketchlayers::Processor::kCuda : sketchlayers::Processor::kCpu;
   problem.precision = parse_precision(dtype);
   problem.training = training;
   problem.channels_last = channels_last;

@@ -3,11 +3,11 @@
 One sketched weight (Kasiviswanathan, Narodytska, Jin, IJCAI 2018, equation 1), with the ``l``
 sketches of rank ``k`` stacked along the rank axis, is::
 
-    W_hat = sqrt(2/n) base  +  c frame o (A S1 + S2 B)
+    W_hat = c frame o (A S1 + S2 B)
 
 with ``A = U1^T / sqrt(k)`` and ``B = U2 / sqrt(k h w)`` (spatial mixing, Definition 3) or
 ``B = U2 / sqrt(k)`` applied at every kernel position (channel mixing, Definition 2). ``U1``,
-``U2``, ``base`` and ``frame`` are random signs, packed 32 to a word (:func:`sign_matrix`). With
+``U2`` and ``frame`` are random signs, packed 32 to a word (:func:`sign_matrix`). With
 ``b`` blocks every block of the inputs has its own ``A`` and every block of the outputs its own
 ``B``::
 
@@ -28,7 +28,6 @@ argument        convolution                    fully connected
 ``u2``          ``(g, b*lk*h*w, words(n))``,   ``(1, b*lk, words(d2))``
                 or ``(g, b*lk, words(d2/g))``
                 for channel mixing
-``base``        ``(g, d1/g, words(n))``        ``(1, d1, words(d2))``
 ``frame``       ``(g, d1/g, words(n))``        ``(1, d1, words(d2))``
 ==============  =============================  =========================
 
@@ -145,7 +144,6 @@ def sk_weight(
     mixing: Mixing = "spatial",
     num_sketches: int = 1,
     scale: float | None = None,
-    base: Tensor | None = None,
     frame: Tensor | None = None,
 ) -> Tensor:
     """The dense weight ``W_hat``.
@@ -156,7 +154,6 @@ def sk_weight(
         mixing: What ``u2`` mixes: ``"spatial"`` (channels and kernel positions) or ``"channel"``.
         num_sketches: ``l``; divides the stacked rank ``lk``.
         scale: ``c``; the paper's ``1 / (2 l)`` if not given.
-        base: Packed signs of a fixed weight that is added.
         frame: Packed signs that the sketch is multiplied with, entry by entry.
 
     Returns:
@@ -171,7 +168,6 @@ def sk_weight(
         mixing=mixing,
         num_sketches=num_sketches,
         scale=scale,
-        base=base,
         frame=frame,
     )
 
@@ -277,7 +273,6 @@ def sk_linear(
     *,
     num_sketches: int = 1,
     scale: float | None = None,
-    base: Tensor | None = None,
     frame: Tensor | None = None,
     path: Path = "auto",
 ) -> Tensor:
@@ -285,7 +280,7 @@ def sk_linear(
 
     Args:
         input: Tensor of shape ``(..., d2)``.
-        s1, s2, u1, u2, num_sketches, scale, base, frame: As for :func:`sk_weight`.
+        s1, s2, u1, u2, num_sketches, scale, frame: As for :func:`sk_weight`.
         bias: Tensor of shape ``(d1,)``.
         path: ``"folded"`` forms ``W_hat`` first, ``"factored"`` never does, ``"auto"`` takes the
             one that is estimated to be faster.
@@ -302,7 +297,6 @@ def sk_linear(
         bias,
         num_sketches=num_sketches,
         scale=scale,
-        base=base,
         frame=frame,
         path=path,
     )
@@ -323,7 +317,6 @@ def sk_conv2d(
     mixing: Mixing = "spatial",
     num_sketches: int = 1,
     scale: float | None = None,
-    base: Tensor | None = None,
     frame: Tensor | None = None,
     path: Path = "auto",
 ) -> Tensor:
@@ -331,7 +324,7 @@ def sk_conv2d(
 
     Args:
         input: Tensor of shape ``(batch, d2, height, width)``, or without the batch.
-        s1, s2, u1, u2, mixing, num_sketches, scale, base, frame: As for :func:`sk_weight`.
+        s1, s2, u1, u2, mixing, num_sketches, scale, frame: As for :func:`sk_weight`.
         bias: Tensor of shape ``(d1,)``.
         stride, padding, dilation: One number, or one for each axis, at most 32768.
         groups: Must be the first size of ``u1``.
@@ -355,7 +348,6 @@ def sk_conv2d(
         mixing=mixing,
         num_sketches=num_sketches,
         scale=scale,
-        base=base,
         frame=frame,
         path=path,
     )

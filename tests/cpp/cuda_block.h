@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "cuda/fragments.h"
+#include "cuda_emulation.h"
 
 namespace sketchlayers::cuda {
 

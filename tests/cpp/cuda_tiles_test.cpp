@@ -53,6 +53,16 @@ void set_strides(int64_t (&strides)[4], int64_t channels, int64_t height, int64_
   strides[3] = channels_last ? channels : 1;
 }
 
+template <typename Traits>
+void set_images(Images& images, const void* data, const Layer& layer, int channels, int64_t height,
+                int64_t width) {
+  images.data = data;
+  set_strides(images.strides, layer.groups * channels, height, width, layer.channels_last);
+  images.channels = channels;
+  images.units = layer.channels_last && channels % Traits::kPerUnit == 0;
+  images.channels_first = !layer.channels_last;
+}
+
 template <typename T>
 struct Operands {
   explicit Operands(const Layer& layer)
@@ -99,30 +109,19 @@ void run_channel_conv(ChannelConvParams params, ChannelFactorsParams factors, in
   std::vector<Unit> second(static_cast<size_t>(groups * sizes.second_units));
   std::vector<uint32_t> first_signs(static_cast<size_t>(groups * sizes.first_words));
   std::vector<uint32_t> second_signs(static_cast<size_t>(groups * sizes.second_words));
-  factors.packed_first = first.data();
-  factors.packed_second = second.data();
-  factors.packed_first_signs = first_signs.data();
-  factors.packed_second_signs = second_signs.data();
+  factors.packed = params.factors = {first.data(), second.data(), first_signs.data(),
+                                     second_signs.data(), sizes};
   for (int group = 0; group < groups; ++group) {
     for (int64_t item = 0; item < sizes.items(); ++item) {
       ChannelFactors<Traits>::pack(factors, item, group);
     }
   }
-  params.first = first.data();
-  params.second = second.data();
-  params.first_signs = first_signs.data();
-  params.second_signs = second_signs.data();
-  params.first_units = sizes.first_units;
-  params.first_words = sizes.first_words;
-  params.second_units = sizes.second_units;
-  params.second_words = sizes.second_words;
   params.inner_scale = static_cast<float>(kInnerScale);
   params.outer_scale = static_cast<float>(kOuterScale);
-  const int64_t halo = params.tile.images * halo_extent(params.vertical, params.tile.height) *
-                       halo_extent(params.horizontal, params.tile.width);
+  const int64_t halo = params.halo();
   ASSERT_LE(halo, Traits::kHalo);
   ASSERT_LE(params.tile.images * params.tile.height * params.tile.width, Traits::kPixels);
-  for (int64_t block = 0; block < tile_counts(params).all; ++block) {
+  for (int64_t block = 0; block < params.tiles(); ++block) {
     for (int group = 0; group < groups; ++group) {
       HostBlock<typename ChannelConv<Traits>::Warp> host(
           Traits::kWarps, static_cast<size_t>(shared_bytes<Traits>(halo)), schedule);
@@ -132,19 +131,16 @@ void run_channel_conv(ChannelConvParams params, ChannelFactorsParams factors, in
 }
 
 template <typename Traits>
-void set_layout(ChannelConvParams& params, const Layer& layer, int64_t inputs, int64_t outputs) {
-  constexpr int kPerUnit = Traits::kPerUnit;
-  set_strides(params.input_strides, layer.groups * inputs, params.vertical.input,
-              params.horizontal.input, layer.channels_last);
+void set_layout(ChannelConvParams& params, const void* input, const Layer& layer, int inputs,
+                int outputs) {
+  set_images<Traits>(params.input, input, layer, inputs, params.vertical.input,
+                     params.horizontal.input);
   set_strides(params.output_strides, layer.groups * outputs, params.vertical.output,
               params.horizontal.output, layer.channels_last);
   params.batch = layer.batch;
-  params.channels = static_cast<int>(inputs);
-  params.outputs = static_cast<int>(outputs);
+  params.outputs = outputs;
   params.rank = layer.rank;
-  params.input_units = layer.channels_last && inputs % kPerUnit == 0;
-  params.output_units = layer.channels_last && outputs % kPerUnit == 0;
-  params.channels_first = !layer.channels_last;
+  params.output_units = layer.channels_last && outputs % Traits::kPerUnit == 0;
   const auto tile = TileSearch<Traits>(params.vertical, params.horizontal, layer.batch,
                                        layer.groups, 4, halo_for<Traits>(100 << 10))
                         .best();
@@ -157,10 +153,9 @@ std::vector<T> forward(const Layer& layer, const Operands<T>& operands, Schedule
   ChannelConvParams params{};
   params.vertical = layer.vertical();
   params.horizontal = layer.horizontal();
-  set_layout<Traits>(params, layer, layer.channels, layer.outputs);
+  set_layout<Traits>(params, operands.input.data(), layer, layer.channels, layer.outputs);
   std::vector<T> output(static_cast<size_t>(layer.batch * layer.groups * layer.outputs *
                                             params.vertical.output * params.horizontal.output));
-  params.input = operands.input.data();
   params.output = output.data();
   params.bias = layer.bias ? operands.bias.data() : nullptr;
   ChannelFactorsParams factors{};
@@ -184,13 +179,12 @@ std::vector<T> input_gradient(const Layer& layer, const Operands<T>& operands,
   ChannelConvParams params{};
   params.vertical = adjoint_axis(layer.vertical());
   params.horizontal = adjoint_axis(layer.horizontal());
-  set_layout<Traits>(params, layer, layer.outputs, layer.channels);
+  set_layout<Traits>(params, grad.data(), layer, layer.outputs, layer.channels);
   std::vector<T> output(operands.input.size());
-  params.input = grad.data();
   params.output = output.data();
   ChannelFactorsParams factors{};
-  factors.first = flipped<T>(s2_view(layer, operands.s2), layer.kernel_h, layer.kernel_w);
-  factors.second = flipped<T>(s1_view(layer, operands.s1), layer.kernel_h, layer.kernel_w);
+  factors.first = flipped(s2_view(layer, operands.s2), layer.kernel_h, layer.kernel_w, sizeof(T));
+  factors.second = flipped(s1_view(layer, operands.s1), layer.kernel_h, layer.kernel_w, sizeof(T));
   factors.first_signs = signs_view(layer, operands.u1, layer.outputs);
   factors.second_signs = signs_view(layer, operands.u2, layer.channels);
   factors.kernel_h = layer.kernel_h;
@@ -483,17 +477,13 @@ std::vector<T> pixel_features(const Layer& layer, const std::vector<T>& images, 
                               int64_t height, int64_t width, const SignsView& signs,
                               Schedule schedule) {
   PixelFeaturesParams params{};
-  params.images = images.data();
-  set_strides(params.strides, layer.groups * channels, height, width, layer.channels_last);
+  set_images<Traits>(params.images, images.data(), layer, channels, height, width);
   params.height = height;
   params.width = width;
   params.pixels = layer.batch * height * width;
-  params.channels = channels;
   params.rank = layer.rank;
   params.signs = signs;
   params.scale = static_cast<float>(kInnerScale);
-  params.units = layer.channels_last && channels % Traits::kPerUnit == 0;
-  params.channels_first = !layer.channels_last;
   std::vector<T> features(static_cast<size_t>(layer.groups * params.pixels * Traits::kRank) + 8);
   params.features = features.data();
   for (int64_t block = 0; block < ceil_divide(params.pixels, Traits::kPixels); ++block) {
@@ -510,15 +500,14 @@ template <typename Traits, bool kShiftsImages, typename T>
 void run_gradient(const ChannelGradientParams& params, const FactorGradient& gradient,
                   const FactorView& view, std::vector<T>& result, Schedule schedule) {
   const int taps = static_cast<int>(params.vertical.kernel * params.horizontal.kernel);
-  const int64_t halo = params.tile.images * halo_extent(params.vertical, params.tile.height) *
-                       halo_extent(params.horizontal, params.tile.width);
   using Body = ChannelGradient<Traits, kShiftsImages>;
   for (int split = 0; split < params.splits; ++split) {
-    for (int chunk = 0; chunk < chunks<Traits>(gradient.channels); ++chunk) {
+    for (int chunk = 0; chunk < chunks<Traits>(gradient.images.channels); ++chunk) {
       for (int tap_group = 0; tap_group * Traits::kTaps < taps; ++tap_group) {
         for (int group = 0; group < params.groups; ++group) {
           HostBlock<typename Body::Warp> host(
-              Traits::kWarps, static_cast<size_t>(gradient_shared_bytes<Traits>(halo)), schedule);
+              Traits::kWarps, static_cast<size_t>(gradient_shared_bytes<Traits>(params.halo())),
+              schedule);
           Body(params, host.shared(), split, chunk, tap_group, group).run(host);
         }
       }
@@ -531,7 +520,7 @@ void run_gradient(const ChannelGradientParams& params, const FactorGradient& gra
   sum.elements = static_cast<int64_t>(result.size());
   sum.splits = params.splits;
   sum.rank = params.rank;
-  sum.channels = gradient.channels;
+  sum.channels = gradient.images.channels;
   sum.kernel_h = static_cast<int>(params.vertical.kernel);
   sum.kernel_w = static_cast<int>(params.horizontal.kernel);
   sum.scale = static_cast<float>(kOuterScale);
@@ -553,14 +542,10 @@ FactorGradients<T> gradients(const Layer& layer, const Operands<T>& operands,
   const auto side = [&](FactorGradient& gradient, const std::vector<T>& images, int channels,
                         int64_t height, int64_t width, const std::vector<T>& features,
                         std::vector<float>& partial, size_t elements) {
-    gradient.images = images.data();
-    set_strides(gradient.strides, layer.groups * channels, height, width, layer.channels_last);
+    set_images<Traits>(gradient.images, images.data(), layer, channels, height, width);
     gradient.features = features.data();
     partial.assign(static_cast<size_t>(splits) * elements, std::nanf(""));
     gradient.partial = partial.data();
-    gradient.channels = channels;
-    gradient.units = layer.channels_last && channels % Traits::kPerUnit == 0;
-    gradient.channels_first = !layer.channels_last;
   };
   std::vector<float> first, second;
   side(params.first, operands.input, layer.channels, params.vertical.input, params.horizontal.input,

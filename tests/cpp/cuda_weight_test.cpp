@@ -10,7 +10,6 @@ namespace {
 
 struct Layer {
   WeightSizes sizes{1, 5, 70, 20, 9, true};
-  bool base = false;
   bool frame = false;
   bool channels_last = false;
 };
@@ -18,7 +17,6 @@ struct Layer {
 constexpr double kScale = 0.5;
 constexpr double kU1Scale = 0.25;
 constexpr double kU2Scale = 0.125;
-constexpr double kBaseScale = 2;
 
 template <typename T>
 struct Operands {
@@ -28,11 +26,10 @@ struct Operands {
         grad(random_values<T>(sizes.groups * sizes.outputs * sizes.inputs())),
         u1(random_words(sizes.groups * sizes.rank * sign_words(sizes.outputs))),
         u2(random_words(sizes.groups * sizes.second_rank() * sign_words(sizes.columns()))),
-        base(random_words(sizes.groups * sizes.outputs * sign_words(sizes.inputs()))),
         frame(random_words(sizes.groups * sizes.outputs * sign_words(sizes.inputs()))) {}
 
   std::vector<T> s1, s2, grad;
-  std::vector<int32_t> u1, u2, base, frame;
+  std::vector<int32_t> u1, u2, frame;
 };
 
 SignRows sign_rows(const std::vector<int32_t>& words, int64_t rows, int64_t columns,
@@ -47,22 +44,19 @@ WeightView<T> view(T* data, const Layer& layer) {
   return {data, sizes.inputs(), sizes.positions, 1, sizes.positions};
 }
 
-// Calls body(element of the weight, [(s1 element, sign of U1)], [(s2 element, sign of U2)], frame,
-// base) for each element of the weight.
+// Calls body(element of the weight, [(s1 element, sign of U1)], [(s2 element, sign of U2)], frame)
+// for each element of the weight.
 template <typename T, typename Body>
 void for_each_weight(const Layer& layer, const Operands<T>& operands, const Body& body) {
   const WeightSizes& sizes = layer.sizes;
   const SignRows u1 = sign_rows(operands.u1, sizes.rank, sizes.outputs);
   const SignRows u2 = sign_rows(operands.u2, sizes.second_rank(), sizes.columns());
-  const SignRows base = sign_rows(operands.base, sizes.outputs, sizes.inputs());
   const SignRows frame = sign_rows(operands.frame, sizes.outputs, sizes.inputs());
   for (int64_t g = 0; g < sizes.groups; ++g) {
     for (int64_t o = 0; o < sizes.outputs; ++o) {
       for (int64_t c = 0; c < sizes.channels; ++c) {
         for (int64_t p = 0; p < sizes.positions; ++p) {
           const int64_t n = c * sizes.positions + p;
-          const double signs[2] = {layer.frame ? frame.at(g, o, n) : 1.0,
-                                   layer.base ? kBaseScale * base.at(g, o, n) : 0.0};
           std::vector<std::pair<int64_t, double>> first, second;
           for (int64_t r = 0; r < sizes.rank; ++r) {
             first.emplace_back((g * sizes.rank + r) * sizes.inputs() + n, u1.at(g, r, o));
@@ -74,7 +68,7 @@ void for_each_weight(const Layer& layer, const Operands<T>& operands, const Body
           }
           const auto place = view<const T>(nullptr, layer).at(g * sizes.outputs + o, n) -
                              static_cast<const T*>(nullptr);
-          body(place, first, second, signs[0], signs[1]);
+          body(place, first, second, layer.frame ? frame.at(g, o, n) : 1.0);
         }
       }
     }
@@ -113,27 +107,24 @@ void check_weight(const Layer& layer, const Operands<T>& operands, int64_t block
   problem.s2 = operands.s2.data();
   problem.u1 = sign_rows(operands.u1, sizes.rank, sizes.outputs);
   problem.u2 = sign_rows(operands.u2, sizes.second_rank(), sizes.columns());
-  problem.base = sign_rows(operands.base, sizes.outputs, sizes.inputs(), layer.base);
   problem.frame = sign_rows(operands.frame, sizes.outputs, sizes.inputs(), layer.frame);
   problem.u1_scale = static_cast<float>(kU1Scale);
   problem.u2_scale = static_cast<float>(kU2Scale);
   problem.scale = static_cast<float>(kScale);
-  problem.base_scale = static_cast<float>(kBaseScale);
   problem.weight = view(weight.data(), layer);
   run(problem, blocks, schedule);
   std::vector<double> expected(weight.size());
-  for_each_weight(
-      layer, operands,
-      [&](int64_t place, const auto& first, const auto& second, double frame, double base) {
-        double sum = 0;
-        for (const auto& [i, sign] : first) {
-          sum += kU1Scale * sign * static_cast<float>(operands.s1[i]);
-        }
-        for (const auto& [i, sign] : second) {
-          sum += kU2Scale * sign * static_cast<float>(operands.s2[i]);
-        }
-        expected[place] = kScale * frame * sum + base;
-      });
+  for_each_weight(layer, operands,
+                  [&](int64_t place, const auto& first, const auto& second, double frame) {
+                    double sum = 0;
+                    for (const auto& [i, sign] : first) {
+                      sum += kU1Scale * sign * static_cast<float>(operands.s1[i]);
+                    }
+                    for (const auto& [i, sign] : second) {
+                      sum += kU2Scale * sign * static_cast<float>(operands.s2[i]);
+                    }
+                    expected[place] = kScale * frame * sum;
+                  });
   expect_close(weight, expected, std::is_same_v<T, float> ? 1e-6 : tolerance<T>());
 }
 
@@ -162,13 +153,12 @@ void check_adjoint(const Layer& layer, const Operands<T>& operands, int64_t bloc
   run(second_problem, blocks, schedule);
   std::vector<double> expected_s1(grad_s1.size());
   std::vector<double> expected_s2(grad_s2.size());
-  for_each_weight(
-      layer, operands,
-      [&](int64_t place, const auto& first, const auto& second, double frame, double /*base*/) {
-        const double grad = kScale * frame * static_cast<float>(operands.grad[place]);
-        for (const auto& [i, sign] : first) expected_s1[i] += kU1Scale * sign * grad;
-        for (const auto& [i, sign] : second) expected_s2[i] += kU2Scale * sign * grad;
-      });
+  for_each_weight(layer, operands,
+                  [&](int64_t place, const auto& first, const auto& second, double frame) {
+                    const double grad = kScale * frame * static_cast<float>(operands.grad[place]);
+                    for (const auto& [i, sign] : first) expected_s1[i] += kU1Scale * sign * grad;
+                    for (const auto& [i, sign] : second) expected_s2[i] += kU2Scale * sign * grad;
+                  });
   const double allowed = std::is_same_v<T, float> ? 1e-6 : tolerance<T>();
   expect_close(grad_s1, expected_s1, allowed);
   expect_close(grad_s2, expected_s2, allowed);
@@ -194,18 +184,18 @@ TEST(DecodedWeight, EveryType) {
   check_layer<Half>({});
 }
 
-TEST(DecodedWeight, BaseFrameAndFormats) {
+TEST(DecodedWeight, FrameAndFormats) {
   for (const bool channels_last : {false, true}) {
-    check_layer<float>({{1, 4, 33, 17, 6, true}, true, true, channels_last});
-    check_layer<BFloat16>({{1, 4, 33, 17, 6, true}, false, true, channels_last});
+    check_layer<float>({{1, 4, 33, 17, 6, true}, true, channels_last});
+    check_layer<BFloat16>({{1, 4, 33, 17, 6, true}, true, channels_last});
   }
 }
 
 TEST(DecodedWeight, GroupsAndOddSizes) {
-  check_layer<float>({{3, 2, 7, 5, 4, true}, true, false, true});
-  check_layer<float>({{2, 1, 1, 1, 1, true}, false, false, false});
-  check_layer<Half>({{1, 40, 65, 150, 1, true}, false, false, false});
-  check_layer<float>({{1, 9, 70, 140, 2, true}, false, false, false});
+  check_layer<float>({{3, 2, 7, 5, 4, true}, false, true});
+  check_layer<float>({{2, 1, 1, 1, 1, true}, false, false});
+  check_layer<Half>({{1, 40, 65, 150, 1, true}, false, false});
+  check_layer<float>({{1, 9, 70, 140, 2, true}, false, false});
 }
 
 }  // namespace

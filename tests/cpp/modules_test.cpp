@@ -227,7 +227,7 @@ TEST(Modules, MistakesAreTold) {
       {make(conv().seed(-1)), "seed must be in [0, 2**63) (got seed=-1)"},
       {[] { SKConv2d(conv())->forward(at::randn({1, 9, 5, 5})); }, "sk_conv2d: input must have"},
       {[] { SKConv2d(conv().frame("signs").path("factored"))->forward(at::randn({1, 8, 5, 5})); },
-       "a base or a frame needs the dense weight"},
+       "a frame needs the dense weight"},
       {[] { SKLinear(8, 12, 9); }, "SKLinear: num_sketches * rank must be at most"},
   };
   for (const Mistake& mistake : mistakes) {

@@ -6,7 +6,6 @@
 
 #include <string>
 
-#include "ops/hadamard_signs.h"
 #include "ops/sign_matrix.h"
 
 namespace sketchlayers {

@@ -73,9 +73,8 @@ WEIGHTS = {
     "groups": Conv(in_channels=15, out_channels=21, kernel=(5, 2), rank=4, groups=3),
     "channel groups": Conv(in_channels=15, out_channels=21, kernel=(5, 2), rank=4, groups=3,
                            mixing="channel"),
-    "base": Conv(in_channels=19, out_channels=33, base=True),
-    "frame": Conv(in_channels=19, out_channels=33, frame=True, mixing="channel"),
-    "base and frame": Conv(in_channels=19, out_channels=33, base=True, frame=True),
+    "frame": Conv(in_channels=19, out_channels=33, frame=True),
+    "channel frame": Conv(in_channels=19, out_channels=33, frame=True, mixing="channel"),
     "one": Conv(in_channels=1, out_channels=1, kernel=(1, 1), rank=1),
     "linear": Linear(in_channels=515, out_channels=259, rank=37, num_sketches=2),
 }  # fmt: skip

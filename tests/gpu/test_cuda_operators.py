@@ -30,7 +30,7 @@ LAYERS = {
     "grouped": Conv(batch=3, in_channels=30, out_channels=21, kernel=(3, 3), size=(9, 7), rank=2,
                     groups=3),
     "1x1": Conv(batch=4, in_channels=96, out_channels=64, kernel=(1, 1), size=(6, 6), rank=6),
-    "base and frame": Conv(batch=2, in_channels=19, out_channels=33, base=True, frame=True),
+    "frame": Conv(batch=2, in_channels=19, out_channels=33, frame=True),
     "unbatched": Conv(batch=None),
     "empty": Conv(batch=0),
     "linear": Linear(lead=(4, 8), in_channels=515, out_channels=259, rank=37, num_sketches=2),
@@ -99,7 +99,7 @@ def test_values_are_as_accurate_as_those_of_the_dense_layer(name, path, dtype):
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
-@pytest.mark.parametrize("name", ["spatial", "channel", "base and frame", "linear"])
+@pytest.mark.parametrize("name", ["spatial", "channel", "frame", "linear"])
 def test_operands_of_any_strides(name, layout):
     layer = LAYERS[name]
     plain = layer.operands(torch.float64, CUDA)

@@ -252,23 +252,23 @@ class Maker:
     def _packed(self, rows: int, columns: int) -> Tensor:
         return self._tensor(self._groups, rows, 4 * -(-columns // 128), dtype=torch.int32)
 
-    def _fixed(self, *names: str) -> dict[str, Tensor]:
-        rows = self._outputs // self._groups
-        chosen = [name for name in names if self.draw.random() < 0.25]
-        return {name: self._packed(rows, self._columns) for name in chosen}
+    def _frame(self) -> dict[str, Tensor]:
+        if self.draw.random() > 0.25:
+            return {}
+        return {"frame": self._packed(self._outputs // self._groups, self._columns)}
 
     def _is_linear(self) -> bool:
         return self.draw.random() < 0.4
 
     def _sk_weight(self) -> Call:
         self._sketch(self._is_linear())
-        options = self._options | self._fixed("base", "frame")
+        options = self._options | self._frame()
         operands = [self._s1, self._s2, self._u1, self._u2]
         return Call("", operands, options, (self._weight,), self._dtype)
 
     def _sk_weight_backward(self) -> Call:
         self._sketch(self._is_linear())
-        options = self._options | self._fixed("frame")
+        options = self._options | self._frame()
         if self._blocks > 1 or self.draw.random() < 0.2:
             options["blocks"] = self._blocks
         shapes = (tuple(self._s1.shape), tuple(self._s2.shape))
@@ -279,9 +279,9 @@ class Maker:
         return self._tensor(self._outputs) if self.draw.random() < 0.5 else None
 
     def _pathed(self, options: dict[str, Any]) -> dict[str, Any]:
-        fixed = self._fixed("base", "frame")
-        paths = ("auto", "folded") if fixed else ("auto", "folded", "factored", "factored")
-        return options | fixed | {"path": self.draw.choice(paths)}
+        frame = self._frame()
+        paths = ("auto", "folded") if frame else ("auto", "folded", "factored", "factored")
+        return options | frame | {"path": self.draw.choice(paths)}
 
     def _linear_call(self) -> Call:
         self._sketch(linear=True)

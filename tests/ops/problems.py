@@ -61,7 +61,6 @@ class Layer:
     num_sketches: int = 1
     scale: float | None = None
     blocks: int = 1
-    base: bool = False
     frame: bool = False
     bias: bool = True
     seed: int = 5
@@ -77,7 +76,7 @@ class Layer:
 
     @property
     def needs_folded(self) -> bool:
-        return self.base or self.frame
+        return self.frame
 
     def replace(self, **changes: object) -> Layer:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
@@ -128,26 +127,24 @@ class Layer:
             "u2": stack(1, 2, self.blocks * self.stacked * taps, n)
             if spatial
             else stack(1, 2, self.blocks * self.stacked, channels),
-            "base": stack(reference.BASE_MATRIX, 1, outputs, n) if self.base else None,
             "frame": stack(reference.FRAME_MATRIX, 1, outputs, n) if self.frame else None,
         }
 
     def packed_signs(self, device: torch.device | str = "cpu") -> dict[str, Tensor | None]:
-        """u1, u2, base and frame as the operators take them."""
+        """u1, u2 and frame as the operators take them."""
         return {
             name: None if words is None else torch.from_numpy(words).to(device)
             for name, words in self._words().items()
         }
 
     def signs(self) -> Signs:
-        """u1, u2, base and frame as the reference takes them."""
+        """u1, u2 and frame as the reference takes them."""
         groups = self.geometry.groups
         channels = self.in_channels // groups
         n = channels * self.kernel_size[0] * self.kernel_size[1]
         columns = {
             "u1": self.out_channels // groups,
             "u2": n if self.sketch.mixing == "spatial" else channels,
-            "base": n,
             "frame": n,
         }
         unpacked = {
@@ -235,7 +232,6 @@ class Layer:
         ones = Signs(
             np.abs(signs.u1),
             np.abs(signs.u2),
-            None if signs.base is None else np.abs(signs.base),
             None if signs.frame is None else np.abs(signs.frame),
         )
         return {
@@ -305,7 +301,6 @@ class Conv(Layer):
             mixing=self.mixing,
             num_sketches=self.num_sketches,
             scale=self.scale,
-            base=signs["base"],
             frame=signs["frame"],
             path=path,
         )
@@ -358,7 +353,6 @@ class Linear(Layer):
             operands.bias,
             num_sketches=self.num_sketches,
             scale=self.scale,
-            base=signs["base"],
             frame=signs["frame"],
             path=path,
         )
@@ -471,7 +465,6 @@ def _common() -> st.SearchStrategy[dict[str, Any]]:
             "num_sketches": sizes(1, 3),
             "scale": st.sampled_from([None, None, 0.3]),
             "blocks": st.sampled_from([1, 1, 2, 3]),
-            "base": st.sampled_from([False, False, True]),
             "frame": st.sampled_from([False, False, True]),
             "bias": st.booleans(),
             "seed": st.integers(0, 2**63 - 1),

@@ -19,7 +19,6 @@ Array = NDArray[np.float64]
 Words = NDArray[np.int32]
 
 FORMAT_VERSION = 1
-BASE_MATRIX = 2**31
 FRAME_MATRIX = 2**31 + 2**30
 COLUMNS_PER_BLOCK = 128
 
@@ -76,7 +75,6 @@ class Signs:
 
     u1: Array
     u2: Array
-    base: Array | None = None
     frame: Array | None = None
 
 
@@ -133,7 +131,7 @@ def _block(block: int, blocks: int, size: int) -> slice:
 
 
 def weight(s1: Array, s2: Array, signs: Signs, sketch: Sketch) -> Array:
-    """Equation (1) for every group, with the seeded base and the sign frame where there are any.
+    """Equation (1) for every group, with the sign frame where there is one.
 
     Args:
         s1: (g*lk, d2/g, h, w).
@@ -164,8 +162,6 @@ def weight(s1: Array, s2: Array, signs: Signs, sketch: Sketch) -> Array:
         total *= sketch.factor
         if signs.frame is not None:
             total *= signs.frame[group]
-        if signs.base is not None:
-            total += math.sqrt(2 / total.shape[1]) * signs.base[group]
         result[group * outputs : (group + 1) * outputs] = total.reshape(outputs, *s1.shape[1:])
     return result
 

@@ -9,7 +9,7 @@ LAYERS = {
     "spatial": Conv(batch=3, in_channels=16, out_channels=24, kernel=(3, 3), size=(6, 7), rank=3),
     "channel": Conv(batch=3, in_channels=16, out_channels=24, kernel=(3, 3), size=(6, 7), rank=3,
                     mixing="channel", groups=2),
-    "base": Conv(in_channels=16, out_channels=24, base=True, frame=True),
+    "frame": Conv(in_channels=16, out_channels=24, frame=True),
     "linear": Linear(lead=(7,), in_channels=64, out_channels=48, rank=4),
 }  # fmt: skip
 HALF = torch.bfloat16

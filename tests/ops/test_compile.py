@@ -15,7 +15,7 @@ from .problems import GRADIENTS, Conv, Layer, Linear, Operands, paths, relative_
 LAYERS = {
     "spatial": Conv(batch=4, padding=(1, 1)),
     "channel": Conv(batch=4, mixing="channel", groups=2, stride=(2, 1)),
-    "base": Conv(batch=4, base=True, frame=True),
+    "frame": Conv(batch=4, frame=True),
     "linear": Linear(lead=(4,), num_sketches=2),
     "blocks": Conv(batch=4, mixing="channel", padding=(1, 1), blocks=2),
     "linear with blocks": Linear(lead=(4,), blocks=2),
@@ -118,7 +118,7 @@ class Module(nn.Module):
             self.register_buffer(name, packed)
 
     def forward(self, x: Tensor) -> Tensor:
-        signs = {name: getattr(self, name) for name in ("u1", "u2", "base", "frame")}
+        signs = {name: getattr(self, name) for name in ("u1", "u2", "frame")}
         return self.layer.forward(Operands(x, self.s1, self.s2, self.bias), self.path, signs)
 
 
@@ -178,7 +178,7 @@ def test_a_batch_whose_size_depends_on_data(name, path):
     assert relative_error(output, pick(x, keep)) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["spatial", "channel", "base", "linear"])
+@pytest.mark.parametrize("name", ["spatial", "channel", "frame", "linear"])
 def test_a_compiled_function_may_draw_its_signs(name):
     """sign_matrix has no tensor argument: compiling it needs the fake kernel and the device."""
     layer = LAYERS[name]
@@ -228,12 +228,11 @@ def test_opcheck_of_the_weight(name, dtype):
     layer = LAYERS[name]
     leaves = layer.operands(dtype).requiring("s1", "s2")
     signs, arguments = signs_of(layer)
-    packed = layer.packed_signs()
-    fixed = {"base": packed["base"], "frame": packed["frame"]}
+    arguments["frame"] = layer.packed_signs()["frame"]
     op = torch.ops.sketchlayers
-    opcheck(op.sk_weight.default, (leaves.s1, leaves.s2, *signs), {**arguments, **fixed})
+    opcheck(op.sk_weight.default, (leaves.s1, leaves.s2, *signs), arguments)
     grad = torch.randn_like(layer.weight(leaves)).requires_grad_()
-    opcheck(op.sk_weight_backward.default, (grad, *signs), {**arguments, "frame": packed["frame"]})
+    opcheck(op.sk_weight_backward.default, (grad, *signs), arguments)
 
 
 FEWER_TRAINED = [
@@ -251,8 +250,7 @@ def test_opcheck_of_the_layers(name, path, trained):
     layer = LAYERS[name]
     leaves = layer.operands().requiring(*trained)
     (u1, u2), arguments = signs_of(layer)
-    packed = layer.packed_signs()
-    arguments |= {"base": packed["base"], "frame": packed["frame"], "path": path}
+    arguments |= {"frame": layer.packed_signs()["frame"], "path": path}
     positional = (leaves.input, leaves.s1, leaves.s2, u1, u2, leaves.bias)
     if isinstance(layer, Conv):
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)

@@ -57,7 +57,7 @@ def changed(arguments: Arguments, **changes: Any) -> Arguments:
     }
 
 
-PACKED_BASE = torch.zeros(2, 4, 4, dtype=torch.int32)
+PACKED_FRAME = torch.zeros(2, 4, 4, dtype=torch.int32)
 
 EITHER = [
     # Types.
@@ -69,8 +69,7 @@ EITHER = [
     ({"bias": lambda t: t.half()}, TypeError, "bias must have the type"),
     ({"u1": lambda t: t.float()}, TypeError, "u1 must be packed signs of type int32"),
     ({"u2": lambda t: t.long()}, TypeError, "u2 must be packed signs of type int32"),
-    ({"base": PACKED_BASE.float()}, TypeError, "base must be packed signs of type int32"),
-    ({"frame": PACKED_BASE.long()}, TypeError, "frame must be packed signs of type int32"),
+    ({"frame": PACKED_FRAME.long()}, TypeError, "frame must be packed signs of type int32"),
     # Devices.
     ({"u1": lambda t: t.to("meta")}, RuntimeError, "u1.* device"),
     ({"u2": lambda t: t.to("meta")}, RuntimeError, "u2.* device"),
@@ -93,8 +92,8 @@ EITHER = [
     ({"u2": lambda t: t[:, :-1]}, RuntimeError, "u2 must have"),
     ({"u2": lambda t: torch.cat([t, t], 2)}, RuntimeError, "u2 must have"),
     ({"u2": lambda t: t[0]}, RuntimeError, "u2 must have"),
-    ({"base": PACKED_BASE[:, :-1]}, RuntimeError, "base must have"),
-    ({"frame": PACKED_BASE[..., :-1]}, RuntimeError, "frame must have"),
+    ({"frame": PACKED_FRAME[:, :-1]}, RuntimeError, "frame must have"),
+    ({"frame": PACKED_FRAME[..., :-1]}, RuntimeError, "frame must have"),
     ({"bias": lambda t: t[:-1]}, RuntimeError, "bias must have"),
     ({"bias": lambda t: t[None]}, RuntimeError, "bias must have"),
     ({"bias": lambda t: t[:1]}, RuntimeError, "bias must have"),
@@ -152,8 +151,7 @@ WEIGHT = [
     ({"s2": lambda t: t[:, :-1]}, RuntimeError, "s2 must have"),
     ({"u1": lambda t: t[:1]}, RuntimeError, "s1 must have|u1 must have|u2 must have"),
     ({"u2": lambda t: t[:1]}, RuntimeError, "u2 must have"),
-    ({"base": PACKED_BASE[:1]}, RuntimeError, "base must have"),
-    ({"frame": PACKED_BASE[:1]}, RuntimeError, "frame must have"),
+    ({"frame": PACKED_FRAME[:1]}, RuntimeError, "frame must have"),
     ({"mixing": ""}, ValueError, "mixing must be 'spatial' or 'channel'"),
     ({"num_sketches": 3}, ValueError, "num_sketches must .*divide"),
 ]
@@ -169,12 +167,12 @@ def check(op: Callable, arguments: Arguments, changes: Arguments, error: Any, ma
 
 
 def on_every_path(cases: list) -> list:
-    """Each case with each path; a base or a frame has no factored one."""
+    """Each case with each path; a frame has no factored one."""
     return [
         (*case, path)
         for case in cases
         for path in ("auto", "folded", "factored")
-        if path != "factored" or not {"base", "frame"} & case[0].keys()
+        if path != "factored" or "frame" not in case[0]
     ]
 
 
@@ -188,18 +186,17 @@ def test_sk_linear(changes, error, match, path):
     check(ops.sk_linear, linear_arguments() | {"path": path}, changes, error, match)
 
 
-@pytest.mark.parametrize("name", ["base", "frame"])
-def test_a_base_or_a_frame_cannot_be_factored(name):
-    bad = {"path": "factored"}
-    fails(ops.sk_conv2d, conv_arguments() | bad | {name: PACKED_BASE}, ValueError, name)
-    bad[name] = PACKED_BASE.view(1, 8, 4)
-    fails(ops.sk_linear, linear_arguments() | bad, ValueError, name)
+def test_a_frame_cannot_be_factored():
+    bad = {"path": "factored", "frame": PACKED_FRAME}
+    fails(ops.sk_conv2d, conv_arguments() | bad, ValueError, "frame")
+    bad["frame"] = PACKED_FRAME.view(1, 8, 4)
+    fails(ops.sk_linear, linear_arguments() | bad, ValueError, "frame")
 
 
 @pytest.mark.parametrize(("changes", "error", "match"), WEIGHT)
 def test_sk_weight(changes, error, match):
     arguments = conv_arguments()
-    names = ("s1", "s2", "u1", "u2", "base", "frame", "num_sketches", "mixing")
+    names = ("s1", "s2", "u1", "u2", "frame", "num_sketches", "mixing")
     check(ops.sk_weight, {name: arguments[name] for name in names}, changes, error, match)
 
 
@@ -322,7 +319,7 @@ OPERATORS = torch.ops.sketchlayers
 
 def backward_arguments(arguments: Arguments) -> Arguments:
     """The same operands for the backward operator of the factored path."""
-    dropped = ("bias", "base", "frame")
+    dropped = ("bias", "frame")
     kept = {name: value for name, value in arguments.items() if name not in dropped}
     return {"grad": torch.ones(3, 8, 3, 5), "output_mask": [True] * 3, **kept}
 

@@ -11,7 +11,7 @@ from .problems import GRADIENTS, Conv, Layer, Linear, Operands, lay_out, paths, 
 LAYERS = {
     "spatial": Conv(padding=(1, 1)),
     "channel": Conv(mixing="channel", groups=2, stride=(2, 1)),
-    "base": Conv(base=True, frame=True),
+    "frame": Conv(frame=True),
     "1x1": Conv(kernel=(1, 1)),
     "unbatched": Conv(batch=None),
     "empty": Conv(batch=0),
@@ -40,7 +40,7 @@ BOTH_FORMATS = list(itertools.product(FORMATS, FORMATS))
 
 @pytest.mark.parametrize(
     ("name", "input_format", "s1_format"),
-    [(name, *both) for name in ("spatial", "channel", "base") for both in BOTH_FORMATS]
+    [(name, *both) for name in ("spatial", "channel", "frame") for both in BOTH_FORMATS]
     # A 1x1 kernel has the same strides in both formats: the input decides.
     + [("1x1", "channels_last", s1_format) for s1_format in FORMATS],
 )
@@ -119,7 +119,7 @@ def test_values_do_not_depend_on_the_memory_format(name, path):
         assert torch.allclose(other, plain, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["spatial", "channel", "base", "linear"])
+@pytest.mark.parametrize("name", ["spatial", "channel", "frame", "linear"])
 def test_the_weight_has_the_format_of_s1(name):
     layer = LAYERS[name]
     for format_, memory_format in FORMATS.items():

@@ -152,11 +152,11 @@ def test_choices_for_layers_drawn_at_random():
         assert tune.good_choices(chosen) >= 0.95
 
 
-def test_a_base_or_a_frame_is_folded_and_says_why():
+def test_a_frame_is_folded_and_says_why():
     one = {"kernel": (1, 1), "input_pixels": 1, "output_pixels": 1, "batch": 1}
     forced = plan(needs_folded=True, in_channels=4096, out_channels=4096, **one)
     assert forced.path == "folded"
-    assert "base" in forced.reason
+    assert "frame" in forced.reason
 
 
 @pytest.mark.parametrize("mixing", ["spatial", "channel"])

@@ -25,9 +25,8 @@ LAYERS = {
         num_sketches=4, groups=2, stride=(2, 1), mixing="channel",
     ),
     "1x1": Conv(batch=4, in_channels=96, out_channels=64, kernel=(1, 1), size=(6, 6), rank=6),
-    "base and frame": Conv(
-        batch=4, in_channels=24, out_channels=32, kernel=(3, 3), size=(7, 8), rank=4, base=True,
-        frame=True,
+    "frame": Conv(
+        batch=4, in_channels=24, out_channels=32, kernel=(3, 3), size=(7, 8), rank=4, frame=True,
     ),
     "blocks": Conv(batch=2, in_channels=64, out_channels=96, kernel=(3, 3), size=(8, 8), rank=4,
                    padding=(1, 1), mixing="channel", blocks=8),

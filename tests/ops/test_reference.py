@@ -79,13 +79,13 @@ def test_weight_adjoint_is_the_adjoint_of_the_weight(layer: Conv):
 
 
 def test_weight_of_one_entry_by_hand():
-    """Two sketches of rank 1 of a 1x1 layer: W_hat = (1/4) sum_i (u1_i s1_i + s2_i u2_i)."""
-    layer = Conv(in_channels=1, out_channels=1, kernel=(1, 1), rank=1, num_sketches=2, base=True)
+    """Two sketches of rank 1 of a 1x1 layer: W_hat = frame / 4 sum_i (u1_i s1_i + s2_i u2_i)."""
+    layer = Conv(in_channels=1, out_channels=1, kernel=(1, 1), rank=1, num_sketches=2)
     signs = reference.Signs(
         u1=np.array([[[1.0], [-1.0]]]),
         u2=np.array([[[-1.0], [-1.0]]]),
-        base=np.array([[[-1.0]]]),
+        frame=np.array([[[-1.0]]]),
     )
     s1, s2 = np.array([3.0, 5.0]).reshape(2, 1, 1, 1), np.array([7.0, 11.0]).reshape(1, 2, 1, 1)
     value = reference.weight(s1, s2, signs, layer.sketch)
-    np.testing.assert_allclose(value.item(), (3 - 5 - 7 - 11) / 4 - np.sqrt(2))
+    np.testing.assert_allclose(value.item(), -(3 - 5 - 7 - 11) / 4)

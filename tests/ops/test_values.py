@@ -117,24 +117,23 @@ LARGE = [
          num_sketches=3),
     Conv(batch=1, in_channels=33, out_channels=47, kernel=(3, 5), size=(40, 9), dilation=(17, 2),
          padding=(17, 3), rank=4, mixing="channel"),
-    Conv(batch=2, in_channels=65, out_channels=35, kernel=(3, 3), size=(6, 6), rank=7, base=True,
-         frame=True),
+    Conv(batch=2, in_channels=65, out_channels=35, kernel=(3, 3), size=(6, 6), rank=7, frame=True),
     Linear(lead=(33,), in_channels=515, out_channels=259, rank=37, num_sketches=2),
     Linear(lead=(1,), in_channels=1030, out_channels=1029, rank=100),
 ]  # fmt: skip
 
 
-# Sizes for which the signs of one weight are more than the operators unpack at a time.
+# Weights with many signs: more than the kernels unpack at a time.
 TILED = [
-    Linear(lead=(3,), in_channels=3001, out_channels=130, rank=100, base=True),
+    Linear(lead=(3,), in_channels=3001, out_channels=130, rank=100, frame=True),
     Conv(batch=1, in_channels=230, out_channels=47, kernel=(3, 3), size=(4, 4), rank=22,
          num_sketches=2),
     Conv(batch=1, in_channels=460, out_channels=22, kernel=(3, 3), size=(4, 4), rank=22,
-         num_sketches=2, groups=2, base=True, frame=True),
+         num_sketches=2, groups=2, frame=True),
     Conv(batch=1, in_channels=160, out_channels=201, kernel=(5, 5), size=(5, 5), rank=3,
          mixing="channel"),
     Conv(batch=1, in_channels=320, out_channels=202, kernel=(5, 5), size=(5, 5), rank=3,
-         mixing="channel", groups=2, base=True, frame=True),
+         mixing="channel", groups=2, frame=True),
 ]  # fmt: skip
 
 
@@ -195,7 +194,6 @@ def test_stacked_sketches_equal_the_sum_of_separate_ones(layer: Layer, path):
         part_signs = {
             "u1": signs["u1"][:, 2 * i : 2 * i + 2],
             "u2": signs["u2"][:, mixed * i : mixed * (i + 1)],
-            "base": None,
             "frame": None,
         }
         one = layer.replace(num_sketches=1)
@@ -207,7 +205,7 @@ def test_stacked_sketches_equal_the_sum_of_separate_ones(layer: Layer, path):
 @pytest.mark.parametrize(
     "layer",
     [
-        Conv(groups=2, base=True, frame=True),
+        Conv(groups=2, frame=True),
         Conv(groups=2, num_sketches=2),
         Conv(groups=2, mixing="channel"),
         Linear(in_channels=37, out_channels=41),
@@ -216,7 +214,7 @@ def test_stacked_sketches_equal_the_sum_of_separate_ones(layer: Layer, path):
 )
 def test_padding_bits_are_ignored(layer: Layer, path):
     if path == "factored":
-        layer = layer.replace(base=False, frame=False)
+        layer = layer.replace(frame=False)
     operands, signs = layer.operands(), layer.packed_signs()
     groups = layer.geometry.groups
     channels = layer.in_channels // groups
@@ -224,7 +222,6 @@ def test_padding_bits_are_ignored(layer: Layer, path):
     columns = {
         "u1": layer.out_channels // groups,
         "u2": n if layer.sketch.mixing == "spatial" else channels,
-        "base": n,
         "frame": n,
     }
     corrupted = {

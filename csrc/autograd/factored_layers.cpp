@@ -7,11 +7,10 @@
 //   for g:      f(ggx, theta) + f(x, ggtheta)
 //   for x:      dx of B(g, ., ggtheta)
 //   for theta:  dtheta of B(g, ggx, .)
-#pragma once
-
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
 
 #include <array>
 #include <numeric>
@@ -20,8 +19,14 @@
 
 #include "autograd/saved_arguments.h"
 #include "ops/operands.h"
+#include "ops/sk_conv2d.h"
+#include "ops/sk_linear.h"
 
 namespace sketchlayers {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 // `Layer` knows its plain arguments: save, load, forward, backward and bias_gradient.
 template <typename Layer>
@@ -39,18 +44,16 @@ class Bilinear : public torch::autograd::Function<Bilinear<Layer>> {
     return layer.forward(input, tensors, bias);
   }
 
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                            const at::Tensor& s1, const at::Tensor& s2,
-                            const std::optional<at::Tensor>& bias, const at::Tensor& u1,
-                            const at::Tensor& u2, const Layer& layer) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& s1,
+                            const at::Tensor& s2, const std::optional<at::Tensor>& bias,
+                            const at::Tensor& u1, const at::Tensor& u2, const Layer& layer) {
     at::AutoDispatchBelowADInplaceOrView guard;
     layer.save(ctx);
     ctx->save_for_backward({input, s1, s2, u1, u2});
     return layer.forward(input, {s1, s2, u1, u2}, bias);
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const Layer layer = Layer::load(ctx);
     const std::array<bool, 3> mask{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
@@ -89,12 +92,10 @@ class BilinearBackward : public torch::autograd::Function<BilinearBackward<Layer
     return layer.backward(grad, input, tensors, output_mask);
   }
 
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
-                                                const at::Tensor& grad, const at::Tensor& input,
-                                                const at::Tensor& s1, const at::Tensor& s2,
-                                                const at::Tensor& u1, const at::Tensor& u2,
-                                                std::array<bool, 3> output_mask,
-                                                const Layer& layer) {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& grad,
+                               const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                               const at::Tensor& u1, const at::Tensor& u2,
+                               std::array<bool, 3> output_mask, const Layer& layer) {
     at::AutoDispatchBelowADInplaceOrView guard;
     layer.save(ctx);
     ctx->save_for_backward({grad, input, s1, s2, u1, u2});
@@ -105,8 +106,7 @@ class BilinearBackward : public torch::autograd::Function<BilinearBackward<Layer
     return {grad_input, grad_s1, grad_s2};
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &grad = saved[0], &input = saved[1], &s1 = saved[2], &s2 = saved[3];
     const at::Tensor &u1 = saved[4], &u2 = saved[5];
@@ -142,4 +142,87 @@ class BilinearBackward : public torch::autograd::Function<BilinearBackward<Layer
   }
 };
 
+struct Conv {
+  ConvArguments conv;
+  SketchArguments arguments;
+
+  void save(AutogradContext* ctx) const {
+    save_arguments(ctx, arguments);
+    ctx->saved_data["stride"] = conv.stride;
+    ctx->saved_data["padding"] = conv.padding;
+    ctx->saved_data["dilation"] = conv.dilation;
+    ctx->saved_data["groups"] = conv.groups;
+  }
+
+  static Conv load(AutogradContext* ctx) {
+    auto& data = ctx->saved_data;
+    return {{data["stride"].toIntVector(), data["padding"].toIntVector(),
+             data["dilation"].toIntVector(), data["groups"].toInt()},
+            saved_arguments(ctx)};
+  }
+
+  at::Tensor forward(const at::Tensor& input, const SketchTensors& tensors,
+                     const std::optional<at::Tensor>& bias) const {
+    return sk_conv2d_factored({input, tensors, bias, conv, arguments});
+  }
+
+  LayerGradients backward(const at::Tensor& grad, const at::Tensor& input,
+                          const SketchTensors& tensors, std::array<bool, 3> output_mask) const {
+    return sk_conv2d_factored_backward({grad, input, tensors, output_mask, conv, arguments});
+  }
+
+  static at::Tensor bias_gradient(const at::Tensor& grad) { return grad.sum({0, 2, 3}); }
+};
+
+at::Tensor sk_conv2d_factored_autograd(const ConvCall& call) {
+  return Bilinear<Conv>::run(call.input, call.tensors, call.bias, Conv{call.conv, call.arguments});
+}
+
+LayerGradients sk_conv2d_factored_backward_autograd(const ConvBackwardCall& call) {
+  return BilinearBackward<Conv>::run(call.grad, call.input, call.tensors, call.output_mask,
+                                     Conv{call.conv, call.arguments});
+}
+
+struct Linear {
+  SketchArguments arguments;
+
+  void save(AutogradContext* ctx) const { save_arguments(ctx, arguments); }
+  static Linear load(AutogradContext* ctx) { return {saved_arguments(ctx)}; }
+
+  at::Tensor forward(const at::Tensor& input, const SketchTensors& tensors,
+                     const std::optional<at::Tensor>& bias) const {
+    return sk_linear_factored({input, tensors, bias, arguments});
+  }
+
+  LayerGradients backward(const at::Tensor& grad, const at::Tensor& input,
+                          const SketchTensors& tensors, std::array<bool, 3> output_mask) const {
+    return sk_linear_factored_backward({grad, input, tensors, output_mask, arguments});
+  }
+
+  static at::Tensor bias_gradient(const at::Tensor& grad) {
+    std::vector<int64_t> leading(grad.dim() - 1);
+    std::iota(leading.begin(), leading.end(), 0);
+    return leading.empty() ? grad : grad.sum(leading);
+  }
+};
+
+at::Tensor sk_linear_factored_autograd(const LinearCall& call) {
+  return Bilinear<Linear>::run(call.input, call.tensors, call.bias, Linear{call.arguments});
+}
+
+LayerGradients sk_linear_factored_backward_autograd(const LinearBackwardCall& call) {
+  return BilinearBackward<Linear>::run(call.grad, call.input, call.tensors, call.output_mask,
+                                       Linear{call.arguments});
+}
+
+TORCH_LIBRARY_IMPL(sketchlayers, Autograd, m) {
+  m.impl("sk_conv2d_factored", TORCH_FN(ConvCall::unpacked<sk_conv2d_factored_autograd>));
+  m.impl("sk_conv2d_factored_backward",
+         TORCH_FN(ConvBackwardCall::unpacked<sk_conv2d_factored_backward_autograd>));
+  m.impl("sk_linear_factored", TORCH_FN(LinearCall::unpacked<sk_linear_factored_autograd>));
+  m.impl("sk_linear_factored_backward",
+         TORCH_FN(LinearBackwardCall::unpacked<sk_linear_factored_backward_autograd>));
+}
+
+}  // namespace
 }  // namespace sketchlayers

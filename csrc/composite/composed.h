@@ -1,0 +1,32 @@
+// The operators from ATen's convolutions, GEMMs and indexing: what a device's own kernel falls back
+// to for what it does not take. Like every kernel they check their arguments.
+#pragma once
+
+#include "ops/hashed_weight.h"
+#include "ops/sk_conv2d.h"
+#include "ops/sk_linear.h"
+#include "ops/sk_weight.h"
+
+namespace sketchlayers {
+
+at::Tensor sk_conv2d_composed(const ConvCall& call);
+LayerGradients sk_conv2d_composed_backward(const ConvBackwardCall& call);
+
+at::Tensor sk_linear_composed(const LinearCall& call);
+LayerGradients sk_linear_composed_backward(const LinearBackwardCall& call);
+
+at::Tensor sk_weight_composed(const WeightCall& call);
+WeightGradients sk_weight_composed_backward(const WeightBackwardCall& call);
+
+// sk_weight and hashed_weight as one differentiable composition of ATen operations, for transforms
+// that refuse C++ autograd functions (torch.func).
+at::Tensor sk_weight_composition(const WeightCall& call);
+at::Tensor hashed_weight_composition(const at::Tensor& values, const at::Tensor& seed,
+                                     c10::SymInt rows, c10::SymInt columns,
+                                     const HashTables& tables);
+
+// The adjoint from hash_entries and a sorting sum; arguments have been checked.
+at::Tensor hashed_weight_backward_composed(const at::Tensor& grad, const at::Tensor& seed,
+                                           int64_t num_values, const HashTables& tables);
+
+}  // namespace sketchlayers
