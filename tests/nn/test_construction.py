@@ -20,12 +20,8 @@ from sketchlayers.nn import (
     SKLinear,
     TuckerConv2d,
 )
-from sketchlayers.nn.sketch._sizes import (
-    dense_parameters,
-    max_rank,
-    rank_for_rate,
-    sketch_parameters,
-)
+from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn.sketch._sizes import fitting_blocks, max_rank, weights_per_rank
 
 
 def count(module: nn.Module) -> int:
@@ -106,12 +102,13 @@ def test_rate_counts_all_parameters_biases_included(layer, dense):
 
 def test_size_helpers_agree_with_the_layers():
     layer = SKConv2d(12, 18, (3, 5), groups=3, rank=2, num_sketches=2)
-    dense = nn.Conv2d(12, 18, (3, 5), groups=3)
-    assert sketch_parameters(12, 18, (3, 5), rank=2, num_sketches=2) == count(layer)
-    assert dense_parameters(12, 18, (3, 5), groups=3) == count(dense)
-    assert max_rank(12, 18, groups=3, num_sketches=2) == 2
-    assert max_rank(12, 18, groups=12) == 1
-    assert max_rank(2, 2, num_sketches=3) == 0
+    geometry = Geometry.of(layer)
+    assert 2 * weights_per_rank(geometry, 2) + 18 == count(layer)
+    assert geometry.weights + 18 == count(nn.Conv2d(12, 18, (3, 5), groups=3))
+    assert max_rank(geometry, 2) == 2
+    assert max_rank(Geometry(12, 24, groups=12), 1) == 1
+    assert max_rank(Geometry(2, 2), 3) == 0
+    assert [fitting_blocks(12, 18, blocks=blocks) for blocks in (1, 4, 5, 6)] == [1, 3, 3, 6]
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.05, 0.1, 0.25, 0.5, 1.0])
@@ -120,14 +117,14 @@ def test_rate_takes_the_nearest_rank(rate, bias):
     layer = SKConv2d(40, 60, 3, groups=2, num_sketches=2, bias=bias, rate=rate)
     rates = [
         SKConv2d(40, 60, 3, groups=2, num_sketches=2, bias=bias, rank=k, device="meta").rate
-        for k in range(1, max_rank(40, 60, groups=2, num_sketches=2) + 1)
+        for k in range(1, max_rank(Geometry.of(layer), 2) + 1)
     ]
     assert abs(layer.rate - rate) == min(abs(other - rate) for other in rates)
 
 
 def test_rate_is_the_papers_for_whole_ranks():
     # Rate l k (d1 + d2) / (d1 d2): a factor 10 for 192 -> 192 needs l k = 9.6.
-    assert rank_for_rate(192, 192, (3, 3), rate=0.1, bias=False) == 10
+    assert SKConv2d(192, 192, 3, bias=False, rate=0.1, device="meta").rank == 10
     assert SKConv2d(192, 192, 3, bias=False, rank=10).rate == 10 * 384 / 192**2
 
 
@@ -333,10 +330,6 @@ def test_errors_name_the_linear_layer():
         SKLinear(4, 8, rank=5)
     with pytest.raises(TypeError, match=r"SKLinear: in_features must be an int"):
         SKLinear("4", 8, rank=5)
-    with pytest.raises(ValueError, match=r"rank_for_rate: rate must be in \(0, 1\]"):
-        rank_for_rate(8, 8, rate=0)
-    with pytest.raises(ValueError, match=r"rank_for_rate: num_sketches must be at most .*= 2"):
-        rank_for_rate(8, 4, rate=0.5, groups=2, num_sketches=3)
 
 
 OTHER_CONVOLUTIONS = {

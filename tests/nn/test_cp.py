@@ -8,7 +8,7 @@ from torch import nn
 
 from sketchlayers.nn import CPConv2d
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.factored.cp import cp_weights, uniform_ranks
+from sketchlayers.nn.factored.cp import cp_weights
 
 
 def test_factors_are_those_of_the_definition() -> None:
@@ -35,12 +35,13 @@ def test_sides_of_length_one_have_no_factor(kernel: int | tuple, names: list[str
     assert [name for name, _ in layer.named_children()] == names
 
 
-def test_uniform_ranks() -> None:
+def test_ranks_at_which_it_is_smaller() -> None:
     geometry = Geometry(12, 20, (3, 3), groups=2)
-    ranks = uniform_ranks(geometry)
+    ranks = geometry.shrinking_ranks(cp_weights(geometry, 1))
     assert ranks == range(1, 25)  # R (T + S + h + w) < T S h w
     assert cp_weights(geometry, 24) < geometry.weights <= cp_weights(geometry, 25)
-    assert not uniform_ranks(Geometry(1, 1, (3, 1)))
+    column = Geometry(1, 1, (3, 1))
+    assert not column.shrinking_ranks(cp_weights(column, 1))
     layer = CPConv2d(12, 20, 3, groups=2, bias=False, rate=0.5)
     assert layer.rank == 12
     assert layer.rate == 2 * 12 * (10 + 6 + 3 + 3) / 1080

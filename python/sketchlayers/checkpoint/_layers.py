@@ -222,7 +222,7 @@ def _check_seeded(layers: Iterable[nn.Module]) -> None:
     needed = most = 0
     for layer in layers:
         needed += 4 * _seeded_entries(layer)
-        most += 4 * _MOST_SEEDED * _dense_entries(layer) + _SEEDED_BYTES
+        most += 4 * _MOST_SEEDED * Geometry.of(layer).weights + _SEEDED_BYTES
     if needed > most:
         raise WrongFileError(
             f"its layers must need at most {most:,} bytes beside their tensors, {_MOST_SEEDED} "
@@ -235,12 +235,6 @@ def _seeded_entries(layer: nn.Module) -> int:
     """Of the buffers that no file holds, which have four bytes each: words of signs, or float32."""
     buffers = (layer._buffers[name] for name in layer._non_persistent_buffers_set)
     return sum(buffer.numel() for buffer in buffers if buffer is not None)
-
-
-def _dense_entries(layer: Any) -> int:
-    if hasattr(layer, "in_features"):
-        return int(layer.in_features * layer.out_features)
-    return Geometry.of(layer).weights
 
 
 def _train_alike(new: nn.Module, old: nn.Module) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from sketchlayers._runtime.parallel import has_shards, unwrapped
 
 from ._container import Container, Entry, WrongFileError, opened
 from ._match import match
-from ._save import FILE_IN_FOLDER
+from ._save import file_at
 from .architecture import build
 
 
@@ -94,7 +93,7 @@ def load(
     if device is not None and into is not None and has_shards(into):
         raise ValueError(f"load: device must be None for a sharded network (got device={device!r})")
     place = None if device is None else _usable(device)
-    path = _file(path)
+    path = file_at(path)
     try:
         with opened(path) as container:
             part = _model_part(container)
@@ -117,7 +116,7 @@ def read_description(path: str | os.PathLike[str]) -> Description:
         FileNotFoundError: there is no such file.
         ValueError: the file is another one, damaged, or of a later version.
     """
-    path = _file(path)
+    path = file_at(path)
     try:
         with opened(path) as container:
             part = _model_part(container)
@@ -148,11 +147,6 @@ def _usable(device: torch.device | str | int) -> torch.device:
             f"load: device must be one that PyTorch can use here (got device={device!r}: "
             f"{shortened(error)})"
         ) from error
-
-
-def _file(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path / FILE_IN_FOLDER if path.is_dir() else path
 
 
 def _model_part(container: Container) -> dict[str, Any]:

@@ -69,8 +69,7 @@ def save(
     if not isinstance(model, nn.Module):
         raise TypeError(f"save: model must be an nn.Module (got {type(model).__name__})")
     model = unwrapped(model)
-    path = Path(path)
-    path = path / FILE_IN_FOLDER if path.is_dir() else path
+    path = file_at(path)
     check_safetensors(
         "save",
         path,
@@ -83,6 +82,12 @@ def save(
         if writes:
             write(path, tensors, parts)
     return path
+
+
+def file_at(path: str | os.PathLike[str]) -> Path:
+    """The path itself, or that of the file in the folder there."""
+    path = Path(path)
+    return path / FILE_IN_FOLDER if path.is_dir() else path
 
 
 def _contents(

@@ -29,6 +29,7 @@ class OutputNorm:
     """A weight as a matrix, and the norm in which it is approximated, in float64.
 
     Attributes:
+        owner: name of the caller, for messages.
         weight: ``W (T, n)``.
         target: ``K^T W (T, n)``, what the factors approximate before `restore`.
         second_moment: ``Sigma (n, n)``, or None for the identity.
@@ -57,7 +58,7 @@ class OutputNorm:
                 semidefinite.
         """
         check_finite(owner, "weight", weight)
-        self._owner = owner
+        self.owner = owner
         self.weight = weight.detach().double().flatten(1)
         outputs, inputs = self.weight.shape
         self.second_moment = None
@@ -99,6 +100,27 @@ class OutputNorm:
         """``K^T W Sigma (T, n)``."""
         return self.times_second_moment(self.target)
 
+    @cached_property
+    def moment_root(self) -> Tensor | None:
+        """``L`` with ``Sigma = L L^T``, with a ridge where that is singular; None for the identity.
+
+        Raises:
+            ValueError: the second moment is not positive semidefinite.
+        """
+        if self.second_moment is None:
+            return None
+        return ridged_cholesky(self.owner, "second_moment", self.second_moment)[0]
+
+    def coefficients(self, target: Tensor, basis: Tensor) -> Tensor:
+        """``C`` for which ``|(target - C basis) Sigma^(1/2)|`` is least.
+
+        By a pseudo-inverse, so that dependent rows of the basis do no harm.
+        """
+        root = self.moment_root
+        if root is None:
+            return target @ torch.linalg.pinv(basis)
+        return (target @ root) @ torch.linalg.pinv(basis @ root)
+
     def square(self, matrix: Tensor) -> float:
         """``tr(matrix Sigma matrix^T)`` for a ``matrix (..., n)``."""
         image = self.times_second_moment(matrix)
@@ -131,7 +153,7 @@ class OutputNorm:
         """
         if self.second_moment is None:
             return torch.eye(self.weight.shape[1]).to(self.weight)
-        _, ridge = ridged_cholesky(self._owner, "second_moment", self.second_moment)
+        _, ridge = ridged_cholesky(self.owner, "second_moment", self.second_moment)
         if not ridge:
             return self.second_moment
         moment = self.second_moment.clone()

@@ -1,6 +1,8 @@
-"""Linear systems with a second moment and a ridge, for a few right-hand sides."""
+"""Linear systems: with a second moment and a ridge, and with what is known by its products."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -70,3 +72,44 @@ def _preconditioned(moment: Tensor, ridge: float, right: Tensor) -> Tensor | Non
         residual -= step * image
         before = product
     return None
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    right: Tensor,
+    max_iterations: int,
+    tolerance: float,
+    *,
+    start: Tensor | None = None,
+    inverse: Tensor | float = 1.0,
+) -> Tensor:
+    """Solves ``apply(x) = right`` for vectors.
+
+    Args:
+        apply: symmetric positive semidefinite.
+        right: the right-hand side.
+        max_iterations: the most steps.
+        tolerance: of the residual, relative to the right-hand side.
+        start: first guess; None is zero.
+        inverse: diagonal preconditioner.
+    """
+    solution = torch.zeros_like(right) if start is None else start
+    residual = right if start is None else right - apply(start)
+    direction = torch.zeros_like(right)
+    previous = 1.0
+    enough = tolerance * float(right.norm())
+    for _ in range(max_iterations):
+        if float(residual.norm()) <= enough:
+            break
+        scaled = inverse * residual
+        size = float(residual @ scaled)
+        direction = scaled + size / previous * direction
+        image = apply(direction)
+        bend = float(direction @ image)
+        if bend <= 0:  # what is left lies where nothing is seen
+            break
+        step = size / bend
+        solution = solution + step * direction
+        residual = residual - step * image
+        previous = size
+    return solution

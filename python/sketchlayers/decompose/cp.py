@@ -93,20 +93,14 @@ def cp(
     Args:
         weight: ``(T, S, h, w)``.
         rank: ``R``, from 1 to ``h w min(T, S)``, which is enough for every weight.
-        second_moment: ``Sigma = E[x x^T]`` of the input patches ``(n, n)``, ``n = S h w``; None is
-            the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
-        sensitivity: ``F``, weight of output errors, ``(T, T)`` or its diagonal ``(T,)``; None is
-            the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
+        second_moment, sensitivity: as for `tucker2`.
         starts: how many there are.
         seed: of the random starts.
         max_sweeps: the most sweeps of a start, with and without second moment each.
         tolerance: stop when a sweep lowers the error by less than this part of it.
 
     Raises:
-        RuntimeError: shapes that do not fit together.
-        TypeError: tensors that are not floating point, numbers that are not whole.
-        ValueError: rank out of bounds, NaN or infinite entries, a second moment or sensitivity
-            that is not symmetric positive semidefinite.
+        RuntimeError, TypeError, ValueError: as for `tucker2`.
     """
     owner = "cp"
     check_dimensions(owner, weight, (4,))
@@ -118,7 +112,7 @@ def cp(
     check_tolerance(owner, tolerance)
     norm = OutputNorm(owner, weight, second_moment, sensitivity)
     if height * width == 1:
-        left, right, relative_error, errors = truncated(owner, norm, weight.shape, rank)
+        left, right, relative_error, errors = truncated(norm, weight.shape, rank)
         ones = torch.ones(1, rank).to(left)
         return _balanced([left, right.flatten(1).mT, ones, ones], relative_error, errors)
     problem = _Problem(norm, weight.shape, norm.second_moment)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_finite, check_shape
-from ._norm import OutputNorm, ridged_cholesky
+from ._norm import OutputNorm
 
 
 class DictionaryFit(NamedTuple):
@@ -57,10 +57,6 @@ def dictionary_least_squares(
         )
     target = norm.weight.unflatten(0, (columns, rows // columns))
     atoms = dictionary.double()
-    if norm.second_moment is None:
-        coefficients = target @ torch.linalg.pinv(atoms)
-    else:
-        root, _ = ridged_cholesky(owner, "second_moment", norm.second_moment)
-        coefficients = (target @ root) @ torch.linalg.pinv(atoms @ root)
+    coefficients = norm.coefficients(target, atoms)
     approximation = (coefficients @ atoms).flatten(0, 1)
     return DictionaryFit(coefficients, norm.relative_error(approximation))

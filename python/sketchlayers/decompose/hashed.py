@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._checks import check_count, check_tolerance
 from ._norm import OutputNorm, relative
+from ._solve import conjugate_gradients
 
 Target = tuple[Tensor, Tensor | None, Tensor | None]
 
@@ -89,13 +90,13 @@ def hashed_least_squares(
             parts = zip(norms, sensitivities, matrix, strict=True)
             return torch.stack([_spread(*part) for part in parts])
 
-        values = _conjugate_gradients(
+        values = conjugate_gradients(
             lambda vector: adjoint(spread(form(vector))),
             adjoint(spread(weight)),
-            values,
-            inverse,
             max_iterations,
             tolerance,
+            start=values,
+            inverse=inverse,
         )
     changes = zip(norms, form(values), strict=True)
     squares = [norm.square(norm.weight - matrix) for norm, matrix in changes]
@@ -110,34 +111,3 @@ def _spread(norm: OutputNorm, sensitivity: Tensor | None, matrix: Tensor) -> Ten
         return image
     weights = sensitivity.to(image)
     return weights @ image if weights.dim() == 2 else weights[:, None] * image
-
-
-def _conjugate_gradients(
-    apply: Callable[[Tensor], Tensor],
-    right: Tensor,
-    start: Tensor,
-    inverse: Tensor,
-    max_iterations: int,
-    tolerance: float,
-) -> Tensor:
-    """Solves ``apply(x) = right``, with the diagonal ``inverse`` as preconditioner."""
-    solution = start
-    residual = right - apply(solution)
-    direction = torch.zeros_like(right)
-    previous = 1.0
-    enough = tolerance * float(right.norm())
-    for _ in range(max_iterations):
-        if float(residual.norm()) <= enough:
-            break
-        scaled = inverse * residual
-        size = float(residual @ scaled)
-        direction = scaled + size / previous * direction
-        image = apply(direction)
-        bend = float(direction @ image)
-        if bend <= 0:  # what is left lies where nothing is seen
-            break
-        step = size / bend
-        solution = solution + step * direction
-        residual = residual - step * image
-        previous = size
-    return solution

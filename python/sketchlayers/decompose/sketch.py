@@ -26,6 +26,7 @@ from ._norm import (
     sensitivity_root,
     weigh_outputs,
 )
+from ._solve import conjugate_gradients
 
 _WELL_CONDITIONED = 1e8
 _CG_TOLERANCE = 1e-10
@@ -329,19 +330,12 @@ def _blocked_least_squares(problem: _Problem) -> tuple[Tensor, Tensor]:
         first, second = terms(vector)
         return problem.joined_columns(first) + problem.joined_rows(second)
 
-    residual = coordinates(problem.target)
-    solution, direction = torch.zeros_like(residual), residual.clone()
-    square = residual.dot(residual)
-    enough = _CG_TOLERANCE**2 * square
-    for _ in range(_CG_STEPS):
-        if square <= enough:
-            break
-        image = coordinates(weight(direction))
-        step = square / direction.dot(image)
-        solution += step * direction
-        residual -= step * image
-        before, square = square, residual.dot(residual)
-        direction = residual + square / before * direction
+    solution = conjugate_gradients(
+        lambda vector: coordinates(weight(vector)),
+        coordinates(problem.target),
+        _CG_STEPS,
+        _CG_TOLERANCE,
+    )
     first, second = terms(solution)
     return a_inverse @ first, second @ b_inverse.mT
 

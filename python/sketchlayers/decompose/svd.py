@@ -64,7 +64,7 @@ def svd(
     check_dimensions("svd", weight, (2, 4))
     check_count("svd", "rank", rank, min(weight.shape[0], weight[0].numel()))
     norm = OutputNorm("svd", weight, second_moment, sensitivity)
-    return truncated("svd", norm, weight.shape, rank)
+    return truncated(norm, weight.shape, rank)
 
 
 def svd_errors(
@@ -88,13 +88,13 @@ def svd_errors(
         RuntimeError, TypeError, ValueError: as for `svd`.
     """
     check_dimensions("svd_errors", weight, (2, 4))
-    values, _ = spectrum("svd_errors", OutputNorm("svd_errors", weight, second_moment, sensitivity))
+    values, _ = spectrum(OutputNorm("svd_errors", weight, second_moment, sensitivity))
     return tail_errors(values)
 
 
-def truncated(owner: str, norm: OutputNorm, shape: torch.Size, rank: int) -> LowRankFactors:
+def truncated(norm: OutputNorm, shape: torch.Size, rank: int) -> LowRankFactors:
     """`svd` for arguments that have been checked; ``shape`` is the weight's."""
-    leading = spectrum(owner, norm)[1][:, :rank].contiguous()
+    leading = spectrum(norm)[1][:, :rank].contiguous()
     left, right = norm.restore(leading), leading.mT @ norm.target
     error = norm.relative_error(left @ right)
     if norm.is_relative_error:
@@ -104,7 +104,7 @@ def truncated(owner: str, norm: OutputNorm, shape: torch.Size, rank: int) -> Low
     return LowRankFactors(left, right.reshape(rank, *shape[1:]), error, (minimised,))
 
 
-def spectrum(owner: str, norm: OutputNorm) -> tuple[Tensor, Tensor]:
+def spectrum(norm: OutputNorm) -> tuple[Tensor, Tensor]:
     """Squared singular values of ``K^T W Sigma^(1/2)``, largest first, and left singular vectors.
 
     Returns:
@@ -121,7 +121,7 @@ def spectrum(owner: str, norm: OutputNorm) -> tuple[Tensor, Tensor]:
     values, vectors = descending_eigh(image @ rows.mT)
     if values[-1] < -_NEGATIVE * values[0].abs():
         raise ValueError(
-            f"{owner}: second_moment must be positive semidefinite "
+            f"{norm.owner}: second_moment must be positive semidefinite "
             f"(got an output with the mean square {float(values[-1]):.3g})"
         )
     return values.clamp(min=0), vectors if basis is None else basis @ vectors

@@ -103,11 +103,11 @@ def tucker2(
         check_finite(owner, "start", start)
     norm = OutputNorm(owner, weight, second_moment, sensitivity)
     if input_rank is None or input_rank == channels:
-        return _with_every_channel(owner, norm, weight, input_rank, output_rank)
+        return _with_every_channel(norm, weight, input_rank, output_rank)
 
     problem = _Problem(norm, weight)
     if start is None:
-        basis = None if output_rank is None else spectrum(owner, norm)[1][:, :output_rank]
+        basis = None if output_rank is None else spectrum(norm)[1][:, :output_rank]
         first = problem.start(basis, input_rank)
     else:
         first = start.detach().to(norm.weight).mT
@@ -152,7 +152,7 @@ def tucker2_errors(
     check_count(owner, "sweeps", sweeps)
     norm = OutputNorm(owner, weight, second_moment, sensitivity)
     outputs, channels = weight.shape[:2]
-    values, _ = spectrum(owner, norm)
+    values, _ = spectrum(norm)
     all_channels = torch.nn.functional.pad(tail_errors(values), (0, outputs - len(values)))
     if all(rank in (None, channels) for rank in input_ranks):
         return all_channels.repeat(len(input_ranks), 1)
@@ -184,18 +184,14 @@ def _checked_ranks(
 
 
 def _with_every_channel(
-    owner: str,
-    norm: OutputNorm,
-    weight: Tensor,
-    input_rank: int | None,
-    output_rank: int | None,
+    norm: OutputNorm, weight: Tensor, input_rank: int | None, output_rank: int | None
 ) -> TuckerFactors:
     """Nothing to approximate, or one SVD."""
     input_factor = None if input_rank is None else torch.eye(input_rank).to(norm.weight)
     if output_rank is None:
         core = norm.weight.reshape(weight.shape).clone()
         return TuckerFactors(input_factor, core, None, 0.0, (0.0,))
-    left, right, relative_error, errors = truncated(owner, norm, weight.shape, output_rank)
+    left, right, relative_error, errors = truncated(norm, weight.shape, output_rank)
     return TuckerFactors(input_factor, right, left, relative_error, errors)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_count, check_dimensions
-from ._norm import OutputNorm, ridged_cholesky
+from ._norm import OutputNorm
 from ._separable import SeparableMoment
 
 
@@ -48,16 +48,10 @@ def vertical_horizontal(
     Args:
         weight: ``(T, S, h, w)``.
         rank: ``R``, from 1 to ``min(S h, T w)``, which is enough for every weight.
-        second_moment: ``Sigma = E[x x^T]`` of the input patches ``(n, n)``, ``n = S h w``; None is
-            the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
-        sensitivity: ``F``, weight of output errors, ``(T, T)`` or its diagonal ``(T,)``; None is
-            the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
+        second_moment, sensitivity: as for `tucker2`.
 
     Raises:
-        RuntimeError: shapes that do not fit together.
-        TypeError: tensors that are not floating point, a rank that is no whole number.
-        ValueError: rank out of bounds, NaN or infinite entries, a second moment or sensitivity
-            that is not symmetric positive semidefinite.
+        RuntimeError, TypeError, ValueError: as for `tucker2`.
     """
     owner = "vertical_horizontal"
     check_dimensions(owner, weight, (4,))
@@ -66,15 +60,12 @@ def vertical_horizontal(
     norm = OutputNorm(owner, weight, second_moment, sensitivity)
     target = norm.target.reshape(weight.shape)
     verticals = [_vertical(target, rank)]
-    if norm.second_moment is None:
-        root = None
-    else:
-        root = ridged_cholesky(owner, "second_moment", norm.second_moment)[0]
+    if norm.second_moment is not None:
         channel_root = SeparableMoment(norm.second_moment, target.flatten(2)).channel_root
         seen = _vertical(torch.einsum("tsij,su->tuij", target, channel_root), rank)
         back = torch.linalg.pinv(channel_root, hermitian=True)
         verticals.append(torch.einsum("rui,us->rsi", seen, back))
-    found = [(vertical, *_horizontal(norm, vertical, width, root)) for vertical in verticals]
+    found = [(vertical, *_horizontal(norm, vertical, width)) for vertical in verticals]
     vertical, horizontal, change = min(found, key=lambda one: norm.square(one[2]))
     size = torch.linalg.vector_norm(vertical, dim=(1, 2))
     other = torch.linalg.vector_norm(horizontal, dim=(0, 2))
@@ -94,19 +85,13 @@ def _vertical(target: Tensor, rank: int) -> Tensor:
     return vectors[:, :rank].mT.reshape(rank, *target.shape[1:3])
 
 
-def _horizontal(
-    norm: OutputNorm, vertical: Tensor, width: int, root: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _horizontal(norm: OutputNorm, vertical: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The best horizontal filters ``(T, R, w)``, not restored, and what they leave ``(T, n)``.
 
-    With ``Z[(r,j'),(s,i,j)] = vertical[r,s,i] delta_jj'`` and ``Sigma = L L^T`` they are
-    ``W L (Z L)^+``.
+    They are the coefficients of ``Z[(r,j'),(s,i,j)] = vertical[r,s,i] delta_jj'``.
     """
     columns = torch.eye(width).to(vertical)
     rank = len(vertical)
     basis = torch.einsum("rsi,kj->rksij", vertical, columns).flatten(2).flatten(0, 1)
-    if root is None:
-        horizontal = norm.target @ torch.linalg.pinv(basis)
-    else:
-        horizontal = (norm.target @ root) @ torch.linalg.pinv(basis @ root)
+    horizontal = norm.coefficients(norm.target, basis)
     return horizontal.unflatten(1, (rank, width)), norm.target - horizontal @ basis

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers.methods._rank import Candidate, Rank
+from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group, groups_of
 
 _SHARES = (0.0, 0.05, 0.1, 0.18, 0.28, 0.4, 0.55, 0.75, 1.0)
@@ -73,25 +74,19 @@ def front_of(sizes: Sequence[int], errors: Sequence[float], *, below: int) -> li
     return front
 
 
-def squared_error(
-    layer: nn.Module,
-    weight: Tensor,
-    second_moment: Tensor | None = None,
-    sensitivity: Tensor | None = None,
-) -> float:
+def squared_error(layer: nn.Module, weight: Tensor, norm: Mapping[str, Tensor | None]) -> float:
     """Returns ``tr(F D Sigma D^T) / tr(F W Sigma W^T)``, ``D = W - weight``, over all groups.
 
     Args:
         layer: the layer with the weight ``W``.
         weight: of the same shape.
-        second_moment: Sigma of `Method.build`.
-        sensitivity: F of `Method.build`.
+        norm: second moment and sensitivity, as for `Method.build`.
     """
     dense = layer.get_parameter("weight").detach().double()
 
     def size(weight: Tensor) -> float:
-        groups = groups_of("curve", weight, _groups(layer), second_moment, sensitivity)
-        return sum(_squared_size(group) for group in groups)
+        groups = groups_of("curve", weight, Geometry.of(layer).groups, **norm)
+        return sum(group.square for group in groups)
 
     before, after = size(dense), size(dense - weight.detach().double())
     if before == 0:
@@ -100,44 +95,24 @@ def squared_error(
 
 
 def squared_errors(
-    layer: nn.Module,
-    second_moment: Tensor | None,
-    sensitivity: Tensor | None,
-    errors: Callable[[Group], Tensor],
+    layer: nn.Module, norm: Mapping[str, Tensor | None], errors: Callable[[Group], Tensor]
 ) -> Tensor:
     """Computes squared relative errors of a layer from the errors of its groups.
 
     Args:
         layer: a convolution or a linear layer.
-        second_moment: Sigma of `Method.build`.
-        sensitivity: F of `Method.build`.
+        norm: second moment and sensitivity, as for `Method.build`.
         errors: relative errors of one group, in the norm of both.
     """
     weight = layer.get_parameter("weight").detach()
-    groups = list(groups_of("curve", weight, _groups(layer), second_moment, sensitivity))
+    groups = list(groups_of("curve", weight, Geometry.of(layer).groups, **norm))
     if len(groups) == 1:
         return errors(groups[0]).square()
-    sizes = [_squared_size(group) for group in groups]
+    sizes = [group.square for group in groups]
     squares = [
         size * errors(group).square() for group, size in zip(groups, sizes, strict=True) if size
     ]
     return torch.stack(squares).sum(0) / sum(sizes) if squares else 0 * errors(groups[0])
-
-
-def _groups(layer: nn.Module) -> int:
-    return layer.groups if isinstance(layer, nn.Conv2d) else 1
-
-
-def _squared_size(group: Group) -> float:
-    """``tr(F W Sigma W^T)``."""
-    matrix = group.weight.double().flatten(1)
-    image = matrix
-    if group.second_moment is not None:
-        image = image @ group.second_moment.double()
-    if group.sensitivity is not None:
-        weights = group.sensitivity.double()
-        image = weights @ image if weights.dim() == 2 else weights[:, None] * image
-    return max(0.0, float((matrix * image).sum()))
 
 
 def _thinned(ranks: Sequence[Rank], fitted: Mapping[Rank, float]) -> list[Rank]:

@@ -99,18 +99,12 @@ class Method(ABC):
             second_moment: as for `build`.
             sensitivity: as for `build`.
         """
+        norm = {"second_moment": second_moment, "sensitivity": sensitivity}
         errors = {}
         for rank in spread(self.ranks(layer)):
-            built = self.build(
-                layer,
-                rank,
-                init="fit",
-                seed=0,
-                second_moment=second_moment,
-                sensitivity=sensitivity,
-            )
+            built = self.build(layer, rank, init="fit", seed=0, **norm)
             weight = built.fold().weight  # type: ignore[operator]
-            errors[rank] = squared_error(layer, weight, second_moment, sensitivity)
+            errors[rank] = squared_error(layer, weight, norm)
         return interpolated(self.ranks(layer), partial(self.parameters, layer), errors)
 
     def members(self, layer: nn.Module) -> tuple[Method, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from sketchlayers.methods._method import Init, Method, get, register
+from sketchlayers.methods._method import Method, get, register
 from sketchlayers.methods._rank import Rank
 from sketchlayers.nn import CPConv2d, LowRankLinear, SKConv2d, SKLinear, TuckerConv2d
 
@@ -77,16 +77,6 @@ class Auto(Method):
         """See `Method.multiply_adds`."""
         return self.members(layer)[0].multiply_adds(layer, rank, input_shape)
 
-    def build(
-        self,
-        layer: nn.Module,
-        rank: Rank,
-        *,
-        init: Init,
-        seed: int,
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-    ) -> nn.Module:
+    def build(self, layer: nn.Module, rank: Rank, **how: Any) -> nn.Module:
         """See `Method.build`."""
-        arguments: dict[str, Any] = {"second_moment": second_moment, "sensitivity": sensitivity}
-        return self.members(layer)[0].build(layer, rank, init=init, seed=seed, **arguments)
+        return self.members(layer)[0].build(layer, rank, **how)

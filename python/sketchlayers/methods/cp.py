@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import log2
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 
 from sketchlayers import decompose
 from sketchlayers.methods._curve import interpolated, spread, squared_errors
-from sketchlayers.methods._factored import Factored
+from sketchlayers.methods._factored import Factored, Parts
 from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn import CPConv2d, LowRankLinear
 from sketchlayers.nn._checks import number_above, whole_number
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
-from sketchlayers.nn.factored.cp import cp_parts, uniform_ranks
+from sketchlayers.nn.factored.cp import cp_parts
 
 _CURVE_SWEEPS, _CURVE_SWEEPS_OF_LARGE = 20, 8
 """Sweeps of the fits for a curve; fewer for large layers, where a sweep takes seconds."""
@@ -56,56 +55,38 @@ class CP(Factored):
             object.__setattr__(self, name, whole_number("CP", name, getattr(self, name)))
         object.__setattr__(self, "tolerance", number_above("CP", "tolerance", self.tolerance, 0))
 
-    def _conv_ranks(self, geometry: Geometry) -> Sequence[Rank]:
-        return uniform_ranks(geometry)
+    def _parts(self, layer: nn.Module, rank: Rank) -> Parts:
+        return cp_parts(Geometry.of(layer), one_number("CP", rank))
 
-    def _conv_parts(self, geometry: Geometry, rank: Rank) -> list[Geometry]:
-        parts = cp_parts(geometry, one_number("CP", rank))
-        return [part for part in parts if part is not None]
+    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+        how = {} if isinstance(layer, nn.Linear) else self.options()
+        return super()._arguments(layer, rank) | how
 
-    def _build_conv(self, layer: nn.Conv2d, rank: Rank, **arguments: Any) -> CPConv2d:
-        return CPConv2d.from_conv(
-            layer,
-            one_number("CP", rank),
-            starts=self.starts,
-            max_sweeps=self.max_sweeps,
-            tolerance=self.tolerance,
-            **arguments,
-        )
+    def curve(self, layer: nn.Module, **norm: Tensor | None) -> list[Candidate]:
+        """See `Method.curve`: a few ranks are fitted, from one start in a few sweeps.
 
-    def _conv_curve(
-        self, layer: nn.Conv2d, second_moment: Tensor | None, sensitivity: Tensor | None
-    ) -> list[Candidate]:
-        """A few ranks, fitted from one start in a few sweeps; the others are interpolated.
-
-        Sweeps gain by powers: from the gain of the last few follows what all of a fit will bring.
+        The others are interpolated. Sweeps gain by powers: from the gain of the last few follows
+        what all of a fit will bring.
         """
-        if layer.kernel_size == (1, 1):
-            return self._low_rank_curve(layer, second_moment, sensitivity)
+        if Geometry.of(layer).kernel_size == (1, 1):
+            return super().curve(layer, **norm)
         family = self.ranks(layer)
         ranks = spread(family)
 
         def errors(group: Group) -> Tensor:
             return torch.tensor([self._error(group, one_number("CP", rank)) for rank in ranks])
 
-        squares = squared_errors(layer, second_moment, sensitivity, errors).tolist()
+        squares = squared_errors(layer, norm, errors).tolist()
         return interpolated(
             family, partial(self.parameters, layer), dict(zip(ranks, squares, strict=True))
         )
 
     def _error(self, group: Group, rank: int) -> float:
         """Relative error that a fit of one group will have, nearly."""
-        weight, moment, weights = group
-        sweeps = _CURVE_SWEEPS if weight[0].numel() < _LARGE_PATCH else _CURVE_SWEEPS_OF_LARGE
-        sweeps = min(sweeps, self.max_sweeps)
-        errors = decompose.cp(
-            weight,
-            rank,
-            second_moment=moment,
-            sensitivity=weights,
-            starts=1,
-            max_sweeps=sweeps,
-        ).errors
+        is_large = group.weight[0].numel() >= _LARGE_PATCH
+        sweeps = min(_CURVE_SWEEPS_OF_LARGE if is_large else _CURVE_SWEEPS, self.max_sweeps)
+        fit = decompose.cp(group.weight, rank, **group.norm, starts=1, max_sweeps=sweeps)
+        errors = fit.errors
         last, halfway = errors[-1], errors[(len(errors) - 1) // 2]
         if last == 0 or len(errors) < sweeps:
             return last

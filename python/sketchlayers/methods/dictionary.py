@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from sketchlayers.methods._formed import Formed
+from sketchlayers.methods._dense import DenseMethod
 from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import DictionaryConv2d, DictionaryLinear
 from sketchlayers.nn._checks import number_above, one_of, whole_number
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.generated._layer import FormedLayer
-from sketchlayers.nn.generated.dictionary import LENGTH, RIDGE, is_factored
+from sketchlayers.nn.generated.dictionary import LENGTH, RIDGE
 
 
 @register("dictionary")
 @dataclass(frozen=True, kw_only=True)
-class Dictionary(Formed):
+class Dictionary(DenseMethod):
     """``W = V U``: ``V`` trained, ``U`` predicts all weights from those of ``rank`` inputs.
 
     Attributes:
@@ -36,6 +34,7 @@ class Dictionary(Formed):
     """
 
     layers: ClassVar[tuple[type[nn.Module], ...]] = (DictionaryConv2d, DictionaryLinear)
+    _takes_depthwise = True
 
     kernel: Literal["auto", "spatial", "covariance"] = "auto"
     num_columns: int = 1
@@ -49,44 +48,21 @@ class Dictionary(Formed):
         for name in ("length", "ridge"):
             object.__setattr__(self, name, number_above("Dictionary", name, getattr(self, name), 0))
 
-    def _parameters_per_rank(self, geometry: Geometry) -> int:
-        return geometry.out_channels
+    def _weights(self, layer: nn.Module, rank: Rank) -> int:
+        return one_number("Dictionary", rank) * Geometry.of(layer).out_channels
 
-    def _forming_multiply_adds(self, layer: nn.Module, geometry: Geometry, rank: int) -> int:
-        return rank * geometry.weights
-
-    def multiply_adds(self, layer: nn.Module, rank: Rank, input_shape: Sequence[int]) -> int:
-        """See `Method.multiply_adds`."""
-        dense = super().multiply_adds(layer, rank, input_shape)
-        number = one_number("Dictionary", rank)
-        if not isinstance(layer, nn.Linear) or not layer.training:
-            return dense
-        inputs, outputs = layer.in_features, layer.out_features
-        columns = self._columns(self._geometry(layer))
-        if not is_factored(inputs, outputs, number, columns):
-            return dense
-        return prod(input_shape[:-1]) * number * (columns * inputs + outputs)
-
-    def _columns(self, geometry: Geometry) -> int:
-        """The largest number of equal parts, at most as many as asked for."""
-        columns = min(self.num_columns, geometry.group_outputs)
-        while geometry.group_outputs % columns:
-            columns -= 1
-        return columns
-
-    def _build(self, layer: nn.Module, rank: int, **arguments: Any) -> FormedLayer:
-        geometry = self._geometry(layer)
+    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+        geometry = Geometry.of(layer)
         kernel = self.kernel
         if kernel == "auto":
             kernel = "covariance" if prod(geometry.kernel_size) == 1 else "spatial"
-        arguments |= {
-            "rank": rank,
+        columns = min(self.num_columns, geometry.group_outputs)
+        while geometry.group_outputs % columns:
+            columns -= 1
+        return {
+            "rank": one_number("Dictionary", rank),
             "kernel": kernel,
-            "num_columns": self._columns(geometry),
+            "num_columns": columns,
             "length": self.length,
             "ridge": self.ridge,
         }
-        if isinstance(layer, nn.Conv2d):
-            return DictionaryConv2d.from_conv(layer, **arguments)
-        assert isinstance(layer, nn.Linear)  # no other gets here
-        return DictionaryLinear.from_linear(layer, **arguments)

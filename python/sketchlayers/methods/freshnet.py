@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
 from torch import nn
 
-from sketchlayers.methods._formed import Formed
+from sketchlayers.methods._dense import DenseMethod
 from sketchlayers.methods._method import register
+from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import FreshConv2d, HashedLinear
 from sketchlayers.nn._checks import number_above
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.generated._layer import FormedLayer
 from sketchlayers.nn.generated.fresh import ALPHA, BETA, MOST_TAPS, bucket_bounds
 
 
 @register("freshnet")
 @dataclass(frozen=True, kw_only=True)
-class FreshNet(Formed):
+class FreshNet(DenseMethod):
     """Filters with hashed cosine coefficients; the rank is the number of values.
 
     Fully connected layers become those of HashedNets, as in the papers' experiments.
@@ -30,6 +31,7 @@ class FreshNet(Formed):
     """
 
     layers: ClassVar[tuple[type[nn.Module], ...]] = (FreshConv2d, HashedLinear)
+    _takes_depthwise = True
 
     alpha: float = ALPHA
     beta: float = BETA
@@ -44,18 +46,16 @@ class FreshNet(Formed):
             return f"kernel of more than {MOST_TAPS} positions"
         return super().refusal(layer)
 
-    def _least_rank(self, geometry: Geometry) -> int:
-        return bucket_bounds(geometry)[0]
+    def ranks(self, layer: nn.Module) -> Sequence[Rank]:
+        """See `Method.ranks`: from one value for each frequency."""
+        least, _ = bucket_bounds(Geometry.of(layer))
+        return super().ranks(layer)[least - 1 :]
 
-    def _forming_multiply_adds(self, layer: nn.Module, geometry: Geometry, rank: int) -> int:
+    def _weights(self, layer: nn.Module, rank: Rank) -> int:
+        return one_number("FreshNet", rank)
+
+    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+        buckets = {"buckets": one_number("FreshNet", rank)}
         if isinstance(layer, nn.Linear):
-            return 0
-        return geometry.weights * prod(geometry.kernel_size)
-
-    def _build(self, layer: nn.Module, rank: int, **arguments: Any) -> FormedLayer:
-        if isinstance(layer, nn.Conv2d):
-            return FreshConv2d.from_conv(
-                layer, buckets=rank, alpha=self.alpha, beta=self.beta, **arguments
-            )
-        assert isinstance(layer, nn.Linear)  # no other gets here
-        return HashedLinear.from_linear(layer, buckets=rank, **arguments)
+            return buckets
+        return {**buckets, "alpha": self.alpha, "beta": self.beta}

@@ -7,24 +7,25 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from sketchlayers.methods._formed import Formed
+from sketchlayers.methods._dense import DenseMethod
 from sketchlayers.methods._method import register
+from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import HashedConv2d, HashedLinear
-from sketchlayers.nn.generated._layer import FormedLayer
 
 
 @register("hashednet")
 @dataclass(frozen=True, kw_only=True)
-class HashedNet(Formed):
+class HashedNet(DenseMethod):
     """``W[i, j] = xi(i, j) values[h(i, j)]``; the rank is the number of values.
 
     For training: a trained weight is hardly any nearer to shared values than to zero.
     """
 
     layers: ClassVar[tuple[type[nn.Module], ...]] = (HashedConv2d, HashedLinear)
+    _takes_depthwise = True
 
-    def _build(self, layer: nn.Module, rank: int, **arguments: Any) -> FormedLayer:
-        if isinstance(layer, nn.Conv2d):
-            return HashedConv2d.from_conv(layer, buckets=rank, **arguments)
-        assert isinstance(layer, nn.Linear)  # no other gets here
-        return HashedLinear.from_linear(layer, buckets=rank, **arguments)
+    def _weights(self, layer: nn.Module, rank: Rank) -> int:
+        return one_number("HashedNet", rank)
+
+    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+        return {"buckets": one_number("HashedNet", rank)}

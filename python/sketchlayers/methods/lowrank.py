@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from sketchlayers.methods._factored import Factored
+from sketchlayers.methods._factored import Factored, Parts
 from sketchlayers.methods._method import Method, register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn import LowRankConv2d, LowRankLinear
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn.factored.low_rank_conv import low_rank_parts, uniform_ranks
+from sketchlayers.nn.factored.low_rank_conv import low_rank_parts
 
 
 @register("lowrank")
@@ -26,16 +25,10 @@ class LowRank(Factored):
 
     layers: ClassVar[tuple[type[nn.Module], ...]] = (LowRankConv2d, LowRankLinear)
 
-    def _conv_ranks(self, geometry: Geometry) -> Sequence[Rank]:
-        return uniform_ranks(geometry)
+    def _parts(self, layer: nn.Module, rank: Rank) -> Parts:
+        return low_rank_parts(Geometry.of(layer), one_number("LowRank", rank))
 
-    def _conv_parts(self, geometry: Geometry, rank: Rank) -> list[Geometry]:
-        return list(low_rank_parts(geometry, one_number("LowRank", rank)))
-
-    def _build_conv(self, layer: nn.Conv2d, rank: Rank, **arguments: Any) -> LowRankConv2d:
-        return LowRankConv2d.from_conv(layer, one_number("LowRank", rank), **arguments)
-
-    def _conv_curve(
-        self, layer: nn.Conv2d, second_moment: Tensor | None, sensitivity: Tensor | None
-    ) -> list[Candidate]:
-        return Method.curve(self, layer, second_moment=second_moment, sensitivity=sensitivity)
+    def curve(self, layer: nn.Module, **norm: Tensor | None) -> list[Candidate]:
+        """See `Method.curve`."""
+        is_linear = isinstance(layer, nn.Linear)
+        return super().curve(layer, **norm) if is_linear else Method.curve(self, layer, **norm)

@@ -7,28 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sketchlayers.methods._method import Init, Method, register
+from sketchlayers.methods._dense import DenseMethod
+from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._checks import one_of, whole_number
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn.sketch._layer import scale_factor
-from sketchlayers.nn.sketch._sizes import (
-    dense_parameters,
-    fitting_blocks,
-    max_rank,
-    sketch_parameters,
-)
-
-Sizes = tuple[int, int, tuple[int, int]]
+from sketchlayers.nn.sketch._sizes import fitting_blocks, max_rank, weights_per_rank
 
 
 @register("sketch")
 @dataclass(frozen=True, kw_only=True)
-class Sketch(Method):
+class Sketch(DenseMethod):
     """``W_hat = c sum_i (U1_i^T S1_i + S2_i U2_i)`` (equation 1): signs U fixed, S trained.
 
     Attributes:
@@ -63,107 +56,22 @@ class Sketch(Method):
         if not isinstance(self.scale, str):
             object.__setattr__(self, "scale", factor)
 
-    def refusal(self, layer: nn.Module) -> str | None:
-        """See `Method.refusal`: takes ``nn.Conv2d`` and ``nn.Linear``, but no depthwise layers."""
-        if isinstance(layer, nn.Linear):
-            return None
-        if not isinstance(layer, nn.Conv2d):
-            return f"{type(layer).__name__} is not a layer that sketching takes"
-        if layer.groups > 1 and layer.groups == layer.in_channels:
-            return "depthwise convolution"
-        return None
-
-    def ranks(self, layer: nn.Module) -> range:
+    def ranks(self, layer: nn.Module) -> Sequence[Rank]:
         """See `Method.ranks`: every whole rank."""
-        in_channels, out_channels, kernel = _sizes(layer)
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        dense = dense_parameters(in_channels, out_channels, kernel, groups=groups, bias=False)
-        per_rank = sketch_parameters(
-            in_channels,
-            out_channels,
-            kernel,
-            rank=1,
-            num_sketches=self.num_sketches,
-            bias=False,
-        )
-        shrinks = max(0, dense - 1) // per_rank if per_rank else 0
-        exists = max_rank(in_channels, out_channels, groups=groups, num_sketches=self.num_sketches)
-        return range(1, min(shrinks, exists) + 1)
+        return super().ranks(layer)[: max_rank(Geometry.of(layer), self.num_sketches)]
 
-    def parameters(self, layer: nn.Module, rank: Rank) -> int:
-        """See `Method.parameters`: ``l k h w (d1 + d2)`` and the bias."""
-        in_channels, out_channels, kernel = _sizes(layer)
-        return sketch_parameters(
-            in_channels,
-            out_channels,
-            kernel,
-            rank=one_number("Sketch", rank),
-            num_sketches=self.num_sketches,
-            bias=layer.bias is not None,
-        )
+    def _weights(self, layer: nn.Module, rank: Rank) -> int:
+        per_rank = weights_per_rank(Geometry.of(layer), self.num_sketches)
+        return one_number("Sketch", rank) * per_rank
 
-    @torch.no_grad()
-    def multiply_adds(self, layer: nn.Module, rank: Rank, input_shape: Sequence[int]) -> int:
-        """See `Method.multiply_adds`: of the path that is planned on the CPU."""
-        arguments = {**self._arguments(layer, rank), "seed": 0, "device": "meta"}
-        sketched: SKConv2d | SKLinear
-        if isinstance(layer, nn.Conv2d):
-            sketched = SKConv2d(**Geometry.of(layer).arguments(), mixing=self.mixing, **arguments)
-        else:
-            inputs, outputs, _ = _sizes(layer)
-            sketched = SKLinear(inputs, outputs, **arguments)
-        return sketched.train(layer.training).multiply_adds(input_shape)
-
-    def build(
-        self,
-        layer: nn.Module,
-        rank: Rank,
-        *,
-        init: Init,
-        seed: int,
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-    ) -> nn.Module:
-        """See `Method.build`."""
-        arguments = {
-            **self._arguments(layer, rank),
-            "seed": seed,
-            "init": init,
-            "second_moment": second_moment,
-            "sensitivity": sensitivity,
-        }
-        if isinstance(layer, nn.Conv2d):
-            return SKConv2d.from_conv(layer, mixing=self.mixing, **arguments)
+    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+        geometry = Geometry.of(layer)
+        sizes = geometry.group_inputs, geometry.group_outputs
+        arguments = {"rank": one_number("Sketch", rank)} | self.options()
+        arguments["blocks"] = fitting_blocks(*sizes, blocks=self.blocks)
         if isinstance(layer, nn.Linear):
-            return SKLinear.from_linear(layer, **arguments)
-        raise TypeError(
-            f"Sketch: the layer must be nn.Conv2d or nn.Linear (got {type(layer).__name__})"
-        )
-
-    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
-        """Arguments that both layers have."""
-        inputs, outputs, _ = _sizes(layer)
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        return {
-            "rank": one_number("Sketch", rank),
-            "num_sketches": self.num_sketches,
-            "scale": self.scale,
-            "blocks": fitting_blocks(inputs, outputs, blocks=self.blocks, groups=groups),
-            "signs": self.signs,
-            "frame": self.frame,
-        }
-
-
-def _sizes(layer: nn.Module) -> Sizes:
-    """Input channels, output channels and kernel size; those of a linear layer are (1, 1)."""
-    if isinstance(layer, nn.Conv2d):
-        height, width = layer.kernel_size
-        return layer.in_channels, layer.out_channels, (height, width)
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features, (1, 1)
-    raise TypeError(
-        f"Sketch: the layer must be nn.Conv2d or nn.Linear (got {type(layer).__name__})"
-    )
+            del arguments["mixing"]
+        return arguments
 
 
 def scale_argument(text: str) -> str | float:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from sketchlayers import decompose
 from sketchlayers.methods._curve import front_of, squared_errors
-from sketchlayers.methods._factored import Factored
+from sketchlayers.methods._factored import Factored, Parts
 from sketchlayers.methods._method import register
-from sketchlayers.methods._rank import Candidate, Rank
-from sketchlayers.nn import TuckerConv2d
+from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn._checks import number_above, whole_number
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
@@ -58,32 +57,32 @@ class Tucker2(Factored):
         tolerance = number_above("Tucker2", "tolerance", self.tolerance, 0)
         object.__setattr__(self, "tolerance", tolerance)
 
-    def _conv_ranks(self, geometry: Geometry) -> Sequence[Rank]:
-        return uniform_ranks(geometry)
+    def ranks(self, layer: nn.Module) -> Sequence[Rank]:
+        """See `Method.ranks`."""
+        if isinstance(layer, nn.Linear):
+            return super().ranks(layer)
+        return uniform_ranks(Geometry.of(layer))
 
-    def _conv_parts(self, geometry: Geometry, rank: Rank) -> list[Geometry]:
-        parts = tucker_parts(geometry, checked_ranks("Tucker2", geometry, rank))
-        return [part for part in parts if part is not None]
+    def _parts(self, layer: nn.Module, rank: Rank) -> Parts:
+        geometry = Geometry.of(layer)
+        if isinstance(layer, nn.Linear):
+            return tucker_parts(geometry, (None, one_number("Tucker2", rank)))
+        return tucker_parts(geometry, checked_ranks("Tucker2", geometry, rank))
 
-    def _build_conv(self, layer: nn.Conv2d, rank: Rank, **arguments: Any) -> TuckerConv2d:
-        ranks = checked_ranks("Tucker2", Geometry.of(layer), rank)
-        return TuckerConv2d.from_conv(
-            layer, ranks, max_sweeps=self.max_sweeps, tolerance=self.tolerance, **arguments
-        )
+    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+        if isinstance(layer, nn.Linear):
+            return super()._arguments(layer, rank)
+        return {"ranks": checked_ranks("Tucker2", Geometry.of(layer), rank), **self.options()}
 
-    def _conv_curve(
-        self, layer: nn.Conv2d, second_moment: Tensor | None, sensitivity: Tensor | None
-    ) -> list[Candidate]:
-        """The best pairs of an input and an output rank.
+    def curve(self, layer: nn.Module, **norm: Tensor | None) -> list[Candidate]:
+        """See `Method.curve`: the best pairs of an input and an output rank.
 
         Input factors are fitted at about ten ranks, each of which tells the errors at all output
         ranks; between them the logarithm of the error is linear in the input rank.
         """
         geometry = Geometry.of(layer)
-        if layer.kernel_size == (1, 1):
-            return self._low_rank_curve(
-                layer, second_moment, sensitivity, lambda rank: (None, rank)
-            )
+        if geometry.kernel_size == (1, 1):
+            return super().curve(layer, **norm)
         channels, outputs = geometry.group_inputs, geometry.group_outputs
         sizes = _sizes(geometry)
         dense = geometry.weights
@@ -93,12 +92,10 @@ class Tucker2(Factored):
         sweeps = _SWEEPS if geometry.patch < _LARGE_PATCH else _SWEEPS_OF_LARGE
 
         def errors(group: Group) -> Tensor:
-            weight, moment, weights = group
-            return decompose.tucker2_errors(
-                weight, [*inputs, None], second_moment=moment, sensitivity=weights, sweeps=sweeps
-            )
+            ranks = [*inputs, None]
+            return decompose.tucker2_errors(group.weight, ranks, **group.norm, sweeps=sweeps)
 
-        squares = squared_errors(layer, second_moment, sensitivity, errors)[:, 1:]
+        squares = squared_errors(layer, norm, errors)[:, 1:]
         squares = _every_row(squares.cpu(), [*inputs, channels])
         front = front_of(sizes.flatten().tolist(), squares.flatten().tolist(), below=dense)
         candidates = []

@@ -13,7 +13,7 @@ from torch import nn
 from sketchlayers.nn._geometry import Geometry
 
 # Of a constructor's arguments: what tensors say by themselves, and what only helps to find a rank.
-_NO_PART = frozenset({"covariance", "device", "dtype", "rate", "seed"})
+NO_PART = frozenset({"covariance", "device", "dtype", "rate", "seed"})
 
 
 class Configured(nn.Module):
@@ -77,7 +77,7 @@ def dense_arguments(layer: Any) -> dict[str, Any]:
     if hasattr(layer, "in_features"):
         sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
     else:
-        sizes = Geometry.of(layer).arguments()
+        sizes = Geometry.of(layer)._asdict()
     return sizes | {"bias": layer.bias is not None}
 
 
@@ -97,7 +97,7 @@ def check_names(kind: type, config: Mapping[str, Any]) -> None:
         ValueError: another name.
     """
     for name in config:
-        if name not in _parameters(kind) or name in _NO_PART:
+        if name not in _parameters(kind) or name in NO_PART:
             raise ValueError(f"{kind.__name__}: there is no {name!r} in a configuration")
     if not isinstance(bias := config.get("bias", True), bool):
         raise TypeError(f"{kind.__name__}: bias must be a bool (got bias={bias!r})")
@@ -119,13 +119,9 @@ def _without_defaults(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any
 def _parameters(kind: type) -> dict[str, Any]:
     """Names and defaults of a constructor's arguments, pairs whole; ``nn.Module`` for none."""
     signature = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    defaults = {
-        parameter.name: nn.Module if parameter.default is parameter.empty else parameter.default
-        for parameter in signature
-        if parameter.name != "self"
-    }
-    pairs = {name: value for name, value in Geometry._field_defaults.items() if name in defaults}
+    pairs = Geometry._field_defaults
     return {
-        name: default if default is nn.Module else pairs.get(name, default)
-        for name, default in defaults.items()
+        part.name: nn.Module if part.default is part.empty else pairs.get(part.name, part.default)
+        for part in signature
+        if part.name != "self"
     }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sketchlayers.nn._checks import one_of, pair, whole_number
 
@@ -36,9 +36,11 @@ class Geometry(NamedTuple):
     padding_mode: PaddingMode = "zeros"
 
     @classmethod
-    def of(cls, conv: nn.Module) -> Self:
-        """Those of a convolution, plain or not."""
-        return cls(*(getattr(conv, name) for name in cls._fields))
+    def of(cls, layer: Any) -> Self:
+        """Those of a layer, compressed or not; a fully connected one is a 1x1 convolution."""
+        if hasattr(layer, "in_features"):
+            return cls(layer.in_features, layer.out_features)
+        return cls(*(getattr(layer, name) for name in cls._fields))
 
     @classmethod
     def checked(
@@ -122,27 +124,14 @@ class Geometry(NamedTuple):
             padding=self.padding if isinstance(self.padding, str) else half(self.padding, 0),
         )
 
-    def arguments(self) -> dict[str, Any]:
-        """By name."""
-        return self._asdict()
+    def shrinking_ranks(self, weights_per_rank: int) -> range:
+        """The whole ranks at which a replacement, with so many weights for each, is smaller."""
+        if not self.weights:
+            return range(0)
+        return range(1, (self.weights - 1) // weights_per_rank + 1)
 
 
-class _HasGeometry(Protocol):
-    """`Geometry` itself, or a layer with its fields as attributes."""
-
-    @property
-    def in_channels(self) -> int: ...
-    @property
-    def kernel_size(self) -> tuple[int, ...]: ...
-    @property
-    def stride(self) -> tuple[int, ...]: ...
-    @property
-    def padding(self) -> str | tuple[int, ...]: ...
-    @property
-    def dilation(self) -> tuple[int, ...]: ...
-
-
-def padding_amounts(conv: _HasGeometry) -> tuple[Sides, Sides]:
+def padding_amounts(conv: Any) -> tuple[Sides, Sides]:
     """Padding before and after, for height and for width."""
     if conv.padding == "valid":
         return (0, 0), (0, 0)
@@ -153,7 +142,7 @@ def padding_amounts(conv: _HasGeometry) -> tuple[Sides, Sides]:
     return (vertical, vertical), (horizontal, horizontal)
 
 
-def effective_dilation(conv: _HasGeometry) -> tuple[int, ...]:
+def effective_dilation(conv: Any) -> tuple[int, ...]:
     """The dilation for PyTorch's convolutions: 1 along an axis with one tap.
 
     Any other changes nothing there, and crashes some of them (PyTorch 2.14 in float16 on CPUs).
@@ -172,7 +161,7 @@ def pad(conv: Any, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
     return input, (top, left)
 
 
-def output_size(conv: _HasGeometry, size: Sequence[int]) -> list[int]:
+def output_size(conv: Any, size: Sequence[int]) -> list[int]:
     """Height and width of the output for those of the input."""
     return [
         (length + before + after - dilation * (kernel - 1) - 1) // stride + 1
@@ -183,22 +172,31 @@ def output_size(conv: _HasGeometry, size: Sequence[int]) -> list[int]:
 
 
 def batch_and_size(
-    owner: str, conv: _HasGeometry, input_shape: Sequence[int]
+    owner: str, layer: Any, input_shape: Sequence[int]
 ) -> tuple[int, tuple[int, int]]:
     """Number of images, and their height and width, for an input with or without a batch axis.
 
+    The rows of a fully connected layer's input are images of one pixel.
+
     Raises:
-        RuntimeError: the shape does not fit the convolution.
+        RuntimeError: the shape does not fit the layer.
     """
+    if hasattr(layer, "in_features"):
+        if len(input_shape) < 1 or input_shape[-1] != layer.in_features:
+            raise RuntimeError(
+                f"{owner}: input_shape must be (*, {layer.in_features}) "
+                f"(got input_shape={tuple(input_shape)})"
+            )
+        return math.prod(input_shape[:-1]), (1, 1)
     shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
-    fits = len(shape) == 4 and shape[1] == conv.in_channels and min(shape[2:]) >= 1
-    if min(output_size(conv, shape[2:]) if fits else [0]) < 1:
+    fits = len(shape) == 4 and shape[1] == layer.in_channels and min(shape[2:]) >= 1
+    if min(output_size(layer, shape[2:]) if fits else [0]) < 1:
         raise RuntimeError(
-            f"{owner}: input_shape must be (N, {conv.in_channels}, H, W) or "
-            f"({conv.in_channels}, H, W), at least as large as the kernel "
+            f"{owner}: input_shape must be (N, {layer.in_channels}, H, W) or "
+            f"({layer.in_channels}, H, W), at least as large as the kernel "
             f"(got input_shape={tuple(input_shape)})"
         )
-    for length, sides in zip(shape[2:], padding_amounts(conv), strict=True):
+    for length, sides in zip(shape[2:], padding_amounts(layer), strict=True):
         if length + sum(sides) > _LARGEST_SIZE:
             raise RuntimeError(
                 f"{owner}: height and width of input_shape must be below 2^31 with padding "
@@ -214,17 +212,10 @@ def geometry_repr(conv: Any) -> list[str]:
         f"kernel_size={conv.kernel_size}",
         f"stride={conv.stride}",
     ]
-    if conv.padding != (0, 0):
-        parts.append(f"padding={conv.padding}")
-    if conv.dilation != (1, 1):
-        parts.append(f"dilation={conv.dilation}")
-    if conv.groups != 1:
-        parts.append(f"groups={conv.groups}")
-    if conv.bias is None:
-        parts.append("bias=False")
-    if conv.padding_mode != "zeros":
-        parts.append(f"padding_mode={conv.padding_mode}")
-    return parts
+    given = Geometry.of(conv)._asdict() | {"bias": conv.bias is not None}
+    defaults = Geometry._field_defaults | {"bias": True}
+    names = ("padding", "dilation", "groups", "bias", "padding_mode")
+    return parts + [f"{name}={given[name]}" for name in names if given[name] != defaults[name]]
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

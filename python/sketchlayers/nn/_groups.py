@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,13 +16,30 @@ class Group(NamedTuple):
     second_moment: Tensor | None
     sensitivity: Tensor | None
 
+    @property
+    def norm(self) -> dict[str, Any]:
+        """By the names that decompositions give its parts."""
+        return {"second_moment": self.second_moment, "sensitivity": self.sensitivity}
+
+    @property
+    def square(self) -> float:
+        """``tr(F W Sigma W^T)``, the squared size of the weight in the norm."""
+        matrix = self.weight.detach().double().flatten(1)
+        image = matrix
+        if self.second_moment is not None:
+            image = image @ self.second_moment.double()
+        if self.sensitivity is not None:
+            weights = self.sensitivity.double()
+            image = weights @ image if weights.dim() == 2 else weights[:, None] * image
+        return max(0.0, float((matrix * image).sum()))
+
 
 def groups_of(
     owner: str,
     weight: Tensor,
     groups: int,
-    second_moment: Tensor | None,
-    sensitivity: Tensor | None,
+    second_moment: Tensor | None = None,
+    sensitivity: Tensor | None = None,
 ) -> Iterator[Group]:
     """Each group's weight ``(T, S, h, w)``, second moment and sensitivity, on its device.
 
@@ -78,11 +95,7 @@ def overall_error(groups: Sequence[Group], errors: Sequence[float]) -> float:
     """Relative error of all groups together from that of each, in the norm without sensitivity."""
     if len(groups) == 1:
         return errors[0]
-    sizes = []
-    for weight, second_moment, _ in groups:
-        matrix = weight.detach().double().flatten(1)
-        image = matrix if second_moment is None else matrix @ second_moment.double()
-        sizes.append(max(float((matrix * image).sum()), 0.0))
+    sizes = [group._replace(sensitivity=None).square for group in groups]
     if not sum(sizes):
         return max(errors)
     squares = [size * error**2 for size, error in zip(sizes, errors, strict=True) if size]

@@ -1,9 +1,9 @@
 """What every layer shares that stands for an ``nn.Conv2d`` or an ``nn.Linear``.
 
 A family of layers (sketches, factors, generated weights) says how a layer is built, what its dense
-weight is and how it is fitted. `Conv2dLayer` and `LinearLayer` have the dense layer's arguments,
-once for all; the decorator `stands_for_dense` adds a class's own to its signature and writes the
-shared arguments into its docstrings.
+weight is and how it is fitted. `Conv2dLayer` and `LinearLayer` have the dense layer's arguments and
+``from_conv`` and ``from_linear``, once for all; the decorator `stands_for_dense` writes the
+signatures and docstrings that a class has of them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.nn.utils import skip_init
 from sketchlayers._runtime.parallel import check_whole
 from sketchlayers.decompose._checks import check_finite
 
-from ._checks import one_of, refuse_other_layers, whole_number
-from ._config import Configured, dense_arguments
+from ._checks import check_one_given, checked_rate, one_of, refuse_other_layers, whole_number
+from ._config import NO_PART, Configured, dense_arguments
 from ._geometry import (
     Geometry,
     PaddingMode,
@@ -33,6 +33,8 @@ from ._geometry import (
 )
 
 Device = torch.device | str | int | None
+Factory = dict[str, Any]  # device and dtype, by name
+Norm = tuple[Tensor | None, Tensor | None]  # second moment of inputs, sensitivity of outputs
 
 
 class CompressedLayer(Configured):
@@ -52,6 +54,13 @@ class CompressedLayer(Configured):
 
     # What ``init`` may be.
     _inits: ClassVar[tuple[str, ...]] = ("fit", "random")
+    # Arguments of the constructor after the dense layer's, the size first; found by the decorator.
+    _own: ClassVar[tuple[str, ...]]
+    # Arguments of ``from_conv`` and ``from_linear`` for `_fit` and `_draw` alone; their defaults.
+    _fit_options: ClassVar[Mapping[str, Any]] = {}
+    # Docstrings of what a family adds to the constructor's arguments; of ``init`` and the above.
+    _documented: ClassVar[str] = ""
+    _documented_fit: ClassVar[str]
     # Computed on request in Python; not for TorchScript, which otherwise compiles every property.
     __jit_unused_properties__: ClassVar[list[str]] = [
         "weight",
@@ -63,7 +72,7 @@ class CompressedLayer(Configured):
         "_patch",
     ]
 
-    def _construct(self, bias: bool, device: Device, dtype: torch.dtype | None) -> None:
+    def _construct(self, bias: bool, factory: Factory) -> None:
         """Finish the construction, the dense layer's sizes known; a family has more arguments."""
         raise NotImplementedError
 
@@ -75,19 +84,72 @@ class CompressedLayer(Configured):
         """What the weight is made from."""
         raise NotImplementedError
 
-    def _fit(
-        self,
-        weight: Tensor,
-        init: str,
-        second_moment: Tensor | None,
-        sensitivity: Tensor | None,
-        **how: Any,
-    ) -> float:
+    def _fit(self, weight: Tensor, init: str, norm: Norm, **how: Any) -> float:
         """Take the parameters nearest to a weight; return the relative error."""
         raise NotImplementedError
 
-    def _fill_stored(self, options: Mapping[str, Any]) -> None:
+    def _draw(self, **how: Any) -> None:
+        """Take random parameters in place of a fit."""
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters."""
+        raise NotImplementedError
+
+    def _fill_stored(self, options: Mapping[str, Any], norm: Norm) -> None:
         """Write what is fixed but not made from the seed, into memory that was not initialised."""
+
+    def _applied(self, input: Tensor, weight: Tensor) -> Tensor:
+        """What the dense layer makes of an input, with this weight and the bias."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """As `Configured.options`."""
+        return {name: getattr(self, name) for name in self._own if name not in NO_PART}
+
+    def _add_bias(self, bias: bool, factory: Factory) -> None:
+        """Register the parameter ``bias``, not initialised, or None."""
+        made = torch.empty(self._weight_shape[0], **factory) if bias else None
+        self.register_parameter("bias", None if made is None else nn.Parameter(made))
+
+    def _draw_bias(self, generator: torch.Generator | None = None) -> None:
+        """Draw the bias as ``nn.Conv2d`` draws it."""
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self._patch)
+            nn.init.uniform_(self.bias, -bound, bound, generator=generator)
+
+    def _number_or_nearest(
+        self,
+        name: str,
+        number: int | None,
+        rate: float | None,
+        bias: bool,
+        bounds: tuple[int, int],
+        parameters: int = 1,
+    ) -> int:
+        """The size that was given, checked, or that nearest to the rate within its bounds.
+
+        Args:
+            name: of the size.
+            number: the size, or None for a rate.
+            rate: None for a size.
+            bias: whether the layer has one.
+            bounds: the smallest and the largest size.
+            parameters: for each unit of the size.
+
+        Raises:
+            TypeError: an argument of another type.
+            ValueError: an argument out of its range, both or none of them.
+        """
+        owner = type(self).__name__
+        check_one_given(owner, name, number, rate)
+        if number is not None:
+            return whole_number(owner, name, number, *bounds)
+        assert rate is not None
+        kept = self._weight_shape[0] if bias else 0
+        dense = math.prod(self._weight_shape) + kept
+        wanted = round((checked_rate(owner, rate) * dense - kept) / parameters)
+        return min(max(bounds[0], wanted), bounds[1])
 
     @property
     def weight(self) -> Tensor:
@@ -103,11 +165,12 @@ class CompressedLayer(Configured):
 
     @property
     def _groups(self) -> int:
-        raise NotImplementedError
+        return int(getattr(self, "groups", 1))
 
     @property
     def _kernel(self) -> tuple[int, ...]:
-        raise NotImplementedError
+        """Kernel size of a convolution; empty for a fully connected layer."""
+        return getattr(self, "kernel_size", ())
 
     @property
     def _weight_shape(self) -> tuple[int, ...]:
@@ -123,45 +186,44 @@ class CompressedLayer(Configured):
     def _from_dense(
         cls,
         dense: nn.Conv2d | nn.Linear,
-        options: Mapping[str, Any],
+        size: Sequence[Any],
         init: str,
-        second_moment: Tensor | None,
-        sensitivity: Tensor | None,
-        reset: Mapping[str, Any] | None = None,
-        **how: Any,
+        norm: Norm,
+        options: Mapping[str, Any],
     ) -> Self:
         """A layer in place of ``dense``.
 
         Args:
             dense: the layer.
-            options: arguments of the constructor after the dense layer's.
+            size: of the new one, unless it is among the options.
             init: one of `_inits`.
-            second_moment: of the inputs of one output.
-            sensitivity: of the outputs.
-            reset: arguments of ``reset_parameters``, for random parameters.
-            how: arguments of the fit.
+            norm: in which to fit.
+            options: arguments of the constructor after the dense layer's, and of `_fit_options`.
         """
         owner = cls.__name__
         refuse_other_layers(owner, dense, cls._dense_class)
         one_of(owner, "init", init, cls._inits)
-        for name, tensor in (("second_moment", second_moment), ("sensitivity", sensitivity)):
+        for name, tensor in zip(("second_moment", "sensitivity"), norm, strict=True):
             if tensor is not None and init != "fit":
                 raise ValueError(
                     f"{owner}: {name} must be None unless init is 'fit' (got init={init!r})"
                 )
+        how = {name: options.get(name, value) for name, value in cls._fit_options.items()}
+        own = {name: value for name, value in options.items() if name not in how}
+        own |= zip(cls._own, size, strict=False)
         weight = dense.weight.detach()
         sizes = dense_arguments(dense)
-        layer = skip_init(cls, **sizes, **options, device=weight.device, dtype=weight.dtype)
-        layer._fill_stored(options)
+        layer = skip_init(cls, **sizes, **own, device=weight.device, dtype=weight.dtype)
+        layer._fill_stored(own, norm)
         parameters = layer._weight_parameters()
         for parameter in parameters:
             if parameter.dim() == 4:
                 parameter.data = parameter.data.to(memory_format=memory_format(weight))
         if init == "random":
-            layer.reset_parameters(**(reset or {}))
+            layer._draw(**how)
         elif not weight.is_meta:  # without values there is nothing to fit
             check_finite(owner, f"weight of {type(dense).__name__}", weight)
-            layer.fit_error = layer._fit(weight, init, second_moment, sensitivity, **how)
+            layer.fit_error = layer._fit(weight, init, norm, **how)
         for parameter in parameters:
             parameter.requires_grad_(dense.weight.requires_grad)
         if layer.bias is not None and dense.bias is not None:
@@ -228,26 +290,30 @@ class Conv2dLayer(CompressedLayer):
         self.dilation = geometry.dilation
         self.groups = geometry.groups
         self.padding_mode = geometry.padding_mode
-        self._construct(bias, device, dtype, **options)
+        self._construct(bias, {"device": device, "dtype": dtype}, **options)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        *size: Any,
+        init: str = "fit",
+        second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+        **options: Any,
+    ) -> Self:
+        """A layer of this class in place of ``conv``, which is left as it is."""
+        return cls._from_dense(conv, size, init, (second_moment, sensitivity), options)
 
     def fold(self) -> nn.Conv2d:
         """The plain convolution with this layer's weight, of the same device, type and format."""
         folded: nn.Conv2d = self._folded()
         return folded
 
-    def _convolved(self, input: Tensor, weight: Tensor) -> Tensor:
-        """What the plain convolution makes of ``(N, d2, H, W)`` or ``(d2, H, W)``."""
+    def _applied(self, input: Tensor, weight: Tensor) -> Tensor:
         input, padding = pad(self, input)
         dilation = effective_dilation(self)
         return F.conv2d(input, weight, self.bias, self.stride, padding, dilation, self.groups)
-
-    @property
-    def _groups(self) -> int:
-        return self.groups
-
-    @property
-    def _kernel(self) -> tuple[int, ...]:
-        return self.kernel_size
 
     @property
     def _weight_shape(self) -> tuple[int, ...]:
@@ -275,20 +341,28 @@ class LinearLayer(CompressedLayer):
         owner = type(self).__name__
         self.in_features = whole_number(owner, "in_features", in_features)
         self.out_features = whole_number(owner, "out_features", out_features)
-        self._construct(bias, device, dtype, **options)
+        self._construct(bias, {"device": device, "dtype": dtype}, **options)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *size: Any,
+        init: str = "fit",
+        second_moment: Tensor | None = None,
+        sensitivity: Tensor | None = None,
+        **options: Any,
+    ) -> Self:
+        """A layer of this class in place of ``linear``, which is left as it is."""
+        return cls._from_dense(linear, size, init, (second_moment, sensitivity), options)
 
     def fold(self) -> nn.Linear:
         """The plain layer with this layer's weight, of the same device and type."""
         folded: nn.Linear = self._folded()
         return folded
 
-    @property
-    def _groups(self) -> int:
-        return 1
-
-    @property
-    def _kernel(self) -> tuple[int, ...]:
-        return ()
+    def _applied(self, input: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(input, weight, self.bias)
 
     @property
     def _weight_shape(self) -> tuple[int, ...]:
@@ -304,18 +378,13 @@ class LinearLayer(CompressedLayer):
         return ", ".join([*sizes, *self._options_repr(), f"rate={self.rate:.3g}"])
 
 
-def linear_rows(owner: str, in_features: int, input_shape: Sequence[int]) -> int:
-    """Number of rows of an input ``(*, in_features)``.
-
-    Raises:
-        RuntimeError: the shape does not fit the layer.
-    """
-    if len(input_shape) < 1 or input_shape[-1] != in_features:
-        raise RuntimeError(
-            f"{owner}: input_shape must be (*, {in_features}) "
-            f"(got input_shape={tuple(input_shape)})"
-        )
-    return math.prod(input_shape[:-1])
+def draw_normal(
+    parameter: Tensor, deviation: float, generator: torch.Generator | None = None
+) -> None:
+    """Draw the entries, in contiguous order, so that the memory format does not change them."""
+    values = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+    with torch.no_grad():
+        parameter.copy_(values.normal_(0, deviation, generator=generator))
 
 
 _CONV2D = """\
@@ -338,13 +407,20 @@ _LINEAR = """\
         device: of parameters and buffers; may be ``"meta"``.
         dtype: of the parameters.
 """
-_CARRIED = """\
+_RATE = """
+        rate: parameters of this layer over those of ``nn.{dense}``, bias included, in (0, 1], in
+            place of ``{size}``; the nearest size is taken, and the attribute ``rate`` tells what it
+            gives.
+"""
+_CONVERTED = """\
+A layer of this class in place of ``{given}``, which is left as it is.
+
         Device, type, memory format, the bias, ``requires_grad`` and the training flag carry over,
         hooks do not. The attribute ``fit_error`` holds the relative error of the weight. On the
         meta device there are no values to fit, and the result is a meta layer.
 
         Args:
-            {name}: the layer; a subclass must compute its output as ``nn.{kind}`` does.
+            {given}: the layer; a subclass must compute its output as ``nn.{dense}`` does.
             {options}: see the class.
 """
 _NORM = {
@@ -385,38 +461,63 @@ def stands_for_dense(kind: L) -> L:
     """Complete a layer's signatures and docstrings by what it shares with others of its kind.
 
     The constructor takes the dense layer's arguments, in their order, and then those of
-    ``_construct``; ``from_conv`` or ``from_linear`` takes the latter as options.
+    ``_construct``; ``from_conv`` or ``from_linear`` takes the latter as options, and those of the
+    fit.
     """
-    dense = kind._dense_class.__name__
-    shared: type[CompressedLayer] = Conv2dLayer if dense == "Conv2d" else LinearLayer
-    build = inspect.signature(kind._construct).parameters.values()
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
     own = [
         part
-        for part in build
-        if part.kind is part.KEYWORD_ONLY and part.name not in getattr(kind, "_without", ())
+        for part in inspect.signature(kind._construct).parameters.values()
+        if part.kind is keyword_only and part.name not in getattr(kind, "_without", ())
     ]
-    common = inspect.signature(shared.__init__).parameters.values()
-    signature = inspect.Signature(
-        [*(part for part in common if part.kind is not part.VAR_KEYWORD), *own],
-        return_annotation="None",
-    )
+    kind._own = tuple(part.name for part in own)
+    shared = Conv2dLayer if issubclass(kind, Conv2dLayer) else LinearLayer
+    dense = shared._dense_class.__name__
 
-    def __init__(self: CompressedLayer, *arguments: Any, **options: Any) -> None:
+    constructor = shared.__init__
+    common = [*inspect.signature(constructor).parameters.values()][:-1]
+    _replace(kind, "__init__", constructor, [*common, *own], "None")
+
+    convert: Any = Conv2dLayer.from_conv if shared is Conv2dLayer else LinearLayer.from_linear
+    cls, given, _, *norm, _ = inspect.signature(convert.__func__).parameters.values()
+    size, *others = own
+    size = size.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    fit = [
+        inspect.Parameter(name, keyword_only, default=default)
+        for name, default in kind._fit_options.items()
+    ]
+    parameters = [cls, given, size, *others, *norm, *fit]
+    method = _replace(kind, convert.__name__, convert.__func__, parameters, "Self")
+    setattr(kind, convert.__name__, classmethod(method))
+    if kind.__doc__:  # not with python -OO
+        kind.__doc__ = _documented_class(kind, dense)
+        options = ", ".join(kind._own)
+        told = _CONVERTED.format(given=given.name, dense=dense, options=options)
+        method.__doc__ = told + kind._documented_fit + _NORM[dense] + _RAISED
+    return kind
+
+
+def _replace(
+    kind: type[CompressedLayer],
+    name: str,
+    shared: Callable[..., Any],
+    parameters: Sequence[inspect.Parameter],
+    result: str,
+) -> Callable[..., Any]:
+    """Give the class a method of its own that tells what arguments the shared one takes for it."""
+    signature = inspect.Signature(parameters, return_annotation=result)
+
+    def method(first: Any, *arguments: Any, **options: Any) -> Any:
         try:
-            signature.bind(self, *arguments, **options)
+            signature.bind(first, *arguments, **options)
         except TypeError as error:
             raise TypeError(f"{kind.__name__}: {error}") from None
-        shared.__init__(self, *arguments, **options)
+        return shared(first, *arguments, **options)
 
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
-    __init__.__qualname__ = f"{kind.__qualname__}.__init__"
-    setattr(kind, "__init__", __init__)  # noqa: B010  # mypy sees the shared one
-    if kind.__doc__:
-        kind.__doc__ = _documented_class(kind, _CONV2D if dense == "Conv2d" else _LINEAR)
-    name = "from_conv" if dense == "Conv2d" else "from_linear"
-    convert = vars(kind)[name].__func__
-    _spell_out(convert, own, dense)
-    return kind
+    method.__signature__ = signature  # type: ignore[attr-defined]
+    method.__name__, method.__qualname__ = name, f"{kind.__qualname__}.{name}"
+    setattr(kind, name, method)
+    return method
 
 
 def _documented_class(kind: type[CompressedLayer], dense: str) -> str:
@@ -427,25 +528,7 @@ def _documented_class(kind: type[CompressedLayer], dense: str) -> str:
     if raised and kind._needs_extension:
         raised = raised.replace("Raises:\n", "Raises:\n" + _WITHOUT_EXTENSION)
     rest, _, example = rest.partition("    Example:\n")
-    family = getattr(kind, "_documented", "")
-    return f"{head}    Args:\n{dense}{own}\n{family}\n{rest}{raised}    Example:\n{example}"
-
-
-def _spell_out(convert: Callable[..., Any], own: list[inspect.Parameter], dense: str) -> None:
-    """Names the options in the signature of ``from_conv`` or ``from_linear``, and documents all."""
-    given = list(inspect.signature(convert).parameters.values())
-    named = {part.name for part in given}
-    options = [part for part in own if part.name not in named]
-    if any(part.kind is part.VAR_KEYWORD for part in given):
-        place = next(i for i, part in enumerate(given) if part.kind is part.KEYWORD_ONLY)
-        given = [*given[:place], *options, *given[place:-1]]
-        convert.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            given, return_annotation="Self"
-        )
-    if convert.__doc__:
-        head, _, arguments = convert.__doc__.partition("        Args:\n")
-        carried = _CARRIED.format(
-            name=given[1].name, kind=dense, options=", ".join(part.name for part in own)
-        )
-        arguments = arguments.rstrip() + "\n"
-        convert.__doc__ = head + carried + arguments + _NORM[dense] + _RAISED
+    shared = _CONV2D if dense == "Conv2d" else _LINEAR
+    rate = _RATE.format(dense=dense, size=kind._own[0])
+    arguments = f"{shared}{own}{rate}{kind._documented}"
+    return f"{head}    Args:\n{arguments}\n{rest}{raised}    Example:\n{example}"

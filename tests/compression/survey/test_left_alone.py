@@ -73,7 +73,7 @@ def with_parameter_of_its_own() -> nn.Module:
 
 
 LAYERS: list[tuple[str, Callable[[], nn.Module], str]] = [
-    ("conv1d", lambda: nn.Conv1d(24, 24, 3), "Conv1d is not a layer that sketching takes"),
+    ("conv1d", lambda: nn.Conv1d(24, 24, 3), "Conv1d is not a layer that sketch takes"),
     ("conv3d", lambda: nn.Conv3d(24, 24, 3), "Conv3d is not a layer"),
     ("transposed", lambda: nn.ConvTranspose2d(24, 24, 3), "ConvTranspose2d is not a layer"),
     ("bilinear", lambda: nn.Bilinear(24, 24, 24), "Bilinear is not a layer"),

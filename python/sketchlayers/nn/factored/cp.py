@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,18 @@ from torch import Tensor, nn
 from sketchlayers import decompose
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
-from sketchlayers.nn._layer import Conv2dLayer, Device, stands_for_dense
-from sketchlayers.nn.factored._layer import FactoredLayer, Fit, Init, convolution, resolved_rank
+from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
+from sketchlayers.nn.factored._layer import FactoredLayer, Fit, convolution
+
+_DOCUMENTED_FIT = """\
+            init: ``"fit"`` approximates the weight (`sketchlayers.decompose.cp`; the global optimum
+                `sketchlayers.decompose.svd` for a 1x1 kernel), ``"random"`` starts as a new layer.
+            seed: of the starts of the fit (``None`` is 0) or of the random start (``None`` draws
+                from PyTorch's generator).
+            starts: of the fit, of which the best is kept.
+            max_sweeps: of each start.
+            tolerance: change of the relative error at which the fit ends.
+"""
 
 
 @stands_for_dense
@@ -36,10 +45,7 @@ class CPConv2d(Conv2dLayer, FactoredLayer):
     the edges are those of the dense layer.
 
     Args:
-        rank: ``R``, at most ``h w min(S, T)``, which is enough for every weight. Give this or
-            ``rate``.
-        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
-            nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
+        rank: ``R``, at most ``h w min(S, T)``, which is enough for every weight.
 
     Example:
         >>> layer = CPConv2d(96, 192, 3, padding=1, rank=120)
@@ -47,28 +53,29 @@ class CPConv2d(Conv2dLayer, FactoredLayer):
         torch.Size([8, 192, 16, 16])
     """
 
+    _fit_options: ClassVar[dict[str, Any]] = {
+        "seed": None,
+        "starts": 4,
+        "max_sweeps": 240,
+        "tolerance": 1e-6,
+    }
+    _documented_fit = _DOCUMENTED_FIT
+
     def _construct(
-        self,
-        bias: bool,
-        device: Device,
-        dtype: torch.dtype | None,
-        *,
-        rank: int | None = None,
-        rate: float | None = None,
+        self, bias: bool, factory: Factory, *, rank: int | None = None, rate: float | None = None
     ) -> None:
-        owner = type(self).__name__
         nn.Module.__init__(self)
         geometry = Geometry.of(self)
-        self.rank = _resolved_rank(owner, geometry, bias, rank, rate)
+        full = min(geometry.patch, geometry.group_outputs * prod(geometry.kernel_size))
+        self.rank = self._checked_rank(rank, rate, bias, full, cp_weights(geometry, 1))
         parts = cp_parts(geometry, self.rank)
-        make = partial(convolution, device=device, dtype=dtype)
         # Absent parts are modules too, so that no other code takes them for attributes of a user.
         self.rows: nn.Conv2d | None
         self.columns: nn.Conv2d | None
-        self.input = make(parts.input, bias=False)
-        self.add_module("rows", parts.rows and make(parts.rows, bias=False))
-        self.add_module("columns", parts.columns and make(parts.columns, bias=False))
-        self.output = make(parts.output, bias=bias)
+        self.input = convolution(parts.input, False, factory)
+        self.add_module("rows", parts.rows and convolution(parts.rows, False, factory))
+        self.add_module("columns", parts.columns and convolution(parts.columns, False, factory))
+        self.output = convolution(parts.output, bias, factory)
         self.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -90,43 +97,15 @@ class CPConv2d(Conv2dLayer, FactoredLayer):
         outputs = self.output.weight.unflatten(0, (self.groups, -1))[..., 0, 0]
         return torch.einsum("gtr,grshw->gtshw", outputs, by_group).flatten(0, 1)
 
-    @classmethod
-    def from_conv(
-        cls,
-        conv: nn.Conv2d,
-        rank: int | None = None,
-        *,
-        rate: float | None = None,
-        init: Init = "fit",
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        seed: int | None = None,
-        starts: int = 4,
-        max_sweeps: int = 240,
-        tolerance: float = 1e-6,
-    ) -> Self:
-        """A factored layer in place of ``conv``, which is left as it is.
-
-        Args:
-            init: ``"fit"`` approximates the weight (`sketchlayers.decompose.cp`; the global optimum
-                `sketchlayers.decompose.svd` for a 1x1 kernel), ``"random"`` starts as a new layer.
-            seed: of the starts of the fit (``None`` is 0) or of the random start (``None`` draws
-                from PyTorch's generator).
-            starts: of the fit, of which the best is kept.
-            max_sweeps: of each start.
-            tolerance: change of the relative error at which the fit ends.
-        """
-        options = {"rank": rank, "rate": rate}
-        how: dict[str, Any] = {"starts": starts, "max_sweeps": max_sweeps, "tolerance": tolerance}
-        norm = second_moment, sensitivity
-        return cls._replacing(conv, options, init, *norm, seed, start_seed=seed or 0, **how)
-
-    def _fit_group(self, group: Group, *, start_seed: int = 0, **how: Any) -> Fit:
-        return fit_group(group, self.rank, seed=start_seed, **how)
-
-    def options(self) -> dict[str, Any]:
-        """As `Configured.options`."""
-        return {"rank": self.rank}
+    def _fit_group(self, group: Group, *, seed: int | None = None, **how: Any) -> Fit:
+        h, w = self.kernel_size
+        if (h, w) == (1, 1):
+            pair = decompose.svd(group.weight, self.rank, **group.norm)
+            return Fit((pair.right, pair.left), pair.relative_error)
+        factors = decompose.cp(group.weight, self.rank, **group.norm, seed=seed or 0, **how)
+        rows, columns = factors.rows.mT, factors.columns.mT
+        spatial = (rows, columns) if h > 1 and w > 1 else (rows * columns,)
+        return Fit((factors.inputs.mT, *spatial, factors.outputs), factors.relative_error)
 
 
 class CPParts(NamedTuple):
@@ -157,50 +136,3 @@ def cp_parts(geometry: Geometry, rank: int) -> CPParts:
 def cp_weights(geometry: Geometry, rank: int) -> int:
     """Entries of all factors together, proportional to the rank."""
     return sum(part.weights for part in cp_parts(geometry, rank) if part is not None)
-
-
-def uniform_ranks(geometry: Geometry) -> range:
-    """The ranks at which the layer gets smaller."""
-    if not geometry.weights:
-        return range(0)
-    return range(1, (geometry.weights - 1) // cp_weights(geometry, 1) + 1)
-
-
-def fit_group(
-    group: Group, rank: int, *, starts: int, seed: int, max_sweeps: int, tolerance: float
-) -> Fit:
-    """Weights of the parts that approximate one group's."""
-    weight, second_moment, sensitivity = group
-    h, w = weight.shape[2:]
-    if (h, w) == (1, 1):
-        pair = decompose.svd(weight, rank, second_moment=second_moment, sensitivity=sensitivity)
-        return Fit((pair.right, pair.left), pair.relative_error)
-    factors = decompose.cp(
-        weight,
-        rank,
-        second_moment=second_moment,
-        sensitivity=sensitivity,
-        starts=starts,
-        seed=seed,
-        max_sweeps=max_sweeps,
-        tolerance=tolerance,
-    )
-    rows, columns = factors.rows.mT, factors.columns.mT
-    spatial = (rows, columns) if h > 1 and w > 1 else (rows * columns,)
-    return Fit((factors.inputs.mT, *spatial, factors.outputs), factors.relative_error)
-
-
-def _resolved_rank(
-    owner: str, geometry: Geometry, bias: bool, rank: int | None, rate: float | None
-) -> int:
-    full = min(geometry.patch, geometry.group_outputs * prod(geometry.kernel_size))
-    return resolved_rank(
-        owner,
-        geometry,
-        bias,
-        rank,
-        rate,
-        full=full,
-        ranks=uniform_ranks(geometry),
-        weights=partial(cp_weights, geometry),
-    )

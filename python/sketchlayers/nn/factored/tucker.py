@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,19 @@ from sketchlayers import decompose
 from sketchlayers.nn._checks import check_one_given, whole_number
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
-from sketchlayers.nn._layer import Conv2dLayer, Device, stands_for_dense
-from sketchlayers.nn.factored._layer import FactoredLayer, Fit, Init, convolution, nearest_rank
+from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
+from sketchlayers.nn.factored._layer import FactoredLayer, Fit, convolution
 
 Ranks = tuple[int | None, int | None]
+
+_DOCUMENTED_FIT = """\
+            init: ``"fit"`` approximates the weight (`sketchlayers.decompose.tucker2`; the global
+                optimum `sketchlayers.decompose.svd` for ``ranks=(None, RT)``), ``"random"`` starts
+                as a new layer.
+            seed: of the random start; ``None`` draws from PyTorch's generator. A fit has none.
+            max_sweeps: of the fit.
+            tolerance: change of the relative error at which the fit ends.
+"""
 
 
 @stands_for_dense
@@ -39,9 +48,7 @@ class TuckerConv2d(Conv2dLayer, FactoredLayer):
 
     Args:
         ranks: ``(RS, RT)``, each at most the channels of its side of a group, or ``None``; not both
-            ``None``. Give this or ``rate``.
-        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; takes
-            the nearest of `uniform_ranks`, and the attribute ``rate`` tells what it gives.
+            ``None``. A rate takes the nearest of `uniform_ranks`.
 
     Example:
         >>> layer = TuckerConv2d(96, 192, 3, padding=1, ranks=(24, 48))
@@ -49,27 +56,28 @@ class TuckerConv2d(Conv2dLayer, FactoredLayer):
         torch.Size([8, 192, 16, 16])
     """
 
+    _fit_options: ClassVar[dict[str, Any]] = {"seed": None, "max_sweeps": 100, "tolerance": 1e-6}
+    _documented_fit = _DOCUMENTED_FIT
+
     def _construct(
-        self,
-        bias: bool,
-        device: Device,
-        dtype: torch.dtype | None,
-        *,
-        ranks: Ranks | None = None,
-        rate: float | None = None,
+        self, bias: bool, factory: Factory, *, ranks: Ranks | None = None, rate: float | None = None
     ) -> None:
         owner = type(self).__name__
         nn.Module.__init__(self)
         geometry = Geometry.of(self)
-        self.ranks = resolved_ranks(owner, geometry, bias, ranks, rate)
+        check_one_given(owner, "ranks", ranks, rate)
+        if ranks is None:
+            weights = partial(tucker_weights, geometry)
+            self.ranks = self._nearest_rank(rate, bias, uniform_ranks(geometry), weights)
+        else:
+            self.ranks = checked_ranks(owner, geometry, ranks)
         parts = tucker_parts(geometry, self.ranks)
-        make = partial(convolution, device=device, dtype=dtype)
         # Absent parts are modules too, so that no other code takes them for attributes of a user.
         self.input: nn.Conv2d | None
         self.output: nn.Conv2d | None
-        self.add_module("input", parts.input and make(parts.input, bias=False))
-        self.core = make(parts.core, bias=bias and parts.output is None)
-        self.add_module("output", parts.output and make(parts.output, bias=bias))
+        self.add_module("input", parts.input and convolution(parts.input, False, factory))
+        self.core = convolution(parts.core, bias and parts.output is None, factory)
+        self.add_module("output", parts.output and convolution(parts.output, bias, factory))
         self.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -92,41 +100,8 @@ class TuckerConv2d(Conv2dLayer, FactoredLayer):
             )
         return weight.flatten(0, 1)
 
-    @classmethod
-    def from_conv(
-        cls,
-        conv: nn.Conv2d,
-        ranks: Ranks | None = None,
-        *,
-        rate: float | None = None,
-        init: Init = "fit",
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        seed: int | None = None,
-        max_sweeps: int = 100,
-        tolerance: float = 1e-6,
-    ) -> Self:
-        """A factored layer in place of ``conv``, which is left as it is.
-
-        Args:
-            init: ``"fit"`` approximates the weight (`sketchlayers.decompose.tucker2`; the global
-                optimum `sketchlayers.decompose.svd` for ``ranks=(None, RT)``), ``"random"`` starts
-                as a new layer.
-            seed: of the random start; ``None`` draws from PyTorch's generator. A fit has none.
-            max_sweeps: of the fit.
-            tolerance: change of the relative error at which the fit ends.
-        """
-        options = {"ranks": ranks, "rate": rate}
-        how = {"max_sweeps": max_sweeps, "tolerance": tolerance}
-        return cls._replacing(conv, options, init, second_moment, sensitivity, seed, **how)
-
-    def _fit_group(self, group: Group, **how: Any) -> Fit:
-        weight, *norm = group
-        return _fit(weight, self.ranks, *norm, **how)
-
-    def options(self) -> dict[str, Any]:
-        """As `Configured.options`."""
-        return {"ranks": self.ranks}
+    def _fit_group(self, group: Group, *, seed: int | None = None, **how: Any) -> Fit:
+        return _fit(group, self.ranks, how)
 
 
 class TuckerParts(NamedTuple):
@@ -194,29 +169,6 @@ def uniform_ranks(geometry: Geometry) -> list[Ranks]:
     return ranks[::-1]
 
 
-def resolved_ranks(
-    owner: str, geometry: Geometry, bias: bool, ranks: Ranks | None, rate: float | None
-) -> Ranks:
-    """The ranks that were given, checked, or those nearest to the rate.
-
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range, both or none of them.
-    """
-    check_one_given(owner, "ranks", ranks, rate)
-    if ranks is None:
-        assert rate is not None
-        kept = geometry.out_channels if bias else 0
-        return nearest_rank(
-            owner,
-            uniform_ranks(geometry),
-            lambda ranks: tucker_weights(geometry, ranks) + kept,
-            rate,
-            geometry.weights + kept,
-        )
-    return checked_ranks(owner, geometry, ranks)
-
-
 def checked_ranks(owner: str, geometry: Geometry, ranks: object) -> Ranks:
     """``(RS, RT)``, possible for a layer of this geometry.
 
@@ -247,43 +199,22 @@ def checked_ranks(owner: str, geometry: Geometry, ranks: object) -> Ranks:
     return checked[0], checked[1]
 
 
-def _fit(
-    weight: Tensor,
-    ranks: Ranks,
-    second_moment: Tensor | None,
-    sensitivity: Tensor | None,
-    *,
-    max_sweeps: int,
-    tolerance: float,
-) -> Fit:
+def _fit(group: Group, ranks: Ranks, how: dict[str, Any]) -> Fit:
     inputs, outputs = ranks
+    weight = group.weight
     channels, taps = weight.shape[1], weight[0, 0].numel()
     if outputs is not None and outputs > taps * (inputs or channels):
         # More channels than anything can arrive at: they start without input.
         fewer = taps * (inputs or channels)
-        fit = _fit(
-            weight,
-            (inputs, fewer),
-            second_moment,
-            sensitivity,
-            max_sweeps=max_sweeps,
-            tolerance=tolerance,
-        )
+        fit = _fit(group, (inputs, fewer), how)
         *first, core, output = fit.weights
         core = torch.cat([core, core.new_zeros(outputs - fewer, *core.shape[1:])])
         basis, _ = torch.linalg.qr(output, mode="complete")
         output = torch.cat([output, basis[:, fewer:outputs]], dim=1)
         return Fit((*first, core, output), fit.relative_error)
     if inputs is None and outputs is not None:
-        pair = decompose.svd(weight, outputs, second_moment=second_moment, sensitivity=sensitivity)
+        pair = decompose.svd(weight, outputs, **group.norm)
         return Fit((pair.right, pair.left), pair.relative_error)
-    factors = decompose.tucker2(
-        weight,
-        ranks,
-        second_moment=second_moment,
-        sensitivity=sensitivity,
-        max_sweeps=max_sweeps,
-        tolerance=tolerance,
-    )
+    factors = decompose.tucker2(weight, ranks, **group.norm, **how)
     sides = (factors.input_factor, factors.core, factors.output_factor)
     return Fit(tuple(side for side in sides if side is not None), factors.relative_error)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +12,17 @@ from sketchlayers import ops
 from sketchlayers.decompose import hashed_least_squares
 from sketchlayers.nn._export import constant, exporting
 from sketchlayers.nn._groups import Group
-from sketchlayers.nn._layer import Device
-from sketchlayers.nn.generated._layer import FormedFit, FormedLayer, number_or_rate
+from sketchlayers.nn._layer import Factory
+from sketchlayers.nn.generated._layer import FormedLayer
 
-
-class HashOptions(TypedDict, total=False):
-    """Arguments of a hashed layer after those of the dense one."""
-
-    buckets: int | None
-    rate: float | None
-    seed: int | None
+_DOCUMENTED = """\
+        seed: decides hashes and signs; ``None`` draws it from PyTorch's default generator.
+"""
+_DOCUMENTED_FIT = """\
+            init: ``"fit"`` takes the nearest values
+                (`sketchlayers.decompose.hashed_least_squares`), ``"random"`` those of a new layer.
+                The weight's error is large at any useful rate: the layer has to be trained.
+"""
 
 
 class HashedLayer(FormedLayer):
@@ -36,6 +36,7 @@ class HashedLayer(FormedLayer):
     """
 
     _needs_extension = True
+    _documented, _documented_fit = _DOCUMENTED, _DOCUMENTED_FIT
     _trained = ("values",)
     _fixed: ClassVar[tuple[str, ...]] = ("seed",)
 
@@ -44,28 +45,21 @@ class HashedLayer(FormedLayer):
     def _construct(
         self,
         bias: bool,
-        device: Device,
-        dtype: torch.dtype | None,
+        factory: Factory,
         *,
         buckets: int | None = None,
         rate: float | None = None,
         seed: int | None = None,
     ) -> None:
-        shape = self._weight_shape
-        FormedLayer.__init__(self, seed, device)
-        entries, kept = math.prod(shape), shape[0] if bias else 0
-        bounds, owner = (1, entries), type(self).__name__
-        count = number_or_rate(owner, "buckets", buckets, rate, bounds, 1, kept, entries + kept)
-        self._finish((count,), bias, device, dtype)
+        FormedLayer.__init__(self, seed, factory["device"])
+        entries = self._weight_shape[0] * self._patch
+        count = self._number_or_nearest("buckets", buckets, rate, bias, (1, entries))
+        self._finish((count,), bias, factory)
 
     @property
     def buckets(self) -> int:
         """``K``."""
         return len(self.values)
-
-    def options(self) -> dict[str, Any]:
-        """As `Configured.options`."""
-        return {"buckets": self.buckets}
 
     def _shared(self, values: Tensor) -> Tensor:
         """The weight for other values, in their type."""
@@ -85,11 +79,11 @@ class HashedLayer(FormedLayer):
         return self._shared(self.values)
 
     @torch.no_grad()
-    def _nearest(self, groups: Sequence[Group]) -> FormedFit:
+    def _nearest(self, groups: Sequence[Group]) -> tuple[Tensor, float]:
         def form(values: Tensor) -> Tensor:
             return self._shared(values).unflatten(0, (len(groups), -1)).flatten(2)
 
-        return FormedFit(*hashed_least_squares(form, self.buckets, groups))
+        return hashed_least_squares(form, self.buckets, groups)
 
 
 def _looked_up(

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchlayers._runtime.parallel import check_whole
 from sketchlayers.nn._cache import WeightCache
-from sketchlayers.nn._checks import check_one_given, checked_rate, whole_number
 from sketchlayers.nn._geometry import Geometry, batch_and_size, output_size
 from sketchlayers.nn._groups import Group, groups_of
-from sketchlayers.nn._layer import CompressedLayer, Conv2dLayer, LinearLayer, linear_rows
-
-Init = Literal["fit", "random"]
-
-
-class FormedFit(NamedTuple):
-    """The parameter nearest to a weight, of the parameter's shape; and the relative error."""
-
-    parameter: Tensor
-    relative_error: float
+from sketchlayers.nn._layer import CompressedLayer, Factory, Norm, draw_normal
 
 
 class FormedLayer(WeightCache, CompressedLayer):
@@ -39,20 +28,12 @@ class FormedLayer(WeightCache, CompressedLayer):
     bias: nn.Parameter | None
     fit_error: float | None
 
-    def _finish(
-        self,
-        parameter: Sequence[int],
-        bias: bool,
-        device: torch.device | str | int | None,
-        dtype: torch.dtype | None,
-    ) -> None:
+    def _finish(self, parameter: Sequence[int], bias: bool, factory: Factory) -> None:
         """Finish the construction, once the sizes are known."""
         (name,) = self._trained
-        made = torch.empty(tuple(parameter), device=device, dtype=dtype)
+        made = torch.empty(tuple(parameter), **factory)
         self.register_parameter(name, nn.Parameter(made))
-        outputs = self._weight_shape[0]
-        made_bias = nn.Parameter(torch.empty(outputs, device=device, dtype=dtype)) if bias else None
-        self.register_parameter("bias", made_bias)
+        self._add_bias(bias, factory)
         self.reset_parameters()
 
     @property
@@ -80,138 +61,41 @@ class FormedLayer(WeightCache, CompressedLayer):
         self.fit_error = None
         if self._parameter.is_meta:
             return
-        with torch.no_grad():
-            self._parameter.normal_(0, self._initial_deviation())
-            if self.bias is not None:
-                bound = 1 / math.sqrt(self._patch)
-                nn.init.uniform_(self.bias, -bound, bound)
+        draw_normal(self._parameter, self._initial_deviation())
+        self._draw_bias()
 
     def _weight_parameters(self) -> list[nn.Parameter]:
         return [self._parameter]
 
-    def _nearest(self, groups: Sequence[Group]) -> FormedFit:
-        """The parameter whose weight is nearest to that of the groups, in their norm."""
+    def _nearest(self, groups: Sequence[Group]) -> tuple[Tensor, float]:
+        """The parameter whose weight is nearest to the groups' in their norm, and the error."""
         raise NotImplementedError
 
-    def _fit(
-        self,
-        weight: Tensor,
-        init: str,
-        second_moment: Tensor | None,
-        sensitivity: Tensor | None,
-        **how: Any,
-    ) -> float:
+    def _fit(self, weight: Tensor, init: str, norm: Norm, **how: Any) -> float:
         owner = type(self).__name__
-        groups = groups_of(owner, weight, self._groups, second_moment, sensitivity)
-        fit = self._nearest(list(groups))
-        self._parameter.detach().copy_(fit.parameter)
-        return fit.relative_error
+        groups = groups_of(owner, weight, self._groups, *norm)
+        parameter, relative_error = self._nearest(list(groups))
+        self._parameter.detach().copy_(parameter)
+        return relative_error
 
     def _forming_multiply_adds(self) -> int:
         """Multiply-adds of forming the weight once; looking values up is none."""
         return 0
 
-
-class FormedConv2d(Conv2dLayer, FormedLayer):
-    """A convolution with a weight that is formed."""
-
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``(N, d2, H, W)`` or ``(d2, H, W)`` with the weight."""
+        """What the dense layer with this weight makes of an input."""
         weight = self._kept_weight(input)
-        return self._convolved(input, self.dense_weight() if weight is None else weight)
+        return self._applied(input, self.dense_weight() if weight is None else weight)
 
     def multiply_adds(self, input_shape: Sequence[int]) -> int:
-        """Multiply-adds of a forward call on ``(N, d2, H, W)`` or ``(d2, H, W)``, without the bias.
+        """Multiply-adds of a forward call on an input of this shape, without the bias.
 
         Those of the dense layer, and of forming its weight unless it is kept.
 
         Raises:
             RuntimeError: the shape does not fit the layer.
         """
-        geometry = Geometry.of(self)
+        batch, size = batch_and_size(type(self).__name__, self, input_shape)
+        positions = batch * math.prod(output_size(Geometry.of(self), size))
         forming = 0 if self._would_keep_weight() else self._forming_multiply_adds()
-        return formed_conv_multiply_adds(type(self).__name__, geometry, forming, input_shape)
-
-
-class FormedLinear(LinearLayer, FormedLayer):
-    """A fully connected layer with a weight that is formed."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``(*, d2)`` to ``(*, d1)``."""
-        weight = self._kept_weight(input)
-        return F.linear(input, self.dense_weight() if weight is None else weight, self.bias)
-
-    def multiply_adds(self, input_shape: Sequence[int]) -> int:
-        """Multiply-adds of a forward call on ``(*, d2)``, without the bias.
-
-        Those of the dense layer, and of forming its weight unless it is kept.
-
-        Raises:
-            RuntimeError: the shape does not fit the layer.
-        """
-        forming = 0 if self._would_keep_weight() else self._forming_multiply_adds()
-        return formed_linear_multiply_adds(
-            type(self).__name__, self.in_features, self.out_features, forming, input_shape
-        )
-
-
-def formed_conv_multiply_adds(
-    owner: str, geometry: Geometry, forming: int, input_shape: Sequence[int]
-) -> int:
-    """Multiply-adds of a convolution and of forming its weight.
-
-    Raises:
-        RuntimeError: the shape does not fit the convolution.
-    """
-    batch, size = batch_and_size(owner, geometry, input_shape)
-    return batch * math.prod(output_size(geometry, size)) * geometry.weights + forming
-
-
-def formed_linear_multiply_adds(
-    owner: str, in_features: int, out_features: int, forming: int, input_shape: Sequence[int]
-) -> int:
-    """Multiply-adds of a fully connected layer and of forming its weight.
-
-    Raises:
-        RuntimeError: the shape does not fit the layer.
-    """
-    rows = linear_rows(owner, in_features, input_shape)
-    return rows * in_features * out_features + forming
-
-
-def number_or_rate(
-    owner: str,
-    name: str,
-    number: int | None,
-    rate: float | None,
-    bounds: tuple[int, int],
-    per_number: int,
-    kept: int,
-    dense: int,
-) -> int:
-    """The number of parameters' units that was given, checked, or that nearest to the rate.
-
-    Args:
-        owner: name of the caller, for messages.
-        name: of the number.
-        number: None if a rate is given.
-        rate: None if the number is given.
-        bounds: the smallest and the largest number.
-        per_number: parameters for each.
-        kept: further parameters.
-        dense: parameters of the dense layer.
-
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: an argument out of its range, both or none of them.
-    """
-    check_one_given(owner, name, number, rate)
-    least, most = bounds
-    if number is not None:
-        number = whole_number(owner, name, number, least)
-        if number > most:
-            raise ValueError(f"{owner}: {name} must be at most {most} (got {name}={number})")
-        return number
-    assert rate is not None
-    wanted = round((checked_rate(owner, rate) * dense - kept) / per_number)
-    return min(max(least, wanted), most)
+        return positions * math.prod(self._weight_shape) + forming

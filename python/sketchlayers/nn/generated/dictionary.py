@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,8 @@ from sketchlayers.decompose._norm import as_moment
 from sketchlayers.nn._autocast import full_precision
 from sketchlayers.nn._checks import number_above, one_of, whole_number
 from sketchlayers.nn._groups import Group, overall_error
-from sketchlayers.nn._layer import Device, stands_for_dense
-from sketchlayers.nn.generated._layer import (
-    FormedConv2d,
-    FormedFit,
-    FormedLayer,
-    FormedLinear,
-    Init,
-    number_or_rate,
-)
+from sketchlayers.nn._layer import Conv2dLayer, Factory, LinearLayer, Norm, stands_for_dense
+from sketchlayers.nn.generated._layer import FormedLayer
 from sketchlayers.nn.generated._philox import random_words
 
 Kernel = Literal["spatial", "covariance"]
@@ -42,17 +35,25 @@ LENGTH, RIDGE = 3.0, 0.1
 _ORDER_MATRIX = 2**31 + 2**30 + 2**29
 
 
-class DictionaryOptions(TypedDict, total=False):
-    """Arguments of a dictionary layer after those of the dense one."""
-
-    rank: int | None
-    rate: float | None
-    num_columns: int
-    kernel: Kernel
-    length: float
-    ridge: float
-    covariance: Tensor | None
-    seed: int | None
+_DOCUMENTED = """\
+        num_columns: in how many parts, each with inputs of its own, the features of a group are
+            cut; must divide ``d1 / groups``.
+        kernel: ``"covariance"`` predicts by how the inputs vary together, which must be given or
+            set (`set_covariance`); ``"spatial"`` by nearness in the kernel of a convolution. Where
+            that is 1x1, and in a fully connected layer, nothing is near: the layer then sees the
+            chosen inputs only.
+        length: of the spatial kernel, in pixels.
+        ridge: of the regression, in parts of the kernel's mean diagonal.
+        covariance: ``E[x x^T]`` of the input patches, ``(n, n)`` or ``(groups, n, n)``; ``n`` is
+            ``d2`` of a fully connected layer.
+        seed: decides which inputs; ``None`` draws it from PyTorch's default generator.
+"""
+_DOCUMENTED_FIT = """\
+            init: ``"fit"`` takes the nearest coefficients
+                (`sketchlayers.decompose.dictionary_least_squares`), ``"random"`` those of a new
+                layer. With the kernel of a covariance, no ``covariance`` means the second moment.
+                Features are fitted one by one, so that a sensitivity changes nothing.
+"""
 
 
 class DictionaryLayer(FormedLayer):
@@ -72,6 +73,7 @@ class DictionaryLayer(FormedLayer):
         ridge: of the regression.
     """
 
+    _documented, _documented_fit = _DOCUMENTED, _DOCUMENTED_FIT
     _trained = ("coefficients",)
     _fixed: ClassVar[tuple[str, ...]] = ("dictionary",)
 
@@ -81,8 +83,7 @@ class DictionaryLayer(FormedLayer):
     def _construct(
         self,
         bias: bool,
-        device: Device,
-        dtype: torch.dtype | None,
+        factory: Factory,
         *,
         rank: int | None = None,
         rate: float | None = None,
@@ -93,7 +94,7 @@ class DictionaryLayer(FormedLayer):
         covariance: Tensor | None = None,
         seed: int | None = None,
     ) -> None:
-        FormedLayer.__init__(self, seed, device)
+        FormedLayer.__init__(self, seed, factory["device"])
         owner = type(self).__name__
         one_of(owner, "kernel", kernel, ("spatial", "covariance"))
         outputs = self._weight_shape[0]
@@ -111,18 +112,13 @@ class DictionaryLayer(FormedLayer):
         self.kernel: Kernel = kernel
         self.length = number_above(owner, "length", length, 0)
         self.ridge = number_above(owner, "ridge", ridge, 0)
-        kept = outputs if bias else 0
-        dense = math.prod(self._weight_shape) + kept
-        self.rank = number_or_rate(
-            owner, "rank", rank, rate, (1, self._patch), outputs, kept, dense
-        )
-        empty = torch.empty(
-            (self._groups, self.num_columns, self.rank, self._patch), device=device, dtype=dtype
-        )
+        bounds = (1, self._patch)
+        self.rank = self._number_or_nearest("rank", rank, rate, bias, bounds, outputs)
+        empty = torch.empty((self._groups, self.num_columns, self.rank, self._patch), **factory)
         self.register_buffer("dictionary", empty, persistent=kernel == "covariance")
         if kernel == "covariance":
             self.set_covariance(covariance)
-        self._finish((outputs, self.rank), bias, device, dtype)
+        self._finish((outputs, self.rank), bias, factory)
 
     @torch.no_grad()
     def set_covariance(self, covariance: Tensor | None) -> None:
@@ -155,9 +151,10 @@ class DictionaryLayer(FormedLayer):
         scaled = kernels / torch.where(means > 0, means, 1.0)
         self.dictionary.copy_(self._regression(scaled.to(self.dictionary.device)))
 
-    def _fill_stored(self, options: Mapping[str, Any]) -> None:
+    def _fill_stored(self, options: Mapping[str, Any], norm: Norm) -> None:
         if self.kernel == "covariance":
-            self.set_covariance(options["covariance"])
+            covariance = options.get("covariance")
+            self.set_covariance(norm[0] if covariance is None else covariance)
 
     def _make_seeded(self) -> dict[str, Tensor]:
         if self.kernel == "covariance":
@@ -222,7 +219,7 @@ class DictionaryLayer(FormedLayer):
         return self.rank * math.prod(self._weight_shape)
 
     @torch.no_grad()
-    def _nearest(self, groups: Sequence[Group]) -> FormedFit:
+    def _nearest(self, groups: Sequence[Group]) -> tuple[Tensor, float]:
         fits = [
             decompose.dictionary_least_squares(
                 group.weight, dictionary.double(), second_moment=group.second_moment
@@ -231,21 +228,11 @@ class DictionaryLayer(FormedLayer):
         ]
         coefficients = torch.stack([fit.coefficients for fit in fits])
         error = overall_error(groups, [fit.relative_error for fit in fits])
-        return FormedFit(coefficients.flatten(0, 2), error)
-
-    def options(self) -> dict[str, Any]:
-        """As `Configured.options`."""
-        return {
-            "rank": self.rank,
-            "num_columns": self.num_columns,
-            "kernel": self.kernel,
-            "length": self.length,
-            "ridge": self.ridge,
-        }
+        return coefficients.flatten(0, 2), error
 
 
 @stands_for_dense
-class DictionaryLinear(FormedLinear, DictionaryLayer):
+class DictionaryLinear(LinearLayer, DictionaryLayer):
     """Fully connected layer whose weight is predicted, in place of ``nn.Linear``.
 
     The weight is::
@@ -258,18 +245,7 @@ class DictionaryLinear(FormedLinear, DictionaryLayer):
     more column if the kernel is a covariance. Input ``(*, d2)``, output ``(*, d1)``.
 
     Args:
-        rank: ``m``, at most ``d2``. Give this or ``rate``.
-        rate: parameters of this layer over those of ``nn.Linear``, bias included, in (0, 1]; the
-            nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
-        num_columns: in how many parts, each with inputs of its own, the features are cut; must
-            divide ``d1``.
-        kernel: ``"covariance"`` predicts by how the inputs vary together, which must be given or
-            set (`set_covariance`); ``"spatial"`` by nearness, which features do not have: the
-            layer then sees the chosen inputs only.
-        length: of the spatial kernel.
-        ridge: of the regression, in parts of the kernel's mean diagonal.
-        covariance: ``E[x x^T]`` of the inputs, ``(d2, d2)``.
-        seed: decides which inputs; ``None`` draws it from PyTorch's default generator.
+        rank: ``m``, at most ``d2``.
 
     Raises:
         RuntimeError: a covariance of another shape.
@@ -300,7 +276,12 @@ class DictionaryLinear(FormedLinear, DictionaryLayer):
 
     @property
     def _is_factored(self) -> bool:
-        return is_factored(self.in_features, self.out_features, self.rank, self.num_columns)
+        """Whether that is at most twice the work of the dense layer for an input."""
+        return self._factored_per_row <= 2 * self.in_features * self.out_features
+
+    @property
+    def _factored_per_row(self) -> int:
+        return self.rank * (self.num_columns * self.in_features + self.out_features)
 
     def multiply_adds(self, input_shape: Sequence[int]) -> int:
         """Multiply-adds of a forward call on ``(*, d2)``, without the bias.
@@ -311,35 +292,11 @@ class DictionaryLinear(FormedLinear, DictionaryLayer):
         dense = super().multiply_adds(input_shape)
         if self._would_keep_weight() or not self._is_factored:
             return dense
-        per_row = self.rank * (self.num_columns * self.in_features + self.out_features)
-        return math.prod(input_shape[:-1]) * per_row
-
-    @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Linear,
-        *,
-        init: Init = "fit",
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        **options: Unpack[DictionaryOptions],
-    ) -> Self:
-        """A layer with a predicted weight in place of ``linear``, which is left as it is.
-
-        With the kernel of a covariance, no ``covariance`` means the second moment. Features are
-        fitted one by one, so that a sensitivity changes nothing.
-
-        Args:
-            init: ``"fit"`` takes the nearest coefficients
-                (`sketchlayers.decompose.dictionary_least_squares`), ``"random"`` those of a new
-                layer.
-        """
-        arguments = _with_covariance(options, second_moment)
-        return cls._from_dense(linear, arguments, init, second_moment, sensitivity)
+        return math.prod(input_shape[:-1]) * self._factored_per_row
 
 
 @stands_for_dense
-class DictionaryConv2d(FormedConv2d, DictionaryLayer):
+class DictionaryConv2d(Conv2dLayer, DictionaryLayer):
     r"""Convolution whose filters are predicted, in place of ``nn.Conv2d``: see `DictionaryLinear`.
 
     The weight of a group is ``V U`` with ``V (d1 / groups, m)`` and ``U (m, n)``,
@@ -350,17 +307,7 @@ class DictionaryConv2d(FormedConv2d, DictionaryLayer):
     Shapes are those of ``nn.Conv2d``: input ``(N, d2, H, W)`` or ``(d2, H, W)``.
 
     Args:
-        rank: ``m``, at most ``n``. Give this or ``rate``.
-        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
-            nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
-        num_columns: in how many parts, each with inputs of its own, the features of a group are
-            cut; must divide ``d1 / groups``.
-        kernel: ``"spatial"``, or ``"covariance"``, which must be given or set (`set_covariance`).
-            For a 1x1 kernel only that one predicts anything.
-        length: of the spatial kernel, in pixels.
-        ridge: of the regression, in parts of the kernel's mean diagonal.
-        covariance: ``E[x x^T]`` of the input patches, ``(n, n)`` or ``(groups, n, n)``.
-        seed: decides which inputs; ``None`` draws it from PyTorch's default generator.
+        rank: ``m``, at most ``n``.
 
     Raises:
         RuntimeError: a covariance of another shape.
@@ -372,41 +319,3 @@ class DictionaryConv2d(FormedConv2d, DictionaryLayer):
         >>> layer(torch.randn(8, 96, 16, 16)).shape
         torch.Size([8, 192, 16, 16])
     """
-
-    @classmethod
-    def from_conv(
-        cls,
-        conv: nn.Conv2d,
-        *,
-        init: Init = "fit",
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        **options: Unpack[DictionaryOptions],
-    ) -> Self:
-        """A layer with a predicted weight in place of ``conv``, which is left as it is.
-
-        With the kernel of a covariance, no ``covariance`` means the second moment. Features are
-        fitted one by one, so that a sensitivity changes nothing.
-
-        Args:
-            init: ``"fit"`` takes the nearest coefficients
-                (`sketchlayers.decompose.dictionary_least_squares`), ``"random"`` those of a new
-                layer.
-        """
-        arguments = _with_covariance(options, second_moment)
-        return cls._from_dense(conv, arguments, init, second_moment, sensitivity)
-
-
-def is_factored(inputs: int, outputs: int, rank: int, num_columns: int) -> bool:
-    """Whether a `DictionaryLinear` goes through dictionary and coefficients in turn.
-
-    It does where that is at most twice the work of the dense layer for an input.
-    """
-    return rank * (num_columns * inputs + outputs) <= 2 * inputs * outputs
-
-
-def _with_covariance(options: DictionaryOptions, second_moment: Tensor | None) -> dict[str, Any]:
-    covariance = options.get("covariance")
-    if covariance is None and options.get("kernel") == "covariance":
-        covariance = second_moment
-    return {**options, "covariance": covariance}

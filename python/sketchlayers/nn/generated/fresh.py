@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Self, Unpack
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sketchlayers import ops
 from sketchlayers.nn._checks import number_above
 from sketchlayers.nn._export import exporting
 from sketchlayers.nn._geometry import Geometry
-from sketchlayers.nn._layer import Device, stands_for_dense
-from sketchlayers.nn.generated._hashing import HashedLayer, HashOptions
-from sketchlayers.nn.generated._layer import FormedConv2d, FormedLayer, Init, number_or_rate
+from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
+from sketchlayers.nn.generated._hashing import HashedLayer
+from sketchlayers.nn.generated._layer import FormedLayer
 
 ALPHA, BETA = 0.25, 2.5
 """Parameters of the distribution of values over frequencies."""
 
 
-class FreshOptions(HashOptions, total=False):
-    """Arguments of `FreshConv2d` after those of ``nn.Conv2d``."""
-
-    alpha: float
-    beta: float
-
-
 @stands_for_dense
-class FreshConv2d(FormedConv2d, HashedLayer):
+class FreshConv2d(Conv2dLayer, HashedLayer):
     r"""Convolution whose filters have hashed cosine coefficients, in place of ``nn.Conv2d``.
 
     The filters are::
@@ -45,14 +38,9 @@ class FreshConv2d(FormedConv2d, HashedLayer):
     Shapes are those of ``nn.Conv2d``: input ``(N, d2, H, W)`` or ``(d2, H, W)``.
 
     Args:
-        buckets: ``K``, from one for each frequency to the entries of the dense weight. Give this or
-            ``rate``.
-        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
-            nearest whole number of buckets is taken, and the attribute ``rate`` tells what it
-            gives.
+        buckets: ``K``, from one for each frequency to the entries of the dense weight.
         alpha: first parameter of the distribution over frequencies.
         beta: its second parameter.
-        seed: decides hashes and signs; ``None`` draws it from PyTorch's default generator.
 
     Attributes:
         frequency_buckets: how many of the values each frequency has, ``h + w - 1`` numbers.
@@ -72,8 +60,7 @@ class FreshConv2d(FormedConv2d, HashedLayer):
     def _construct(
         self,
         bias: bool,
-        device: Device,
-        dtype: torch.dtype | None,
+        factory: Factory,
         *,
         buckets: int | None = None,
         rate: float | None = None,
@@ -91,26 +78,17 @@ class FreshConv2d(FormedConv2d, HashedLayer):
                 f"{owner}: kernel_size must have at most {MOST_TAPS} positions "
                 f"(got kernel_size={geometry.kernel_size})"
             )
-        FormedLayer.__init__(self, seed, device)
+        FormedLayer.__init__(self, seed, factory["device"])
         self.alpha, self.beta = alpha, beta
-        kept = geometry.out_channels if bias else 0
-        count = number_or_rate(
-            owner,
-            "buckets",
-            buckets,
-            rate,
-            bucket_bounds(geometry),
-            1,
-            kept,
-            geometry.weights + kept,
-        )
+        bounds = bucket_bounds(geometry)
+        count = self._number_or_nearest("buckets", buckets, rate, bias, bounds)
         filters = geometry.out_channels * geometry.group_inputs
         self.frequency_buckets = frequency_buckets(
             geometry.kernel_size, filters, count, alpha=alpha, beta=beta
         )
         self._tables = _tables(geometry.kernel_size, self.frequency_buckets)
         self.register_buffer("basis", None, persistent=False)
-        self._finish((count,), bias, device, dtype)
+        self._finish((count,), bias, factory)
 
     def _make_seeded(self) -> dict[str, Tensor]:
         height, width = (cosines(length) for length in self.kernel_size)
@@ -132,40 +110,9 @@ class FreshConv2d(FormedConv2d, HashedLayer):
     def _forming_multiply_adds(self) -> int:
         return math.prod(self._weight_shape) * math.prod(self.kernel_size)
 
-    @classmethod
-    def from_conv(
-        cls,
-        conv: nn.Conv2d,
-        *,
-        init: Init = "fit",
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        **options: Unpack[FreshOptions],
-    ) -> Self:
-        """A layer with hashed filters in place of ``conv``, which is left as it is.
-
-        The weight's error is large at any useful rate: the layer has to be trained.
-
-        Args:
-            init: ``"fit"`` takes the nearest values
-                (`sketchlayers.decompose.hashed_least_squares`), ``"random"`` those of a new layer.
-        """
-        return cls._from_dense(conv, options, init, second_moment, sensitivity)
-
-    def options(self) -> dict[str, Any]:
-        """As `Configured.options`."""
-        return super().options() | {"alpha": self.alpha, "beta": self.beta}
-
 
 MOST_TAPS = 256
 """Positions of a kernel up to which the operator takes a table for each."""
-
-
-class _Tables(NamedTuple):
-    """Of each position of the kernel: place of its table's first value, and their number."""
-
-    first: tuple[int, ...]
-    buckets: tuple[int, ...]
 
 
 def cosines(length: int) -> Tensor:
@@ -240,8 +187,11 @@ def _rounded(wanted: dict[int, float], count: int, sizes: Sequence[int]) -> tupl
     return tuple(numbers)
 
 
-def _tables(kernel_size: tuple[int, int], buckets: Sequence[int]) -> _Tables:
+def _tables(
+    kernel_size: tuple[int, int], buckets: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of each position of the kernel: place of its table's first value, and their number."""
     height, width = kernel_size
     frequencies = [row + column for row in range(height) for column in range(width)]
     starts = [sum(buckets[:j]) for j in range(len(buckets))]
-    return _Tables(tuple(starts[j] for j in frequencies), tuple(buckets[j] for j in frequencies))
+    return tuple(starts[j] for j in frequencies), tuple(buckets[j] for j in frequencies)

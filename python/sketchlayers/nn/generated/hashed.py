@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self, Unpack
-
-from torch import Tensor, nn
-
-from sketchlayers.nn._layer import stands_for_dense
-from sketchlayers.nn.generated._hashing import HashedLayer, HashOptions
-from sketchlayers.nn.generated._layer import FormedConv2d, FormedLinear, Init
+from sketchlayers.nn._layer import Conv2dLayer, LinearLayer, stands_for_dense
+from sketchlayers.nn.generated._hashing import HashedLayer
 
 
 @stands_for_dense
-class HashedLinear(FormedLinear, HashedLayer):
+class HashedLinear(LinearLayer, HashedLayer):
     """Fully connected layer whose entries share a few values, in place of ``nn.Linear``.
 
     The weight is::
@@ -27,11 +22,7 @@ class HashedLinear(FormedLinear, HashedLayer):
     over all of them: a safe learning rate is about ``rate`` times that of the dense layer.
 
     Args:
-        buckets: ``K``, at most ``d1 d2``. Give this or ``rate``.
-        rate: parameters of this layer over those of ``nn.Linear``, bias included, in (0, 1]; the
-            nearest whole number of buckets is taken, and the attribute ``rate`` tells what it
-            gives.
-        seed: decides hashes and signs; ``None`` draws it from PyTorch's default generator.
+        buckets: ``K``, at most ``d1 d2``.
 
     Example:
         >>> layer = HashedLinear(768, 768, rate=0.25)
@@ -39,29 +30,9 @@ class HashedLinear(FormedLinear, HashedLayer):
         torch.Size([8, 768])
     """
 
-    @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Linear,
-        *,
-        init: Init = "fit",
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        **options: Unpack[HashOptions],
-    ) -> Self:
-        """A hashed layer in place of ``linear``, which is left as it is.
-
-        The weight's error is near ``sqrt(1 - rate)``: a hashed layer has to be trained.
-
-        Args:
-            init: ``"fit"`` takes the nearest values
-                (`sketchlayers.decompose.hashed_least_squares`), ``"random"`` those of a new layer.
-        """
-        return cls._from_dense(linear, options, init, second_moment, sensitivity)
-
 
 @stands_for_dense
-class HashedConv2d(FormedConv2d, HashedLayer):
+class HashedConv2d(Conv2dLayer, HashedLayer):
     r"""Convolution whose entries share a few values, in place of ``nn.Conv2d``: see `HashedLinear`.
 
     The weight is hashed as the matrix ``(d1, d2 / groups * h * w)``. It has ``K`` parameters and
@@ -69,34 +40,10 @@ class HashedConv2d(FormedConv2d, HashedLayer):
     ``nn.Conv2d``: input ``(N, d2, H, W)`` or ``(d2, H, W)``.
 
     Args:
-        buckets: ``K``, at most the entries of the dense weight. Give this or ``rate``.
-        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
-            nearest whole number of buckets is taken, and the attribute ``rate`` tells what it
-            gives.
-        seed: decides hashes and signs; ``None`` draws it from PyTorch's default generator.
+        buckets: ``K``, at most the entries of the dense weight.
 
     Example:
         >>> layer = HashedConv2d(96, 192, 5, padding=2, rate=0.1)
         >>> layer(torch.randn(8, 96, 16, 16)).shape
         torch.Size([8, 192, 16, 16])
     """
-
-    @classmethod
-    def from_conv(
-        cls,
-        conv: nn.Conv2d,
-        *,
-        init: Init = "fit",
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        **options: Unpack[HashOptions],
-    ) -> Self:
-        """A hashed layer in place of ``conv``, which is left as it is.
-
-        The weight's error is near ``sqrt(1 - rate)``: a hashed layer has to be trained.
-
-        Args:
-            init: ``"fit"`` takes the nearest values
-                (`sketchlayers.decompose.hashed_least_squares`), ``"random"`` those of a new layer.
-        """
-        return cls._from_dense(conv, options, init, second_moment, sensitivity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, TypedDict
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,18 @@ from sketchlayers._runtime.parallel import check_whole
 from sketchlayers.decompose import SketchFactors, sketch_least_squares, unbiased_sketch
 from sketchlayers.nn._autocast import autocast_type
 from sketchlayers.nn._cache import WeightCache
-from sketchlayers.nn._checks import check_one_given, checked_rate, one_of, whole_number
-from sketchlayers.nn._export import constant, exporting
+from sketchlayers.nn._checks import one_of, whole_number
+from sketchlayers.nn._export import exporting
+from sketchlayers.nn._geometry import Geometry, batch_and_size, output_size
 from sketchlayers.nn._groups import sensitivity_by_group
-from sketchlayers.nn._layer import CompressedLayer, Device
+from sketchlayers.nn._layer import CompressedLayer, Factory, Norm, draw_normal
 from sketchlayers.nn.sketch import _onnx
-from sketchlayers.nn.sketch._sizes import rank_for_rate
+from sketchlayers.nn.sketch._sizes import max_rank, weights_per_rank
 from sketchlayers.ops import Mixing, Path
 
 Scale = Literal["paper", "normalized"] | float
 Frame = Literal["signs"] | None
 Signs = Literal["rademacher", "hadamard"]
-Init = Literal["fit", "unbiased", "random"]
 
 # Number of the frame's sign matrix for group 0: part of the file format (see `ops.sign_matrix`).
 _FRAME_MATRIX = 2**31 + 2**30
@@ -49,17 +49,12 @@ _DOCUMENTED = """\
 """
 
 
-class SketchOptions(TypedDict, total=False):
-    """Arguments of `SKLinear` after those of ``nn.Linear``."""
-
-    rank: int | None
-    num_sketches: int
-    rate: float | None
-    scale: Scale
-    blocks: int
-    signs: Signs
-    frame: Frame
-    seed: int | None
+_DOCUMENTED_FIT = """\
+            init: ``"fit"`` takes the factors nearest to the weight
+                (`sketchlayers.decompose.sketch_least_squares`), ``"unbiased"`` the paper's sketch
+                of it, of use only with training afterwards, ``"random"`` those of a new layer.
+                Second moment and sensitivity go with one block and without a frame.
+"""
 
 
 class Plan(NamedTuple):
@@ -110,7 +105,7 @@ class SketchLayer(WeightCache, CompressedLayer):
     """
 
     _needs_extension = True
-    _documented = _DOCUMENTED
+    _documented, _documented_fit = _DOCUMENTED, _DOCUMENTED_FIT
     _inits = ("fit", "unbiased", "random")
     _trained = ("s1", "s2")
     _fixed = ("u1", "u2", "frame_signs")
@@ -126,8 +121,7 @@ class SketchLayer(WeightCache, CompressedLayer):
     def _construct(
         self,
         bias: bool,
-        device: Device,
-        dtype: torch.dtype | None,
+        factory: Factory,
         *,
         rank: int | None = None,
         num_sketches: int = 1,
@@ -152,10 +146,8 @@ class SketchLayer(WeightCache, CompressedLayer):
                 f"(got blocks={blocks}, inputs={inputs}, outputs={outputs})"
             )
         factor = scale_factor(owner, scale, num_sketches)
-        height, width = self._kernel or (1, 1)
-        sizes = (groups * inputs, groups * outputs, (height, width))
-        rank = _resolve_rank(owner, sizes, groups, bias, rank, num_sketches, rate)
-        WeightCache.__init__(self, seed, device)
+        rank = self._checked_rank(rank, num_sketches, rate, bias)
+        WeightCache.__init__(self, seed, factory["device"])
         self.rank = rank
         self.num_sketches = num_sketches
         self.mixing: Mixing = mixing
@@ -165,16 +157,28 @@ class SketchLayer(WeightCache, CompressedLayer):
         self.frame: Frame = frame
         self._path: Path = "auto"
         stacked = num_sketches * rank
-        s1 = torch.empty(groups * stacked, inputs, *self._kernel, device=device, dtype=dtype)
-        s2 = torch.empty(groups * outputs, stacked, *self._kernel, device=device, dtype=dtype)
+        s1 = torch.empty(groups * stacked, inputs, *self._kernel, **factory)
+        s2 = torch.empty(groups * outputs, stacked, *self._kernel, **factory)
         self.s1, self.s2 = nn.Parameter(s1), nn.Parameter(s2)
-        if bias:
-            self.bias = nn.Parameter(torch.empty(groups * outputs, device=device, dtype=dtype))
-        else:
-            self.register_parameter("bias", None)
+        self._add_bias(bias, factory)
         for name in ("u1", "u2", "frame_signs"):
             self.register_buffer(name, None, persistent=False)
         self.reset_parameters()
+
+    def _checked_rank(
+        self, rank: int | None, num_sketches: int, rate: float | None, bias: bool
+    ) -> int:
+        """The rank that was given, checked, or that nearest to the rate."""
+        owner, geometry = type(self).__name__, Geometry.of(self)
+        rank = None if rank is None else whole_number(owner, "rank", rank)
+        if num_sketches * (rank or 1) > max_rank(geometry, 1):
+            raise ValueError(
+                f"{owner}: num_sketches * rank must be at most min(inputs, outputs) / groups = "
+                f"{max_rank(geometry, 1)} (got num_sketches={num_sketches}, rank={rank or 1})"
+            )
+        bounds = (1, max_rank(geometry, num_sketches))
+        per_rank = weights_per_rank(geometry, num_sketches)
+        return self._number_or_nearest("rank", rank, rate, bias, bounds, per_rank)
 
     def reset_parameters(self) -> None:
         """Draw new factors and bias from PyTorch's generator; make the signs from the seed.
@@ -188,14 +192,9 @@ class SketchLayer(WeightCache, CompressedLayer):
         if self.s1.is_meta:
             return
         deviation = math.sqrt(2 / self._patch) / (self.scale * math.sqrt(2 * self.num_sketches))
-        with torch.no_grad():
-            for factor in (self.s1, self.s2):
-                # Drawn in contiguous order, so that the memory format does not change the values.
-                values = torch.empty_like(factor, memory_format=torch.contiguous_format)
-                factor.copy_(values.normal_(0, deviation))
-            if self.bias is not None:
-                bound = 1 / math.sqrt(self._patch)
-                nn.init.uniform_(self.bias, -bound, bound)
+        for factor in (self.s1, self.s2):
+            draw_normal(factor, deviation)
+        self._draw_bias()
 
     @property
     def _group_inputs(self) -> int:
@@ -243,7 +242,7 @@ class SketchLayer(WeightCache, CompressedLayer):
         """
         check_whole(type(self).__name__, self.s1)
         if exporting():
-            return _onnx.weight(self._traced())
+            return _onnx.weight(self)
         return ops.sk_weight(
             self.s1,
             self.s2,
@@ -253,25 +252,6 @@ class SketchLayer(WeightCache, CompressedLayer):
             num_sketches=self.num_sketches,
             scale=self.scale,
             frame=self.frame_signs,
-        )
-
-    def _traced(self) -> _onnx.Sketch:
-        """The layer as an ONNX export takes it, with signs made from the seed."""
-
-        def signs(name: str, columns: int) -> Tensor:
-            return constant(lambda: ops.unpack_signs(self._packed(name), columns).to(torch.int8))
-
-        return _onnx.Sketch(
-            self.s1,
-            self.s2,
-            signs("u1", self._group_outputs),
-            signs("u2", self._mixed[1]),
-            None if self.frame is None else signs("frame_signs", self._patch),
-            self.rank,
-            self.num_sketches * self.rank,
-            self.blocks,
-            self.mixing,
-            self.scale,
         )
 
     def _exports_factors(self) -> bool:
@@ -341,25 +321,33 @@ class SketchLayer(WeightCache, CompressedLayer):
         )
         return torch.stack([first, *others])
 
-    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> Plan:
-        """Which path would run for an input of this shape and memory format, and why."""
+    def forward(self, input: Tensor) -> Tensor:
+        """What the dense layer with the weight ``W_hat`` makes of an input."""
+        weight = self._kept_weight(input)
+        if weight is None and exporting():
+            if self._exports_factors():
+                return self._from_factors(input)
+            weight = self.dense_weight()
+        return self._from_factors(input) if weight is None else self._applied(input, weight)
+
+    def _from_factors(self, input: Tensor) -> Tensor:
+        """The output without a dense weight that is there already."""
         raise NotImplementedError
 
-    def multiply_adds(self, input_shape: Sequence[int]) -> int:
-        """Multiply-adds of a forward call on the path that `plan` names, the bias left out."""
-        return round(self.plan(input_shape).multiply_adds)
+    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> Plan:
+        """Which path would run for an input of this shape, and why.
 
-    def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int, int]:
-        """Batch, input pixels and output pixels of a call.
+        Gradients count if they would be recorded.
+
+        Args:
+            input_shape: ``(N, d2, H, W)`` or ``(d2, H, W)``, or ``(*, d2)`` of an `SKLinear`.
+            channels_last: whether an image lies in memory with the channels innermost.
 
         Raises:
             RuntimeError: the shape does not fit the layer.
         """
-        raise NotImplementedError
-
-    def _plan(self, input_shape: Sequence[int], channels_last: bool) -> Plan:
-        """Plan of a forward call as things stand: gradients count if they would be recorded."""
         keeps = self._path != "factored" and self._would_keep_weight()
+        channels_last = channels_last and bool(self._kernel)
         planned = self._planned(input_shape, channels_last, weight_ready=keeps)
         path, reason = planned.path, planned.reason
         if keeps and path == "folded":
@@ -370,9 +358,13 @@ class SketchLayer(WeightCache, CompressedLayer):
         chosen = factored if path == "factored" else folded
         return Plan(path, reason, chosen, factored, folded, planned.dense_multiply_adds)
 
+    def multiply_adds(self, input_shape: Sequence[int]) -> int:
+        """Multiply-adds of a forward call on the path that `plan` names, the bias left out."""
+        return round(self.plan(input_shape).multiply_adds)
+
     def _planned(self, input_shape: Sequence[int], channels_last: bool, weight_ready: bool) -> Any:
         """The planner's answer, for a dense weight that is there or has to be formed."""
-        batch, input_pixels, output_pixels = self._sizes(input_shape)
+        batch, size = batch_and_size(type(self).__name__, self, input_shape)
         trained = self.s1.requires_grad or self.s2.requires_grad
         planner = _extension.require(type(self).__name__)
         return planner.plan(
@@ -381,8 +373,8 @@ class SketchLayer(WeightCache, CompressedLayer):
             out_channels=self._group_outputs * self._groups,
             groups=self._groups,
             kernel=self._kernel or (1, 1),
-            input_pixels=input_pixels,
-            output_pixels=output_pixels,
+            input_pixels=math.prod(size),
+            output_pixels=math.prod(output_size(Geometry.of(self), size)),
             sketch_rank=self.num_sketches * self.rank,
             mixing=self.mixing,
             is_linear=not self._kernel,
@@ -405,21 +397,14 @@ class SketchLayer(WeightCache, CompressedLayer):
         if self._path == "auto" and not self._needs_folded:
             planned = self._planned(input.shape, _is_channels_last(input), weight_ready=True)
             return bool(planned.path == "folded")
-        self._sizes(input.shape)  # raises for a shape that does not fit
+        batch_and_size(type(self).__name__, self, input.shape)  # raises where it does not fit
         return self._path != "factored"
 
     def _weight_parameters(self) -> list[nn.Parameter]:
         return [self.s1, self.s2]
 
-    def _fit(
-        self,
-        weight: Tensor,
-        init: str,
-        second_moment: Tensor | None,
-        sensitivity: Tensor | None,
-        **how: Any,
-    ) -> float:
-        factors = self._factors(weight, init, second_moment, sensitivity)
+    def _fit(self, weight: Tensor, init: str, norm: Norm, **how: Any) -> float:
+        factors = self._factors(weight, init, *norm)
         self.s1.detach().copy_(factors.s1)
         self.s2.detach().copy_(factors.s2)
         return factors.relative_error
@@ -485,15 +470,8 @@ class SketchLayer(WeightCache, CompressedLayer):
 
     def options(self) -> dict[str, Any]:
         """As `Configured.options`."""
-        return {
-            "rank": self.rank,
-            "num_sketches": self.num_sketches,
-            "mixing": self.mixing,
-            "scale": "paper" if self.scale == 1 / (2 * self.num_sketches) else self.scale,
-            "blocks": self.blocks,
-            "signs": self.signs,
-            "frame": self.frame,
-        }
+        is_default = self.scale == 1 / (2 * self.num_sketches)
+        return super().options() | ({"scale": "paper"} if is_default else {})
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
@@ -523,40 +501,3 @@ def scale_factor(owner: str, scale: Scale, num_sketches: int) -> float:
     if not 0 < factor < math.inf:
         raise ValueError(f"{owner}: scale must be finite and above 0 (got scale={factor})")
     return factor
-
-
-def _resolve_rank(
-    owner: str,
-    sizes: tuple[int, int, tuple[int, int]],
-    groups: int,
-    bias: bool,
-    rank: int | None,
-    num_sketches: int,
-    rate: float | None,
-) -> int:
-    """The rank that was given, checked, or that nearest to the rate.
-
-    Args:
-        owner: name of the caller, for messages.
-        sizes: input and output channels, and the kernel.
-        groups: number of groups.
-        bias: whether there is one.
-        rank: None if a rate is given.
-        num_sketches: ``l``.
-        rate: None if a rank is given.
-    """
-    check_one_given(owner, "rank", rank, rate)
-    if rate is not None:
-        rate = checked_rate(owner, rate)
-    if rank is not None:
-        rank = whole_number(owner, "rank", rank)
-    largest = min(sizes[:2]) // groups
-    if num_sketches * (rank or 1) > largest:
-        raise ValueError(
-            f"{owner}: num_sketches * rank must be at most min(inputs, outputs) / groups = "
-            f"{largest} (got num_sketches={num_sketches}, rank={rank or 1})"
-        )
-    if rank is not None:
-        return rank
-    assert rate is not None
-    return rank_for_rate(*sizes, rate=rate, num_sketches=num_sketches, groups=groups, bias=bias)

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Self, Unpack
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from sketchlayers import ops
 from sketchlayers.nn._export import exporting
-from sketchlayers.nn._geometry import batch_and_size, output_size, pad
+from sketchlayers.nn._geometry import pad
 from sketchlayers.nn._layer import Conv2dLayer, stands_for_dense
 from sketchlayers.nn.sketch import _onnx
-from sketchlayers.nn.sketch._layer import Init, Plan, SketchLayer, SketchOptions
-from sketchlayers.ops import Mixing
-
-
-class SKConv2dOptions(SketchOptions, total=False):
-    """Arguments of `SKConv2d` after those of ``nn.Conv2d``."""
-
-    mixing: Mixing
+from sketchlayers.nn.sketch._layer import SketchLayer
 
 
 @stands_for_dense
@@ -40,10 +29,8 @@ class SKConv2d(Conv2dLayer, SketchLayer):
     sketches of its own.
 
     Args:
-        rank: ``k``, with ``1 <= l k <= min(d1, d2) / groups``. Give this or ``rate``.
+        rank: ``k``, with ``1 <= l k <= min(d1, d2) / groups``.
         num_sketches: ``l``.
-        rate: parameters of this layer over those of ``nn.Conv2d``, bias included, in (0, 1]; the
-            nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
         mixing: ``"spatial"`` sketches channels and kernel positions together (Definition 3, the
             paper's layer); ``"channel"`` sketches channels alone (Definition 2), which needs
             ``h w`` times fewer operations and has the larger variance.
@@ -54,17 +41,11 @@ class SKConv2d(Conv2dLayer, SketchLayer):
         torch.Size([8, 192, 16, 16])
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``(N, d2, H, W)`` or ``(d2, H, W)`` with ``W_hat``."""
-        weight = self._kept_weight(input)
-        if weight is not None:
-            return self._convolved(input, weight)
-        if exporting() and not self._exports_factors():
-            return self._convolved(input, self.dense_weight())
+    def _from_factors(self, input: Tensor) -> Tensor:
         input, padding = pad(self, input)
         window = self.stride, padding, self.dilation, self.groups
         if exporting():
-            return _onnx.conv2d(self._traced(), input, self.bias, *window)
+            return _onnx.conv2d(self, input, *window)
         return ops.sk_conv2d(
             input,
             self.s1,
@@ -79,40 +60,3 @@ class SKConv2d(Conv2dLayer, SketchLayer):
             frame=self.frame_signs,
             path=self.path,
         )
-
-    @classmethod
-    def from_conv(
-        cls,
-        conv: nn.Conv2d,
-        *,
-        init: Init = "fit",
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        **options: Unpack[SKConv2dOptions],
-    ) -> Self:
-        """A sketched layer in place of ``conv``, which is left as it is.
-
-        Second moment and sensitivity go with one block and without a frame.
-
-        Args:
-            init: ``"fit"`` takes the factors nearest to the weight
-                (`sketchlayers.decompose.sketch_least_squares`), ``"unbiased"`` the paper's sketch
-                of it, of use only with training afterwards, ``"random"`` those of a new layer.
-        """
-        return cls._from_dense(conv, options, init, second_moment, sensitivity)
-
-    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> Plan:
-        """Which path would run for an input ``(N, d2, H, W)`` or ``(d2, H, W)``, and why.
-
-        Args:
-            input_shape: of the input.
-            channels_last: whether it lies in memory with the channels innermost.
-
-        Raises:
-            RuntimeError: the shape does not fit the layer.
-        """
-        return self._plan(input_shape, channels_last)
-
-    def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int, int]:
-        batch, size = batch_and_size(type(self).__name__, self, input_shape)
-        return batch, math.prod(size), math.prod(output_size(self, size))

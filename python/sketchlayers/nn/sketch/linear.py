@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self, Unpack
-
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sketchlayers import ops
 from sketchlayers.nn._export import exporting
-from sketchlayers.nn._layer import LinearLayer, linear_rows, stands_for_dense
+from sketchlayers.nn._layer import LinearLayer, stands_for_dense
 from sketchlayers.nn.sketch import _onnx
-from sketchlayers.nn.sketch._layer import Init, Plan, SketchLayer, SketchOptions
+from sketchlayers.nn.sketch._layer import SketchLayer
 
 
 @stands_for_dense
@@ -29,10 +25,8 @@ class SKLinear(LinearLayer, SketchLayer):
     ``(*, d1)``.
 
     Args:
-        rank: ``k``, with ``1 <= l k <= min(d1, d2)``. Give this or ``rate``.
+        rank: ``k``, with ``1 <= l k <= min(d1, d2)``.
         num_sketches: ``l``.
-        rate: parameters of this layer over those of ``nn.Linear``, bias included, in (0, 1]; the
-            nearest whole rank is taken, at least 1, and the attribute ``rate`` tells what it gives.
 
     Example:
         >>> layer = SKLinear(768, 768, rate=0.25)
@@ -42,15 +36,9 @@ class SKLinear(LinearLayer, SketchLayer):
 
     _without = ("mixing",)  # both are the same without kernel positions
 
-    def forward(self, input: Tensor) -> Tensor:
-        """``(*, d2)`` to ``(*, d1)``."""
-        weight = self._kept_weight(input)
-        if weight is None and exporting():
-            if self._exports_factors():
-                return _onnx.linear(self._traced(), input, self.bias)
-            weight = self.dense_weight()
-        if weight is not None:
-            return F.linear(input, weight, self.bias)
+    def _from_factors(self, input: Tensor) -> Tensor:
+        if exporting():
+            return _onnx.linear(self, input)
         return ops.sk_linear(
             input,
             self.s1,
@@ -63,39 +51,3 @@ class SKLinear(LinearLayer, SketchLayer):
             frame=self.frame_signs,
             path=self.path,
         )
-
-    @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Linear,
-        *,
-        init: Init = "fit",
-        second_moment: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        **options: Unpack[SketchOptions],
-    ) -> Self:
-        """A sketched layer in place of ``linear``, which is left as it is.
-
-        Second moment and sensitivity go with one block and without a frame.
-
-        Args:
-            init: ``"fit"`` takes the factors nearest to the weight
-                (`sketchlayers.decompose.sketch_least_squares`), ``"unbiased"`` the paper's sketch
-                of it, of use only with training afterwards, ``"random"`` those of a new layer.
-        """
-        return cls._from_dense(linear, options, init, second_moment, sensitivity)
-
-    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> Plan:
-        """Which path would run for an input ``(*, d2)``, and why.
-
-        Args:
-            input_shape: of the input.
-            channels_last: makes no difference here.
-
-        Raises:
-            RuntimeError: the shape does not fit the layer.
-        """
-        return self._plan(input_shape, channels_last=False)
-
-    def _sizes(self, input_shape: Sequence[int]) -> tuple[int, int, int]:
-        return linear_rows(type(self).__name__, self.in_features, input_shape), 1, 1
