@@ -1,6 +1,7 @@
 """The folder of one training run: checkpoint, log and summary, none of which a kill can harm.
 
-At any moment every file is either the old or the new version, whole.
+At any moment every file is either the old or the new version, whole; the old checkpoint has the
+name of the one before while the new one gets its own.
 """
 
 from __future__ import annotations
