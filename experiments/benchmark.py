@@ -16,7 +16,6 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,23 +24,16 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from common.distributed import alone
-from common.runs import versions, write_csv
-from common.speed import compared, print_noise, sgd_step
+from common.speed import compared, measure_all, sgd_step
 from common.stopping import exit_code
-from common.tables import Column, decimals, format_table, speed_columns
-from networks import NETWORKS, count_parameters
-from options import documented_parser
+from common.tables import Column, decimals, speed_columns
+from networks import count_parameters, googlenet_bn, ninn
+from options import add_options, documented_parser
 from sketchlayers import compress, optimize_for_inference
 from sketchlayers.bench import plot
 from sketchlayers.bench.memory import allocation_peak, held_bytes, inference_memory, tensor_bytes
 from sketchlayers.bench.table import Format, machine
-from sketchlayers.bench.timing import (
-    Step,
-    fastest,
-    inference,
-    paired_times,
-    synchronize,
-)
+from sketchlayers.bench.timing import Step, fastest, inference, paired_times, synchronize
 from sketchlayers.cli.bench import add_measurement_arguments, check_measurement_arguments
 from sketchlayers.ops import Mixing
 
@@ -57,8 +49,6 @@ COLUMNS = (
     Column("rate", "rate", decimals(3)),
     *speed_columns(1),
     Column("memory", "memory", decimals(2)),
-    Column("goal", "goal", decimals(2)),
-    Column("reached", "reached"),
 )
 
 
@@ -67,170 +57,94 @@ class Subject:
     """A network, how it is compressed and at which batches it is measured.
 
     Attributes:
-        name: as in ``--networks``.
         build: makes the dense network.
         size: height and width of its images.
         rate: parameters after / before, of the whole network.
+        batches: in either mode.
         mixings: one sketched network each.
-        batches: by mode.
-        goals: speeds to reach on a CPU, by mixing, mode and batch.
     """
 
-    name: str
     build: Callable[[], nn.Module]
     size: int
     rate: float
-    mixings: tuple[Mixing, ...]
-    batches: dict[str, tuple[int, ...]]
-    goals: dict[tuple[str, str, int], float]
+    batches: tuple[int, ...]
+    mixings: tuple[Mixing, ...] = ("channel",)
 
 
 SUBJECTS = {
-    subject.name: subject
-    for subject in (
-        Subject(
-            "ninn",
-            lambda: NETWORKS["ninn"](10),
-            size=32,
-            rate=0.15,
-            mixings=("channel", "spatial"),
-            batches={"forward": (64,), "training": (64,)},
-            goals={
-                ("channel", "forward", 64): 2.5,
-                ("spatial", "forward", 64): 1.0,
-                ("channel", "training", 64): 2.2,
-                ("spatial", "training", 64): 1.0,
-            },
-        ),
-        Subject(
-            "googlenet_bn",
-            lambda: NETWORKS["googlenet_bn"](365),
-            size=224,
-            rate=0.2,
-            mixings=("channel",),
-            batches={"forward": (16, 1), "training": (16, 1)},
-            goals={
-                ("channel", "forward", 16): 1.5,
-                ("channel", "forward", 1): 1.5,
-                ("channel", "training", 16): 1.5,
-            },
-        ),
-        Subject(
-            "resnet18",
-            lambda: resnet18(num_classes=1000),
-            size=224,
-            rate=0.2,
-            mixings=("channel",),
-            batches={"forward": (16, 1), "training": (16, 1)},
-            goals={},
-        ),
-    )
+    "ninn": Subject(ninn, size=32, rate=0.15, batches=(64,), mixings=("channel", "spatial")),
+    "googlenet_bn": Subject(googlenet_bn, size=224, rate=0.2, batches=(16, 1)),
+    "resnet18": Subject(resnet18, size=224, rate=0.2, batches=(16, 1)),
 }
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One network at one batch: its contenders take turns."""
-
-    subject: Subject
-    mode: str
-    batch: int
-
-
-@dataclass(frozen=True)
 class Contender:
-    """A network in a memory format, with the images and labels it gets."""
+    """A network in a memory format, with the images that it gets."""
 
     method: str
     format: Format
     network: nn.Module
     images: Tensor
-    labels: Tensor
 
     def step(self, mode: str) -> Step:
         """What is timed."""
         if mode == "forward":
             return inference(self.network, self.images)
-        return sgd_step(self.network, self.images, self.labels)[0]
+        return sgd_step(self.network, self.images)[0]
 
     def memory(self, mode: str) -> int:
         """Peak bytes of a call, parameters, buffers, optimiser and images counted."""
         if mode == "forward":
             return inference_memory(self.network, self.images)
-        step, optimizer = sgd_step(self.network, self.images, self.labels)
+        step, optimizer = sgd_step(self.network, self.images)
         step()
         self.network.zero_grad(set_to_none=True)
-        state = [
-            value
-            for values in optimizer.state.values()
-            for value in values.values()
-            if isinstance(value, Tensor)
-        ]
-        held = held_bytes(self.network, self.images) + tensor_bytes(*state)
+        states = (value for state in optimizer.state.values() for value in state.values())
+        held = held_bytes(self.network, self.images)
+        held += tensor_bytes(*(value for value in states if isinstance(value, Tensor)))
         return held + allocation_peak(step, self.images.device)
 
 
-def plan(args: argparse.Namespace) -> list[Measurement]:
-    """What the arguments ask for, in order."""
-    modes = [args.mode] if args.mode else ["forward", "training"]
-    return [
-        Measurement(SUBJECTS[name], mode, batch)
-        for name in args.networks
-        for mode in modes
-        for batch in args.batch or SUBJECTS[name].batches[mode]
-    ]
-
-
 def measure(
-    measurement: Measurement, args: argparse.Namespace, device: torch.device
+    name: str, mode: str, batch: int, args: argparse.Namespace, device: torch.device
 ) -> list[dict[str, Any]]:
     """Times a network and its sketched forms in turn: rows of these against the faster dense one.
 
     Times are medians in milliseconds, speeds and peak memory relative to dense; the rate is that of
     the parameters as counted.
     """
-    subject, mode, batch = measurement.subject, measurement.mode, measurement.batch
-    contenders = list(build(measurement, args, device))
+    contenders = list(build(SUBJECTS[name], mode, batch, args, device))
     steps = [contender.step(mode) for contender in contenders]
     times = paired_times(steps, args.seconds, device, least=LEAST_ROUNDS)
     synchronize(device)
-    memory = [None if args.no_memory else contender.memory(mode) for contender in contenders]
-    dense = [i for i, contender in enumerate(contenders) if contender.method == "dense"]
-    best = dense[fastest([times[i] for i in dense])]
+    memory = [contender.memory(mode) for contender in contenders]
+    best = fastest(times[:2])  # of the dense ones
     parameters, least = count_parameters(contenders[best].network), memory[best]
-    rows = []
-    for contender, own, peak in zip(contenders, times, memory, strict=True):
-        if contender.method == "dense":
-            continue
-        goal = subject.goals.get((contender.method, mode, batch)) if device.type == "cpu" else None
-        cells = compared(times[best], own)
-        rows.append(
-            {
-                "layer": subject.name,
-                "method": contender.method,
-                "format": contender.format,
-                "mode": mode,
-                "batch": batch,
-                "rate": count_parameters(contender.network) / parameters,
-                "dense_format": contenders[best].format,
-                **cells,
-                "memory": peak / least if peak and least else None,
-                "goal": goal,
-                "reached": None if goal is None else "yes" if cells["speed"] >= goal else "no",
-            }
-        )
-    return rows
+    return [
+        {
+            "layer": name,
+            "method": contender.method,
+            "format": contender.format,
+            "mode": mode,
+            "batch": batch,
+            "rate": count_parameters(contender.network) / parameters,
+            "dense_format": contenders[best].format,
+            **compared(times[best], own),
+            "memory": peak / least,
+        }
+        for contender, own, peak in list(zip(contenders, times, memory, strict=True))[2:]
+    ]
 
 
 def build(
-    measurement: Measurement, args: argparse.Namespace, device: torch.device
+    subject: Subject, mode: str, batch: int, args: argparse.Namespace, device: torch.device
 ) -> Iterator[Contender]:
-    """Dense in both formats, then every compressed form."""
-    subject = measurement.subject
+    """Dense in both formats, then every compressed form, ready to train from scratch."""
     torch.manual_seed(0)
     dense = subject.build()
     dtype = getattr(torch, args.dtype or "float32")
-    images = torch.randn(measurement.batch, 3, subject.size, subject.size)
+    images = torch.randn(batch, 3, subject.size, subject.size)
 
     def contender(method: str, fmt: Format, network: nn.Module) -> Contender:
         layout = torch.channels_last if fmt == "nhwc" else torch.contiguous_format
@@ -239,106 +153,75 @@ def build(
             fmt,
             copy.deepcopy(network).to(device, dtype).to(memory_format=layout),
             images.to(device, dtype, memory_format=layout),
-            torch.zeros(measurement.batch, dtype=torch.long, device=device),
         )
 
     yield contender("dense", "nchw", dense)
     yield contender("dense", "nhwc", dense)
     formats: tuple[Format, ...] = ("nchw", "nhwc") if args.channels_last else ("nchw",)
     for mixing in subject.mixings:
-        sketched = sketch(dense, subject, mixing)
+        sketched, _ = compress(
+            dense,
+            rate=subject.rate,
+            example_inputs=images[:1],
+            init="random",
+            seed=0,
+            mixing=mixing,
+        )
         for fmt in formats:
             own = contender(mixing, fmt, sketched)
             yield own
-            if args.optimized and measurement.mode == "forward":
+            if args.optimized and mode == "forward":
                 network, _ = optimize_for_inference(own.network, own.images)
                 yield contender(f"optimized {mixing}", fmt, network)
 
 
-def sketch(dense: nn.Module, subject: Subject, mixing: Mixing) -> nn.Module:
-    """The network with sketched layers at the subject's rate, ready to train from scratch."""
-    size = subject.size
-    sketched, _ = compress(
-        dense,
-        rate=subject.rate,
-        example_inputs=torch.zeros(1, 3, size, size),
-        init="random",
-        seed=0,
-        mixing=mixing,
-    )
-    return sketched
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 on success, 2 for arguments that cannot be used."""
+    alone()
     parser = documented_parser(__doc__)
     parser.add_argument(
         "--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="all by default"
     )
-    parser.add_argument("--batch", type=int, nargs="+", help="instead of each network's own")
-    parser.add_argument("--mode", choices=["forward", "training"], help="default: both")
-    parser.add_argument("--plan", action="store_true", help="say what would be measured and stop")
+    add_options(parser, "--plan")
     parser.add_argument(
         "--optimized", action="store_true", help="optimize_for_inference as well, in inference"
     )
     parser.add_argument(
         "--channels-last", action="store_true", help="the sketched networks in both memory formats"
     )
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     add_measurement_arguments(parser, seconds=20.0)
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 0 on success, 2 for arguments that cannot be used."""
-    alone()
-    args = parse(arguments)
+    args = parser.parse_args(arguments)
     return exit_code(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:
-    for batch in args.batch or ():
-        if batch < 1:
-            raise ValueError(f"--batch: must be at least 1 (got {batch})")
     device = check_measurement_arguments(args)
-    measurements = plan(args)
+    measurements = [
+        (name, mode, batch)
+        for name in args.networks
+        for mode in ("forward", "training")
+        for batch in SUBJECTS[name].batches
+    ]
     if args.plan:
-        print_plan(measurements, args.seconds)
+        for name, mode, batch in measurements:
+            subject = SUBJECTS[name]
+            print(
+                f"{name} at rate {subject.rate:g}, {' and '.join(subject.mixings)} mixing, "
+                f"{subject.size}x{subject.size}, {mode}, batch {batch}"
+            )
+        print(f"{len(measurements)} measurements of {args.seconds:g} s or {LEAST_ROUNDS} rounds")
         return
-    print(head(args, device), flush=True)
-    rows: list[dict[str, Any]] = []
-    for measurement in measurements:
-        own = measure(measurement, args, device)
-        rows += own
-        print("\n" + format_table(own, COLUMNS), flush=True)
-    finish(rows, args, device)
-
-
-def head(args: argparse.Namespace, device: torch.device) -> str:
-    """What and where: the first line of the output and the title of the picture."""
-    return f"{args.dtype or 'float32'}, {machine(device)}, PyTorch {torch.__version__}"
-
-
-def print_plan(measurements: Sequence[Measurement], seconds: float) -> None:
-    """One line for every measurement."""
-    for measurement in measurements:
-        subject = measurement.subject
-        print(
-            f"{subject.name} at rate {subject.rate:g}, {' and '.join(subject.mixings)} mixing, "
-            f"{subject.size}x{subject.size}, {measurement.mode}, batch {measurement.batch}"
-        )
-    print(f"{len(measurements)} measurements of {seconds:g} s or {LEAST_ROUNDS} rounds")
-
-
-def finish(rows: Sequence[dict[str, Any]], args: argparse.Namespace, device: torch.device) -> None:
-    """Notes on noise, and the files that were asked for."""
-    print_noise(rows)
-    if args.csv:
-        label = {"dtype": args.dtype or "float32", "hardware": machine(device), **versions()}
-        write_csv(args.csv, [{**row, **label} for row in rows])
-        print(f"written to {args.csv}")
+    dtype = args.dtype or "float32"
+    head = f"{dtype}, {machine(device)}, PyTorch {torch.__version__}"
+    print(head, flush=True)
+    rows = measure_all(
+        (measure(*measurement, args, device) for measurement in measurements),
+        COLUMNS,
+        args.csv,
+        {"dtype": dtype, "hardware": machine(device)},
+    )
     if args.png:
-        plot.write_png(Path(args.png), [SimpleNamespace(**row) for row in rows], head(args, device))
+        plot.write_png(args.png, [SimpleNamespace(**row) for row in rows], head)
         print(f"drawn in {args.png}")
 
 

@@ -17,7 +17,6 @@ import tempfile
 import textwrap
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -48,7 +47,8 @@ from networks import count_parameters
 from options import add_options, documented_parser
 from sketchlayers import compress, inspect, save
 from train import DENSE_LR, SKETCH_LR
-from trained.pictures import Pictures, drawn, paired_difference, predictions
+from trained.pictures import Pictures, accuracies, drawn, predictions
+from trained.variants import quietly_compressed
 from training import Recipe, Trainer
 
 HERE = Path(__file__).resolve().parent
@@ -83,32 +83,21 @@ DIGITS = Plan("digits", "handwritten digits", epochs=6)
 CIFAR10 = Plan("cifar10", "CIFAR-10", epochs=5, images=2500, test_images=2000)
 
 
-@dataclass(frozen=True)
-class Sketch:
-    """A form of the sketched layer: its options, and what to know where it is not faster."""
-
-    name: str
-    options: Mapping[str, Any]
-    remark: str
-
-
-SKETCHES = (
-    Sketch(
-        "for speed (channels, 8 blocks)",
+SKETCHES: dict[str, tuple[dict[str, Any], str]] = {
+    "for speed (channels, 8 blocks)": (
         {"mixing": "channel", "blocks": 8},
         "no gain from layers of this size on this processor",
     ),
-    Sketch(
-        "for accuracy (sign frame)",
+    "for accuracy (sign frame)": (
         {"frame": "signs"},
         "its dense weight is formed from the seed: small to store, at best as fast as dense",
     ),
-    Sketch(
-        "as in the paper",
+    "as in the paper": (
         {},
         "mixing kernel positions, too, takes many more multiply-adds than mixing channels alone",
     ),
-)
+}
+"""Forms of the sketched layer: options, and what to know where one is not faster."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--sketch-rate", type=float, default=0.1, help="the same of sketched networks (0.1)"
     )
     parser.add_argument("--images", type=int, help="number of training images")
-    add_options(parser, "--epochs", "--width", "--out", "--device", "--seed", out=Path("runs/demo"))
+    add_options(parser, "--epochs", "--width", "--device", "--seed", epochs=None)
+    add_options(parser, "--out", out=Path("runs/demo"))
     args = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress shows in a pipe, too
@@ -206,10 +196,11 @@ class Demo:
             test_subset=self.plan.test_images,
         )
         self.start = self._network()
-        self.sketches = [self._sketched(sketch) for sketch in SKETCHES]
+        self.sketches = {name: self._sketched(options) for name, (options, _) in SKETCHES.items()}
         self._check_rates()
         RunFolder(args.out).prepare(resume=True)
         self.test = self._pictures(self.data.test)
+        self.timed = next(iter(self.test))[:TIMED_IMAGES].to(self.world.device)
         self.correct: Tensor | None = None  # of the dense network, image by image
 
     def run(self) -> None:
@@ -233,8 +224,7 @@ class Demo:
 
         print("2. Sketched layers trained from scratch, as long as the dense network\n")
         sketched = [replace(dense, speeds={})] + [
-            self._trained(sketch.name, network, SKETCH_LR)
-            for sketch, network in zip(SKETCHES, self.sketches, strict=True)
+            self._trained(name, network, SKETCH_LR) for name, network in self.sketches.items()
         ]
         self._time_inference(sketched, exported=False)
         self._time_training(sketched)
@@ -249,7 +239,7 @@ class Demo:
         torch.manual_seed(self.args.seed)
         return small_vgg(len(self.data.classes), self.plan.width)
 
-    def _sketched(self, sketch: Sketch) -> nn.Module:
+    def _sketched(self, options: Mapping[str, Any]) -> nn.Module:
         """The network as it starts, in sketched layers."""
         network, _ = compress(
             self._network(),
@@ -258,7 +248,7 @@ class Demo:
             init="random",
             inplace=True,
             seed=self.args.seed,
-            **sketch.options,
+            **options,
         )
         return network
 
@@ -283,10 +273,8 @@ class Demo:
     def _compressed(self, dense: Result, rate: float) -> Result:
         images = self._calibration_images()
         started = time.perf_counter()
-        with warnings.catch_warnings(), heartbeat(f"compressing at rate {rate:g}"):
-            # The accuracy in the table tells what a warning about the outputs' change would.
-            warnings.simplefilter("ignore", UserWarning)
-            network, report = compress(
+        with heartbeat(f"compressing at rate {rate:g}"):
+            network, report = quietly_compressed(
                 dense.network,
                 self.args.method,
                 rate=rate,
@@ -302,8 +290,7 @@ class Demo:
         return self._pictures(drawn(self.data.train, self.args.seed, self.plan.calibration_images))
 
     def _pictures(self, source: Images | ImageFiles) -> Pictures:
-        size = self.data.size
-        return Pictures(source, size=size, resize=size, normalisation=self.data.normalisation)
+        return Pictures(source, size=self.data.size, normalisation=self.data.normalisation)
 
     def _measured(self, name: str, network: nn.Module, seconds: float) -> Result:
         """Tests a network, and saves it."""
@@ -311,8 +298,8 @@ class Demo:
         correct = predictions(network, self.test) == self.data.test.labels
         if self.correct is None:
             self.correct = correct
-        share = float(correct.double().mean())
-        difference, difference_error = paired_difference(correct, self.correct)
+        measured = accuracies(correct, self.correct)
+        share = measured["accuracy"] / 100
         file = save(network, self.args.out / f"{file_name(name)}.safetensors")
         parameters = count_parameters(network)
         return Result(
@@ -321,32 +308,26 @@ class Demo:
             parameters / count_parameters(self.start),
             parameters,
             file.stat().st_size,
-            100 * share,
+            measured["accuracy"],
             100 * math.sqrt(share * (1 - share) / len(correct)),
-            difference,
-            difference_error,
+            measured["difference"],
+            measured["standard_error"],
             seconds,
         )
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        pixels = self.data.test.take(torch.arange(TIMED_IMAGES)).in_memory(self.data.size)
-        images = self.data.normalisation(pixels.pixels)
-        return images.to(self.world.device), pixels.labels.to(self.world.device)
-
     def _time_inference(self, results: Sequence[Result], *, exported: bool) -> None:
-        images, _ = self._batch()
         networks = {result.name: result.network for result in results}
         with one_thread(), heartbeat("timing"), torch.no_grad():
-            self._time("pytorch", results, pytorch_steps(networks, images))
+            self._time("pytorch", results, pytorch_steps(networks, self.timed))
             if exported and self.world.device.type == "cpu":
                 with tempfile.TemporaryDirectory() as folder:
                     print("  exporting to ONNX")
-                    self._time("onnx", results, onnx_steps(networks, images, Path(folder)))
+                    self._time("onnx", results, onnx_steps(networks, self.timed, Path(folder)))
 
     def _time_training(self, results: Sequence[Result]) -> None:
         networks = {result.name: result.network for result in results}
         with one_thread(), heartbeat("timing steps of training"):
-            self._time("training", results, training_steps(networks, *self._batch()))
+            self._time("training", results, training_steps(networks, self.timed))
 
     def _time(self, kind: str, results: Sequence[Result], steps: Mapping[str, Step] | None) -> None:
         """Times steps in turn; None stands for those of ONNX Runtime where it is not installed."""
@@ -499,7 +480,6 @@ def _not_faster(results: Sequence[Result]) -> list[str]:
         "onnx": "ONNX Runtime",
         "training": "training",
     }
-    remarks = {sketch.name: sketch.remark for sketch in SKETCHES}
     lines = []
     for result in results[1:]:
         slow = [
@@ -508,7 +488,8 @@ def _not_faster(results: Sequence[Result]) -> list[str]:
             if speed.times_as_fast < SAME
         ]
         if slow:
-            remark = remarks.get(result.name, "it has more layers, with fewer operations")
+            usual = "it has more layers, with fewer operations"
+            _, remark = SKETCHES.get(result.name, ({}, usual))
             lines.append(f"Not faster than dense: {result.name} in {', '.join(slow)}: {remark}.")
     return lines
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,14 +29,15 @@ from torch import nn
 
 from common.distributed import alone
 from common.runs import read_csv, write_csv
-from common.speed import Speed, Step, measure_speeds, one_thread, onnx_steps, pytorch_steps
+from common.speed import Speed, measure_speeds, one_thread, onnx_steps, pytorch_steps
 from common.stopping import exit_code
 from common.tables import Column, decimals, format_table, whole
 from networks import count_parameters
-from sketchlayers import compress, load, save
+from sketchlayers import load, save
 from sketchlayers.checkpoint import read_description
-from trained.pictures import paired_difference, predictions
-from trained.results import Row
+from trained.pictures import accuracies
+from trained.results import Row, identity
+from trained.variants import quietly_compressed
 from zero_shot import Experiment, check
 from zero_shot import parser as zero_shot_parser
 
@@ -52,7 +54,7 @@ class Headline(Experiment):
         """Compresses what is missing, then tests and times all."""
         networks = {("dense", 1.0): self.trained.network}
         files = {("dense", 1.0): save(self.trained.network, self._file("dense", 1.0))}
-        for method, rate in self._pairs():
+        for method, rate in itertools.product(self.args.methods, self.args.rates):
             files[method, rate] = file = self._compressed_file(method, rate)
             networks[method, rate] = load(file, into=copy.deepcopy(self.trained.network)).eval()
         names = {f"{method} {rate:g}": network for (method, rate), network in networks.items()}
@@ -61,8 +63,6 @@ class Headline(Experiment):
         rows = []
         for (method, rate), network in networks.items():
             name = f"{method} {rate:g}"
-            correct = predictions(network, self.measured) == self.labels
-            difference, error = paired_difference(correct, self._dense_correct)
             rows.append(
                 {
                     "network": self.args.network,
@@ -73,9 +73,7 @@ class Headline(Experiment):
                     "calibration_images": 0 if method == "dense" else len(self.calibration.labels),
                     "parameters": count_parameters(network),
                     "file_bytes": files[method, rate].stat().st_size,
-                    "accuracy": 100 * float(correct.double().mean()),
-                    "difference": difference,
-                    "standard_error": error,
+                    **accuracies(self.found(network), self._dense_found),
                     "pytorch_ms": eager[name].milliseconds,
                     "pytorch_speed": eager[name].times_as_fast,
                     "onnx_ms": exported[name].milliseconds if exported else None,
@@ -88,11 +86,6 @@ class Headline(Experiment):
             )
         return rows
 
-    def _pairs(self) -> Iterator[tuple[str, float]]:
-        for method in self.args.methods:
-            for rate in self.args.rates:
-                yield method, rate
-
     def _file(self, method: str, rate: float) -> Path:
         return self.args.files / f"{self.args.network}_{method}_{rate:g}.safetensors"
 
@@ -101,16 +94,13 @@ class Headline(Experiment):
         file = self._file(method, rate)
         if not file.exists():
             print(f"compressing: {method} at {rate:g} ...", flush=True)
-            with warnings.catch_warnings():
-                # The row has the accuracy, which tells more than a change of the outputs.
-                warnings.simplefilter("ignore", UserWarning)
-                network, report = compress(
-                    self.trained.network,
-                    method,
-                    rate=rate,
-                    calibration=self.calibration,
-                    seed=self.args.seed,
-                )
+            network, report = quietly_compressed(
+                self.trained.network,
+                method,
+                rate=rate,
+                calibration=self.calibration,
+                seed=self.args.seed,
+            )
             save(network, file, reports=report)
         return file
 
@@ -119,17 +109,15 @@ class Headline(Experiment):
     ) -> tuple[dict[str, Speed], dict[str, Speed] | None]:
         """In PyTorch and in ONNX Runtime, on one image."""
         image = next(iter(self.measured))[:1].to(self.device)
+        last = {
+            name: copy.deepcopy(network).to(memory_format=torch.channels_last)
+            for name, network in networks.items()
+        }
+        timed = partial(measure_speeds, images=1, device=self.device, seconds=self.args.seconds)
         with one_thread(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            last = {
-                name: copy.deepcopy(network).to(memory_format=torch.channels_last)
-                for name, network in networks.items()
-            }
-            eager = self._timed(pytorch_steps(last, image))
+            eager = timed(pytorch_steps(last, image))
             steps = onnx_steps(networks, image, Path(folder))
-            return eager, None if steps is None else self._timed(steps)
-
-    def _timed(self, steps: Mapping[str, Step]) -> dict[str, Speed]:
-        return measure_speeds(steps, 1, self.device, self.args.seconds)
+            return eager, None if steps is None else timed(steps)
 
 
 def _seconds(file: Path) -> float | None:
@@ -144,25 +132,21 @@ def table(rows: Sequence[Mapping[str, str]], *, markdown: bool = False) -> str:
         Column("network", "network", left=True),
         Column("kept", "rate and method", left=True),
         Column("parameters", "parameters", whole),
-        Column("megabytes", "file MB", decimals(2)),
+        Column("file_bytes", "file MB", lambda value: f"{float(str(value)) / 1e6:.2f}"),
         Column("accuracy", "top-1 %", decimals(1)),
         Column("change", "against dense"),
         Column("pytorch", "ms an image, PyTorch"),
         Column("onnx", "ms an image, ONNX Runtime"),
         Column("seconds", "made in s", decimals(0)),
     ]
-    return format_table([_cells(row) for row in rows], columns, markdown=markdown)
+    return format_table([{**row, **_cells(row)} for row in rows], columns, markdown=markdown)
 
 
 def _cells(row: Mapping[str, str]) -> Row:
     dense = row["method"] == "dense"
     change = f"{float(row['difference']):+.1f} ± {float(row['standard_error']):.1f}"
     return {
-        "network": row["network"],
         "kept": "dense" if dense else f"{float(row['rate']):g}, {row['method']}",
-        "parameters": row["parameters"],
-        "megabytes": float(row["file_bytes"]) / 1e6,
-        "accuracy": row["accuracy"],
         "change": None if dense else change,
         "pytorch": _time(row, "pytorch"),
         "onnx": _time(row, "onnx"),
@@ -177,20 +161,15 @@ def _time(row: Mapping[str, str], kind: str) -> str | None:
     return f"{float(row[f'{kind}_ms']):.1f}{speed}"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of `zero_shot` that make sense here, and three more."""
-    root = zero_shot_parser(__doc__)
-    root.set_defaults(methods=list(METHODS), rates=list(RATES))
-    root.add_argument("--files", type=Path, help="folder for the compressed networks")
-    root.add_argument("--seconds", type=float, default=20.0, help="of timing, each runtime (20)")
-    root.add_argument("--note", default="", help="a remark for the CSV file, such as on the load")
-    return root
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments or data."""
     alone()
-    args = parser().parse_args(arguments)
+    parser = zero_shot_parser(__doc__)
+    parser.set_defaults(methods=list(METHODS), rates=list(RATES))
+    parser.add_argument("--files", type=Path, help="folder for the compressed networks")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of timing, each runtime (20)")
+    parser.add_argument("--note", default="", help="a remark for the CSV file, such as on the load")
+    args = parser.parse_args(arguments)
     return exit_code(lambda: _run(args))
 
 
@@ -200,15 +179,10 @@ def _run(args: argparse.Namespace) -> None:
         if args.files is None or not args.files.is_dir():
             raise ValueError(f"--files: must be a folder that exists (got {args.files})")
         rows = Headline(args).rows()
-        replaced = {_identity(row) for row in rows}
+        replaced = {identity(row, KEY) for row in rows}
         before = read_csv(args.csv) if args.csv.is_file() else []
-        write_csv(args.csv, [*(row for row in before if _identity(row) not in replaced), *rows])
+        write_csv(args.csv, [*(row for row in before if identity(row, KEY) not in replaced), *rows])
     print(table(read_csv(args.csv), markdown=args.markdown))
-
-
-def _identity(row: Mapping[str, object]) -> tuple[str, ...]:
-    """The key as text; a rate of 1 is the same in a file and in a row that was just made."""
-    return tuple(f"{float(str(row[k])):g}" if k == "rate" else str(row[k]) for k in KEY)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
+from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception
+from torchvision.models.resnet import conv3x3
 
 _NINN_WIDTHS = (192, 160, 96, 192, 192, 192, 192, 192)
 _NINN_KERNELS = (5, 1, 1, 5, 1, 1, 3, 1)
-_POOL_AFTER = {3: "max", 6: "average"}
+_POOL_AFTER: dict[int, Callable[..., nn.Module]] = {3: nn.MaxPool2d, 6: nn.AvgPool2d}
 """A pooling layer and dropout follow these convolutions (the second pool averages, as in Caffe)."""
 
 
@@ -30,6 +30,7 @@ def ninn(
     width: float = 1.0,
     batch_norm: bool = True,
     dropout: float = 0.5,
+    fully_connected: bool = False,
 ) -> nn.Sequential:
     """Network-in-Network for 32x32 images: ``(N, 3, H, W)`` to logits ``(N, num_classes)``.
 
@@ -40,6 +41,8 @@ def ninn(
             need smaller learning rates, and some methods do not train
             (docs/negative_results.md).
         dropout: probability, applied after both pooling layers.
+        fully_connected: FC_1 and FC_2 in place of CONV_9 (paper, Figure 3). CONV_8's map is
+            averaged to 2x2, so FC_1 is 768x768 and FC_2 768x10 at width 1.
 
     Returns:
         A sequence of named layers; at width 1 and 10 classes the nine convolutions have 966,986
@@ -48,37 +51,42 @@ def ninn(
     Raises:
         ValueError: if an argument is out of range.
     """
-    body, channels = _ninn_body(num_classes, width, batch_norm, dropout)
-    body.add_module("CONV_9", nn.Conv2d(channels, num_classes, 1))
-    body.add_module("POOL_9", nn.AdaptiveAvgPool2d(1))
-    body.add_module("FLATTEN", nn.Flatten())
+    if num_classes < 1:
+        raise ValueError(f"ninn: num_classes must be at least 1 (got {num_classes})")
+    if not width > 0:
+        raise ValueError(f"ninn: width must be positive (got {width})")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"ninn: dropout must be in [0, 1) (got {dropout})")
+    body = nn.Sequential()
+    channels = 3
+    for index, (base, kernel) in enumerate(zip(_NINN_WIDTHS, _NINN_KERNELS, strict=True), 1):
+        outputs = max(1, round(base * width))
+        body.add_module(f"CONV_{index}", nn.Conv2d(channels, outputs, kernel, padding=kernel // 2))
+        if batch_norm:
+            body.add_module(f"NORM_{index}", nn.BatchNorm2d(outputs))
+        body.add_module(f"RELU_{index}", nn.ReLU(inplace=True))
+        if index in _POOL_AFTER:
+            body.add_module(f"POOL_{index}", _POOL_AFTER[index](3, 2, ceil_mode=True))
+            body.add_module(f"DROPOUT_{index}", nn.Dropout(dropout))
+        channels = outputs
+    if fully_connected:
+        features = 4 * channels
+        body.add_module("POOL_8", nn.AdaptiveAvgPool2d(2))
+        body.add_module("FLATTEN", nn.Flatten())
+        body.add_module("FC_1", nn.Linear(features, features))
+        if batch_norm:
+            body.add_module("NORM_FC_1", nn.BatchNorm1d(features))
+        body.add_module("RELU_FC_1", nn.ReLU(inplace=True))
+        body.add_module("FC_2", nn.Linear(features, num_classes))
+    else:
+        body.add_module("CONV_9", nn.Conv2d(channels, num_classes, 1))
+        body.add_module("POOL_9", nn.AdaptiveAvgPool2d(1))
+        body.add_module("FLATTEN", nn.Flatten())
     _kaiming(body)
     return body
 
 
-def ninn_fc(
-    num_classes: int = 10,
-    *,
-    width: float = 1.0,
-    batch_norm: bool = True,
-    dropout: float = 0.5,
-) -> nn.Sequential:
-    """Network-in-Network with CONV_9 replaced by two fully connected layers (paper, Figure 3).
-
-    CONV_8's map is averaged to 2x2, so FC_1 is 768x768 and FC_2 768x10 at width 1. Arguments and
-    errors are those of `ninn`.
-    """
-    body, channels = _ninn_body(num_classes, width, batch_norm, dropout)
-    features = 4 * channels
-    body.add_module("POOL_8", nn.AdaptiveAvgPool2d(2))
-    body.add_module("FLATTEN", nn.Flatten())
-    body.add_module("FC_1", nn.Linear(features, features))
-    if batch_norm:
-        body.add_module("NORM_FC_1", nn.BatchNorm1d(features))
-    body.add_module("RELU_FC_1", nn.ReLU(inplace=True))
-    body.add_module("FC_2", nn.Linear(features, num_classes))
-    _kaiming(body)
-    return body
+ninn_fc = partial(ninn, fully_connected=True)
 
 
 def googlenet_bn(num_classes: int = 365, *, dropout: float = 0.2) -> nn.Module:
@@ -87,13 +95,11 @@ def googlenet_bn(num_classes: int = 365, *, dropout: float = 0.2) -> nn.Module:
     torchvision's network has 3x3 kernels in that branch (5,974,029 parameters at 365 classes); the
     paper's has 6,354,957. Input ``(N, 3, 224, 224)``, output ``(N, num_classes)``.
     """
-    network = GoogLeNet(
-        num_classes,
-        aux_logits=False,
-        init_weights=False,
-        blocks=[BasicConv2d, _Inception5x5, InceptionAux],
-        dropout=dropout,
-    )
+    network = GoogLeNet(num_classes, aux_logits=False, init_weights=False, dropout=dropout)
+    for block in network.modules():
+        if isinstance(block, Inception):
+            inputs, outputs = block.branch3[1].conv.in_channels, block.branch3[1].conv.out_channels
+            block.branch3[1] = BasicConv2d(inputs, outputs, kernel_size=5, padding=2)
     _kaiming(network)
     return network
 
@@ -122,7 +128,7 @@ class CifarResNet(nn.Module):
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             raise ValueError(f"CifarResNet: depth must be 6 n + 2, n at least 1 (got {depth})")
-        self.conv1 = _convolution3x3(3, 16, 1)
+        self.conv1 = conv3x3(3, 16)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(blocks, 16, 16)
         self.layer2 = _stage(blocks, 16, 32)
@@ -142,9 +148,9 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.stride = 1 if inputs == outputs else 2
-        self.conv1 = _convolution3x3(inputs, outputs, self.stride)
+        self.conv1 = conv3x3(inputs, outputs, self.stride)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = _convolution3x3(outputs, outputs, 1)
+        self.conv2 = conv3x3(outputs, outputs)
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -165,10 +171,6 @@ def _stage(blocks: int, inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(first, *(Block(outputs, outputs) for _ in range(blocks - 1)))
 
 
-def _convolution3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-
-
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "ninn": ninn,
     "ninn_fc": ninn_fc,
@@ -187,57 +189,9 @@ def convolutions_and_linears(network: nn.Module) -> Iterator[tuple[str, nn.Conv2
             yield name, module
 
 
-def compressed_weights(network: nn.Module) -> set[nn.Parameter]:
-    """What this package's layers train in place of a weight; biases are not among it."""
-    return {
-        parameter
-        for layer in network.modules()
-        if type(layer).__module__.startswith("sketchlayers.")
-        for name, parameter in layer.named_parameters()  # separable filters are layers in a layer
-        if name.rpartition(".")[2] != "bias"
-    }
-
-
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable values; buffers are not counted."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _ninn_body(
-    num_classes: int, width: float, batch_norm: bool, dropout: float
-) -> tuple[nn.Sequential, int]:
-    """CONV_1 to CONV_8 with what stands between them, and the number of their output channels."""
-    if num_classes < 1:
-        raise ValueError(f"ninn: num_classes must be at least 1 (got {num_classes})")
-    if not width > 0:
-        raise ValueError(f"ninn: width must be positive (got {width})")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"ninn: dropout must be in [0, 1) (got {dropout})")
-    body = nn.Sequential()
-    channels = 3
-    for index, (base, kernel) in enumerate(zip(_NINN_WIDTHS, _NINN_KERNELS, strict=True), 1):
-        outputs = max(1, round(base * width))
-        body.add_module(f"CONV_{index}", nn.Conv2d(channels, outputs, kernel, padding=kernel // 2))
-        if batch_norm:
-            body.add_module(f"NORM_{index}", nn.BatchNorm2d(outputs))
-        body.add_module(f"RELU_{index}", nn.ReLU(inplace=True))
-        if index in _POOL_AFTER:
-            pool = nn.MaxPool2d if _POOL_AFTER[index] == "max" else nn.AvgPool2d
-            body.add_module(f"POOL_{index}", pool(3, 2, ceil_mode=True))
-            body.add_module(f"DROPOUT_{index}", nn.Dropout(dropout))
-        channels = outputs
-    return body, channels
-
-
-class _Inception5x5(Inception):
-    """torchvision's inception block with the 5x5 kernel the paper has in its third branch."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        small = self.branch3[1].conv
-        self.branch3[1] = BasicConv2d(
-            small.in_channels, small.out_channels, kernel_size=5, padding=2
-        )
 
 
 def _kaiming(network: nn.Module) -> None:

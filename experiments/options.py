@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from image_data import DATA_SETS
-from networks import NETWORKS
+from image_data import DATA_SETS, DataSet, load
+from networks import IMAGE_SIZES, NETWORKS
+from sketchlayers.cli.kinds import positive
+from training import Recipe
 
 
 def documented_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -39,22 +43,35 @@ def add_options(parser: Any, *flags: str, **defaults: Any) -> None:
         parser.add_argument(flag, **{**_OPTIONS[flag], **own})
 
 
+def assignment(text: str) -> tuple[str, object]:
+    """``NAME=VALUE`` with a value of Python's, or a string; the name may have dots.
+
+    Raises:
+        argparse.ArgumentTypeError: neither.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.replace(".", "").isidentifier():
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE (got {text!r})")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
 def _threads(text: str) -> int:
     """The number of threads, which PyTorch gets at once."""
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1 (got {count})")
-    torch.set_num_threads(count)
+    torch.set_num_threads(count := positive(text))
     return count
 
 
-_AMP = ["off", "bf16", "fp16"]
 _OPTIONS: dict[str, dict[str, Any]] = {
+    # Training.
+    **{f"--{one.name.replace('_', '-')}": one.metadata["option"] for one in fields(Recipe)},
     # Images.
     "--data": {"choices": list(DATA_SETS), "default": "cifar10"},
     "--root": {"type": Path, "help": "folder with the data set's files"},
     "--label": {"help": "what figures call the data set"},
-    "--size": {"type": int, "help": "height and width of images (default: the network's)"},
+    "--size": {"type": positive, "help": "height and width of images (default: the network's)"},
     "--subset": {"type": int, "help": "number of training images, evenly over classes"},
     "--test-subset": {"type": int, "help": "the same for test images"},
     "--held-out": {
@@ -68,32 +85,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--width": {"type": float, "default": 1.0, "help": "factor on channels"},
     "--dropout": {"type": float, "help": "probability (default: the network's own)"},
     "--weights": {"type": Path, "help": "file with the network's weights"},
-    # Training: the names of `training.Recipe`.
-    "--epochs": {"type": int},
-    "--batch-size": {"type": int},
-    "--lr": {"type": float, "help": "largest learning rate (default: what suits each method)"},
-    "--compressed-lr": {
-        "type": float,
-        "help": "factor on the learning rate of compressed weights",
-    },
-    "--gain": {
-        "choices": ["mean", "none"],
-        "help": "none: the factors of a sketch get the learning rate as it is",
-    },
-    "--momentum": {"type": float},
-    "--weight-decay": {"type": float},
-    "--warmup": {"type": float, "help": "epochs"},
-    "--schedule": {"choices": ["cosine", "step"]},
-    "--label-smoothing": {"type": float},
-    "--clip": {"type": float, "help": "largest norm of all gradients together"},
-    "--amp": {"choices": _AMP, "default": "off"},
-    "--precision": {
-        "choices": ["highest", "high", "medium"],
-        "help": "of float32 on GPUs; high and medium take TF32",
-    },
-    "--compile": {"action": "store_true", "help": "use torch.compile"},
-    "--deterministic": {"action": "store_true", "help": "deterministic kernels only"},
-    "--test-every": {"type": int, "help": "epochs; the last has one"},
     "--seed": {"type": int, "default": 0},
     "--seeds": {"nargs": "+", "type": int, "default": [0]},
     # The run, and what becomes of its results.
@@ -105,3 +96,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--png": {"type": Path, "help": "file of the plot"},
     "--markdown": {"action": "store_true", "help": "print tables for a page"},
 }
+
+
+def load_data(args: argparse.Namespace, network: str) -> DataSet:
+    """The data set that the options describe, in the size that a network is made for."""
+    names = ("subset", "test_subset", "held_out")
+    given = {name: getattr(args, name) for name in names if name in args}
+    size = args.size or IMAGE_SIZES.get(network)
+    return load(args.data, args.root, size=size, stream=args.stream or None, **given)

@@ -24,15 +24,13 @@ FIGURE = Figure(
     rate=0.2,
     methods=("sketch", "sketch-channel", "sketch-paper"),
     epochs=30,
+    data="places365",
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; see `figures.figure.main_of`."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not any(argument.split("=")[0] == "--data" for argument in given):
-        given = ["--data", "places365", *given]
-    return main_of(FIGURE, __doc__, given)
+    return main_of(FIGURE, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.distributed import alone
-from common.plots import Curve, plot_curves
+from common.plots import Line, plot_curves
 from common.runs import RunError, read_csv, write_csv
 from common.stopping import exit_code
 from options import documented_parser
@@ -24,13 +24,6 @@ _NAMES = {
     "ninn_fc": "Network-in-Network with FC layers",
     "googlenet_bn": "GoogLeNet",
 }
-
-# What has no column of its own; empty where a summary of an earlier version does not have it.
-_OF_RECIPE = (
-    *("momentum", "weight_decay", "compressed_lr", "gain", "warmup", "schedule"),
-    *("label_smoothing", "clip", "precision", "channels_last", "compile", "test_every"),
-)
-_OF_NETWORK = ("batch_norm", "dropout", "init", "init_scale", "sign_seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,12 +46,8 @@ def collect(folder: Path, title: str | None = None) -> None:
     """
     found = [(path, json.loads(path.read_text())) for path in folder.glob("*/summary.json")]
     runs = sorted(found, key=lambda run: (-run[1]["parameters"], run[1]["name"]))
-    curves = [
-        _curve(path.with_name("log.csv"), summary)
-        for path, summary in runs
-        if path.with_name("log.csv").is_file()
-    ]
-    curves = [curve for curve in curves if curve.epochs]
+    curves = [_curve(path.with_name("log.csv"), summary) for path, summary in runs]
+    curves = [curve for curve in curves if curve.x]
     if not curves:
         raise RunError(f"plot: {folder} must hold run folders with summary.json and log.csv")
     write_csv(folder / "results.csv", [result_row(summary) for _, summary in runs])
@@ -69,50 +58,40 @@ def collect(folder: Path, title: str | None = None) -> None:
 def result_row(summary: dict[str, Any]) -> dict[str, object]:
     """What of a run's ``summary.json`` goes into ``results.csv``."""
     network, recipe, data = summary["network"], summary["recipe"], summary["data"]
-    last = summary.get("last_epoch") or {}
-    hardware, versions = summary["hardware"], summary["versions"]
+    last, hardware = summary.get("last_epoch") or {}, summary["hardware"]
+
+    def columns(source: Mapping[str, Any], *names: str) -> dict[str, object]:
+        # Empty where a summary of an earlier version does not have it.
+        return {name: source.get(name) for name in names}
+
     return {
-        "name": summary["name"],
-        "status": summary["status"],
-        "network": network["network"],
-        "width": network["width"],
-        "method": network["method"],
-        "rate": summary["rate"],
-        "parameters": summary["parameters"],
-        "stored_bytes": summary["stored_bytes"],
+        **columns(summary, "name", "status"),
+        **columns(network, "network", "width", "method"),
+        **columns(summary, "rate", "parameters", "stored_bytes"),
         "data": data["label"],
-        "train_images": data["train_images"],
-        "test_images": data["test_images"],
-        "size": data["size"],
+        **columns(data, "train_images", "test_images", "size"),
         "epochs": last.get("epoch", 0),
-        "test_accuracy": last.get("test_accuracy"),
-        "test_loss": last.get("test_loss"),
-        "train_loss": last.get("train_loss"),
+        **columns(last, "test_accuracy", "test_loss", "train_loss"),
         "options": " ".join(f"{name}={value}" for name, value in network["options"].items()),
-        "lr": recipe["lr"],
-        "batch_size": recipe["batch_size"],
-        "amp": recipe["amp"],
-        "seed": recipe["seed"],
-        "seconds": summary.get("seconds"),
+        **columns(recipe, "lr", "batch_size", "amp", "seed"),
+        **columns(summary, "seconds"),
         "hardware": hardware.get("gpu", hardware["cpu"]),
-        "threads": hardware["threads"],
-        "processes": summary["processes"],
-        **{name: versions[name] for name in ("torch", "sketchlayers", "torchvision", "python")},
+        **columns(hardware, "threads"),
+        **columns(summary, "processes"),
+        **columns(summary["versions"], "torch", "sketchlayers", "torchvision", "python"),
         "epochs_asked": recipe["epochs"],
-        **{name: recipe.get(name) for name in _OF_RECIPE},
-        **{name: network.get(name) for name in _OF_NETWORK},
-        "command": summary["command"].get("line"),
+        **columns(recipe, "momentum", "weight_decay", "warmup", "clip", "compile", "test_every"),
+        **columns(network, "batch_norm", "dropout"),
+        "command": summary.get("command", {}).get("line"),
     }
 
 
-def _curve(log: Path, summary: dict[str, Any]) -> Curve:
-    rows = [row for row in read_csv(log) if row["test_accuracy"]]
-    return Curve(
-        summary["name"],
-        summary["parameters"],
-        tuple(int(row["epoch"]) for row in rows),
-        tuple(float(row["test_accuracy"]) for row in rows),
-    )
+def _curve(log: Path, summary: dict[str, Any]) -> Line:
+    rows = [row for row in read_csv(log) if row["test_accuracy"]] if log.is_file() else []
+    accuracies = tuple(float(row["test_accuracy"]) for row in rows)
+    size = f"{summary['name']}: {summary['parameters']:,} parameters"
+    name = f"{size}, {accuracies[-1]:.1f} %" if rows else size
+    return Line(name, tuple(float(row["epoch"]) for row in rows), accuracies)
 
 
 def _title(summary: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Runs a study that was done once to answer a question; without a name, lists what each found.
 
 python experiments/study.py
-python experiments/study.py sketch_errors --csv sketch_errors.csv
-python experiments/study.py sketch_errors --help
+python experiments/study.py method_speed --threads 2 --csv method_speed.csv
+python experiments/study.py method_speed --help
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from collections.abc import Sequence
 import studies
 from common.distributed import alone
 from common.stopping import exit_code
-
-_SHARED = ("fisher", "recipe_study")
-"""Whose runs the processes of ``torchrun`` share; others run alone."""
 
 
 def names() -> list[str]:
@@ -44,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         print(f"error: study: must be one of those above (got {name!r})", file=sys.stderr)
         return 2
-    if name not in _SHARED:
+    if name != "recipe_study":  # whose runs the processes of ``torchrun`` share
         alone()
     study = importlib.import_module(f"studies.{name}")
     return exit_code(lambda: study.main(rest))

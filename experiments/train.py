@@ -12,19 +12,15 @@ happened.
 from __future__ import annotations
 
 import argparse
-import ast
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from common.distributed import join
 from common.runs import RunFolder, resolved
 from common.stopping import exit_code
-from experiment import NetworkSpec, run
-from image_data import load
-from networks import IMAGE_SIZES
-from options import add_options, documented_parser
+from experiment import Job, NetworkSpec, last_words, run
+from options import add_options, assignment, documented_parser, load_data
 from sketchlayers import methods
 from training import Recipe, recipe_of
 
@@ -35,13 +31,12 @@ SKETCH_LR = 0.1
 
 def parser() -> argparse.ArgumentParser:
     """All options of a training run."""
-    defaults = {**asdict(NetworkSpec()), **asdict(Recipe()), "lr": None}
     root = documented_parser(__doc__)
     data = root.add_argument_group("data")
     add_options(data, "--data", "--root", "--size", "--subset", "--test-subset", data="digits")
     add_options(data, "--held-out", "--stream", "--label")
     network = root.add_argument_group("network")
-    add_options(network, "--network", "--width", "--dropout", **defaults)
+    add_options(network, "--network", "--width", "--dropout", network="ninn")
     network.add_argument("--no-batch-norm", dest="batch_norm", action="store_false")
 
     method = root.add_argument_group("compression")
@@ -58,29 +53,21 @@ def parser() -> argparse.ArgumentParser:
         "--option",
         action="append",
         default=[],
-        type=method_option,
+        type=assignment,
         metavar="NAME=VALUE",
         help="of the method, such as frame=signs, mixing=channel or num_columns=4; may be repeated",
     )
-    method.add_argument("--init", choices=["random", "fit"], default="random")
-    method.add_argument(
-        "--init-scale", type=float, default=1.0, help="factor on weights at the start"
-    )
-    method.add_argument("--start", help="checkpoint.pt of a dense run to compress")
 
     recipe = root.add_argument_group("training")
-    add_options(recipe, "--epochs", "--batch-size", "--lr", "--compressed-lr", "--gain", **defaults)
-    add_options(recipe, "--momentum", "--weight-decay", "--warmup", "--schedule", **defaults)
-    add_options(recipe, "--label-smoothing", "--clip", "--amp", "--compile", **defaults)
-    add_options(recipe, "--deterministic", "--test-every", "--seed", **defaults)
-    recipe.add_argument("--channels-first", dest="channels_last", action="store_false")
+    add_options(recipe, "--epochs", "--batch-size", "--lr", "--momentum", lr=None)
+    add_options(recipe, "--weight-decay", "--warmup", "--clip", "--amp")
+    add_options(recipe, "--compile", "--test-every", "--seed")
 
     where = root.add_argument_group("run")
     where.add_argument("--out", type=Path, required=True, help="folder of results")
     where.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     where.add_argument("--name", help="name of the run in plots (default: the folder's)")
     add_options(where, "--device", "--threads", "--workers")
-    where.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too")
     return root
 
 
@@ -94,40 +81,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(args: argparse.Namespace, typed: Sequence[str] | None) -> int:
     spec, recipe = network_spec(args), training_recipe(args)
     with join(args.device) as world:
-        data = load(
-            args.data,
-            args.root,
-            size=IMAGE_SIZES.get(args.network) if args.size is None else args.size,
-            subset=args.subset,
-            test_subset=args.test_subset,
-            held_out=args.held_out,
-            stream=args.stream or None,
-        )
+        data = load_data(args, args.network)
         name = args.name or args.out.name
-        _, summary = run(
-            spec,
-            data,
-            recipe,
-            RunFolder(args.out),
-            world=world,
+        command = resolved(
+            args,
+            typed,
             name=name,
-            label=args.label,
-            resume=args.resume,
-            command=resolved(
-                args,
-                typed,
-                name=name,
-                label=args.label or data.name,
-                lr=recipe.lr,
-                size=data.size,
-                stream=data.streamed,
-                device=str(world.device),
-            ),
-            workers=args.workers,
-            tensorboard=args.tensorboard,
+            label=args.label or data.name,
+            lr=recipe.lr,
+            size=data.size,
+            stream=data.streamed,
+            device=str(world.device),
         )
+        job = Job(
+            spec, recipe, RunFolder(args.out), name, args.label, command, workers=args.workers
+        )
+        summary = run(job, data, world=world, resume=args.resume)
         if world.is_main:
-            print(_last_words(name, summary, args.out))
+            print(f"{last_words(summary)}, results in {args.out}")
     return 0 if summary["status"] == "finished" else 1
 
 
@@ -143,9 +114,6 @@ def network_spec(args: argparse.Namespace) -> NetworkSpec:
         method=args.method,
         rate=dict(args.layer_rate) if args.layer_rate else args.rate,
         options=dict(args.option),
-        init=args.init,
-        init_scale=args.init_scale,
-        start=args.start,
         seed=args.seed,
     )
 
@@ -154,32 +122,6 @@ def training_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that the options describe."""
     lr = DENSE_LR if args.method == "dense" else SKETCH_LR
     return recipe_of(args, lr=lr if args.lr is None else args.lr)
-
-
-def _last_words(name: str, summary: dict[str, object], out: Path) -> str:
-    last = summary["last_epoch"]
-    assert isinstance(last, dict)
-    tested = last.get("test_accuracy")
-    accuracy = "" if tested is None else f"test accuracy {tested:.2f} %, "
-    return (
-        f"{name}: {summary['status']}, {accuracy}{summary['parameters']:,} parameters "
-        f"(rate {summary['rate']:.3f}), results in {out}"
-    )
-
-
-def method_option(text: str) -> tuple[str, object]:
-    """``NAME=VALUE`` with a value of Python's, or a string.
-
-    Raises:
-        argparse.ArgumentTypeError: neither.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE (got {text!r})")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def _layer_rate(text: str) -> tuple[str, float]:

@@ -6,8 +6,7 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -19,10 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from common.distributed import World
-from common.runs import RunError, RunFolder
+from common.runs import RunFolder, write_csv
 from common.stopping import Signals, StoppedError, noted_signals
 from image_data import Batches, DataSet, EpochOrder, mixed_seed
-from networks import compressed_weights
 from sketchlayers import broadcast_model, param_groups
 from sketchlayers.surgery.evaluation import evaluating
 
@@ -32,83 +30,66 @@ CHECK_EVERY = 10
 SAVE_SECONDS = 600
 """Between checkpoints within an epoch; signals and the end of an epoch make one at once."""
 
-PRECISIONS = ("highest", "high", "medium")
 
-_AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+def _setting(default: Any, kind: Any, help: str, rule: str = "", holds: Any = None) -> Any:
+    """A field of `Recipe`: its type, or the strings that it may be, and what must hold of it."""
+    option = {"type": kind}
+    if isinstance(kind, tuple):
+        rule, holds = f"{', '.join(kind[:-1])} or {kind[-1]}", kind.__contains__
+        option = {"choices": kind}
+    elif kind is bool:
+        option = {"action": "store_true"}
+    option |= {"default": default, "help": help}
+    return field(default=default, metadata={"rule": rule, "holds": holds, "option": option})
+
+
+_POSITIVE = ("positive", lambda value: value is None or 0 < value < math.inf)
+_AT_LEAST_0 = ("at least 0", lambda value: value >= 0)
+_AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
+_BELOW_1 = ("in [0, 1)", lambda value: 0 <= value < 1)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images in a step, over all processes.
-        lr: largest learning rate.
-        momentum: of SGD.
-        weight_decay: of weights; biases and normalisation layers have none.
-        compressed_lr: factor on the learning rate of the weights of compressed layers.
-        gain: of `sketchlayers.param_groups`; ``"none"`` gives a sketch's factors the learning rate
-            as it is.
-        warmup: epochs in which the learning rate rises linearly from 0.
-        schedule: ``"cosine"`` to 0, or ``"step"``: a tenth at half and at three quarters.
-        label_smoothing: share of the target given to all classes evenly.
-        clip: largest norm of all gradients together; None leaves them as they are.
-        amp: ``"off"``, ``"bf16"`` or ``"fp16"``, the type of mixed precision.
-        precision: of float32 products and convolutions on GPUs: ``"highest"``, ``"high"`` (TF32)
-            or ``"medium"``.
-        channels_last: keep images and weights with the channels innermost.
-        compile: run the network through ``torch.compile``.
-        deterministic: allow deterministic kernels only.
-        test_every: epochs from one look at the test images to the next; the last epoch has one.
-        seed: fixes order, augmentation and dropout.
+    """How a network is trained; each field says what it is, here and in the help of commands.
 
     Raises:
         ValueError: if a value is out of range.
     """
 
-    epochs: int = 20
-    batch_size: int = 64
-    lr: float = 0.05
-    compressed_lr: float = 1.0
-    gain: Literal["mean", "none"] = "mean"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 1.0
-    schedule: Literal["cosine", "step"] = "cosine"
-    label_smoothing: float = 0.0
-    clip: float | None = None
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    precision: Literal["highest", "high", "medium"] = "highest"
-    channels_last: bool = True
-    compile: bool = False
-    deterministic: bool = False
-    test_every: int = 1
-    seed: int = 0
+    epochs: int = _setting(20, int, "passes over the training images", *_AT_LEAST_1)
+    batch_size: int = _setting(64, int, "images in a batch, over all processes", *_AT_LEAST_1)
+    lr: float = _setting(
+        0.05, float, "largest learning rate (commands: what suits each method)", *_POSITIVE
+    )
+    momentum: float = _setting(0.9, float, "of SGD", *_BELOW_1)
+    weight_decay: float = _setting(
+        5e-4, float, "of weights; biases and normalisation layers have none", *_AT_LEAST_0
+    )
+    warmup: float = _setting(
+        1.0, float, "epochs in which the learning rate rises linearly from 0", *_AT_LEAST_0
+    )
+    clip: float | None = _setting(None, float, "largest norm of all gradients together", *_POSITIVE)
+    amp: Literal["off", "bf16"] = _setting("off", ("off", "bf16"), "type of mixed precision")
+    compile: bool = _setting(False, bool, "use torch.compile")
+    test_every: int = _setting(
+        1, int, "epochs from one test to the next; the last has one", *_AT_LEAST_1
+    )
+    seed: int = _setting(0, int, "fixes order, augmentation and dropout", *_AT_LEAST_0)
 
     def __post_init__(self) -> None:
-        _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
-        _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
-        _check("lr", self.lr, 0 < self.lr < math.inf, "positive")
-        _check("compressed_lr", self.compressed_lr, 0 < self.compressed_lr < math.inf, "positive")
-        _check("gain", self.gain, self.gain in ("mean", "none"), "mean or none")
-        _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
-        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        _check("warmup", self.warmup, self.warmup >= 0, "at least 0")
-        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
-        _check("clip", self.clip, self.clip is None or self.clip > 0, "positive")
-        _check("schedule", self.schedule, self.schedule in ("cosine", "step"), "cosine or step")
-        _check("amp", self.amp, self.amp in _AMP_TYPES, "off, bf16 or fp16")
-        _check("precision", self.precision, self.precision in PRECISIONS, ", ".join(PRECISIONS))
-        _check("test_every", self.test_every, self.test_every >= 1, "at least 1")
-        _check("seed", self.seed, self.seed >= 0, "at least 0")
+        for one in fields(self):
+            value, holds = getattr(self, one.name), one.metadata["holds"]
+            if holds is not None and not holds(value):
+                raise ValueError(f"{one.name}: must be {one.metadata['rule']} (got {value})")
 
     def factor(self, epoch: float) -> float:
-        """Learning rate, as a share of `lr`, after `epoch` passes (a fraction inside a pass)."""
+        """Learning rate, as a share of `lr`, after `epoch` passes (a fraction inside a pass).
+
+        It falls from the end of the warm-up to the last epoch as a cosine, to 0.
+        """
         if epoch < self.warmup:
             return epoch / self.warmup
-        if self.schedule == "step":
-            return 0.1 ** ((epoch >= self.epochs / 2) + (epoch >= 3 * self.epochs / 4))
         progress = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
@@ -205,7 +186,6 @@ class Trainer:
         arguments: further arguments that a resumed run must share, as JSON values.
         name: shown in front of progress.
         workers: processes that decode streamed images.
-        tensorboard: write TensorBoard events into the folder as well.
 
     Raises:
         ValueError: if the batch cannot be shared out among the processes.
@@ -222,7 +202,6 @@ class Trainer:
         arguments: Mapping[str, object] | None = None,
         name: str = "",
         workers: int = 0,
-        tensorboard: bool = False,
     ) -> None:
         self.world = world or World()
         if recipe.batch_size % self.world.size:
@@ -240,16 +219,10 @@ class Trainer:
         }
         self.name = name
         self.history: list[Epoch] = []
-        self.memory_format = (
-            torch.channels_last if recipe.channels_last else torch.contiguous_format
-        )
-        self.network = network.to(self.world.device).to(memory_format=self.memory_format)
+        self.network = network.to(self.world.device).to(memory_format=torch.channels_last)
         self.train_batches, self.test_batches = make_batches(data, recipe, self.world, workers)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.optimizer = _sgd(self.network, recipe)
-        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=recipe.amp == "fp16")
         self.forward = self._forward_module()
-        self.events = _event_writer(folder) if tensorboard and folder else None
         self.part = self._new_part()
         self._signals = Signals()
         self._began, self._saved = time.perf_counter(), time.monotonic()
@@ -264,37 +237,27 @@ class Trainer:
         if resume:
             self._restore()
         try:
-            with _numerics(self.recipe), noted_signals() as self._signals:
+            with noted_signals() as self._signals:
                 for epoch in range(len(self.history), self.recipe.epochs):
                     self._run_epoch(epoch)
         except DivergedError:
             return Outcome("diverged", self.history)
-        finally:
-            if self.events is not None:
-                self.events.close()
         return Outcome("finished", self.history)
 
     def evaluate(self) -> Score:
         """Loss and accuracy on the test images, in eval mode."""
-        return evaluate(
-            self.network,
-            self.test_batches,
-            world=self.world,
-            amp=self.recipe.amp,
-            memory_format=self.memory_format,
-        )
+        return evaluate(self.network, self.test_batches, world=self.world, amp=self.recipe.amp)
 
     def step_seconds(self) -> list[float]:
         """Seconds of every training step of an epoch, at a learning rate of 0."""
         self._set_learning_rate(0)
         self.forward.train()
         seconds = []
-        with _numerics(self.recipe):
+        begin = time.perf_counter()
+        for images, labels in self.train_batches:
+            self._step(images, labels).tolist()  # waits for the device
+            seconds.append(time.perf_counter() - begin)
             begin = time.perf_counter()
-            for images, labels in self.train_batches:
-                self._step(images, labels).tolist()  # waits for the device
-                seconds.append(time.perf_counter() - begin)
-                begin = time.perf_counter()
         return seconds
 
     def _run_epoch(self, epoch: int) -> None:
@@ -303,9 +266,7 @@ class Trainer:
         try:
             train = self._train_epoch(epoch)
             begin = time.perf_counter()
-            # Of several processes all go through it, or the others would wait for one for ever.
-            with self._signals.raised() if self.world.size == 1 else nullcontext():
-                test = self.evaluate() if tested else None
+            test = self.evaluate() if tested else None
         except StoppedError:
             self._save()
             self.world.wait()  # torchrun ends the others when the first has ended
@@ -347,7 +308,8 @@ class Trainer:
                 if part.steps % CHECK_EVERY == 0 or part.steps == steps or alone:
                     score = self._look(epoch)
                     bar.set_postfix(loss=f"{score.loss:.3f}", accuracy=f"{score.accuracy:.1f}%")
-                    self._save_from_time_to_time()
+                    if time.monotonic() - self._saved > SAVE_SECONDS:
+                        self._save()
         return _score(part.shared)
 
     def _look(self, epoch: int) -> Score:
@@ -369,17 +331,15 @@ class Trainer:
         return score
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=self.memory_format)
+        images = images.contiguous(memory_format=torch.channels_last)
         with _autocast(self.world.device, self.recipe.amp):
             logits = self.forward(images)
-            loss = self.criterion(logits, labels)
+            loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        loss.backward()
         if self.recipe.clip is not None:
-            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.optimizer.step()
         return _totals(loss.detach(), logits.detach(), labels)
 
     def _set_learning_rate(self, epoch: float) -> None:
@@ -416,17 +376,9 @@ class Trainer:
             f"loss {record.train_loss:.3f}, accuracy {record.train_accuracy:.1f} %, {test}"
             f"{record.train_images_per_second:.0f} images/s, {_duration(left)} left".strip()
         )
-        if self.events is not None:
-            known = {key: value for key, value in asdict(record).items() if value is not None}
-            for key, value in known.items():
-                self.events.add_scalar(key, value, record.epoch)
 
     def _new_part(self) -> EpochPart:
         return EpochPart(torch.zeros(3, dtype=torch.float64, device=self.world.device))
-
-    def _save_from_time_to_time(self) -> None:
-        if time.monotonic() - self._saved > SAVE_SECONDS:
-            self._save()
 
     def _save(self) -> None:
         self._saved = time.monotonic()
@@ -443,25 +395,22 @@ class Trainer:
                 "arguments": self.arguments,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
                 "history": rows,
                 "part": part,
             }
         )
-        self.folder.write_log(rows)
+        write_csv(self.folder.log, rows)
 
     def _restore(self) -> None:
         state = self.folder.load_checkpoint(self.arguments) if self.folder else None
         if state is None:
             return
-        check_fits(self.network, state["network"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
         self.history = [Epoch(**row) for row in state["history"]]
         self.part = self._restored_part(**state["part"])
         if self.world.is_main and self.folder is not None:
-            self.folder.write_log(state["history"])
+            write_csv(self.folder.log, state["history"])
 
     def _restored_part(self, steps: int, totals: list[float], seconds: float) -> EpochPart:
         part = self._new_part()
@@ -474,40 +423,16 @@ def make_batches(
     data: DataSet, recipe: Recipe, world: World, workers: int = 0
 ) -> tuple[Batches, Batches]:
     """Training batches (shuffled, augmented) and test batches of this process's share."""
-    train = Batches(
-        data.train,
-        EpochOrder(
-            len(data.train),
-            recipe.batch_size,
-            shuffle=True,
-            seed=recipe.seed,
-            rank=world.rank,
-            world_size=world.size,
-        ),
-        data.normalisation,
-        data.augmentation,
-        size=data.size,
-        workers=workers,
-        device=world.device,
-    )
-    test = Batches(
-        data.test,
-        EpochOrder(len(data.test), 256, shuffle=False, rank=world.rank, world_size=world.size),
-        data.normalisation,
-        size=data.size,
-        workers=workers,
-        device=world.device,
-    )
-    return train, test
+    share: dict[str, Any] = {"rank": world.rank, "world_size": world.size}
+    form: dict[str, Any] = {"size": data.size, "workers": workers, "device": world.device}
+    order = EpochOrder(len(data.train), recipe.batch_size, shuffle=True, seed=recipe.seed, **share)
+    train = Batches(data.train, order, data.normalisation, data.augmentation, **form)
+    order = EpochOrder(len(data.test), 256, shuffle=False, **share)
+    return train, Batches(data.test, order, data.normalisation, **form)
 
 
 def evaluate(
-    network: nn.Module,
-    batches: Batches,
-    *,
-    world: World | None = None,
-    amp: str = "off",
-    memory_format: torch.memory_format = torch.contiguous_format,
+    network: nn.Module, batches: Batches, *, world: World | None = None, amp: str = "off"
 ) -> Score:
     """Mean loss and accuracy of a network in eval mode; its mode is left as it was.
 
@@ -521,7 +446,7 @@ def evaluate(
     with evaluating(network):
         for images, labels in batches:
             with _autocast(world.device, amp):
-                logits = network(images.contiguous(memory_format=memory_format)).float()
+                logits = network(images.contiguous(memory_format=torch.channels_last)).float()
             totals += _totals(F.cross_entropy(logits, labels), logits, labels)
     return _score(world.total(totals).tolist())
 
@@ -535,45 +460,15 @@ def seed_generators(*parts: int) -> None:
 
 
 def _sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    groups = param_groups(network, lr=recipe.lr, weight_decay=recipe.weight_decay, gain=recipe.gain)
-    if recipe.compressed_lr != 1:
-        groups = list(_with_own_rate(groups, compressed_weights(network), recipe.compressed_lr))
+    groups = param_groups(network, lr=recipe.lr, weight_decay=recipe.weight_decay)
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
 
 
-def _with_own_rate(
-    groups: Iterable[dict[str, Any]], weights: set[nn.Parameter], factor: float
-) -> Iterator[dict[str, Any]]:
-    """The groups, with the learning rate of some parameters multiplied by a factor."""
-    for group in groups:
-        for chosen, lr in ((True, factor * group["lr"]), (False, group["lr"])):
-            parameters = [one for one in group["params"] if (one in weights) == chosen]
-            if parameters:
-                yield {**group, "params": parameters, "lr": lr}
-
-
-@contextmanager
-def _numerics(recipe: Recipe) -> Iterator[None]:
-    """PyTorch computes with the recipe's precision, and as it did before afterwards."""
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(recipe.deterministic)
-    torch.set_float32_matmul_precision(recipe.precision)
-    torch.backends.cudnn.allow_tf32 = recipe.precision != "highest"
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = cudnn
-
-
 def _autocast(device: torch.device, amp: str) -> torch.autocast:
-    dtype = _AMP_TYPES[amp]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
 
 
 def _totals(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -588,29 +483,6 @@ def _score(totals: Sequence[float]) -> Score:
     return Score(loss / count, 100 * right / count)
 
 
-def check_fits(network: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Names and shapes must agree before anything is loaded, so that a misfit changes nothing."""
-    here = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    there = {key: tuple(value.shape) for key, value in saved.items()}
-    for key in sorted(here.keys() | there.keys()):
-        if here.get(key) != there.get(key):
-            raise RunError(
-                f"checkpoint: {key} must have the network's shape "
-                f"(got {there.get(key)}, the network has {here.get(key)})"
-            )
-
-
-def _event_writer(folder: RunFolder) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder.path))
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _check(name: str, value: object, holds: bool, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}: must be {rule} (got {value})")

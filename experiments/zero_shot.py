@@ -19,10 +19,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,12 @@ from common.stopping import exit_code
 from image_data import DATA_SETS, ImageFiles, Images, read_split
 from networks import count_parameters
 from options import add_options, documented_parser
-from sketchlayers import compress, methods
+from sketchlayers import methods
+from sketchlayers.cli import kinds
 from trained import pretrained, variants
-from trained.pictures import Pictures, bits_to_text, drawn, paired_difference, predictions
-from trained.results import COLUMNS, KEY, RESULTS, Row, plot, stage_seconds, tables
-from trained.variants import Variant
+from trained.pictures import Pictures, accuracies, bits_to_text, drawn, predictions
+from trained.results import COLUMNS, RESULTS, Row, identity, plot, stage_seconds, tables
+from trained.variants import Variant, quietly_compressed
 
 METHODS = ("tucker2", "svd", "cp", "auto")
 RATES = (0.7, 0.5, 0.4, 0.3)
@@ -81,12 +81,13 @@ class Experiment:
         if args.fold_batch_norms:
             self.trained = pretrained.with_batch_norms_folded(self.trained)
         self.trained.network.to(self.device)
+        self._pictures = partial(
+            self.trained.pictures, size=args.size, resize=args.resize, batch_size=args.batch_size
+        )
         train = read_split(args.data, args.root, train=True)
         self.calibration = self._calibration_images(train)
         self.measured = self._measured_images(train)
-        outputs = outputs_of_classes(
-            args.data, len(train.classes), self.trained.classes, args.class_indices
-        )
+        outputs = outputs_of_classes(args.data, len(train.classes), self.trained.classes)
         self.labels = torch.tensor(outputs)[self.measured.labels]
 
     def runs(self) -> Iterator[Run]:
@@ -133,30 +134,28 @@ class Experiment:
             row["note"] = "; ".join(report.notes)
         row["parameters"] = count_parameters(network)
         row["kept"] = row["parameters"] / before
-        correct = predictions(network, self.measured) == self.labels
-        row["accuracy"] = 100 * float(correct.double().mean())
-        row["difference"], row["standard_error"] = paired_difference(correct, self._dense_correct)
-        row["correct"] = bits_to_text(correct)
-        return row
+        correct = self.found(network)
+        return row | accuracies(correct, self._dense_found) | {"correct": bits_to_text(correct)}
 
     def compressed(self, run: Run) -> Any:
-        with warnings.catch_warnings():
-            # That a network's outputs change much is in its row, as a number.
-            warnings.simplefilter("ignore", UserWarning)
-            return compress(
-                self.trained.network,
-                run.method,
-                rate=run.rate,
-                calibration=self.calibration if run.variant.images else None,
-                example_inputs=next(iter(self.calibration))[:1].to(self.device),
-                filter_fn=is_convolution,
-                seed=self.args.seed,
-                **run.variant.options,
-            )
+        return quietly_compressed(
+            self.trained.network,
+            run.method,
+            rate=run.rate,
+            calibration=self.calibration if run.variant.images else None,
+            example_inputs=next(iter(self.calibration))[:1].to(self.device),
+            filter_fn=is_convolution,
+            seed=self.args.seed,
+            **run.variant.options,
+        )
+
+    def found(self, network: nn.Module) -> Tensor:
+        """Whether a network finds the class of each image that is measured on."""
+        return predictions(network, self.measured) == self.labels
 
     @cached_property
-    def _dense_correct(self) -> Tensor:
-        return predictions(self.trained.network, self.measured) == self.labels
+    def _dense_found(self) -> Tensor:
+        return self.found(self.trained.network)
 
     @cached_property
     def _circumstances(self) -> Row:
@@ -167,7 +166,7 @@ class Experiment:
         name = args.calibration_data or args.data
         if args.calibration_data is not None:
             train = read_split(name, args.calibration_root, train=True)
-        return self._pictures(name, drawn(train, args.seed, args.calibration_images))
+        return self._pictures(drawn(train, args.seed, args.calibration_images), name)
 
     def _measured_images(self, train: Images | ImageFiles) -> Pictures:
         args = self.args
@@ -183,40 +182,29 @@ class Experiment:
             )
         if args.images is not None:
             source = drawn(source, args.seed, args.images)
-        return self._pictures(args.data, source)
-
-    def _pictures(self, name: str, source: Images | ImageFiles) -> Pictures:
-        args = self.args
-        return self.trained.pictures(
-            source, name, size=args.size, resize=args.resize, batch_size=args.batch_size
-        )
+        return self._pictures(source, args.data)
 
 
-def outputs_of_classes(
-    data: str, classes: int, outputs: int, given: Sequence[int] | None = None
-) -> tuple[int, ...]:
+def outputs_of_classes(data: str, classes: int, outputs: int) -> tuple[int, ...]:
     """Which output of a network stands for each class of a data set.
 
     Args:
         data: name of the data set.
         classes: that it has.
         outputs: that the network has.
-        given: the answer, where neither equal numbers nor ImageNet's classes tell.
 
     Raises:
-        ValueError: it is not known, or what is given does not fit.
+        ValueError: it is not known.
     """
     imagenet = DATA_SETS[data].imagenet_classes
-    if given is None and outputs == classes:
+    if outputs == classes:
         return tuple(range(classes))
-    if given is None and outputs == 1000 and imagenet is not None:
-        given = imagenet
-    if given is None or len(given) != classes or not all(0 <= i < outputs for i in given):
-        raise ValueError(
-            f"--class-indices: must name one of the network's {outputs} outputs for each of the "
-            f"{classes} classes of {data} (got {'none' if given is None else given})"
-        )
-    return tuple(given)
+    if outputs == 1000 and imagenet is not None and len(imagenet) == classes:
+        return imagenet
+    raise ValueError(
+        f"--network: must have an output for each of the {classes} classes of {data} "
+        f"(got {outputs} outputs)"
+    )
 
 
 def run_missing(experiment: Experiment, path: Path) -> None:
@@ -224,9 +212,9 @@ def run_missing(experiment: Experiment, path: Path) -> None:
 
     Several processes share them.
     """
-    done = {_identity(row) for row in _finished(path)}
+    done = {identity(row) for row in _finished(path)}
     own = share(list(experiment.runs()))
-    missing = [run for run in own if _identity(experiment.key(run)) not in done]
+    missing = [run for run in own if identity(experiment.key(run)) not in done]
     for number, run in enumerate(missing, 1):
         row = experiment.measure(run)
         # Read anew: another process may have added rows of its own.
@@ -253,12 +241,6 @@ def _finished(path: Path) -> list[Row]:
     return [row for row in rows if row["accuracy"]]
 
 
-def _identity(row: Row) -> tuple[str, ...]:
-    """The key as text, as it stands in the CSV file."""
-    values = (row[name] for name in KEY)
-    return tuple(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)
-
-
 def parser(doc: str | None = __doc__) -> argparse.ArgumentParser:
     """All options, with the help of a script."""
     root = documented_parser(doc)
@@ -278,14 +260,11 @@ def parser(doc: str | None = __doc__) -> argparse.ArgumentParser:
     add_options(network, "--weights", "--device", "--threads", device="cpu")
 
     data = root.add_argument_group("images")
-    add_options(data, "--data", "--root", "--label", "--size", "--batch-size")
+    add_options(data, "--data", "--root", "--label", "--size", "--batch-size", batch_size=None)
     data.add_argument("--split", choices=["test", "validation"], default="test")
-    data.add_argument("--images", type=int, help="measure on so many, drawn at random")
+    data.add_argument("--images", type=kinds.positive, help="measure on so many, drawn at random")
     data.add_argument("--resize", type=int, help="shorter side before the centre is cut out")
-    data.add_argument(
-        "--class-indices", type=int, nargs="+", help="the network's output for each class"
-    )
-    data.add_argument("--calibration-images", type=int, default=CALIBRATION_IMAGES)
+    data.add_argument("--calibration-images", type=kinds.positive, default=CALIBRATION_IMAGES)
     data.add_argument(
         "--calibration-data", choices=list(DATA_SETS), help="calibrate on other images"
     )
@@ -294,7 +273,7 @@ def parser(doc: str | None = __doc__) -> argparse.ArgumentParser:
 
     grid = root.add_argument_group("compression")
     grid.add_argument("--methods", nargs="+", choices=methods.names(), default=list(METHODS))
-    grid.add_argument("--rates", nargs="+", type=float, default=list(RATES))
+    grid.add_argument("--rates", nargs="+", type=kinds.share, default=list(RATES))
     grid.add_argument(
         "--variants",
         nargs="*",
@@ -318,13 +297,6 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an argument is out of range.
     """
-    for name in ("images", "calibration_images", "batch_size", "size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: must be at least 1 (got {value})")
-    for rate in args.rates:
-        if not 0 < rate <= 1:
-            raise ValueError(f"--rates: must be in (0, 1] (got {rate})")
     for name in ("csv", "png"):
         path = getattr(args, name)
         if path is not None and not path.parent.is_dir():
@@ -338,19 +310,14 @@ def check(args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0 on success, 2 on bad arguments or data."""
     args = parser().parse_args(arguments)
-    return exit_code(lambda: run_and_show(args, Experiment))
+    return exit_code(lambda: _run(args))
 
 
-def run_and_show(args: argparse.Namespace, experiment: type[Experiment]) -> None:
-    """Makes the rows that are missing, unless they are only to be shown; prints and draws all.
-
-    Raises:
-        InputError: images or weights cannot be used.
-        ValueError: an argument is out of range.
-    """
+def _run(args: argparse.Namespace) -> None:
+    """Makes the rows that are missing, unless they are only to be shown; prints and draws all."""
     check(args)
     if not args.show:
-        run_missing(experiment(args), args.csv)
+        run_missing(Experiment(args), args.csv)
     if RANK > 0:
         return
     rows = read_csv(args.csv)

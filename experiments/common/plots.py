@@ -1,4 +1,4 @@
-"""The plot that training runs share: accuracy over epochs, size and accuracy of the networks."""
+"""Plots that scripts share: accuracy of training runs over epochs, and panels of named lines."""
 
 from __future__ import annotations
 
@@ -14,93 +14,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, distinguishable with any colour vision, and a brown.
-_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#8C510A",
-)
+from sketchlayers.reports.plot import BLUE, GREEN, ORANGE, PINK, RED, SKY
+
+_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, "#000000", "#8C510A")
 
 _PIXELS = 100 / 72
 """Of a point at matplotlib's default resolution, in which it lays out."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One network: its name, number of parameters, and test accuracy (percent) by epoch.
-
-    A network that was not trained has one accuracy and `epochs` (0,).
-    """
-
-    name: str
-    parameters: int
-    epochs: tuple[int, ...]
-    accuracies: tuple[float, ...]
-
-    @property
-    def was_trained(self) -> bool:
-        """Whether there is a curve, and not only the accuracy at the start."""
-        return self.epochs != (0,)
-
-
-def plot_curves(curves: Sequence[Curve], path: Path, *, title: str) -> None:
-    """Writes a PNG: accuracy over epochs, and bars of every network's size and accuracy."""
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(12, 4.2), width_ratios=(5, 3, 3), layout="constrained"
-    )
-    figure.suptitle(title)
-    _plot_learning(left, curves)
-    parameters = [curve.parameters for curve in curves]
-    _plot_bars(middle, curves, parameters, "{:,.0f}", "parameters")
-    middle.set_yticks(range(len(curves)), [curve.name for curve in curves])
-    accuracies = [curve.accuracies[-1] for curve in curves]
-    _plot_bars(right, curves, accuracies, "{:.1f}", "test accuracy (%)")
-    right.set_yticks([])
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _plot_learning(axes: Axes, curves: Sequence[Curve]) -> None:
-    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
-        if curve.was_trained:
-            axes.plot(
-                curve.epochs,
-                curve.accuracies,
-                color=colour,
-                marker="o",
-                markersize=3,
-                label=curve.name,
-            )
-    axes.set(xlabel="epoch", ylabel="test accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
-
-
-def _plot_bars(
-    axes: Axes, curves: Sequence[Curve], values: Sequence[float], form: str, label: str
-) -> None:
-    """One bar a network, first on top, its value beside it; networks not trained are hollow."""
-    colours = _colours(len(curves))
-    bars = axes.barh(
-        range(len(curves)),
-        values,
-        color=[
-            colour if curve.was_trained else "none"
-            for curve, colour in zip(curves, colours, strict=True)
-        ],
-        edgecolor=colours,
-        height=0.6,
-    )
-    axes.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize="small")
-    axes.set(xlabel=label, xlim=(0, 1.3 * max([*values, 1])), xticks=[])
-    axes.invert_yaxis()
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
 def _colours(count: int) -> list[str]:
@@ -109,12 +28,25 @@ def _colours(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a panel: its name, its points and their standard deviations, if known."""
+    """Its name, its points and their standard deviations, if known."""
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     spread: tuple[float, ...] | None = None
+
+
+def plot_curves(lines: Sequence[Line], path: Path, *, title: str) -> None:
+    """Writes a PNG of test accuracies (percent) over epochs, with a legend."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for line, colour in zip(lines, _colours(len(lines)), strict=True):
+        axes.plot(line.x, line.y, color=colour, marker="o", markersize=3, label=line.name)
+    axes.set(title=title, xlabel="epoch", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 @dataclass(frozen=True)
@@ -127,10 +59,8 @@ class Panel:
     x: str | None = None
 
 
-def plot_panels(
-    panels: Sequence[Panel], path: Path, *, x: str = "", y: str, level: str, across: int = 2
-) -> None:
-    """Writes a PNG with panels side by side; x falls to the right, where the lines are named.
+def plot_panels(panels: Sequence[Panel], path: Path, *, x: str = "", y: str, level: str) -> None:
+    """Writes a PNG with two panels in a row; x falls to the right, where the lines are named.
 
     Args:
         panels: what to draw.
@@ -138,9 +68,8 @@ def plot_panels(
         x: label of the horizontal axis where a panel has none of its own.
         y: label of the vertical axis; it says whether higher or lower is better.
         level: name of the level.
-        across: panels in a row, at most.
     """
-    across = max(1, min(across, len(panels)))
+    across = 2 if len(panels) > 1 else 1
     down = max(1, -(-len(panels) // across))
     figure, grid = plt.subplots(
         down,
@@ -219,14 +148,11 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
     groups: list[list[float]] = []
     for height in heights:
         groups.append([height])
-        while len(groups) > 1 and _bottom(groups[-2], gap) - _top(groups[-1], gap) < gap:
+        while len(groups) > 1 and _places(groups[-2], gap)[-1] - _places(groups[-1], gap)[0] < gap:
             groups[-2:] = [groups[-2] + groups[-1]]
-    return [_top(group, gap) - index * gap for group in groups for index in range(len(group))]
+    return [place for group in groups for place in _places(group, gap)]
 
 
-def _top(group: Sequence[float], gap: float) -> float:
-    return sum(group) / len(group) + gap * (len(group) - 1) / 2
-
-
-def _bottom(group: Sequence[float], gap: float) -> float:
-    return sum(group) / len(group) - gap * (len(group) - 1) / 2
+def _places(group: Sequence[float], gap: float) -> list[float]:
+    top = sum(group) / len(group) + gap * (len(group) - 1) / 2
+    return [top - index * gap for index in range(len(group))]

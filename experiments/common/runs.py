@@ -1,6 +1,7 @@
 """The folder of one training run: checkpoint, log and summary, none of which a kill can harm.
 
-At any moment every file is either the old or the new version, whole.
+At any moment every file is either the old or the new version, whole; the old checkpoint has the
+name of the one before while the new one gets its own.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class RunFolder:
             with written_whole(self.checkpoint) as path:
                 torch.save(whole, path)
                 if self.checkpoint.exists():
-                    _keep(self.checkpoint, self.previous)
+                    os.replace(self.checkpoint, self.previous)
         # torch.save turns some failures of the file into its own.
         except (OSError, RuntimeError) as error:
             raise RunError(
@@ -127,7 +128,11 @@ class RunFolder:
                 raise
             warnings.warn(f"{error}; going on from {self.previous.name}", stacklevel=2)
             state = self.read_checkpoint(self.previous)
-        self._check_same_run(state["arguments"], expected)
+        if different := differences(state["arguments"], expected):
+            raise RunError(
+                f"checkpoint: {self.checkpoint} must come from a run with the same arguments "
+                f"(got {different})"
+            )
         return state
 
     @staticmethod
@@ -156,39 +161,19 @@ class RunFolder:
             )
         return state
 
-    def _check_same_run(self, saved: Mapping[str, object], now: Mapping[str, object]) -> None:
-        different = [
-            f"{key}={saved.get(key)!r} then and {now.get(key)!r} now"
-            for key in sorted(saved.keys() | now.keys())
-            if saved.get(key) != now.get(key)
-        ]
-        if different:
-            raise RunError(
-                f"checkpoint: {self.checkpoint} must come from a run with the same arguments "
-                f"(got {'; '.join(different)})"
-            )
-
-    def epochs_done(self) -> int:
-        """How many epochs the log has."""
-        return len(read_csv(self.log)) if self.log.exists() else 0
-
-    def write_log(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Replaces ``log.csv``, one row an epoch."""
-        write_csv(self.log, rows)
-
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Replaces ``summary.json``."""
         with written_whole(self.summary) as path:
             path.write_text(json.dumps(summary, indent=2, default=str) + "\n")
 
 
-def _keep(path: Path, name: Path) -> None:
-    """Gives a file a second name; without one where the file system has no links."""
-    name.unlink(missing_ok=True)
-    try:
-        os.link(path, name)  # at no moment is there no file of the first name
-    except OSError:
-        os.replace(path, name)
+def differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """The arguments in which two runs differ, in words; empty if they are the same."""
+    return "; ".join(
+        f"{key}={then.get(key)!r} then and {now.get(key)!r} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.runs import versions, write_csv
+from common.tables import Column, format_table
 from sketchlayers.bench.timing import WIDE, Step, inference, paired_times, quartiles, speeds
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -44,14 +46,34 @@ def compared(dense_times: Sequence[float], times: Sequence[float]) -> dict[str, 
     }
 
 
-def print_noise(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Says how many rows of `compared` cannot be trusted, if there are any."""
+def measure_all(
+    measurements: Iterable[list[dict[str, Any]]],
+    columns: Sequence[Column],
+    csv: Path | None,
+    label: Mapping[str, object],
+) -> list[dict[str, Any]]:
+    """Prints a table of each measurement as it is made, and notes on noise; writes all rows.
+
+    Args:
+        measurements: rows with the cells of `compared`, made when they are asked for.
+        columns: of the tables.
+        csv: file of results, if any.
+        label: more columns of the file, besides the versions.
+    """
+    rows: list[dict[str, Any]] = []
+    for own in measurements:
+        rows += own
+        print("\n" + format_table(own, columns), flush=True)
     noisy = sum((row["speed_high"] - row["speed_low"]) / row["speed"] > WIDE for row in rows)
     if noisy:
         print(
             f"\n{noisy} of {len(rows)} rows have quartiles more than {WIDE:.0%} apart: the machine "
             "was busy, or --seconds is too short; measure them again"
         )
+    if csv is not None:
+        write_csv(csv, [{**row, **label, **versions()} for row in rows])
+        print(f"written to {csv}")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -93,20 +115,30 @@ def pytorch_steps(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str
 def onnx_steps(
     networks: Mapping[str, nn.Module], images: Tensor, folder: Path
 ) -> dict[str, Step] | None:
-    """Calls of the networks in ONNX Runtime; None where a package for that is not installed.
+    """Calls of the networks in ONNX Runtime; None where a package for that is not installed."""
+    installed = all(map(find_spec, ONNX_PACKAGES))
+    return exported_steps(onnx_runtime, networks, images, folder) if installed else None
+
+
+def exported_steps(
+    export: Callable[[nn.Module, Tensor, Path], Step],
+    networks: Mapping[str, nn.Module],
+    images: Tensor,
+    folder: Path,
+) -> dict[str, Step]:
+    """Calls of exported networks.
 
     Args:
+        export: such as `onnx_runtime`.
         networks: in eval mode, on the processor.
         images: of one call.
         folder: gets a folder of files for each network.
     """
-    if not all(map(find_spec, ONNX_PACKAGES)):
-        return None
     steps = {}
     for number, (name, network) in enumerate(networks.items()):
         own = folder / str(number)
         own.mkdir()
-        steps[name] = onnx_runtime(network, images, own)
+        steps[name] = export(network, images, own)
     return steps
 
 
@@ -123,23 +155,17 @@ def onnx_runtime(network: nn.Module, image: Tensor, folder: Path) -> Step:
     return lambda: session.run(None, inputs)
 
 
-def training_steps(
-    networks: Mapping[str, nn.Module], images: Tensor, labels: Tensor
-) -> dict[str, Step]:
+def training_steps(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, Step]:
     """Steps of SGD on copies of the networks, with channels_last images."""
     images = images.contiguous(memory_format=torch.channels_last)
-    return {
-        name: sgd_step(copy.deepcopy(network), images, labels)[0]
-        for name, network in networks.items()
-    }
+    return {name: sgd_step(copy.deepcopy(own), images)[0] for name, own in networks.items()}
 
 
-def sgd_step(
-    network: nn.Module, images: Tensor, labels: Tensor
-) -> tuple[Step, torch.optim.Optimizer]:
+def sgd_step(network: nn.Module, images: Tensor) -> tuple[Step, torch.optim.Optimizer]:
     """A whole step and its optimiser, whose steps are too small to change the timings."""
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

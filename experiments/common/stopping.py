@@ -20,36 +20,17 @@ class StoppedError(KeyboardInterrupt):
 
 
 class Signals:
-    """Signals of this process, from `noted_signals` on: noted, or raised where it says so.
+    """Signals of this process, from `noted_signals` on.
 
     Attributes:
         noted: one has come. More mean nothing: ``torchrun`` hands on what its processes have got.
     """
 
-    def __init__(self) -> None:
-        self.noted = False
-        self._is_raised = False
+    noted = False
 
-    @contextmanager
-    def raised(self) -> Iterator[None]:
-        """Signals are raised within, and one that has come before at once.
-
-        Raises:
-            StoppedError: there is one.
-        """
-        if self.noted:
-            raise StoppedError
-        self._is_raised = True
-        try:
-            yield
-        finally:
-            self._is_raised = False
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal."""
         self.noted = True
-        if self._is_raised:
-            self._is_raised = False  # nothing disturbs what is done about it
-            raise StoppedError
 
 
 @contextmanager
@@ -64,7 +45,7 @@ def noted_signals() -> Iterator[Signals]:
         yield signals
         return
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, signals._on_signal) for kind in kinds]
+    before = [signal.signal(kind, signals.note) for kind in kinds]
     try:
         yield signals
     finally:

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -23,16 +23,16 @@ import torch
 from torch import nn
 
 from common.distributed import World, alone, join
-from common.runs import RunFolder, locked, resolved
+from common.runs import RunFolder, locked, read_csv, resolved
 from common.stopping import exit_code
 from common.tables import Column, decimals, format_table, whole
-from experiment import NetworkSpec, build
+from experiment import Job, NetworkSpec, build
 from figures.contenders import CONTENDERS, chosen
-from figures.points import is_done, run_each, run_unless_done
+from figures.points import is_done, run_each
 from figures.results import collect, comparison, draw, show
-from image_data import DataSet, load
-from networks import IMAGE_SIZES, NETWORKS, convolutions_and_linears, count_parameters
-from options import add_options, documented_parser
+from image_data import DataSet
+from networks import NETWORKS, convolutions_and_linears, count_parameters
+from options import add_options, documented_parser, load_data
 from sketchlayers import inspect
 from training import Recipe, Trainer, recipe_of
 
@@ -54,6 +54,7 @@ class Figure:
         methods: names of contenders by default.
         epochs: by default.
         lr: by default, of all methods alike; None is that of each contender.
+        data: by default.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Figure:
     methods: tuple[str, ...] = ("all",)
     epochs: int = 60
     lr: float | None = None
+    data: str = "cifar10"
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -132,11 +134,10 @@ def main_of(figure: Figure, doc: str | None, arguments: Sequence[str] | None = N
 
 def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
     """All options of a figure's script."""
-    defaults = {**asdict(Recipe()), "epochs": figure.epochs, "lr": figure.lr}
     root = documented_parser(doc)
     data = root.add_argument_group("data")
-    add_options(data, "--data", "--root", "--label", "--size", "--subset", "--test-subset")
-    add_options(data, "--stream", "--workers")
+    add_options(data, "--data", "--root", "--label", "--size", "--subset", data=figure.data)
+    add_options(data, "--test-subset", "--stream", "--workers")
 
     points = root.add_argument_group("points")
     points.add_argument(
@@ -156,9 +157,9 @@ def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
     if "width" in _arguments_of(figure.network):
         add_options(recipe, "--width")
         recipe.add_argument("--no-batch-norm", dest="batch_norm", action="store_false")
-    add_options(recipe, "--dropout", "--epochs", "--batch-size", "--lr", **defaults)
-    add_options(recipe, "--weight-decay", "--warmup", "--clip", "--test-every", **defaults)
-    add_options(recipe, "--amp", "--precision", "--compile", **defaults)
+    add_options(recipe, "--dropout", "--epochs", "--lr", epochs=figure.epochs, lr=figure.lr)
+    add_options(recipe, "--batch-size", "--weight-decay", "--warmup", "--clip", "--test-every")
+    add_options(recipe, "--amp", "--compile")
 
     where = root.add_argument_group("results")
     add_options(where, "--out", "--device", "--threads", "--plan")
@@ -175,30 +176,20 @@ def parser(figure: Figure, doc: str | None) -> argparse.ArgumentParser:
 def _run_all(figure: Figure, args: argparse.Namespace, typed: Sequence[str] | None) -> None:
     points = points_of(figure, args)
     with join(args.device) as world:
-        data = load(
-            args.data,
-            args.root,
-            size=IMAGE_SIZES.get(figure.network) if args.size is None else args.size,
-            subset=args.subset,
-            test_subset=args.test_subset,
-            stream=args.stream or None,
-        )
+        data = load_data(args, figure.network)
+        command = resolved(args, typed, device=str(world.device), size=data.size)
         for point in points_there(figure, args.out):
-            is_done(*_described(figure, args, point), data)
+            is_done(job_of(figure, args, point, data), data)
+        jobs = {point: job_of(figure, args, point, data, command) for point in points}
         if args.plan:
-            planned = plan(figure, args, points, data, world)
+            planned = plan(jobs, data, world)
             if world.is_main:
                 print(planned)
             return
-        command = resolved(args, typed, device=str(world.device), size=data.size)
-        runs = {
-            point.name: partial(_run_point, figure, args, point, data, world, command)
-            for point in points
-        }
-        run_each(runs, partial(_results, figure, args.out), world)
+        run_each(jobs.values(), data, world, partial(_results, figure, args.out))
         if world.is_main:
             print(comparison(_results(figure, args.out)))
-            print(f"\nresults in {args.out / 'results.csv'}, plot in {_plot(figure, args.out)}")
+            print(f"\nresults.csv and {figure.name}.png are in {args.out}")
 
 
 def _results(figure: Figure, out: Path) -> list[dict[str, Any]]:
@@ -206,12 +197,8 @@ def _results(figure: Figure, out: Path) -> list[dict[str, Any]]:
     with locked(out / "lock", wait=True):
         rows = collect(out)
         if rows:
-            draw([out / "results.csv"], _plot(figure, out))
+            draw([out / "results.csv"], out / f"{figure.name}.png")
     return rows
-
-
-def _plot(figure: Figure, out: Path) -> Path:
-    return out / f"{figure.name}.png"
 
 
 def points_of(figure: Figure, args: argparse.Namespace) -> list[Point]:
@@ -247,15 +234,25 @@ def points_there(figure: Figure, out: Path) -> Iterator[Point]:
                 yield Point(method, name, int(summary.parent.name.removeprefix("seed_")))
 
 
-def _described(
-    figure: Figure, args: argparse.Namespace, point: Point
-) -> tuple[RunFolder, NetworkSpec, Recipe]:
-    """Where a point is, its network and how it is trained."""
-    return (
-        RunFolder(args.out / point.folder),
-        network_spec(figure, args, point),
-        training_recipe(args, point),
-    )
+def job_of(
+    figure: Figure,
+    args: argparse.Namespace,
+    point: Point,
+    data: DataSet,
+    command: Mapping[str, object] | None = None,
+) -> Job:
+    """A point as it is trained."""
+    spec = network_spec(figure, args, point)
+    dense = dense_network(spec, len(data.classes))
+    part_of = {
+        "figure": figure.name,
+        "method": point.method,
+        "label": CONTENDERS[point.method].label,
+        "point": point.point,
+        "nominal_rate": figure.nominal_rate(dense, point.point),
+    }
+    folder, recipe = RunFolder(args.out / point.folder), training_recipe(args, point)
+    return Job(spec, recipe, folder, point.name, args.label, command or {}, part_of, args.workers)
 
 
 def network_spec(figure: Figure, args: argparse.Namespace, point: Point) -> NetworkSpec:
@@ -276,74 +273,34 @@ def training_recipe(args: argparse.Namespace, point: Point) -> Recipe:
     return recipe_of(args, lr=lr, seed=point.seed)
 
 
-def _run_point(
-    figure: Figure,
-    args: argparse.Namespace,
-    point: Point,
-    data: DataSet,
-    world: World,
-    command: Mapping[str, object],
-) -> dict[str, Any] | None:
-    """Trains a point, from where it was stopped, unless its result is there."""
-    folder, spec, recipe = _described(figure, args, point)
-    nominal = figure.nominal_rate(dense_network(spec, len(data.classes)), point.point)
-    return run_unless_done(
-        folder,
-        spec,
-        recipe,
-        data,
-        world,
-        name=point.name,
-        label=args.label,
-        command=command,
-        workers=args.workers,
-        part_of={
-            "figure": figure.name,
-            "method": point.method,
-            "label": CONTENDERS[point.method].label,
-            "point": point.point,
-            "nominal_rate": nominal,
-        },
-    )
-
-
-def plan(
-    figure: Figure,
-    args: argparse.Namespace,
-    points: Sequence[Point],
-    data: DataSet,
-    world: World,
-) -> str:
+def plan(jobs: Mapping[Point, Job], data: DataSet, world: World) -> str:
     """Every point with its size, and the time it will take by a few steps of each."""
     rows: list[dict[str, object]] = []
     total = 0.0
-    sizes_of: dict[tuple[str, str | None], dict[str, object]] = {}
     times_of: dict[str, Times] = {}  # of a method, at the point that is compressed most
-    for point in points:
-        folder, spec, recipe = _described(figure, args, point)
-        key = (point.method, point.point)
-        if key not in sizes_of:
-            built = build(spec, len(data.classes))
-            dense = dense_network(spec, len(data.classes))
-            sizes_of[key] = {
-                "nominal": figure.nominal_rate(dense, point.point),
-                "rate": built.rate,
-                "parameters": count_parameters(built.network),
-                "stored": inspect(built.network).bytes,
-            }
-        sizes = sizes_of[key]
-        done = is_done(folder, spec, recipe, data)
+    for point, job in jobs.items():
+        assert job.folder is not None and job.part_of is not None
+        built = build(job.spec, len(data.classes))
+        done = is_done(job, data)
         if not done and point.method not in times_of:
             if world.is_main:
                 print(f"timing a few steps of {point.method}", file=sys.stderr, flush=True)
-            network = build(spec, len(data.classes)).network
-            times_of[point.method] = _times(network, data, recipe, world, args.workers)
-        seconds = 0.0 if done else times_of[point.method].left(recipe, folder.epochs_done())
+            times_of[point.method] = _times(job, data, world)
+        log = job.folder.log
+        epochs = len(read_csv(log)) if log.exists() else 0
+        seconds = 0.0 if done else times_of[point.method].left(job.recipe, epochs)
         total += seconds
         rows.append(
-            {"method": point.method, "point": point.point or "-", "seed": point.seed}
-            | sizes
-            | {"minutes": None if done else seconds / 60}
+            {
+                "method": point.method,
+                "point": point.point or "-",
+                "seed": point.seed,
+                "nominal": job.part_of["nominal_rate"],
+                "rate": built.rate,
+                "parameters": count_parameters(built.network),
+                "stored": inspect(built.network).bytes,
+                "minutes": None if done else seconds / 60,
+            }
         )
     columns = [
         Column("method", "method", left=True),
@@ -376,14 +333,16 @@ class Times:
         return len(epochs) * self.epoch + tests * self.test
 
 
-def _times(network: nn.Module, data: DataSet, recipe: Recipe, world: World, workers: int) -> Times:
+def _times(job: Job, data: DataSet, world: World) -> Times:
     """By a few steps and one batch of tests."""
+    recipe, workers = job.recipe, job.workers
     # Of streamed images the first batches wait for the processes that decode them.
     warm = _WARM_STEPS + (4 * workers if data.streamed else 0)
     images = (warm + _TIMED_STEPS * (1 + workers * data.streamed)) * recipe.batch_size
     few = data.train.take(torch.arange(min(images, len(data.train))))
     test = data.test.take(torch.arange(min(_TIMED_TESTS, len(data.test))))
     short, some = replace(recipe, epochs=1), replace(data, train=few, test=test)
+    network = build(job.spec, len(data.classes)).network
     trainer = Trainer(network, some, short, world=world, workers=workers)
     times = trainer.step_seconds()
     step = statistics.mean(times[warm:] or times[-1:])

@@ -60,7 +60,7 @@ def comparison(rows: Sequence[Row], *, markdown: bool = False) -> str:
         others = [rows for method, rows in members.items() if not method.startswith("sketch")]
         sketch = members.get("sketch", [])
         lines.append(
-            {method: _mean_and_spread(rows) for method, rows in members.items()}
+            {method: mean_and_spread(_errors(rows), len(rows)) for method, rows in members.items()}
             | {
                 "point": next(iter(members.values()))[0]["point"] or "-",
                 "nominal": nominal,
@@ -78,15 +78,14 @@ def comparison(rows: Sequence[Row], *, markdown: bool = False) -> str:
     return format_table(lines, columns, markdown=markdown)
 
 
-def _mean_and_spread(rows: Sequence[Row]) -> str:
-    errors = _errors(rows)
-    if not errors:
+def mean_and_spread(values: Sequence[float], runs: int, digits: int = 1) -> str:
+    """Of those of several runs that learned something, with the number of the others."""
+    if not values:
         return "failed"
-    text = f"{statistics.mean(errors):.1f}"
-    if len(errors) > 1:
-        text += f" ± {statistics.stdev(errors):.1f}"
-    failed = len(rows) - len(errors)
-    return f"{text} ({failed} failed)" if failed else text
+    text = f"{statistics.mean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.{digits}f}"
+    return text if runs == len(values) else f"{text} ({runs - len(values)} failed)"
 
 
 def _difference(rows: Sequence[Row], others: Sequence[Sequence[Row]]) -> float | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from common.runs import write_csv
-from common.tables import Column, decimals, format_table, whole
 from image_data import read_split
 from options import add_options, documented_parser
 from sketchlayers import calibrate, decompose, methods
@@ -39,28 +39,27 @@ def is_measured(layer: nn.Module, name: str) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1) and layer.groups == 1
 
 
-def measure(
-    layer: nn.Conv2d, second_moment: Tensor, rank: int, args: argparse.Namespace
-) -> dict[str, Any]:
-    """Relative errors in the norm of the output, and seconds with few starts."""
+def measure(layer: nn.Conv2d, second_moment: Tensor, args: argparse.Namespace) -> dict[str, Any]:
+    """Relative errors in the norm of the output at the rate, and seconds with few starts."""
     weight = layer.weight.detach().double()
-    limits: Any = {"max_sweeps": args.sweeps, "tolerance": METHOD.tolerance}
-    seed = args.seed
+    dense = sum(parameter.numel() for parameter in layer.parameters())
+    ranks: Any = METHOD.ranks(layer)
+    rank = min(ranks, key=lambda rank: abs(METHOD.parameters(layer, rank) - args.rate * dense))
+    fit = partial(decompose.cp, weight, rank, max_sweeps=args.sweeps, tolerance=METHOD.tolerance)
 
-    def fit(starts: int, seed: int) -> float:
-        return decompose.cp(
-            weight, rank, second_moment=second_moment, starts=starts, seed=seed, **limits
-        ).relative_error
-
-    plain = decompose.cp(weight, rank, starts=args.few, seed=seed, **limits)
-    approximation = torch.einsum("tr,sr,ir,jr->tsij", *plain[:4])
+    plain = fit(starts=args.few, seed=args.seed)
+    change = weight - torch.einsum("tr,sr,ir,jr->tsij", *plain[:4])
+    square, changed = (
+        float(((matrix @ second_moment) * matrix).sum())
+        for matrix in (weight.flatten(1), change.flatten(1))
+    )
     begin = time.perf_counter()
-    few = fit(args.few, seed)
+    few = fit(second_moment=second_moment, starts=args.few, seed=args.seed).relative_error
     seconds = time.perf_counter() - begin
-    many = fit(args.starts, seed + 1)
+    many = fit(second_moment=second_moment, starts=args.starts, seed=args.seed + 1).relative_error
     return {
         "rank": rank,
-        "frobenius": output_change(weight, approximation, second_moment),
+        "frobenius": (changed / square) ** 0.5,
         "few": few,
         "many": many,
         "excess": 100 * (few / many - 1),
@@ -68,25 +67,20 @@ def measure(
     }
 
 
-def output_change(weight: Tensor, approximation: Tensor, second_moment: Tensor) -> float:
-    """Relative change of the layer's output."""
-    square, change = (
-        float(((matrix @ second_moment) * matrix).sum())
-        for matrix in (weight.flatten(1), (weight - approximation).flatten(1))
-    )
-    return (change / square) ** 0.5
+def main(arguments: Sequence[str]) -> None:
+    """Runs the study; the file grows with each layer."""
+    parser = documented_parser(__doc__)
+    parser.add_argument("--csv", type=Path, required=True, help="file of results")
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--weights", type=Path, required=True, help="file with its weights")
+    add_options(parser, "--data", "--root", "--label", "--seed", "--threads")
+    parser.add_argument("--calibration-images", type=int, default=2048)
+    parser.add_argument("--rate", type=float, default=0.3)
+    parser.add_argument("--few", type=int, default=METHOD.starts, help="starts to be judged")
+    parser.add_argument("--starts", type=int, default=20, help="starts to judge them by")
+    parser.add_argument("--sweeps", type=int, default=METHOD.max_sweeps, help="of a start")
+    args = parser.parse_args(arguments)
 
-
-def rank_at(layer: nn.Conv2d, rate: float) -> int:
-    """The rank with about so much of the layer's parameters."""
-    dense = sum(p.numel() for p in layer.parameters())
-    ranks: Any = METHOD.ranks(layer)
-    nearest: int = min(ranks, key=lambda rank: abs(METHOD.parameters(layer, rank) - rate * dense))
-    return nearest
-
-
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All layers; the file grows with each."""
     trained = pretrained.load(args.network, args.weights)
     source = read_split(args.data, args.root, train=True)
     pictures = trained.pictures(drawn(source, args.seed, args.calibration_images), args.data)
@@ -94,8 +88,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, found in list(moments.items())[1:]:  # the first one is kept
         layer: Any = trained.network.get_submodule(name)
-        rank = rank_at(layer, args.rate)
-        measured = measure(layer, found.second_moment[0], rank, args)
         rows.append(
             {
                 "layer": name,
@@ -107,45 +99,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "starts": args.starts,
                 "sweeps": args.sweeps,
                 "seed": args.seed,
-                **measured,
+                **(errors := measure(layer, found.second_moment[0], args)),
             }
         )
         write_csv(args.csv, rows)
-        few, many = measured["few"], measured["many"]
-        print(f"{name}: {few:.4f}, best of {args.starts} {many:.4f}", flush=True)
-    return rows
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each layer."""
-    columns = [
-        Column("layer", "layer", left=True),
-        Column("rank", "rank", whole),
-        Column("frobenius", "without data", decimals(4)),
-        Column("few", f"{rows[0]['few_starts']} starts", decimals(4)),
-        Column("many", "many starts", decimals(4)),
-        Column("excess", "excess %", decimals(2)),
-        Column("seconds", "seconds", decimals(1)),
-    ]
-    return format_table(list(rows), columns)
-
-
-def parser() -> argparse.ArgumentParser:
-    """All options."""
-    root = documented_parser(__doc__)
-    root.add_argument("--csv", type=Path, required=True, help="file of results")
-    root.add_argument("--network", default="resnet20")
-    root.add_argument("--weights", type=Path, required=True, help="file with its weights")
-    add_options(root, "--data", "--root", "--label", "--seed", "--threads")
-    root.add_argument("--calibration-images", type=int, default=2048)
-    root.add_argument("--rate", type=float, default=0.3)
-    root.add_argument("--few", type=int, default=METHOD.starts, help="starts to be judged")
-    root.add_argument("--starts", type=int, default=20, help="starts to judge them by")
-    root.add_argument("--sweeps", type=int, default=METHOD.max_sweeps, help="of a start")
-    return root
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Runs the study."""
-    args = parser().parse_args(arguments)
-    print(table(run(args)))
+        print(
+            f"{name}: {errors['few']:.4f}, best of {args.starts} {errors['many']:.4f}, "
+            f"without data {errors['frobenius']:.4f}; {errors['seconds']:.1f} s",
+            flush=True,
+        )

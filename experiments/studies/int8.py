@@ -23,27 +23,13 @@ from torch.fx import GraphModule
 
 import zero_shot
 from common.runs import hardware, versions, write_csv
-from common.tables import Column, decimals, format_table
 from sketchlayers import fold
-from trained.pictures import Pictures, paired_difference, predictions
+from trained.pictures import Pictures, accuracies
 from trained.results import Row
 from trained.variants import STEPS
 from zero_shot import DENSE_RUN, Experiment, Run
 
 SENSITIVITY = next(step for step in STEPS if step.name == "sensitivity")
-
-COLUMNS = (
-    Column("network", "network", left=True),
-    Column("method", "method", left=True),
-    Column("rate", "rate", decimals(2)),
-    Column("form", "form", left=True),
-    Column("accuracy", "float32 %", decimals(1)),
-    Column("int8_accuracy", "int8 %", decimals(1)),
-    Column("difference", "difference", decimals(1)),
-    Column("standard_error", "s.e.", decimals(1)),
-    Column("bytes", "bytes"),
-    Column("int8_bytes", "int8 bytes"),
-)
 
 
 def quantized(network: nn.Module, calibration: Pictures) -> nn.Module:
@@ -102,20 +88,17 @@ def measure(experiment: Experiment) -> Iterator[Row]:
     for run in (DENSE_RUN, *runs):
         for form, network in forms(experiment, run):
             small = quantized(network, experiment.calibration)
-            correct, int8_correct = (
-                predictions(one, experiment.measured) == experiment.labels
-                for one in (network, small)
-            )
-            difference, error = paired_difference(int8_correct, correct)
+            correct, int8_correct = map(experiment.found, (network, small))
+            measured = accuracies(int8_correct, correct)
             yield {
                 "network": args.network,
                 "method": run.method,
                 "rate": run.rate,
                 "form": form,
                 "accuracy": 100 * float(correct.double().mean()),
-                "int8_accuracy": 100 * float(int8_correct.double().mean()),
-                "difference": difference,
-                "standard_error": error,
+                "int8_accuracy": measured["accuracy"],
+                "difference": measured["difference"],
+                "standard_error": measured["standard_error"],
                 "bytes": stored_bytes(network),
                 "int8_bytes": stored_bytes(small),
                 **label,
@@ -131,6 +114,8 @@ def main(arguments: Sequence[str]) -> None:
     rows: list[Row] = []
     for row in measure(Experiment(args)):
         rows.append(row)
-        print(f"{row['method']} {row['rate']:g} {row['form']}: {row['int8_accuracy']:.1f} %")
+        print(
+            f"{row['method']} {row['rate']:g} {row['form']}: {row['int8_accuracy']:.1f} % in int8, "
+            f"{row['accuracy']:.1f} % in float32; {row['int8_bytes']:,} of {row['bytes']:,} bytes"
+        )
         write_csv(args.csv, rows)
-    print("\n" + format_table(rows, COLUMNS, markdown=args.markdown))

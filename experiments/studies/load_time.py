@@ -26,8 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from multiprocessing.queues import SimpleQueue
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -41,89 +40,61 @@ from sketchlayers.bench.timing import quartiles
 SMALL = "squeezenet1_1"
 """What is loaded first."""
 
-
-@dataclass(frozen=True)
-class Files:
-    """A network's, in a folder: its dense state dict, and itself compressed."""
-
-    network: str
-    folder: Path
-
-    @property
-    def dense(self) -> Path:
-        """Of ``torch.save``."""
-        return self.folder / f"{self.network}.pt"
-
-    @property
-    def compressed(self) -> Path:
-        """Of ``sketchlayers.save``."""
-        return self.folder / f"{self.network}.safetensors"
-
-    def make(self) -> nn.Module:
-        """The network as its class makes it."""
-        return models.get_model(self.network, weights=None).eval()
-
-    def write(self, method: str, rate: float) -> None:
-        """Both files, of random weights."""
-        dense = self.make()
-        small, _report = sketchlayers.compress(dense, method, rate=rate, init="random")
-        torch.save(dense.state_dict(), self.dense)
-        sketchlayers.save(small, self.compressed)
-        if self.network != SMALL:
-            part = self.compressed.stat().st_size / self.dense.stat().st_size
-            print(f"{self.network}, {method} at {rate}: {part:.2f} of the dense file's size")
-
-
-CONTENDERS: dict[str, Callable[[Files, nn.Module], object]] = {
-    "state dict": lambda files, _: torch.load(files.dense, weights_only=True),
-    "dense": lambda files, network: network.load_state_dict(
-        torch.load(files.dense, weights_only=True)
+CONTENDERS: dict[str, Callable[[Path, nn.Module], object]] = {
+    "state dict": lambda file, _: torch.load(file.with_suffix(".pt"), weights_only=True),
+    "dense": lambda file, network: network.load_state_dict(
+        torch.load(file.with_suffix(".pt"), weights_only=True)
     ),
-    "compressed": lambda files, network: sketchlayers.load(files.compressed, network),
+    "compressed": sketchlayers.load,
 }
+"""By the path of the compressed file, which has the network's name and the dense one beside it."""
 
 
-def seconds(contender: str, files: Files) -> float:
+def written(network: str, folder: Path, method: str, rate: float) -> Path:
+    """Writes a network of random weights, dense and compressed; the path of the latter."""
+    file = folder / f"{network}.safetensors"
+    dense = models.get_model(network, weights=None)
+    torch.save(dense.state_dict(), file.with_suffix(".pt"))
+    small, _ = sketchlayers.compress(dense, method, rate=rate, init="random")
+    sketchlayers.save(small, file)
+    return file
+
+
+def seconds(contender: str, file: Path) -> float:
     """That one call takes, without the collection of others' garbage, as in `timeit`."""
-    network = files.make()
+    network = models.get_model(file.stem, weights=None).eval()
     gc.collect()
     gc.disable()
     try:
         begin = time.perf_counter()
-        CONTENDERS[contender](files, network)
+        CONTENDERS[contender](file, network)
         return time.perf_counter() - begin
     finally:
         gc.enable()
 
 
-def first_seconds(
-    answer: SimpleQueue[float], contender: str, files: Files, small: Files, threads: int
-) -> None:
-    """In a process of its own."""
+def first_seconds(contender: str, file: Path, small: Path, threads: int) -> float:
+    """The same in a process that has loaded nothing but a small network."""
     torch.set_num_threads(threads)
     seconds(contender, small)
-    answer.put(seconds(contender, files))
+    return seconds(contender, file)
 
 
-def in_process(contender: str, files: Files, small: Files, threads: int) -> float:
-    """Seconds in a new process."""
+def in_process(contender: str, file: Path, small: Path, threads: int) -> float:
+    """`first_seconds` in a new process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchvision.models", "sketchlayers"])
-    answer: SimpleQueue[float] = context.SimpleQueue()
-    process = context.Process(target=first_seconds, args=(answer, contender, files, small, threads))
-    process.start()
-    taken = answer.get()
-    process.join()
-    return taken
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(first_seconds, contender, file, small, threads).result()
 
 
-def compare(rounds: int, measure: Callable[[str], float]) -> None:
+def compare(rounds: int, measure: Callable[..., float], *arguments: object) -> None:
     """Times all three and prints a line for each."""
     times: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
     order = random.Random(0)
     for _ in range(rounds):
         for contender in order.sample(list(CONTENDERS), len(CONTENDERS)):
-            times[contender].append(measure(contender))
+            times[contender].append(measure(contender, *arguments))
     for contender, taken in times.items():
         line = f"    {contender:<11} {1e3 * statistics.median(taken):7.1f} ms"
         if contender == "compressed":
@@ -145,13 +116,15 @@ def main(arguments: Sequence[str]) -> None:
     add_options(parser, "--threads", threads=torch.get_num_threads())
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        files, small = Files(args.network, Path(name)), Files(SMALL, Path(name))
         for method in args.method:
-            files.write(method, args.rate)
-            small.write(method, args.rate)
+            file, small = (
+                written(network, Path(name), method, args.rate) for network in (args.network, SMALL)
+            )
+            part = file.stat().st_size / file.with_suffix(".pt").stat().st_size
+            print(f"{file.stem}, {method} at {args.rate}: {part:.2f} of the dense file's size")
             print("  first load of a process")
-            compare(args.rounds, lambda one: in_process(one, files, small, args.threads))
+            compare(args.rounds, in_process, file, small, args.threads)
             print("  further loads of one process")
             for contender in CONTENDERS:
-                seconds(contender, files)  # warms up
-            compare(args.rounds, lambda one: seconds(one, files))
+                seconds(contender, file)  # warms up
+            compare(args.rounds, seconds, file)

@@ -18,7 +18,7 @@ class Pictures:
     Args:
         source: the images.
         size: height and width that the network gets.
-        resize: what the shorter side is scaled to before the centre is cut out, at least ``size``.
+        resize: what the shorter side is scaled to before the centre is cut out; None means `size`.
         normalisation: of the channels.
         batch_size: images in a batch; None: 256 small ones, or 64 of more than 64x64.
 
@@ -34,10 +34,11 @@ class Pictures:
         source: Images | ImageFiles,
         *,
         size: int,
-        resize: int,
+        resize: int | None = None,
         normalisation: Normalisation,
         batch_size: int | None = None,
     ) -> None:
+        resize = size if resize is None else resize
         if not 1 <= size <= resize:
             raise ValueError(
                 f"images: size must be at least 1 and at most resize (got {size} and {resize})"
@@ -81,6 +82,18 @@ def predictions(network: nn.Module, pictures: Pictures) -> Tensor:
     return torch.cat([network(batch.to(device)).argmax(1).cpu() for batch in pictures])
 
 
+def accuracies(correct: Tensor, reference: Tensor) -> dict[str, float]:
+    """Cells of a table: accuracy in percent, and the difference to a reference in points.
+
+    Args:
+        correct: whether each image's class was found, bool ``(N,)``.
+        reference: the same of the network to compare with.
+    """
+    difference, error = paired_difference(correct, reference)
+    accuracy = 100 * float(correct.double().mean())
+    return {"accuracy": accuracy, "difference": difference, "standard_error": error}
+
+
 def paired_difference(correct: Tensor, reference: Tensor) -> tuple[float, float]:
     """Accuracy minus that of a reference, in points, and the standard error of this difference.
 
@@ -109,9 +122,3 @@ def paired_difference(correct: Tensor, reference: Tensor) -> tuple[float, float]
 def bits_to_text(bits: Tensor) -> str:
     """Booleans ``(N,)`` as hexadecimal digits, the first in the highest place."""
     return np.packbits(bits.numpy()).tobytes().hex()
-
-
-def text_to_bits(text: str, count: int) -> Tensor:
-    """The inverse of `bits_to_text`."""
-    packed = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
-    return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool))

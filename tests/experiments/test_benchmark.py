@@ -24,15 +24,7 @@ def small() -> nn.Module:
     )
 
 
-SMALL = Subject(
-    "small",
-    small,
-    size=8,
-    rate=0.5,
-    mixings=("channel", "spatial"),
-    batches={"forward": (2,), "training": (2, 1)},
-    goals={("channel", "forward", 2): 1e-9, ("spatial", "forward", 2): 1e9},
-)
+SMALL = Subject(small, size=8, rate=0.5, batches=(2, 1), mixings=("channel", "spatial"))
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +40,7 @@ def test_networks_are_measured_into_a_table_a_csv_and_a_picture(
     code = benchmark.main([*measured, f"--csv={files[0]}", f"--png={files[1]}"])
     assert code == 0
     printed = capsys.readouterr().out
-    assert "channel" in printed and "reached" in printed
+    assert "channel" in printed and "memory" in printed
     with open(files[0]) as file:
         rows = list(csv.DictReader(file))
     assert [(r["method"], r["format"]) for r in rows[:4]] == [
@@ -57,8 +49,7 @@ def test_networks_are_measured_into_a_table_a_csv_and_a_picture(
         ("spatial", "nchw"),
         ("spatial", "nhwc"),
     ]
-    assert [r["reached"] for r in rows[:4]] == ["yes", "yes", "no", "no"]
-    assert len(rows) == 12
+    assert len(rows) == 16
     for r in rows:
         assert float(r["memory"]) > 0
         assert float(r["speed_low"]) <= float(r["speed"]) <= float(r["speed_high"])
@@ -74,13 +65,12 @@ def test_the_plan_measures_nothing(
     assert benchmark.main(["--plan", "--device", "cpu", "--networks", "small", "ninn"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "small at rate 0.5, channel and spatial mixing, 8x8, forward, batch 2"
-    assert len(lines) == 3 + 2 + 1
+    assert len(lines) == 4 + 2 + 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch", "0"], "--batch: must be at least 1 (got 0)"),
         (["--seconds", "0"], "--seconds: must be positive (got 0.0)"),
         (["--png", "nowhere/at/all.png"], "--png: its folder must exist"),
         (["--threads", "0"], "--threads: must be at least 1 (got 0)"),
@@ -95,9 +85,3 @@ def test_bad_arguments_are_told_before_any_work(
     monkeypatch.setattr(benchmark, "measure", lambda *_: pytest.fail("measured"))
     assert benchmark.main(["--device", "cpu", *arguments]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
-
-
-def test_the_networks_have_the_goals_of_the_figures() -> None:
-    goals = SUBJECTS["ninn"].goals | SUBJECTS["googlenet_bn"].goals
-    assert goals["channel", "training", 64] == 2.2
-    assert goals["channel", "forward", 1] == 1.5

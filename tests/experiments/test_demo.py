@@ -28,7 +28,7 @@ def test_demo_measures_every_network(
     printed = capsys.readouterr().out
     with open(tmp_path / "results.csv") as file:
         rows = list(csv.DictReader(file))
-    names = ["dense", "rate 0.5", *(sketch.name for sketch in demo.SKETCHES)]
+    names = ["dense", "rate 0.5", *demo.SKETCHES]
     assert [row["name"] for row in rows] == names
     rates = [float(row["rate"]) for row in rows]
     assert rates == pytest.approx([1, 0.5, 0.4, 0.4, 0.4], rel=0.1)

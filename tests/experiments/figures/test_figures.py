@@ -24,7 +24,7 @@ import figure2
 import figure3
 import places2
 from common.runs import RunError, RunFolder
-from experiment import build, run
+from experiment import Job, build, run
 from figures import figure as figures
 from figures import points
 from figures.contenders import CONTENDERS
@@ -119,7 +119,7 @@ def test_a_figure_from_plan_to_plot(
 
     assert figure2.main(options) == 0
     text = capsys.readouterr().out
-    assert "compressed up to" in text and str(out / "results.csv") in text
+    assert "compressed up to" in text and f"results.csv and figure2.png are in {out}" in text
     rows = rows_of(out)
     assert len(rows) == 6
     assert {row["method"] for row in rows} == {"dense", "sketch", "lowrank1"}
@@ -336,8 +336,7 @@ def test_results_of_other_arguments_are_refused(
 def small_run(folder: RunFolder, epochs: int, data: Any, *, resume: bool = False) -> dict[str, Any]:
     args = parsed(figure2.FIGURE, "--width", "0.1")
     spec = figures.network_spec(figure2.FIGURE, args, figures.Point("dense", None, 0))
-    recipe = Recipe(epochs=epochs, warmup=0.0, schedule="step")
-    return dict(run(spec, data, recipe, folder, resume=resume)[1])
+    return run(Job(spec, Recipe(epochs=epochs), folder), data, resume=resume)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, few_digits: Any) -> None:

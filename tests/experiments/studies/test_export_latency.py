@@ -44,12 +44,8 @@ def test_onnx_runtime_is_measured_into_a_table_and_a_csv(
         assert 0.2 < float(row["multiply_adds"]) <= 0.65
         assert float(row["speed_low"]) <= float(row["speed"]) <= float(row["speed_high"])
         assert float(row["ms"]) > 0 and int(row["rounds"]) >= 7
-        assert row["reached"] == ("yes" if float(row["speed"]) > 1 else "no")
 
 
-def test_the_plan_and_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export_latency", "--plan", "--networks=small"]) == 0
-    methods = ", ".join(export_latency.METHODS)
-    assert f"small, {methods}, on aoti and onnx" in capsys.readouterr().out
+def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export_latency", "--threads=0"]) == 2
     assert "--threads" in capsys.readouterr().err

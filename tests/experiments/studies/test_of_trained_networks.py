@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from networks import CifarResNet
-from studies.fisher import KINDS
 from study import main
 
 from ..trained_networks import on_digits, read, write_weights
@@ -33,27 +32,12 @@ def test_int8_of_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_cost_is_measured_by_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--network=resnet8", "--size=16", "--images=32", f"--csv={tmp_path / 'cost.csv'}"]
-    assert main(["compress_cost", *command, "--variant=data"]) == 0
+    assert main(["compress_cost", *command]) == 0
     (row,) = read(tmp_path / "cost.csv")
     stages = sum(float(row[f"seconds_{stage}"]) for stage in ("calibration", "ranks", "fit"))
     assert 0 < stages <= float(row["seconds"])
     assert 0 < float(row["gib_before"]) <= float(row["gib_peak"])
-    assert "peak memory" in capsys.readouterr().out
-    assert main(["compress_cost", *command, "--variant=frobenius"]) == 2
-    assert "must be one with calibration images" in capsys.readouterr().err
-
-
-def test_kinds_of_sensitivity_are_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = on_digits(tmp_path, "--rates=0.5", "--methods=svd")
-    assert main(["fisher", *options]) == 0
-    rows = read(tmp_path / "results.csv")
-    names = [f"{kind}: {use}" for kind in KINDS for use in ("fit", "allocation", "both")]
-    assert [row["variant"] for row in rows] == ["dense", "sequential", *names]
-    changes = {row["variant"]: row["output_change"] for row in rows}
-    assert changes["outputs: fit"] != changes["Fisher: fit"] != changes["empirical Fisher: fit"]
-    assert "Fisher: both" in capsys.readouterr().out
+    assert "gib peak" in capsys.readouterr().out
 
 
 def test_starts_of_cp_are_compared(tmp_path: Path) -> None:
