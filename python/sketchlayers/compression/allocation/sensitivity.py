@@ -5,7 +5,7 @@ by ``J d``. With ``F = E[sum over positions of J^T J]`` the expected square of t
 ``tr(F E[d d^T])``, errors at different positions taken as independent: the norm in which errors of
 a layer count for what they do to the network. No labels are needed. (With the Jacobian of a loss
 in place of the outputs' this is the Fisher information, by which fits came out worse than without
-any weight: ``experiments/studies/fisher.py``.)
+any weight.)
 
 ``J^T J`` is not formed: for random signs ``v``, ``E[(J^T v)(J^T v)^T] = J^T J``, and ``J^T v`` is
 one backward pass.
@@ -13,7 +13,7 @@ one backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,12 +30,9 @@ PROJECTIONS = 3
 """Backward passes for each image, each with random weights for the outputs."""
 _FEWEST_IMAGES, _MOST_IMAGES = 128, 512
 
-Directions = Callable[[Tensor, torch.Generator], Tensor]
-"""For outputs ``z (images, n)`` the vectors ``v (images, n)`` that are drawn back to the layers."""
 
-
-def random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws a projection in which all outputs count alike: ``E[v v^T] = I``."""
+def _random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """A projection in which all outputs count alike: ``E[v v^T] = I``."""
     signs = torch.randint(2, outputs.shape, generator=generator, device="cpu") * 2 - 1
     return signs.to(outputs)
 
@@ -50,7 +47,6 @@ def output_sensitivity(
     layers: Sequence[str],
     sample: Sample,
     processes: Processes,
-    directions: Directions = random_signs,
     *,
     memory_budget: int = MEMORY_BUDGET,
 ) -> dict[str, Tensor]:
@@ -61,7 +57,6 @@ def output_sensitivity(
         layers: names of convolutions and linear layers.
         sample: the images (`images_to_look_at` says how many are enough).
         processes: whose images are summed up.
-        directions: gives ``F = E[J^T E[v v^T] J]`` by other vectors ``v``.
         memory_budget: bytes that the graph of one backward pass may keep. A batch with a larger
             one is cut.
 
@@ -100,7 +95,7 @@ def output_sensitivity(
                 results = outputs_of(call(model))
             images += count_images(batch)
             reached = [(name, output) for name, calls in outputs.items() for output in calls]
-            for gradients in _drawn_back(results, [x for _, x in reached], directions, images):
+            for gradients in _drawn_back(results, [x for _, x in reached], images):
                 for (name, _), gradient in zip(reached, gradients, strict=True):
                     if gradient is not None:
                         _add(sums[name], gradient, found[name])
@@ -118,7 +113,7 @@ class GradientError(RuntimeError):
 
 
 def _drawn_back(
-    results: Sequence[Tensor], outputs: Sequence[Tensor], directions: Directions, seed: int
+    results: Sequence[Tensor], outputs: Sequence[Tensor], seed: int
 ) -> Iterator[tuple[Tensor | None, ...]]:
     """Yields ``J^T v`` for some ``v``; nothing if the results do not depend on the outputs."""
     results = [result for result in results if result.requires_grad]
@@ -129,7 +124,7 @@ def _drawn_back(
         yield torch.autograd.grad(
             results,
             outputs,
-            [directions(result.detach(), generator) for result in results],
+            [_random_signs(result.detach(), generator) for result in results],
             retain_graph=projection + 1 < PROJECTIONS,
             allow_unused=True,
         )
