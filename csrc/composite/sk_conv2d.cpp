@@ -3,6 +3,8 @@
 //   1x1 convolution). Channel mixing: y = c A (S1 * x) + (c S2) * (B x), where B mixes channels
 //   only (a 1x1 convolution). With more than one block S1 filters each block of the inputs, and S2
 //   makes each block of the outputs, from features of its own: grouped convolutions.
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
@@ -120,6 +122,32 @@ ConvArguments by_block(ConvArguments conv, const Sketch& sketch) {
   return conv;
 }
 
+bool is_pixelwise(const at::Tensor& input, const Sketch& sketch, const ConvArguments& conv) {
+  if (sketch.blocks > 1) return false;
+  const bool plain = conv.stride == std::vector<int64_t>{1, 1} &&
+                     conv.padding == std::vector<int64_t>{0, 0} && conv.groups == 1;
+  // With few pixels in an image the gradients of the filters, one for each image, would outweigh
+  // the images; in half types each would be rounded before they are added.
+  const bool many_pixels = input.size(2) * input.size(3) >= 2 * sketch.rank;
+  const bool half = compute_type(input.scalar_type()) != input.scalar_type();
+  return plain && sketch.positions() == 1 && many_pixels && !half && input.is_contiguous();
+}
+
+// The matrix of a pointwise filter, once for each image.
+at::Tensor for_each_image(const at::Tensor& filter, const at::Tensor& images) {
+  return filter.flatten(1).expand({images.size(0), -1, -1});
+}
+
+at::Tensor pixelwise_forward(const at::Tensor& input, const Filters& filters,
+                             const std::optional<at::Tensor>& bias) {
+  const at::Tensor images = input.flatten(2);
+  const at::Tensor inner = at::bmm(for_each_image(filters.stacked_inputs(), input), images);
+  const at::Tensor left = for_each_image(filters.stacked_outputs(), input);
+  const at::Tensor output =
+      bias ? at::baddbmm(bias->view({1, -1, 1}), left, inner) : at::bmm(left, inner);
+  return output.unflatten(2, input.sizes().slice(2));
+}
+
 }  // namespace
 
 at::Tensor sk_conv2d_composed(const ConvCall& call) {
@@ -128,7 +156,9 @@ at::Tensor sk_conv2d_composed(const ConvCall& call) {
   const at::Tensor& input = call.input;
   const ConvArguments& arguments = call.conv;
   at::Tensor output;
-  if (sketch.mixes_space() && sketch.blocks == 1) {
+  if (is_pixelwise(input, sketch, arguments)) {
+    output = pixelwise_forward(input, filters, call.bias);
+  } else if (sketch.mixes_space() && sketch.blocks == 1) {
     output = pointwise_conv(conv(input, filters.stacked_inputs(), arguments),
                             filters.stacked_outputs(), arguments.groups, call.bias);
   } else {
@@ -152,6 +182,33 @@ namespace {
 at::Tensor sketch_rows(const at::Tensor& inner, const Sketch& sketch) {
   if (sketch.groups == 1) return inner.narrow(1, 0, sketch.rank);
   return inner.unflatten(1, {sketch.groups, -1}).narrow(2, 0, sketch.rank).flatten(1, 2);
+}
+
+LayerGradients pixelwise_backward(const ConvBackwardCall& call, const Filters& filters,
+                                  const Sketch& sketch) {
+  const auto& [grad, input, tensors, output_mask, arguments, sketch_arguments] = call;
+  const auto& [s1, s2, u1, u2] = tensors;
+  const at::Tensor images = input.flatten(2);
+  const at::Tensor grad_images = grad.flatten(2);
+  at::Tensor grad_input, grad_s1, grad_s2;
+  if (output_mask[0] || output_mask[1]) {
+    const at::Tensor inner =
+        at::bmm(for_each_image(filters.stacked_outputs_transposed(), input), grad_images);
+    if (output_mask[0]) {
+      const at::Tensor inputs = for_each_image(filters.stacked_inputs(), input);
+      grad_input = at::bmm(inputs.transpose(1, 2), inner).view_as(input);
+    }
+    if (output_mask[1]) {
+      grad_s1 =
+          at::bmm(inner.narrow(1, 0, sketch.rank), images.transpose(1, 2)).sum(0).view(s1.sizes());
+    }
+  }
+  if (output_mask[2]) {
+    const at::Tensor signs = filters.input_signs(sketch.scale);
+    const at::Tensor features = at::bmm(for_each_image(signs, input), images);
+    grad_s2 = at::bmm(grad_images, features.transpose(1, 2)).sum(0).view(s2.sizes());
+  }
+  return {grad_input, grad_s1, grad_s2};
 }
 
 LayerGradients spatial_backward(const ConvBackwardCall& call, const Filters& filters,
@@ -218,8 +275,9 @@ LayerGradients two_branch_backward(const ConvBackwardCall& call, const Filters& 
 LayerGradients sk_conv2d_composed_backward(const ConvBackwardCall& call) {
   const Sketch sketch = check_call(call).sketch;
   const Filters filters(call.tensors, sketch);
-  const auto pull_back =
-      sketch.mixes_space() && sketch.blocks == 1 ? spatial_backward : two_branch_backward;
+  const auto pull_back = is_pixelwise(call.input, sketch, call.conv)  ? pixelwise_backward
+                         : sketch.mixes_space() && sketch.blocks == 1 ? spatial_backward
+                                                                      : two_branch_backward;
   auto [grad_input, grad_s1, grad_s2] = pull_back(call, filters, sketch);
   const auto wanted = [](bool want, const at::Tensor& gradient, const at::Tensor& like) {
     return want ? in_format(gradient, common_memory_format(like, like)) : like.new_empty({0});

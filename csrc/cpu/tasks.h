@@ -1,4 +1,4 @@
-// Independent tasks on all threads.
+// Independent tasks on all threads, and their memory.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <new>
 
 namespace sketchlayers::cpu {
 
@@ -24,5 +26,31 @@ void run_tasks(int64_t count, const Body& body, bool small = false) {
     for (int64_t i = next++; i < count; i = next++) body(i);
   });
 }
+
+// Memory of a thread for what lives no longer than a task: taken anew from the system, a page at a
+// time, it would cost more than a small layer.
+class Scratch {
+ public:
+  // Room for `floats`, aligned to cache lines, until the next call; contents are undefined.
+  static float* get(int64_t floats) {
+    thread_local Scratch scratch;
+    if (floats > scratch.size_) {
+      scratch.memory_.reset();
+      scratch.size_ = 0;
+      scratch.memory_.reset(static_cast<float*>(
+          ::operator new(static_cast<size_t>(floats) * sizeof(float), kAlignment)));
+      scratch.size_ = floats;
+    }
+    return scratch.memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Delete {
+    void operator()(float* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<float, Delete> memory_;
+  int64_t size_ = 0;
+};
 
 }  // namespace sketchlayers::cpu

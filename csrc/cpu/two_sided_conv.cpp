@@ -7,7 +7,6 @@
 
 #include "cpu/conv_plan.h"
 #include "cpu/conv_stages.h"
-#include "cpu/scratch.h"
 #include "cpu/tasks.h"
 
 namespace sketchlayers::cpu {

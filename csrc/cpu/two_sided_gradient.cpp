@@ -7,7 +7,6 @@
 #include <limits>
 #include <memory>
 
-#include "cpu/scratch.h"
 #include "cpu/tasks.h"
 
 namespace sketchlayers::cpu {

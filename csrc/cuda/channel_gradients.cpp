@@ -1,5 +1,3 @@
-#include "cuda/channel_gradients.h"
-
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>

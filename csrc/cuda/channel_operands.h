@@ -1,10 +1,11 @@
-// Tensors as the channel mixing kernels take them.
+// Tensors as the channel mixing kernels take them, and what the files that launch these share.
 #pragma once
 
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/util/accumulate.h>
 
 #include <type_traits>
+#include <utility>
 
 #include "cuda/channel_factors.h"
 #include "cuda/launches.h"
@@ -81,5 +82,10 @@ bool for_rank_pairs(int64_t rank, const Body& body) {
       return body(std::integral_constant<int, 4>());
   }
 }
+
+// channel_gradients.cpp. The gradients of (s1, s2) of a layer with channel mixing; undefined
+// tensors for what is not wanted and where the kernels don't take the layer.
+std::pair<at::Tensor, at::Tensor> try_factor_gradients(const ConvBackwardCall& call,
+                                                       const Sketch& sketch);
 
 }  // namespace sketchlayers::cuda

@@ -7,7 +7,6 @@
 #include <torch/library.h>
 
 #include "composite/composed.h"
-#include "cuda/channel_gradients.h"
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
 #include "cuda/launches.h"

@@ -37,7 +37,7 @@ at::Tensor call_conv2d(const at::Tensor& input, const Parameters& p, int64_t gro
   torch::jit::Stack stack;
   torch::jit::push(stack, input, p.s1, p.s2, p.u1, p.u2, c10::IValue(), std::vector<int64_t>{2, 1},
                    std::vector<int64_t>{1, 2}, std::vector<int64_t>{1, 1}, groups, mixing,
-                   int64_t{1}, c10::IValue(), c10::IValue(), c10::IValue(), path);
+                   int64_t{1}, c10::IValue(), c10::IValue(), path);
   op.callBoxed(stack);
   return stack.at(0).toTensor();
 }
