@@ -63,7 +63,7 @@ def test_a_layer_has_a_row_for_each_mixing_and_format(mode: Mode) -> None:
         assert r.path in ("factored", "folded")
         assert r.speed_low <= r.speed <= r.speed_high
         assert r.rounds >= 7
-        assert r.memory is not None and r.memory > 0
+        assert r.memory > 0
         assert r.bound > 0
 
 

@@ -115,11 +115,7 @@ def summary(goals: Sequence[Goal], rows: Sequence[Row]) -> str:
         )
     reached = sum(goal.reached(row) for goal, row in measured)
     slow = [row for row in rows if row.dense_ms > NEVER_BELOW_MS and row.speed < NEVER_BELOW]
-    large = [
-        row
-        for row in rows
-        if row.mode == "training" and row.memory is not None and row.memory > TRAINING_MEMORY_LIMIT
-    ]
+    large = [row for row in rows if row.mode == "training" and row.memory > TRAINING_MEMORY_LIMIT]
     return "\n".join(
         [
             *("", str(table), "", f"{reached} of {len(measured)} reached"),

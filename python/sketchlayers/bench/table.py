@@ -14,7 +14,7 @@ from sketchlayers import ops
 from sketchlayers._extension.plan_costs import cpu_name
 from sketchlayers._runtime.timing import Step, paired_times
 from sketchlayers.nn import SKConv2d, SKLinear
-from sketchlayers.reports.table import Table, number
+from sketchlayers.reports.table import Table
 
 from .bound import Mode, Peaks, dense_work, sketch_work
 from .cases import Case, build_dense, build_sketch, placed
@@ -49,7 +49,7 @@ class Row:
     speed_high: float
     bound: float
     dense_bound: float
-    memory: float | None
+    memory: float
     rounds: int
 
     @property
@@ -70,7 +70,6 @@ class Settings:
     formats: tuple[Format, ...]
     peaks: Peaks
     graphs: bool = False
-    memory: bool = True
     blocks: int = 1
 
 
@@ -108,16 +107,16 @@ def run_case(
     steps = [own.step(mode, graphs=settings.graphs) for own in contenders]
     times = paired_times(steps, settings.seconds, settings.device)
     seconds = [statistics.median(own) for own in times]
-    memory = [own.memory(mode) if settings.memory else None for own in contenders]
+    memory = [own.memory(mode) for own in contenders]
     best = fastest(times[: len(dense)])
-    reference, least_memory = contenders[best], memory[best]
+    reference = contenders[best]
     dense_bound = dense_work(case, batch, mode, settings.dtype.itemsize).seconds(settings.peaks)
     rows = []
     for index, own in enumerate(sketches, len(dense)):
         assert isinstance(own.layer, SKConv2d | SKLinear)
         with torch.set_grad_enabled(mode == "training"):
             plan = own.layer.plan(tuple(own.data.shape), channels_last=own.format == "nhwc")
-        speed, peak = speeds(times[best], times[index]), memory[index]
+        speed = speeds(times[best], times[index])
         bound = sketch_work(case, batch, own.layer, mode).seconds(settings.peaks)
         rows.append(
             Row(
@@ -136,7 +135,7 @@ def run_case(
                 speed_high=speed.high,
                 bound=bound / seconds[index],
                 dense_bound=dense_bound / seconds[best],
-                memory=peak / least_memory if peak and least_memory else None,
+                memory=memory[index] / memory[best],
                 rounds=len(times[index]),
             )
         )
@@ -189,7 +188,7 @@ def format_row(row: Row) -> str:
         f"{row.speed:.2f}{'~' if row.noisy else ' '}",
         f"({row.speed_low:.2f}-{row.speed_high:.2f})",
         f"{row.bound:.0%}",
-        number(row.memory, ".2f"),
+        f"{row.memory:.2f}",
     )
 
 

@@ -63,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--channels-last", action="store_true", help="the sketched layers in both memory formats"
     )
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     add_measurement_arguments(parser, seconds=3.0)
     parser.add_argument("--graphs", action="store_true", help="time CUDA graphs, on a GPU")
 
@@ -220,7 +219,6 @@ def _settings(args: argparse.Namespace, device: torch.device) -> Settings:
         formats=formats,
         peaks=measure_peaks(device, dtype),
         graphs=args.graphs,
-        memory=not args.no_memory,
         blocks=args.blocks or 1,
     )
 
