@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from common.distributed import World, alone, join
 from common.plots import Line, Panel, plot_panels
-from common.runs import RunFolder, hardware, versions, write_csv
+from common.runs import RunFolder, hardware, versions
 from common.speed import (
     ONNX_PACKAGES,
     Speed,
@@ -46,6 +46,7 @@ from image_data import ImageFiles, Images, load
 from networks import count_parameters
 from options import add_options, documented_parser
 from sketchlayers import compress, inspect, save
+from sketchlayers._runtime.files import write_csv
 from train import DENSE_LR, SKETCH_LR
 from trained.pictures import Pictures, accuracies, drawn, predictions
 from trained.variants import quietly_compressed

@@ -28,12 +28,13 @@ import torch
 from torch import nn
 
 from common.distributed import alone
-from common.runs import read_csv, write_csv
+from common.runs import read_csv
 from common.speed import Speed, measure_speeds, one_thread, onnx_steps, pytorch_steps
 from common.stopping import exit_code
 from common.tables import Column, decimals, format_table, whole
 from networks import count_parameters
 from sketchlayers import load, save
+from sketchlayers._runtime.files import write_csv
 from sketchlayers.checkpoint import read_description
 from trained.pictures import accuracies
 from trained.results import Row, identity

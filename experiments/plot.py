@@ -15,9 +15,10 @@ from typing import Any
 
 from common.distributed import alone
 from common.plots import Line, plot_curves
-from common.runs import RunError, read_csv, write_csv
+from common.runs import RunError, read_csv
 from common.stopping import exit_code
 from options import documented_parser
+from sketchlayers._runtime.files import write_csv
 
 _NAMES = {
     "ninn": "Network-in-Network",

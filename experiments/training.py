@@ -18,10 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from common.distributed import World
-from common.runs import RunFolder, write_csv
+from common.runs import RunFolder
 from common.stopping import Signals, StoppedError, noted_signals
 from image_data import Batches, DataSet, EpochOrder, mixed_seed
 from sketchlayers import broadcast_model, param_groups
+from sketchlayers._runtime.files import write_csv
 from sketchlayers.surgery.evaluation import evaluating
 
 CHECK_EVERY = 10

@@ -29,12 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from common.distributed import RANK, own_device, share
-from common.runs import circumstances, locked, read_csv, write_csv
+from common.runs import circumstances, locked, read_csv
 from common.stopping import exit_code
 from image_data import DATA_SETS, ImageFiles, Images, read_split
 from networks import count_parameters
 from options import add_options, documented_parser
 from sketchlayers import methods
+from sketchlayers._runtime.files import write_csv
 from sketchlayers.cli import kinds
 from trained import pretrained, variants
 from trained.pictures import Pictures, accuracies, bits_to_text, drawn, predictions

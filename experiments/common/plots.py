@@ -14,9 +14,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sketchlayers.reports.plot import BLUE, GREEN, ORANGE, PINK, RED, SKY
+from sketchlayers.reports.plot import BLUE, GREEN, ORANGE, PINK, RED
 
-_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, "#000000", "#8C510A")
+_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, "#56B4E9", "#000000", "#8C510A")
 
 _PIXELS = 100 / 72
 """Of a point at matplotlib's default resolution, in which it lays out."""

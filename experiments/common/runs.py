@@ -193,16 +193,6 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
         yield True
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Replaces a CSV file; the first row's keys are the columns, floats get six digits."""
-    with written_whole(path) as whole, whole.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            values = row.items()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values})
-
-
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file with a header."""
     with open(path, newline="") as file:

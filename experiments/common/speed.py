@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.runs import versions, write_csv
+from common.runs import versions
 from common.tables import Column, format_table
+from sketchlayers._runtime.files import write_csv
 from sketchlayers.bench.timing import WIDE, Step, inference, paired_times, quartiles, speeds
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from common.plots import Line, Panel, plot_panels
-from common.runs import RunError, read_csv, write_csv
+from common.runs import RunError, read_csv
 from common.tables import Column, decimals, format_table
 from figures.contenders import CONTENDERS
 from figures.points import summaries
 from plot import result_row
+from sketchlayers._runtime.files import write_csv
 
 Row = dict[str, Any]
 

@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import update_bn
 
-from common.runs import circumstances, read_csv, write_csv
+from common.runs import circumstances, read_csv
 from image_data import read_split
 from options import add_options, documented_parser
 from sketchlayers import methods
+from sketchlayers._runtime.files import write_csv
 from sketchlayers.cli.kinds import positive
 from trained import pretrained
 from trained.pictures import drawn

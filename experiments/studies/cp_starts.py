@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.runs import write_csv
 from image_data import read_split
 from options import add_options, documented_parser
 from sketchlayers import calibrate, decompose, methods
+from sketchlayers._runtime.files import write_csv
 from trained import pretrained
 from trained.pictures import drawn
 

@@ -22,8 +22,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 import zero_shot
-from common.runs import hardware, versions, write_csv
+from common.runs import hardware, versions
 from sketchlayers import fold
+from sketchlayers._runtime.files import write_csv
 from trained.pictures import Pictures, accuracies
 from trained.results import Row
 from trained.variants import STEPS

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.runs import circumstances, write_csv
+from common.runs import circumstances
 from common.tables import Column, decimals, format_table
 from figures.contenders import CONTENDERS, chosen
 from options import add_options, documented_parser
 from sketchlayers import compress
+from sketchlayers._runtime.files import write_csv
 from sketchlayers.bench.cases import FULLY_CONNECTED, NINN, build_dense
 from sketchlayers.bench.memory import step_memory
 from sketchlayers.bench.timing import paired_times, quartiles, training_step

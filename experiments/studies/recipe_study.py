@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common.distributed import join
-from common.runs import RunError, RunFolder, locked, read_csv, resolved, write_csv
+from common.runs import RunError, RunFolder, locked, read_csv, resolved
 from common.tables import Column, decimals, format_table
 from experiment import Job, NetworkSpec
 from figure2 import FIGURE
@@ -37,6 +37,7 @@ from figures.results import mean_and_spread
 from image_data import load
 from options import add_options, documented_parser
 from plot import result_row
+from sketchlayers._runtime.files import write_csv
 from training import Recipe, recipe_of
 
 _LAST_POINT = FIGURE.layers[-1]

@@ -47,19 +47,8 @@ if TYPE_CHECKING:
 
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
 # whose compiled extension, or whose PyTorch, does not load.
-_PUBLIC = {
+_OUTSIDE_OF_NN = {
     "Calibration": "sketchlayers.compression.calibration.calibration",
-    "CPConv2d": "sketchlayers.nn",
-    "DictionaryConv2d": "sketchlayers.nn",
-    "DictionaryLinear": "sketchlayers.nn",
-    "FreshConv2d": "sketchlayers.nn",
-    "HashedConv2d": "sketchlayers.nn",
-    "HashedLinear": "sketchlayers.nn",
-    "LowRankConv2d": "sketchlayers.nn",
-    "LowRankLinear": "sketchlayers.nn",
-    "SKConv2d": "sketchlayers.nn",
-    "SKLinear": "sketchlayers.nn",
-    "TuckerConv2d": "sketchlayers.nn",
     "broadcast_model": "sketchlayers.distributed",
     "calibrate": "sketchlayers.compression.calibration.calibrate",
     "clear_cache": "sketchlayers.inference",
@@ -100,12 +89,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in __all__:
         raise AttributeError(f"module 'sketchlayers' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+    module = importlib.import_module(_OUTSIDE_OF_NN.get(name, "sketchlayers.nn"))
+    globals()[name] = getattr(module, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *__all__})

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from sketchlayers._runtime.timing import paired_times
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._geometry import memory_format
 from sketchlayers.nn.sketch._layer import SketchLayer
 from sketchlayers.reports.export import Exported, Printed
 from sketchlayers.reports.table import Footnotes, Table, layer_name, quantity
-from sketchlayers.surgery.calls import ExampleInputs
-from sketchlayers.surgery.replace import copy_model, replace_layers
+from sketchlayers.surgery.calls import ExampleInputs, call_with, watched_copy
+from sketchlayers.surgery.evaluation import same_random_numbers
+from sketchlayers.surgery.replace import replace_layers
 
 Form = Literal["factored", "folded", "dense", "dense channels_last"]
 
@@ -190,23 +191,20 @@ def optimize_for_inference(
         )
     layers = {name: part for name, part in model.named_modules() if isinstance(part, SketchLayer)}
     calls = _record_calls(model, layers, example_inputs)
-    choices = {
-        name: _choose(layer, calls.get(name, Counter()), seconds, allow_dense)
+    chosen = [
+        _choose(name, layer, calls.get(name, Counter()), seconds, allow_dense)
         for name, layer in layers.items()
-    }
-    report = InferenceReport(
-        tuple(_row(name, layer, choices[name]) for name, layer in layers.items())
-    )
+    ]
     swaps: dict[nn.Module, nn.Module] = {
-        layer: dense for name, layer in layers.items() if (dense := choices[name].dense) is not None
+        layers[row.name]: dense for row, dense in chosen if dense is not None
     }
     result = replace_layers(model, swaps, inplace=inplace)
-    for name, choice in choices.items():
-        if choice.form == "factored" or choice.form == "folded":
-            layer = result.get_submodule(name)
+    for row, _ in chosen:
+        if row.form == "factored" or row.form == "folded":
+            layer = result.get_submodule(row.name)
             assert isinstance(layer, SketchLayer)
-            layer.path = choice.form
-    return Optimized(result, report)
+            layer.path = row.form
+    return Optimized(result, InferenceReport(tuple(row for row, _ in chosen)))
 
 
 class _Input(NamedTuple):
@@ -230,17 +228,6 @@ class _Input(NamedTuple):
 _Calls = Counter[_Input]
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """The form of one layer; ``dense`` is its replacement in the dense forms."""
-
-    form: Form | None
-    calls: int
-    seconds: Mapping[Form, float] = field(default_factory=dict)
-    dense: nn.Module | None = None
-    reason: str | None = None
-
-
 def _record_calls(
     model: nn.Module, layers: Iterable[str], example_inputs: ExampleInputs
 ) -> dict[str, _Calls]:
@@ -251,33 +238,21 @@ def _record_calls(
         TypeError: the model cannot be copied.
     """
     calls: dict[str, _Calls] = {}
+
+    def note(name: str, value: Tensor | None, _: object) -> None:
+        if value is not None:
+            calls.setdefault(name, Counter())[_Input.of(value)] += 1
+
     try:
-        probe = copy_model(model, {id(p): p for p in model.parameters() if not is_lazy(p)})
+        probe = watched_copy(model, layers, note)
     except TypeError as error:
         raise TypeError(
             "optimize_for_inference: the model must allow copy.deepcopy "
             f"(got {error.__cause__ or error})"
         ) from error
-    probe.eval()
-
-    def watch(name: str) -> None:
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = args[0] if args else kwargs.get("input")
-            if isinstance(value, Tensor):
-                calls.setdefault(name, Counter())[_Input.of(value)] += 1
-
-        probe.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
-
-    for name in layers:
-        watch(name)
     try:
-        with torch.no_grad(), _kept_generators(model):
-            if isinstance(example_inputs, Mapping):
-                probe(**example_inputs)
-            elif isinstance(example_inputs, tuple | list):
-                probe(*example_inputs)
-            else:
-                probe(example_inputs)
+        with torch.no_grad(), same_random_numbers():
+            call_with(example_inputs)(probe)
     except Exception as error:
         raise ValueError(
             "optimize_for_inference: the model must run on example_inputs "
@@ -286,31 +261,35 @@ def _record_calls(
     return calls
 
 
-def _kept_generators(model: nn.Module) -> Any:
-    """PyTorch's generators are put back when this context ends."""
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    return torch.random.fork_rng(devices=list(devices))
-
-
-def _choose(layer: SketchLayer, calls: _Calls, seconds: float, allow_dense: bool) -> _Choice:
-    """The fastest form of a layer; the layer itself is not touched."""
+def _choose(
+    name: str, layer: SketchLayer, calls: _Calls, seconds: float, allow_dense: bool
+) -> tuple[LayerForm, nn.Module | None]:
+    """The fastest form of a layer, and its replacement in the dense ones; it is not touched."""
     reason = _why_not(layer, calls)
-    if reason is not None:
-        return _Choice(None, calls.total(), reason=reason)
-    forms = _forms(layer, calls, allow_dense)
-    times = dict.fromkeys(forms, 0.0)
-    with torch.no_grad(), _kept_generators(layer):
-        for kind, count in calls.items():
-            value = kind.empty(kind.device).normal_()
-            for form, time_of_one in _measure(forms, value, seconds).items():
-                times[form] += count * time_of_one
-    least = min(times.values())
-    near = [form for form in forms if times[form] <= _NEAR * least]
-    best = min(near, key=lambda form: (_bytes(layer, form), times[form]))
-    dense = None
-    if best not in ("factored", "folded"):
-        dense = forms[best].train(layer.training)
-    return _Choice(best, calls.total(), times, dense)
+    best, dense, times = None, None, dict[Form, float]()
+    if reason is None:
+        forms = _forms(layer, calls, allow_dense)
+        times = dict.fromkeys(forms, 0.0)
+        with torch.no_grad(), same_random_numbers():
+            for kind, count in calls.items():
+                value = kind.empty(kind.device).normal_()
+                for form, time_of_one in _measure(forms, value, seconds).items():
+                    times[form] += count * time_of_one
+        near = [form for form in forms if times[form] <= _NEAR * min(times.values())]
+        best = min(near, key=lambda form: (_bytes(layer, form), times[form]))
+        if best not in ("factored", "folded"):
+            dense = forms[best].train(layer.training)
+    row = LayerForm(
+        name=name,
+        kind=type(layer).__name__,
+        form=best,
+        calls=calls.total(),
+        seconds=times,
+        bytes_before=_bytes(layer, None),
+        bytes_after=_bytes(layer, best),
+        reason=reason,
+    )
+    return row, dense
 
 
 def _why_not(layer: SketchLayer, calls: _Calls) -> str | None:
@@ -335,7 +314,7 @@ def _forms(layer: SketchLayer, calls: _Calls, allow_dense: bool) -> dict[Form, n
     if not allow_dense:
         forms["folded"] = _with_path(layer, "folded")
         return forms
-    dense = _folded(layer)
+    dense: nn.Conv2d | nn.Linear = layer.fold().eval()  # type: ignore[operator]
     forms["dense"] = dense
     formats = {memory_format(kind.empty("meta")) for kind in calls}
     if torch.channels_last in formats and memory_format(dense.weight) != torch.channels_last:
@@ -351,45 +330,13 @@ def _with_path(layer: SketchLayer, path: Literal["factored", "folded"]) -> Sketc
     return view
 
 
-def _folded(layer: SketchLayer) -> nn.Conv2d | nn.Linear:
-    dense = layer.fold()  # type: ignore[operator]
-    assert isinstance(dense, nn.Conv2d | nn.Linear)
-    return dense.eval()
-
-
 def _measure(forms: Mapping[Form, nn.Module], value: Tensor, seconds: float) -> dict[Form, float]:
-    """Median time of a call, by form; the forms take turns, so that a slow moment hits them all."""
-    runs: dict[Form, Callable[[Tensor], Tensor]] = {}
-    loops: dict[Form, int] = {}
-    for form, module in forms.items():
-        runs[form] = module.forward  # without the user's hooks
-        for _ in range(2):  # forms the weight, lets libraries choose and fills the caches
-            runs[form](value)
-        loops[form] = max(1, int(_SAMPLE_SECONDS / _clock(runs[form], value, 1)))
-    samples: dict[Form, list[float]] = {form: [] for form in forms}
-    order = list(forms)
-    rounds, end = 0, time.perf_counter() + seconds
-    while rounds < _FEWEST_SAMPLES or time.perf_counter() < end:
-        for form in order:
-            samples[form].append(_clock(runs[form], value, loops[form]))
-        order.reverse()
-        rounds += 1
-    return {form: statistics.median(times) for form, times in samples.items()}
-
-
-def _clock(run: Callable[[Tensor], Tensor], value: Tensor, loops: int) -> float:
-    """Seconds of one of ``loops`` calls."""
-    _synchronize(value.device)
-    start = time.perf_counter()
-    for _ in range(loops):
-        run(value)
-    _synchronize(value.device)
-    return (time.perf_counter() - start) / loops
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Median time of a call, by form, without the user's hooks."""
+    steps = [partial(module.forward, value) for module in forms.values()]
+    times = paired_times(
+        steps, seconds, value.device, least=_FEWEST_SAMPLES, sample=_SAMPLE_SECONDS
+    )
+    return {form: statistics.median(own) for form, own in zip(forms, times, strict=True)}
 
 
 def _bytes(layer: SketchLayer, form: Form | None) -> int:
@@ -401,16 +348,3 @@ def _bytes(layer: SketchLayer, form: Form | None) -> int:
     if form == "folded":
         return sketch + weight
     return weight + (0 if layer.bias is None else layer.bias.nbytes)
-
-
-def _row(name: str, layer: SketchLayer, choice: _Choice) -> LayerForm:
-    return LayerForm(
-        name=name,
-        kind=type(layer).__name__,
-        form=choice.form,
-        calls=choice.calls,
-        seconds=choice.seconds,
-        bytes_before=_bytes(layer, None),
-        bytes_after=_bytes(layer, choice.form),
-        reason=choice.reason,
-    )

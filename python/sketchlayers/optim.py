@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import nn
@@ -67,11 +66,13 @@ def param_groups(
 
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     seen: set[int] = set()
-    for module, name, parameter in _parameters(model):
-        if id(parameter) in seen or not parameter.requires_grad:
+    owned = ((module, *x) for module in model.modules() for x in module._parameters.items())
+    for module, name, parameter in owned:
+        if parameter is None or id(parameter) in seen or not parameter.requires_grad:
             continue
         seen.add(id(parameter))
-        if _is_bias(name) or isinstance(module, _NORMS):
+        # Recurrent layers call theirs `bias_ih_l0`, attention `in_proj_bias`.
+        if name.startswith("bias") or name.endswith("bias") or isinstance(module, _NORMS):
             key = ("no_decay", lr, 0.0)
         elif isinstance(module, SketchLayer):
             factor = 2 * module.num_sketches * module.scale**2 if gain == "mean" else 1.0
@@ -83,14 +84,3 @@ def param_groups(
         {"params": parameters, "lr": rate, "weight_decay": decay, "name": name}
         for (name, rate, decay), parameters in groups.items()
     ]
-
-
-def _is_bias(name: str) -> bool:
-    """Whether a parameter of this name is a bias, recurrent (``bias_ih_l0``) or of attention."""
-    return name.startswith("bias") or name.endswith("bias")
-
-
-def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            yield module, name, parameter

@@ -21,13 +21,10 @@ ROW = Row(
     speed=3.75,
     speed_low=3.7,
     speed_high=3.8,
-    gemms=3.0,
     bound=0.5,
     dense_bound=0.9,
     memory=0.9,
-    memory_limit=1.05,
     rounds=9,
-    automatic=True,
 )
 
 

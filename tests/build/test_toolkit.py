@@ -122,7 +122,8 @@ def test_without_a_gpu_cuda_must_be_asked_for(
 
 def test_architectures(bare_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     new = {"CUDA_HOME": str(make_toolkit(tmp_path / "new", "12.8"))}
-    old = {"CUDA_HOME": str(make_toolkit(tmp_path / "old", "12.6"))}
+    known = "".join(f"compute_{number}\\\\n" for number in (50, 80, 90))
+    old = {"CUDA_HOME": str(make_toolkit(tmp_path / "old", "12.6", known))}
 
     def architectures(environ: dict[str, str], gpus: list[tuple[int, int]], more: str = "") -> str:
         listed = {"TORCH_CUDA_ARCH_LIST": more} if more else {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers.cli.finetune import FineTuning, accuracy, finetune, scores_of
+from sketchlayers.cli.finetune import accuracy, finetune, scores_of
 from sketchlayers.cli.folders import LabelledImages, Preparation
 
 from .photos import write_photos
@@ -34,7 +34,7 @@ class Classifier(nn.Sequential):
 
 
 PREPARE = Preparation.of(None, (3, 16, 16))
-RECIPE = FineTuning(epochs=3, learning_rate=0.1, batch_size=8)
+RECIPE = {"epochs": 3, "learning_rate": 0.1, "batch_size": 8}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_it_learns_and_is_repeatable(
     )
     again = copy.deepcopy(model)
     statistics = model[1].running_mean.clone()
-    finetune(model, images, PREPARE, RECIPE, seed=5)
+    finetune(model, images, PREPARE, **RECIPE, seed=5)
     lines = capsys.readouterr().err.splitlines()
     assert accuracy(model, images, PREPARE, 7) > 0.9
     assert not any(module.training for module in model.modules())
@@ -61,7 +61,7 @@ def test_it_learns_and_is_repeatable(
     ]
     torch.manual_seed(99)  # nothing hangs on the generator of everybody
     before = torch.random.get_rng_state()
-    finetune(again, images, PREPARE, RECIPE, seed=5)
+    finetune(again, images, PREPARE, **RECIPE, seed=5)
     assert torch.equal(torch.random.get_rng_state(), before)
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-5)
@@ -76,9 +76,9 @@ def test_accuracy_counts(images: LabelledImages) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_told(images: LabelledImages) -> None:
-    recipe = FineTuning(epochs=2, learning_rate=1e30, batch_size=8)
+    recipe = {**RECIPE, "learning_rate": 1e30}
     with pytest.raises(ValueError, match=r"the loss must be finite; a lower learning rate"):
-        finetune(Classifier(), images, PREPARE, recipe, seed=0)
+        finetune(Classifier(), images, PREPARE, **recipe, seed=0)
     with pytest.raises(
         ValueError, match=r"returns scores, \(images, classes\) \(got \(2, 3, 4\)\)"
     ):

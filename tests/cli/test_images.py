@@ -91,7 +91,7 @@ def test_one_call_from_photos_to_a_smaller_model(
 def test_settings_of_calibration_are_passed_on(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["compress", "--model", *MODEL, *LAYERS[:2], "--flops-rate", "0.98", "--json"]
+    arguments = ["compress", *MODEL, *LAYERS[:2], "--flops-rate", "0.98", "--json"]
     arguments += ["--calibration", "photos", "--images", "12", "--seed", "1", "--method", "svd"]
     arguments += ["--no-sequential", "--sensitivity", "none", "--reestimate-batch-norm", "auto"]
     arguments += ["--memory-budget", "0.5", "--refine", "2", "--out", "small.safetensors"]
@@ -249,8 +249,6 @@ def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ([*whole, "small.pt", "--plot", "nowhere/x.png"], "--plot must be a file in a folder that"),
         ([*whole, "small.pt", *images, "48"], "sizes such as 3x224x224 or 1x28x28 (got 48)"),
         ([*whole, "small.pt", "--val", "photos"], "the model must run on an image of 3x224x224 ("),
-        (["compress", *whole[2:], "small.pt"], "MODEL must be given, once"),
-        ([*whole, "small.pt", "--model", NAME], "MODEL must be given, once"),
     ]:
         assert_refused(folder, capsys, arguments, message)
     with pytest.raises(SystemExit):

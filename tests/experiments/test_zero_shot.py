@@ -12,8 +12,8 @@ from torchvision.datasets import imagenet
 
 import headline
 import zero_shot
-from common.runs import write_csv
 from networks import CifarResNet, count_parameters
+from sketchlayers._runtime.files import write_csv
 from trained import variants
 from zero_shot import Experiment, main, outputs_of_classes, parser
 

@@ -889,13 +889,13 @@ def test_errors_leave_the_model_as_it_was(inplace, monkeypatch):
     state, generator = hooks(model), torch.get_rng_state()
     children = dict(model.named_modules())
 
-    def broken(*args):
+    def broken(*args, **kwargs):
         raise RuntimeError("no clock")
 
     with pytest.raises(ValueError, match=r"the model must run on example_inputs.*sk_conv2d"):
         optimize_for_inference(model, bad, inplace=inplace)
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "_clock", broken)
+        patch.setattr(inference, "paired_times", broken)
         with pytest.raises(RuntimeError, match="no clock"):
             optimize_for_inference(model, image, inplace=inplace)
     model.lock = threading.Lock()

@@ -77,7 +77,7 @@ def test_no_tensor_of_float_signs_outlives_the_call(name: str, path: str):
 
 
 @pytest.mark.parametrize("mixing", ["spatial", "channel"])
-@pytest.mark.parametrize("case", [NINN[0], NINN[5]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [NINN[0], NINN[4]], ids=lambda case: case.name)
 def test_a_training_step_peaks_no_higher_than_the_dense_one(case, mixing):
     data = torch.randn(64, case.in_channels, case.size, case.size, requires_grad=True)
     dense = step_memory(build_dense(case), data)

@@ -1,5 +1,7 @@
 """The planner's counts against the formulas, and its choices where they are beyond doubt."""
 
+import csv
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -142,9 +144,19 @@ def test_a_wrong_line_changes_nothing(own_costs, line):
     assert plan(mixing="channel").factored_seconds == before
 
 
+def read_samples(path):
+    """What `sketchlayers bench --verify --csv FILE` has written."""
+    parse = {"Kind": str, "bool": lambda text: text == "True", "int": int, "float": float}
+    with path.open(newline="") as file:
+        return [
+            tune.Sample(**{x.name: parse[str(x.type)](row[x.name]) for x in fields(tune.Sample)})
+            for row in csv.DictReader(file)
+        ]
+
+
 def test_choices_for_layers_drawn_at_random():
     """Measured times of 200 layers that the constants were not fitted to."""
-    samples = tune.read_samples(RESULTS / "planner_cpu_amd_epyc.csv")
+    samples = read_samples(RESULTS / "planner_cpu_amd_epyc.csv")
     assert len(samples) == 200
     _C.reset_plan_costs()
     for training in (False, True):

@@ -28,11 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ALL_ARCHITECTURES = ("8.0", "9.0", "10.0")
+ALL_ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
 """Compute capabilities of a build that is to run anywhere: of wheels, and where there is no GPU."""
-
-FIRST_TOOLKIT_FOR_10 = (12, 8)
-"""The first version of CUDA whose compiler knows compute capability 10.0."""
 
 MATH_LIBRARY_HEADERS = ("cublas_v2.h", "cublasLt.h", "cusparse.h", "cusolverDn.h")
 """Headers that PyTorch's own CUDA headers include and that a small toolkit may lack."""
@@ -158,13 +155,8 @@ def known_architectures(toolkit: Toolkit) -> set[tuple[int, int]]:
 
 def all_architectures(toolkit: Toolkit) -> str:
     """The architectures of a build for any machine: those that the toolkit knows, and PTX."""
-    version = tuple(int(number) for number in toolkit.version.split("."))
-    known = [
-        architecture
-        for architecture in ALL_ARCHITECTURES
-        if version >= FIRST_TOOLKIT_FOR_10 or architecture != "10.0"
-    ]
-    return ";".join(known) + "+PTX"
+    known = known_architectures(toolkit) or ALL_ARCHITECTURES
+    return ";".join(f"{gpu[0]}.{gpu[1]}" for gpu in ALL_ARCHITECTURES if gpu in known) + "+PTX"
 
 
 def cmake_architectures(listed: str) -> str:

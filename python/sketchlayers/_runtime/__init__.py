@@ -1,1 +1,1 @@
-"""Processes, progress, threads, files."""
+"""Processes, progress, threads, timing, files."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 SAFETENSORS = ".safetensors"
@@ -45,6 +46,16 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Replaces a CSV file; the first row's keys are the columns, floats get six digits."""
+    with written_whole(path) as whole, whole.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            values = row.items()
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values})
 
 
 def shortened(error: BaseException) -> str:

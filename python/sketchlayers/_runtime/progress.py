@@ -32,8 +32,4 @@ def progress_bar(
         yield lambda steps: None
         return
     with tqdm(total=total, desc=description, unit=unit, leave=False, dynamic_ncols=True) as bar:
-
-        def advance(steps: int) -> None:
-            bar.update(steps)
-
-        yield advance
+        yield bar.update

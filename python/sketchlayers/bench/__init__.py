@@ -7,14 +7,11 @@ input, and the largest sum of what PyTorch's allocator held during the call.
 
 ==============  ==================================================================
 ``cases``       the layers
-``timing``      paired times, quartiles
+``timing``      steps, quartiles
 ``memory``      peaks of a call
 ``bound``       the machine's peaks and the least work of a layer
-``gemms``       the two matrix products that channel mixing needs
-``peers``       other packages' layers
 ``figures``     speeds to reach
-``table``       rows: measured, printed, written
-``records``     files of measurements
+``table``       rows: measured, printed
 ``plot``        the picture
 ``tune``        the planner's constants
 ==============  ==================================================================

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sketchlayers import ops
+from sketchlayers._runtime.timing import Step, paired_times
+from sketchlayers.nn import SKConv2d, SKLinear
 
 from .cases import Case
-from .timing import Step, paired_times
 
 Mode = Literal["forward", "training"]
 
@@ -93,35 +93,30 @@ def _large_convolution(device: torch.device, dtype: torch.dtype) -> tuple[Step, 
     return step, 2 * 9 * channels**2 * batch * side**2
 
 
-def sketch_work(
-    case: Case,
-    batch: int,
-    stacked: int,
-    mixing: ops.Mixing,
-    mode: Mode,
-    element: int,
-    blocks: int = 1,
-) -> Work:
+def sketch_work(case: Case, batch: int, layer: SKConv2d | SKLinear, mode: Mode) -> Work:
     """The least work of the sketched layer, on the cheaper of its two paths.
 
-    Operations: the two halves of the sketch, or the dense layer with the weight formed first
-    (for inference the formed weight is free). Bytes: input, output, factors and signs once; for
-    training also both gradients, the input and the factors once more, and the factors' gradients.
+    Operations: the planner's, where for inference the formed weight is free. Bytes: input, output,
+    factors and signs once; for training also both gradients, the input and the factors once more,
+    and the factors' gradients.
 
     Args:
-        case: The layer.
+        case: The layer's shape.
         batch: Images.
-        stacked: ``l k``.
-        mixing: What ``U2`` mixes.
+        layer: Of that shape.
         mode: ``"training"`` is forward and all gradients.
-        element: Bytes of a number.
-        blocks: Each with signs of its own.
     """
-    factored = _factored_multiply_adds(case, batch, stacked, mixing, mode, blocks)
-    folded = _folded_multiply_adds(case, batch, stacked, mode)
-    factors = stacked * case.taps * (case.in_channels + case.out_channels)
-    signs = blocks * stacked * (case.out_channels + _sign_columns(case, mixing)) / 8
-    return Work(2 * min(factored, folded), _bytes(case, batch, factors, mode, element) + signs)
+    training = mode == "training"
+    with torch.set_grad_enabled(training):
+        plan = layer.plan(case.input_shape(batch))
+    factors = layer.s1.numel() + layer.s2.numel()
+    factored, folded = plan.factored_multiply_adds, plan.dense_multiply_adds
+    if training:
+        # The gradient of the input costs as much as the output, the factors' one product each.
+        factored = 2 * factored + factors * batch * case.output_pixels
+        folded += 2 * plan.folded_multiply_adds
+    numbers = _bytes(case, batch, factors, mode, layer.s1.element_size())
+    return Work(2 * min(factored, folded), numbers + layer.u1.nbytes + layer.u2.nbytes)
 
 
 def dense_work(case: Case, batch: int, mode: Mode, element: int) -> Work:
@@ -130,42 +125,6 @@ def dense_work(case: Case, batch: int, mode: Mode, element: int) -> Work:
     products = 3 if mode == "training" else 1
     multiply_adds = products * weight * batch * case.output_pixels
     return Work(2 * multiply_adds, _bytes(case, batch, weight, mode, element))
-
-
-def _sign_columns(case: Case, mixing: ops.Mixing) -> int:
-    """Signs of ``U2`` for each row of ``U1``."""
-    if mixing == "channel":
-        return case.in_channels
-    return case.taps * case.taps * case.in_channels
-
-
-def _factored_multiply_adds(
-    case: Case, batch: int, stacked: int, mixing: ops.Mixing, mode: Mode, blocks: int
-) -> float:
-    """Both halves; the gradient of the input costs as much again, the factors' one product each.
-
-    With a stride, what mixes channels alone runs on input pixels and the rest on output pixels.
-    """
-    inputs, outputs = batch * case.input_pixels, batch * case.output_pixels
-    d1, d2, taps = case.out_channels, case.in_channels, case.taps
-    first = stacked * taps * d2 * outputs
-    second = stacked * taps * d1 * outputs
-    mixed_outputs = blocks * stacked * d1 * outputs
-    if mixing == "channel":
-        mixed_inputs = blocks * stacked * d2 * min(inputs, taps * outputs)
-    else:
-        mixed_inputs = blocks * stacked * taps * taps * d2 * outputs
-    forward = first + second + mixed_outputs + mixed_inputs
-    return forward if mode == "forward" else 2 * forward + first + second
-
-
-def _folded_multiply_adds(case: Case, batch: int, stacked: int, mode: Mode) -> float:
-    weight = case.weights
-    dense = weight * batch * case.output_pixels
-    if mode == "forward":
-        return dense
-    forming = stacked * weight * (1 + case.taps)
-    return 3 * dense + 2 * forming
 
 
 def _bytes(case: Case, batch: int, parameters: int, mode: Mode, element: int) -> float:

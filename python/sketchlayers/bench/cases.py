@@ -18,7 +18,7 @@ from sketchlayers.nn.sketch._sizes import fitting_blocks
 class Case:
     """A layer and the side length of its square input; ``size`` 0 is a fully connected layer.
 
-    ``label`` says where the layer occurs; layers that differ in nothing else are one shape.
+    ``label`` says where the layer occurs.
     """
 
     label: str
@@ -81,8 +81,7 @@ NINN = (
     Case("NinN CONV_2", 192, 160, size=32),
     Case("NinN CONV_3", 160, 96, size=32),
     Case("NinN CONV_4", 96, 192, kernel=5, size=16, padding=2),
-    Case("NinN CONV_5", 192, 192, size=16),
-    Case("NinN CONV_6", 192, 192, size=16),
+    Case("NinN CONV_5 and CONV_6", 192, 192, size=16),
     Case("NinN CONV_7", 192, 192, kernel=3, size=8, padding=1),
     Case("NinN CONV_8", 192, 192, size=8),
 )
@@ -113,16 +112,8 @@ GPU_LAYERS = (
 )
 
 
-def distinct(cases: Sequence[Case]) -> tuple[Case, ...]:
-    """The first case of every shape, in order."""
-    by_name: dict[str, Case] = {}
-    for case in cases:
-        by_name.setdefault(case.name, case)
-    return tuple(by_name.values())
-
-
-TABLE = distinct((*NINN, *GOOGLENET, *RESNET, *FULLY_CONNECTED))
-ALL = distinct((*TABLE, *GPU_LAYERS))
+TABLE = (*NINN, *GOOGLENET, *RESNET, *FULLY_CONNECTED)
+ALL = (*TABLE, *GPU_LAYERS)
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> tuple[Case, ...]:

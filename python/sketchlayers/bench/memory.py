@@ -7,9 +7,10 @@ import os
 import torch
 from torch import Tensor, nn
 
+from sketchlayers._runtime.timing import Step, synchronize
 from sketchlayers.inference import clear_cache
 
-from .timing import Step, inference, synchronize, training_step
+from .timing import inference, training_step
 
 
 def allocation_peak(step: Step, device: torch.device) -> int:

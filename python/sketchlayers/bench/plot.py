@@ -5,65 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any
 
 from sketchlayers.reports.plot import (
     BLUE,
     GREEN,
-    ORANGE,
-    PINK,
     RED,
-    SKY,
     check_picture,
     horizontal_rows,
     write_picture,
 )
 
+from .table import Row
 
-class Drawn(Protocol):
-    """What a dot needs to know: a `Row` of the layer table has it, one of networks too."""
+Drawn = Row | SimpleNamespace
+"""A row of the layer table, or the same of a network."""
 
-    @property
-    def layer(self) -> str:
-        """What was measured."""
-
-    @property
-    def method(self) -> str:
-        """The contender."""
-
-    @property
-    def format(self) -> str:
-        """``nchw`` or ``nhwc``."""
-
-    @property
-    def mode(self) -> str:
-        """``forward`` or ``training``."""
-
-    @property
-    def batch(self) -> int:
-        """Images."""
-
-    @property
-    def speed(self) -> float:
-        """Times as fast as dense."""
-
-    @property
-    def speed_low(self) -> float:
-        """Lower quartile."""
-
-    @property
-    def speed_high(self) -> float:
-        """Upper quartile."""
-
-
-_COLOURS = {
-    "spatial": BLUE,
-    "channel": RED,
-    "any": GREEN,
-    "tensorly Tucker": PINK,
-    "tensorly CP": ORANGE,
-    "Panther": SKY,
-}
+_COLOURS = {"spatial": BLUE, "channel": RED, "any": GREEN}
 _NAMES = {
     "spatial": "spatial mixing",
     "channel": "channel mixing",
@@ -111,12 +70,12 @@ def _series(row: Drawn) -> str:
 
 
 def _style(series: str) -> dict[str, Any]:
-    """Colour by mixing or package; hollow for channels_last; square if compiled by PyTorch."""
+    """Colour by mixing; hollow for channels_last; a triangle if optimized for inference."""
     method, _, fmt = series.partition(", ")
-    colour = next((c for name, c in _COLOURS.items() if method.endswith(name)), "#999999")
+    colour = _COLOURS[method.removeprefix("optimized ")]
     return {
         "color": colour,
-        "fmt": {"compiled": "s", "optimized": "^"}.get(method.partition(" ")[0], "o"),
+        "fmt": "^" if method.startswith("optimized ") else "o",
         "markersize": 4.5,
         "markerfacecolor": "white" if fmt else colour,
     }
@@ -169,16 +128,12 @@ def _heights(
 
 def _scale(axes: Any, rows: Sequence[Drawn]) -> None:
     """Logarithmic, with plain numbers at the ticks and room for a name on the right."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
     values = [value for row in rows for value in (row.speed_low, row.speed_high)]
     low, high = min(0.8, *values) / 1.1, max(1.25, *values)
-    ticks = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100]
-    if high / low > 30:
-        ticks = [tick for tick in ticks if tick not in (3, 4, 7, 15, 30)]
     axes.set_xscale("log")
     axes.set_xlim(low, high * (high / low) ** 0.45)
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= high]))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())

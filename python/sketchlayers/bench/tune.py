@@ -7,15 +7,14 @@ judged by how long the chosen path takes beside the best one on newly drawn laye
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +23,11 @@ from sketchlayers import _extension, ops
 from sketchlayers._extension import plan_costs
 from sketchlayers._runtime.files import written_whole
 from sketchlayers._runtime.progress import progress_bar
+from sketchlayers._runtime.timing import paired_times
 from sketchlayers.nn import SKConv2d, SKLinear
 
 from .cases import Case, build_dense, build_sketch, placed
-from .records import write_csv
-from .timing import inference, paired_times, training_step
+from .timing import inference, training_step
 
 Kind = Literal["linear", "pointwise", "spatial", "channel"]
 KINDS: tuple[Kind, ...] = ("linear", "pointwise", "spatial", "channel")
@@ -157,13 +156,6 @@ class Sample(Shape):
             channels_last=self.channels_last,
         )
 
-    def seconds(self, *, training: bool) -> dict[str, float]:
-        """Of either path."""
-        if training:
-            folded = self.dense_training + self.form_training
-            return {"folded": folded, "factored": self.factored_training}
-        return {"folded": self.dense_forward, "factored": self.factored_forward}
-
 
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, seconds: float) -> Sample:
     """Times all parts of one shape in turn."""
@@ -279,48 +271,31 @@ def constants(samples: Sequence[Sample], device: str, dtype: str) -> str:
 # ------------------------------------------------------------------------------------- the choices
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the planner chose for a shape, and how many times the best path's time that takes."""
+class Choice(NamedTuple):
+    """How many times the best path's time the planner's choice takes, and what it is."""
 
-    sample: Sample
-    path: str
     regret: float
+    path: str
+    sample: Sample
 
 
 def choices(samples: Sequence[Sample], device: str, dtype: str, training: bool) -> list[Choice]:
     """One choice for each sample."""
     result = []
     for own in samples:
-        seconds = own.seconds(training=training)
+        if training:
+            folded, factored = own.dense_training + own.form_training, own.factored_training
+        else:
+            folded, factored = own.dense_forward, own.factored_forward
+        seconds = {"folded": folded, "factored": factored}
         path = own.plan(training=training, device=device, dtype=dtype).path
-        result.append(Choice(own, path, seconds[path] / min(seconds.values())))
+        result.append(Choice(seconds[path] / min(seconds.values()), path, own))
     return result
 
 
 def good_choices(chosen: Sequence[Choice]) -> float:
     """The part of the choices within `TOLERANCE` of the best path."""
     return sum(choice.regret <= TOLERANCE for choice in chosen) / len(chosen)
-
-
-def write_samples(path: Path, samples: Sequence[Sample], hardware: str) -> None:
-    """Writes the measured times, so that other constants can be judged by them."""
-    write_csv(path, samples, ".4g", hardware=hardware, torch=torch.__version__)
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """What `write_samples` wrote."""
-    parse: dict[str, Callable[[str], Any]] = {
-        "Kind": str,
-        "bool": lambda text: text == "True",
-        "int": int,
-        "float": float,
-    }
-    with path.open(newline="") as file:
-        return [
-            Sample(**{own.name: parse[str(own.type)](row[own.name]) for own in fields(Sample)})
-            for row in csv.DictReader(file)
-        ]
 
 
 # ------------------------------------------------------------------------------------ the commands

@@ -6,13 +6,15 @@ import argparse
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from sketchlayers import _extension, ops
-from sketchlayers.bench import figures, peers, plot, table, tune
+from sketchlayers._runtime.files import write_csv
+from sketchlayers._version import __version__
+from sketchlayers.bench import figures, plot, table, tune
 from sketchlayers.bench.bound import Mode, measure_peaks
 from sketchlayers.bench.cases import ALL, TABLE, Case, select
 from sketchlayers.bench.figures import Goal
@@ -59,12 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--path", choices=["auto", "factored", "folded"], help="path (auto)")
     parser.add_argument(
-        "--peers", action="store_true", help="other packages' layers and torch.compile as well"
-    )
-    parser.add_argument(
         "--channels-last", action="store_true", help="the sketched layers in both memory formats"
     )
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     add_measurement_arguments(parser, seconds=3.0)
     parser.add_argument("--graphs", action="store_true", help="time CUDA graphs, on a GPU")
 
@@ -116,14 +114,8 @@ def check_measurement_arguments(args: argparse.Namespace) -> torch.device:
     return device
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One layer at one batch: its rows come from one paired run."""
-
-    case: Case
-    batch: int
-    mode: Mode
-    mixings: tuple[ops.Mixing, ...]
+Measurement = tuple[Case, int, Mode, tuple[ops.Mixing, ...]]
+"""A layer, its batch, the mode and the mixings: the rows come from one paired run."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -145,7 +137,9 @@ def run(args: argparse.Namespace) -> int:
         print(figures.summary(goals, rows))
     dtype = str(settings.dtype).removeprefix("torch.")
     if args.csv:
-        table.write_rows(args.csv, rows, dtype, hardware)
+        versions = {"torch": torch.__version__, "sketchlayers": __version__}
+        common = {"dtype": dtype, "hardware": hardware, **versions}
+        write_csv(args.csv, [{**asdict(row), **common} for row in rows])
         print(f"written to {args.csv}")
     if args.png:
         plot.write_png(args.png, rows, f"rate {settings.rate:g}, {dtype}, {hardware}")
@@ -163,7 +157,8 @@ def _tune(args: argparse.Namespace, device: torch.device) -> int:
         samples, words = tune.verify(device, getattr(torch, args.dtype or "float32"))
         print(words)
         if args.csv:
-            tune.write_samples(args.csv, samples, hardware)
+            common = {"hardware": hardware, "torch": torch.__version__}
+            write_csv(args.csv, [{**asdict(sample), **common} for sample in samples])
             print(f"written to {args.csv}")
     return 0
 
@@ -182,20 +177,19 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def _chosen_goals(args: argparse.Namespace, device: torch.device) -> list[Goal]:
-    goals = figures.goals_for(device.type)
+    goals = figures.GPU_GOALS if device.type == "cuda" else figures.CPU_GOALS
     names = {case.name for case in select([goal.case for goal in goals], args.layers)}
     return [goal for goal in goals if goal.case.name in names and args.mode in (None, goal.mode)]
 
 
 def _plan_figures(goals: Sequence[Goal]) -> Iterator[Measurement]:
     """One measurement for the goals of a layer that differ in the mixing alone."""
-    mixings: dict[tuple[str, int, Mode], list[ops.Mixing]] = {}
-    cases = {goal.case.name: goal.case for goal in goals}
+    mixings: dict[tuple[Case, int, Mode], list[ops.Mixing]] = {}
     for goal in goals:
         mixing: ops.Mixing = "spatial" if goal.mixing == "spatial" else "channel"
-        mixings.setdefault((goal.case.name, goal.batch, goal.mode), []).append(mixing)
-    for (name, batch, mode), needed in sorted(mixings.items(), key=lambda item: item[0][2]):
-        yield Measurement(cases[name], batch, mode, tuple(dict.fromkeys(needed)))
+        mixings.setdefault((goal.case, goal.batch, goal.mode), []).append(mixing)
+    for (case, batch, mode), needed in sorted(mixings.items(), key=lambda item: item[0][2]):
+        yield case, batch, mode, tuple(needed)
 
 
 def _plan_table(args: argparse.Namespace, device: torch.device) -> Iterator[Measurement]:
@@ -205,7 +199,7 @@ def _plan_table(args: argparse.Namespace, device: torch.device) -> Iterator[Meas
     for mode in modes:
         for case in cases:
             for batch in args.batch or [64]:
-                yield Measurement(case, batch, mode, mixings)
+                yield case, batch, mode, mixings
 
 
 def _settings(args: argparse.Namespace, device: torch.device) -> Settings:
@@ -216,11 +210,6 @@ def _settings(args: argparse.Namespace, device: torch.device) -> Settings:
     formats: tuple[Format, ...] = ("nchw", "nhwc") if args.channels_last else ("nchw",)
     if args.figures and on_gpu:
         formats = ("nhwc",)
-    found: tuple[peers.Peer, ...] = ()
-    if args.peers:
-        found, missing = peers.available()
-        for line in missing:
-            print(line)
     return Settings(
         rate=figures.RATE if args.rate is None else args.rate,
         path=args.path or "auto",
@@ -229,9 +218,7 @@ def _settings(args: argparse.Namespace, device: torch.device) -> Settings:
         dtype=dtype,
         formats=formats,
         peaks=measure_peaks(device, dtype),
-        peers=found,
         graphs=args.graphs,
-        memory=not args.no_memory,
         blocks=args.blocks or 1,
     )
 
@@ -243,23 +230,18 @@ def _head(settings: Settings, hardware: str) -> str:
         f"{dtype}, rate {settings.rate:g}{blocks}, {hardware}, PyTorch {torch.__version__}\n"
         f"peaks: {settings.peaks}\n"
         "speed: times the faster of PyTorch's layers in both memory formats, median of paired "
-        "runs\nGEMMs: the same for the two matrix products alone; bound: part of the least "
-        "possible time that is reached\n(above 100 % where data stay in caches); memory: peak "
-        "relative to dense"
+        "runs\nbound: part of the least possible time that is reached (above 100 % where data stay "
+        "in caches); memory: peak relative to dense"
     )
 
 
 def _measure(plan: Sequence[Measurement], settings: Settings, head: str) -> list[Row]:
     print(head)
     rows: list[Row] = []
-    mode: Mode | None = None
-    for measurement in plan:
-        if measurement.mode != mode:
-            mode = measurement.mode
+    for case, batch, mode, mixings in plan:
+        if not rows or mode != rows[-1].mode:
             print(f"\n{plot.TITLES[mode]}\n{table.ROWS.header()}", flush=True)
-        for row in table.run_case(
-            measurement.case, measurement.batch, mode, measurement.mixings, settings
-        ):
+        for row in table.run_case(case, batch, mode, mixings, settings):
             rows.append(row)
             print(table.format_row(row), flush=True)
     return rows

@@ -6,15 +6,11 @@ import argparse
 from pathlib import Path
 
 from sketchlayers._runtime.files import SAFETENSORS
-from sketchlayers.cli.folders import Preparation
 from sketchlayers.cli.messages import WrongInput, tell
 from sketchlayers.cli.options import (
     add_computing,
-    add_force,
-    add_image_options,
-    add_layers,
     add_model,
-    add_model_options,
+    add_shared,
     check_destination,
     chosen_device,
     chosen_model,
@@ -27,15 +23,14 @@ from sketchlayers.compression.calibration.calibrate import calibrate
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``sketchlayers calibrate``."""
     parser.usage = "%(prog)s MODEL --calibration DIR --out FILE [...]"
-    add_model(parser)
     add = parser.add_argument_group("images").add_argument
     add("--calibration", required=True, type=Path, metavar="DIR", help="folder of images")
-    add_image_options(add)
+    add_shared(add, "--images", "--batch-size")
     add = parser.add_argument_group("output").add_argument
     add("--out", required=True, type=Path, metavar="FILE", help="a .safetensors file to write")
-    add_force(add)
-    add_model_options(parser)
-    add_layers(parser.add_argument_group("layers").add_argument)
+    add_shared(add, "--force")
+    add_model(parser)
+    add_shared(parser.add_argument_group("layers").add_argument, "--layers")
     add_computing(parser)
 
 
@@ -45,10 +40,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix.lower() != SAFETENSORS:
         raise WrongInput(f"--out must be a {SAFETENSORS} file (got {args.out})")
     loaded = chosen_model(args)
-    prepare = Preparation.of(loaded.name, args.input_size)
     result = calibrate(
         loaded.model.to(chosen_device(args.device)),
-        image_batches(args, prepare),
+        image_batches(args, loaded),
         layers=args.layers,
         memory_budget=args.memory_budget,
     )

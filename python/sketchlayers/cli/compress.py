@@ -11,28 +11,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers._runtime.files import SAFETENSORS, written_whole
 from sketchlayers.checkpoint import save
-from sketchlayers.cli.finetune import FineTuning, Labels
-from sketchlayers.cli.folders import Preparation
-from sketchlayers.cli.kinds import Rate, positive, positive_number, rate
+from sketchlayers.cli.finetune import Labels
+from sketchlayers.cli.kinds import positive, positive_number, rate
 from sketchlayers.cli.messages import WrongInput, tell
 from sketchlayers.cli.models import Loaded
 from sketchlayers.cli.options import (
     add_computing,
-    add_force,
-    add_image_options,
-    add_json,
-    add_keep_first,
-    add_layers,
     add_method,
     add_model,
-    add_model_options,
+    add_shared,
     add_sketch_options,
     check_destination,
     chosen_device,
@@ -43,21 +37,10 @@ from sketchlayers.cli.options import (
     written,
 )
 from sketchlayers.compression.api import compress
-from sketchlayers.compression.arguments import Sensitivity
 from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.finishing.refine import Refinement
 from sketchlayers.reports.plot import check_picture
 from sketchlayers.reports.report import Report
-
-_SENSITIVITIES: dict[str | None, Sensitivity | None] = {
-    None: None,
-    "both": True,
-    "fit": "fit",
-    "allocation": "allocation",
-    "none": False,
-}
-_REESTIMATE: dict[str, bool | Literal["auto"]] = {"no": False, "auto": "auto", "yes": True}
-
 
 _EXAMPLES = """examples:
   sketchlayers compress resnet50 --weights FILE --calibration DIR --rate 0.5 \\
@@ -72,15 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s MODEL --rate RATE --calibration DIR --out FILE [...]"
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model(parser)
     _add_budget(parser)
     _add_images(parser)
     _add_training(parser)
     _add_output(parser)
-    add_model_options(parser)
-    add = parser.add_argument_group("layers").add_argument
-    add_layers(add)
-    add_keep_first(add)
+    add_model(parser)
+    add_shared(parser.add_argument_group("layers").add_argument, "--layers", "--keep-first")
     _add_fit(parser)
     add_computing(parser)
     add_sketch_options(parser)
@@ -121,11 +101,10 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         "to their feature maps. Or a file of `sketchlayers calibrate`, which does without --images,"
         " --sequential, --sensitivity, --reestimate-batch-norm and --refine",
     )
-    add_image_options(add)
+    add_shared(add, "--images", "--batch-size")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
-    defaults = FineTuning(epochs=1)
     add = parser.add_argument_group("training and accuracy").add_argument
     add(
         "--refine",
@@ -158,7 +137,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add(
         "--learning-rate",
         type=positive_number,
-        default=defaults.learning_rate,
+        default=0.01,
         metavar="LR",
         help="of --finetune at the start; it falls to 0 along a cosine (default: %(default)s)",
     )
@@ -180,8 +159,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a plot of every layer's size and error to write, such as errors.png",
     )
-    add_force(add)
-    add_json(add)
+    add_shared(add, "--force", "--json")
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
@@ -253,9 +231,11 @@ def run(args: argparse.Namespace) -> int:
             init=args.init,
             allocation=args.allocation,
             sequential=args.sequential,
-            sensitivity=_SENSITIVITIES[args.sensitivity],
+            sensitivity={"both": True, "none": False}.get(args.sensitivity, args.sensitivity),
             correct_bias=args.correct_bias,
-            reestimate_batch_norm=_REESTIMATE[args.reestimate_batch_norm],
+            reestimate_batch_norm={"yes": True, "no": False}.get(
+                args.reestimate_batch_norm, args.reestimate_batch_norm
+            ),
             refine=None if args.refine is None else Refinement(epochs=args.refine),
             memory_budget=args.memory_budget,
             seed=args.seed,
@@ -329,16 +309,11 @@ def _rates(args: argparse.Namespace) -> dict[str, Any]:
     """The budget, as `compress` takes it."""
     if args.rate is None:
         return {"flops_rate": args.flops_rate, "latency_rate": args.latency_rate}
-    return {"rate": _joined_rate(args.rate)}
-
-
-def _joined_rate(rates: list[Rate]) -> float | dict[str, float]:
-    """One number for the whole model, or the rates of patterns."""
-    by_pattern = dict(rate for rate in rates if isinstance(rate, tuple))
-    numbers = [rate for rate in rates if isinstance(rate, float)]
+    by_pattern: dict[str, float] = dict(one for one in args.rate if isinstance(one, tuple))
+    numbers = [one for one in args.rate if isinstance(one, float)]
     if len(numbers) > 1 or (numbers and by_pattern):
         raise WrongInput("--rate must be one number, or only pairs PATTERN=NUMBER")
-    return numbers[0] if numbers else by_pattern
+    return {"rate": numbers[0] if numbers else by_pattern}
 
 
 def _has_images(args: argparse.Namespace) -> bool:
@@ -353,5 +328,5 @@ def _calibration(args: argparse.Namespace, loaded: Loaded) -> Calibration | Iter
         tell(f"warning: {loaded.name} has random weights; --weights FILE loads trained ones")
     if not _has_images(args):
         return Calibration.load(args.calibration)
-    batches = image_batches(args, Preparation.of(loaded.name, args.input_size))
+    batches = image_batches(args, loaded)
     return batches.in_memory() if batches.nbytes <= args.memory_budget else batches

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,44 +23,33 @@ from sketchlayers.reports.table import joined, percent
 from sketchlayers.surgery.batches import device_of
 from sketchlayers.surgery.evaluation import evaluating
 
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuning:
-    """SGD with Nesterov's momentum; the learning rate falls to 0 along a cosine.
-
-    Images are mirrored and shifted at random. Batch norms are in training mode. What comes out
-    after the last epoch is kept: no epoch is chosen, so that held-out images stay held out.
-
-    Attributes:
-        epochs: passes over the images.
-        learning_rate: at the start; factors of sketched layers have their own (`param_groups`).
-        batch_size: images of a step; a smaller rest of an epoch is left out.
-        momentum: Nesterov's.
-        weight_decay: of weights; biases and normalisations have none.
-    """
-
-    epochs: int
-    learning_rate: float = 0.01
-    batch_size: int = 32
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+_MOMENTUM = 0.9
+_WEIGHT_DECAY = 1e-4
 
 
 def finetune(
     model: nn.Module,
     images: LabelledImages,
     prepare: Preparation,
-    settings: FineTuning,
     *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
     seed: int,
 ) -> None:
-    """Trains all parameters; afterwards the model is in evaluation mode.
+    """Trains all parameters by SGD; afterwards the model is in evaluation mode.
+
+    The learning rate falls to 0 along a cosine. Images are mirrored and shifted at random. Batch
+    norms are in training mode. What comes out after the last epoch is kept: no epoch is chosen, so
+    that held-out images stay held out.
 
     Args:
         model: its first output, of the classes' scores, counts where there are several.
         images: with labels.
         prepare: makes inputs of them.
-        settings: the recipe.
+        epochs: passes over the images.
+        learning_rate: at the start; factors of sketched layers have their own (`param_groups`).
+        batch_size: images of a step; a smaller rest of an epoch is left out.
         seed: of order, augmentation and dropout.
 
     Raises:
@@ -69,22 +57,22 @@ def finetune(
         ValueError: the loss is not finite.
     """
     device = device_of(model) or torch.device("cpu")
-    batch_size = min(settings.batch_size, len(images))
+    batch_size = min(batch_size, len(images))
     steps = len(images) // batch_size
     optimizer = torch.optim.SGD(
-        param_groups(model, settings.learning_rate, settings.weight_decay),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
+        param_groups(model, learning_rate, _WEIGHT_DECAY),
+        lr=learning_rate,
+        momentum=_MOMENTUM,
         nesterov=True,
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     generator = torch.Generator().manual_seed(seed % 2**63)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed % 2**63)
         model.train()
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in range(1, epochs + 1):
             begin, losses = time.perf_counter(), 0.0
-            name = f"training: epoch {epoch} of {settings.epochs}"
+            name = f"training: epoch {epoch} of {epochs}"
             order = torch.randperm(len(images), generator=generator)[: steps * batch_size]
             with progress_bar(name, steps, unit="step") as advance:
                 for inputs, labels in _batches(images, prepare, order.tolist(), batch_size):
@@ -95,7 +83,7 @@ def finetune(
                     if not math.isfinite(losses):
                         raise ValueError(
                             "fine-tuning: the loss must be finite; a lower learning rate may help "
-                            f"(got {loss.item()} in epoch {epoch} at {settings.learning_rate})"
+                            f"(got {loss.item()} in epoch {epoch} at {learning_rate})"
                         )
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
@@ -179,19 +167,23 @@ class Labels:
         """Trains the smaller network, if that is asked for, and says so in the report."""
         notes, seconds = report.notes, dict(report.seconds)
         if self._train is not None:
-            recipe = FineTuning(
+            begin = time.perf_counter()
+            finetune(
+                model,
+                self._train,
+                self._prepare,
                 epochs=self._args.finetune,
                 learning_rate=self._args.learning_rate,
                 batch_size=self._args.batch_size,
+                seed=report.seed,
             )
-            begin = time.perf_counter()
-            finetune(model, self._train, self._prepare, recipe, seed=report.seed)
             seconds["fine-tuning"] = time.perf_counter() - begin
             self.measure("fine-tuned", model)
             notes = (
                 *notes,
-                f"fine-tuned with labels for {recipe.epochs} epochs on {len(self._train):,} images "
-                f"of {len(self._train.classes)} classes; changes and errors are from before that",
+                f"fine-tuned with labels for {self._args.finetune} epochs on "
+                f"{len(self._train):,} images of {len(self._train.classes)} classes; changes and "
+                "errors are from before that",
             )
         return dataclasses.replace(
             report,

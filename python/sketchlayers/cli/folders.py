@@ -29,8 +29,6 @@ SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGENET_SIZE, IMAGENET_SHORTER_SIDE = 224, 256
 
 _READ_AHEAD = 128
 """Images that threads read before they are asked for."""
@@ -130,14 +128,14 @@ class Preparation:
         size: of the input: channels (1 or 3), height, width.
         enlarged: height over the input's to which an image is resized before the crop; the same
             for the width, whichever is the larger.
-        interpolation: of the resizing, as torchvision calls it.
+        interpolation: of the resizing, one of torchvision's modes.
         mean: of each channel, subtracted.
         std: of each channel, divided by.
     """
 
     size: tuple[int, int, int]
     enlarged: float
-    interpolation: str
+    interpolation: Any
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -156,17 +154,12 @@ class Preparation:
         if size is not None and (len(size) != 3 or size[0] not in (1, 3)):
             raise WrongInput(f"images have sizes such as 3x224x224 or 1x28x28 (got {joined(size)})")
         usual = _transforms_of(name)
-        crop, shorter, interpolation = IMAGENET_SIZE, IMAGENET_SHORTER_SIDE, "bilinear"
-        mean: tuple[float, ...] = IMAGENET_MEAN
-        std: tuple[float, ...] = IMAGENET_STD
-        if usual is not None:
-            (crop, *_), (shorter, *_) = usual.crop_size, usual.resize_size
-            mean, std = tuple(usual.mean), tuple(usual.std)
-            interpolation = usual.interpolation.value
+        (crop, *_), (shorter, *_) = usual.crop_size, usual.resize_size
+        mean, std = tuple(usual.mean), tuple(usual.std)
         channels, height, width = size or (3, crop, crop)
         if channels == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-        return cls((channels, height, width), shorter / crop, interpolation, mean, std)
+        return cls((channels, height, width), shorter / crop, usual.interpolation, mean, std)
 
     def load(self, path: Path) -> Tensor:
         """Reads one image, uint8, and resizes and crops it to the input's size.
@@ -175,7 +168,6 @@ class Preparation:
             WrongInput: the file is no image, or damaged.
         """
         from PIL import Image, UnidentifiedImageError
-        from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as transforms
 
         channels, height, width = self.size
@@ -188,8 +180,7 @@ class Preparation:
             raise WrongInput(f"cannot read {path}: {shortened(error)}") from error
         if image.size != (width, height):
             size = self._resized(image.width, image.height)
-            mode = InterpolationMode(self.interpolation)
-            image = transforms.resize(image, list(size), interpolation=mode)
+            image = transforms.resize(image, list(size), interpolation=self.interpolation)
             image = transforms.center_crop(image, [height, width])
         return transforms.pil_to_tensor(image)
 
@@ -254,10 +245,10 @@ def _loaded(files: Sequence[Path], prepare: Preparation) -> Iterator[Tensor]:
 
 
 def _transforms_of(name: str | None) -> Any:
-    """The transforms of torchvision's weights for the model; None if it has none."""
+    """The transforms of torchvision's weights for the model; ResNet's if it has none."""
     try:
         from torchvision import models
     except ImportError as error:
         raise ImportError(missing("a folder of images", "torchvision", "cli")) from error
     weights = getattr(models.get_model_weights(name), "DEFAULT", None) if name else None
-    return weights and weights.transforms()
+    return (weights or models.ResNet18_Weights.IMAGENET1K_V1).transforms()

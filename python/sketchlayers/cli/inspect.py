@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 
 from sketchlayers.cli.options import (
-    add_json,
-    add_keep_first,
     add_method,
     add_model,
-    add_model_options,
+    add_shared,
     add_sketch_options,
     chosen_method,
     chosen_model,
@@ -20,10 +18,9 @@ from sketchlayers.compression.api import inspect
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``sketchlayers inspect``."""
+    add_shared(parser.add_argument_group("output").add_argument, "--json")
     add_model(parser)
-    add_json(parser.add_argument_group("output").add_argument)
-    add_model_options(parser)
-    add_keep_first(parser.add_argument_group("layers").add_argument)
+    add_shared(parser.add_argument_group("layers").add_argument, "--keep-first")
     add_method(parser.add_argument_group("method").add_argument, "auto")
     add_sketch_options(parser)
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-Rate = float | tuple[str, float]
 
-
-def rate(text: str) -> Rate:
+def rate(text: str) -> float | tuple[str, float]:
     """A rate of the whole model, or PATTERN=NUMBER."""
     pattern, equals, number = text.rpartition("=")
     try:

@@ -20,28 +20,52 @@ from sketchlayers.reports.table import joined, quantity
 
 IMAGES = 1024
 """Images of a folder that are used by default."""
-BATCH_SIZE = 32
-"""Images of one batch by default."""
 
 Add = Callable[..., Any]
 """``add_argument`` of a parser, or of a group of its arguments."""
 
+_SHARED: dict[str, dict[str, Any]] = {
+    "--images": {
+        "type": positive,
+        "metavar": "N",
+        "help": f"how many of the images to use, spread over the folders (default: {IMAGES})",
+    },
+    "--batch-size": {
+        "type": positive,
+        "default": 32,
+        "metavar": "N",
+        "help": "images of one batch, also in training (default: %(default)s)",
+    },
+    "--layers": {
+        "action": "append",
+        "metavar": "PATTERN",
+        "help": "only layers whose names match, such as 'layer4.*'; any number of times",
+    },
+    "--keep-first": {
+        "action": argparse.BooleanOptionalAction,
+        "default": True,
+        "help": "leave the first layer as it is (default: yes)",
+    },
+    "--force": {"action": "store_true", "help": "overwrite files that exist"},
+    "--json": {"action": "store_true", "help": "print JSON instead of the table"},
+}
+
+
+def add_shared(add: Add, *options: str) -> None:
+    """Options that mean the same in several commands."""
+    for option in options:
+        add(option, **_SHARED[option])
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The model itself."""
+    """The model, and what else is said of it."""
     parser.add_argument(
         "model",
-        nargs="?",
         metavar="MODEL",
         help="name of a torchvision classification model, a file written by `sketchlayers "
         "compress`, or, with --trust-pickle, a file with a whole pickled model",
     )
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """What else is said of the model."""
     add = parser.add_argument_group("model").add_argument
-    add("--model", dest="model_option", metavar="MODEL", help="the same as MODEL")
     add(
         "--weights",
         type=Path,
@@ -60,48 +84,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--trust-pickle",
         action="store_true",
         help="load MODEL with pickle, which runs the code in the file",
-    )
-
-
-def add_image_options(add: Add) -> None:
-    """How many images, and how many at a time."""
-    add(
-        "--images",
-        type=positive,
-        metavar="N",
-        help=f"how many of the images to use, spread over the folders (default: {IMAGES})",
-    )
-    add(
-        "--batch-size",
-        type=positive,
-        default=BATCH_SIZE,
-        metavar="N",
-        help="images of one batch, also in training (default: %(default)s)",
-    )
-
-
-def add_force(add: Add) -> None:
-    """Whether files that exist are overwritten."""
-    add("--force", action="store_true", help="overwrite files that exist")
-
-
-def add_layers(add: Add) -> None:
-    """Which layers."""
-    add(
-        "--layers",
-        action="append",
-        metavar="PATTERN",
-        help="only layers whose names match, such as 'layer4.*'; any number of times",
-    )
-
-
-def add_keep_first(add: Add) -> None:
-    """Whether the first layer stays."""
-    add(
-        "--keep-first",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="leave the first layer as it is (default: yes)",
     )
 
 
@@ -141,11 +123,6 @@ def add_sketch_options(parser: argparse.ArgumentParser) -> None:
         help="independent signs (default), or rows of a randomised Hadamard transform",
     )
     add("--frame", choices=("signs",), help="multiply by fixed random signs made from the seed")
-
-
-def add_json(add: Add) -> None:
-    """Whether the report is JSON."""
-    add("--json", action="store_true", help="print JSON instead of the table")
 
 
 # ---------------------------------------------------------------------------------- reading them
@@ -192,14 +169,8 @@ def chosen_method(args: argparse.Namespace, default: str) -> methods.Method:
 
 def chosen_model(args: argparse.Namespace, *, on_meta: bool = False) -> Loaded:
     """The model; see `open_model`."""
-    if (args.model is None) == (args.model_option is None):
-        raise WrongInput("MODEL must be given, once")
     return open_model(
-        args.model or args.model_option,
-        args.weights,
-        args.num_classes,
-        trust=args.trust_pickle,
-        on_meta=on_meta,
+        args.model, args.weights, args.num_classes, trust=args.trust_pickle, on_meta=on_meta
     )
 
 
@@ -211,8 +182,9 @@ def example_input(model: nn.Module, size: tuple[int, ...] | None) -> Tensor | No
     return torch.zeros(1, *size, dtype=like.dtype, device=like.device)
 
 
-def image_batches(args: argparse.Namespace, prepare: Preparation) -> ImageBatches:
+def image_batches(args: argparse.Namespace, loaded: Loaded) -> ImageBatches:
     """Batches of those images of the folder ``--calibration`` that are to be used."""
+    prepare = Preparation.of(loaded.name, args.input_size)
     found = find_images(args.calibration)
     chosen = spread(found, args.images or IMAGES)
     folders = len({file.parent for file in chosen})

@@ -11,10 +11,7 @@ from sketchlayers._runtime.files import written_whole
 from sketchlayers.reports.rows import LayerReport
 from sketchlayers.reports.table import layer_name, quantity
 
-BLUE, ORANGE, GREEN, PINK, RED, SKY = (
-    *("#0072B2", "#E69F00", "#009E73"),
-    *("#CC79A7", "#D55E00", "#56B4E9"),
-)
+BLUE, ORANGE, GREEN, PINK, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"
 """Okabe and Ito's palette, distinguishable with any colour vision."""
 
 _COLOURS = {"tucker2": BLUE, "svd": ORANGE, "cp": GREEN, "sketch": PINK, "dense": "#555555"}

@@ -149,8 +149,3 @@ def percent(share: float) -> str:
 def megabytes(count: float) -> str:
     """Writes three significant digits: "0.0593 MB", "46.8 MB", "1,234 MB"."""
     return f"{count / 1e6:,.0f} MB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
-
-
-def number(value: float | None, form: str) -> str:
-    """Writes a number in a form such as ".2f"; "-" for None."""
-    return "-" if value is None else format(value, form)

@@ -73,22 +73,13 @@ def _record_call(
     model: nn.Module, layers: Sequence[str], call: Call, images: int
 ) -> dict[str, list[Shapes]]:
     calls: dict[str, list[Shapes]] = {}
-    probe = copy_model(model, {id(p): p for p in model.parameters() if not is_lazy(p)})
-    probe.eval()
 
-    def watch(name: str) -> None:
-        def note(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
-        ) -> None:
-            shapes = calls.setdefault(name, [])
-            inputs = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-            if isinstance(inputs, Tensor) and isinstance(output, Tensor):
-                shapes.append(Shapes(tuple(inputs.shape), tuple(output.shape), images))
+    def note(name: str, inputs: Tensor | None, output: object) -> None:
+        shapes = calls.setdefault(name, [])
+        if inputs is not None and isinstance(output, Tensor):
+            shapes.append(Shapes(tuple(inputs.shape), tuple(output.shape), images))
 
-        probe.get_submodule(name).register_forward_hook(note, with_kwargs=True)
-
-    for name in layers:
-        watch(name)
+    probe = watched_copy(model, layers, note)
     try:
         with torch.no_grad(), same_random_numbers():
             call(probe)
@@ -98,6 +89,35 @@ def _record_call(
             f"batch (got {type(error).__name__}: {error})"
         ) from error
     return calls
+
+
+def watched_copy(
+    model: nn.Module,
+    layers: Iterable[str],
+    note: Callable[[str, Tensor | None, object], None],
+) -> nn.Module:
+    """Returns a copy of the model in eval mode that tells of its layers' calls.
+
+    It shares the parameters (but those that a run would give their shapes) and has buffers of its
+    own.
+
+    Args:
+        model: any module.
+        layers: names of the layers to watch.
+        note: is called with a layer's name, its first tensor and its output.
+
+    Raises:
+        TypeError: the model cannot be copied.
+    """
+    probe = copy_model(model, {id(p): p for p in model.parameters() if not is_lazy(p)})
+    for name in layers:
+
+        def tell(_: nn.Module, args: Any, kwargs: Any, output: object, name: str = name) -> None:
+            tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+            note(name, next(tensors, None), output)
+
+        probe.get_submodule(name).register_forward_hook(tell, with_kwargs=True)
+    return probe.eval()
 
 
 def call_with(example_inputs: ExampleInputs) -> Call:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from sketchlayers import methods
-from sketchlayers.surgery.meta import WithoutValues
+from sketchlayers.nn import Configured
 
 # What a hook was registered with (`with_kwargs`, `always_call`) is kept in dicts by the same ids.
 _HOOKS = (
@@ -147,31 +147,17 @@ def _carry_over(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> 
         hooks.update({key: hook for key, hook in own.items() if key not in hooks})
         setattr(new, kind, hooks)
     new._is_full_backward_hook = old._is_full_backward_hook
-    standard = _standard_attributes(type(old)) | vars(new).keys()  # type: ignore[arg-type]
+    standard = _standard_attributes(old) | vars(new).keys()
     for name, value in vars(old).items():
         if name not in standard:
             vars(new)[name] = take(value)
 
 
-@functools.cache
-def _standard_attributes(kind: type[nn.Module]) -> frozenset[str]:
-    """Names in ``vars`` of any layer of this class, plain or compressed, as it comes new."""
-    with WithoutValues():
-        plain = (nn.Conv2d(8, 8, 3, device="meta"), nn.Linear(8, 8, device="meta"))
-    all_methods = [
-        method
-        for method in map(methods.get, methods.names())
-        if any(issubclass(layer, kind) for layer in method.layers)
-    ]
-    built = (
-        method.build(layer, method.ranks(layer)[0], init="random", seed=0)
-        for method in all_methods
-        for layer in plain
-        if method.refusal(layer) is None
-    )
-    with WithoutValues():
-        made = [*plain, *built]
-    names = {name for layer in made if isinstance(layer, kind) for name in vars(layer)}
-    if issubclass(kind, nn.Conv2d | nn.Linear):
-        names |= vars(plain[0]).keys() | vars(plain[1]).keys()
-    return frozenset(names | {"_compiled_call_impl"})
+def _standard_attributes(layer: nn.Module) -> set[str]:
+    """Names in ``vars`` of a layer of this class, and of plain ones, as they come new."""
+    new: list[nn.Module] = [nn.Conv2d(8, 8, 3, device="meta"), nn.Linear(8, 8, device="meta")]
+    if isinstance(layer, Configured):
+        kind = type_before_parametrizations(layer)
+        assert issubclass(kind, Configured)
+        new.append(kind.from_config(layer.config(), device="meta"))
+    return {"_compiled_call_impl"}.union(*map(vars, new))

@@ -21,6 +21,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -30,10 +31,9 @@ from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from sketchlayers.surgery.calls import Call
 from sketchlayers.surgery.replace import evaluation_copy
 
-Call = Callable[[nn.Module], Any]
-"""Calls a model on one batch."""
 Key = tuple[str, int]
 """A call of a module: its name, and how many calls of it there were before."""
 
@@ -127,7 +127,7 @@ class Replays:
     def _forget(self, memory: dict[Key, _Kept]) -> None:
         """Forgets outputs that no call from the present layer on needs."""
         if self._plan is not None and self._at is not None:
-            needed = self._plan.needed(self._at)
+            needed = self._plan.needed.get(self._at, {})
             for key, kept in memory.items():
                 if key not in needed:
                     kept.forget()
@@ -281,6 +281,8 @@ class Plan:
     Attributes:
         skippable: calls that do nothing but return something.
         written_later: calls whose outputs are changed in place after they have returned.
+        needed: the calls whose outputs are read when a run is repeated from a layer on, with their
+            bytes, by layer.
     """
 
     def __init__(
@@ -292,8 +294,6 @@ class Plan:
         """Takes a traced run that has reached all layers."""
         self._calls = sorted((one for one in calls if one.pure), key=lambda one: one.begin)
         self._operators = operators
-        entered = {one.key[0]: one.begin for one in reversed(calls) if one.key[1] == 0}
-        self._entered = {layer: entered[layer] for layer in layers if layer in entered}
         self._writes: dict[int, list[int]] = {}  # times, rising
         for operator in operators:
             for storage in operator.written:
@@ -304,42 +304,35 @@ class Plan:
             for one in self._calls
             if any(self._writes.get(storage, [-1])[-1] > one.end for storage in one.outputs)
         )
-        self._needed: dict[str, frozenset[Key]] = {}
-
-    def needed(self, layer: str) -> frozenset[Key]:
-        """Returns the calls whose outputs are read when a run is repeated from this layer on."""
-        if layer not in self._needed:
-            self._needed[layer] = frozenset(one.key for one in self._read_after(layer))
-        return self._needed[layer]
+        entered = {one.key[0]: one.begin for one in reversed(calls) if one.key[1] == 0}
+        self.needed = {
+            layer: self._read_after(entered[layer]) for layer in layers if layer in entered
+        }
 
     def most_bytes(self) -> int:
         """Returns the memory that one batch takes at most."""
-        return max(
-            (sum(one.nbytes for one in self._read_after(x)) for x in self._entered), default=0
-        )
+        return max((sum(one.values()) for one in self.needed.values()), default=0)
 
-    def _read_after(self, layer: str) -> list[_ModuleCall]:
-        if layer not in self._entered:
-            return []
-        skipped = self._finished(self._entered[layer])
+    def _read_after(self, begin: int) -> dict[Key, int]:
+        skipped = self._finished(begin)
         begins = [one.begin for one in skipped]
         holders: dict[int, list[_ModuleCall]] = {}
         for one in skipped:
             for storage in one.outputs:
                 holders.setdefault(storage, []).append(one)
-        found: dict[Key, _ModuleCall] = {}
+        found: dict[Key, int] = {}
         wanted: set[int] = set()
         for operator in reversed(self._operators):
             at = bisect_right(begins, operator.time) - 1
             if at >= 0 and operator.time < skipped[at].end:
                 continue  # it is skipped itself
-            if operator.time < self._entered[layer] and not operator.matters(wanted):
+            if operator.time < begin and not operator.matters(wanted):
                 continue
             wanted |= operator.read
             for storage in operator.read & holders.keys():
                 for one in self._last_holders(holders[storage], storage, operator.time):
-                    found[one.key] = one
-        return list(found.values())
+                    found[one.key] = one.nbytes
+        return found
 
     def _finished(self, time: int) -> list[_ModuleCall]:
         """The outermost calls that had returned by then."""
@@ -372,7 +365,6 @@ class _Trace(TorchDispatchMode):
         self._counts: Counter[str] = Counter()
         self._born: dict[int, int] = {}
         self._alive: list[StorageWeakRef] = []  # while they are, addresses are not used again
-        self._hooked = _with_hooks_inside(model)
         intercept(model, self._around)
 
     def __torch_dispatch__(
@@ -414,7 +406,7 @@ class _Trace(TorchDispatchMode):
         call.end = next(self._time)
         written = frozenset().union(*(one.written for one in self.operators[first:]))
         call.pure = (
-            name not in self._hooked
+            not any(map(_has_hooks, islice(module.modules(), 1, None)))  # they may do anything
             and all(isinstance(x, _PLAIN) for x in leaves)
             and before == _attributes(module)
             and numbers == _random_state()
@@ -434,14 +426,8 @@ class _Trace(TorchDispatchMode):
         return frozenset(found)
 
 
-def _with_hooks_inside(model: nn.Module) -> frozenset[str]:
-    """Names of modules that hold one with hooks, which may do anything."""
-    found: set[str] = set()
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            parts = name.split(".")
-            found.update(".".join(parts[:depth]) for depth in range(1, len(parts)))
-    return frozenset(found)
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _attributes(module: nn.Module) -> dict[tuple[int, str], object]:

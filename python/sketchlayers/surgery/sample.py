@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -47,28 +49,22 @@ class Sample:
 
         A model may need batches of a certain size.
         """
-        batches: list[Any] = []
-        for batch in self.batches:
-            if batches and images <= 0:
-                break
-            batches.append(batch)
-            images -= count_images(batch)
-        return Sample(tuple(batches), self.forward)
+        count = bisect_left(self._totals(), images) + 1
+        return Sample(self.batches[:count], self.forward)
 
     def at_most(self, images: int) -> Sample:
         """Returns the first batches with no more images than that, each whole, one at least."""
-        batches: list[Any] = []
-        for batch in self.batches:
-            images -= count_images(batch)
-            if batches and images < 0:
-                break
-            batches.append(batch)
-        return Sample(tuple(batches), self.forward)
+        count = bisect_right(self._totals(), images)
+        return Sample(self.batches[: max(1, count)], self.forward)
+
+    def _totals(self) -> list[int]:
+        """Images up to the end of each batch."""
+        return list(accumulate(map(count_images, self.batches)))
 
     def in_batches_of(self, most: int) -> Sample:
         """Returns the same images in the same order, no more than so many in a batch."""
         parts = [
-            cut(batch, start, start + most) if count_images(batch) > most else batch
+            select(batch, slice(start, start + most)) if count_images(batch) > most else batch
             for batch in self.batches
             for start in range(0, count_images(batch), most)
         ]
@@ -108,8 +104,8 @@ class Sample:
             elif remaining <= 0:
                 tail.append(batch)
             else:
-                head.append(cut(batch, 0, remaining))
-                tail.append(cut(batch, remaining, count))
+                head.append(select(batch, slice(remaining)))
+                tail.append(select(batch, slice(remaining, None)))
             remaining -= count
         return Sample(tuple(head), self.forward), Sample(tuple(tail), self.forward)
 
@@ -131,11 +127,6 @@ def take(
 def batch_bytes(batch: Any) -> int:
     """Returns the bytes of all tensors of a batch."""
     return sum(x.numel() * x.element_size() for x in tree_leaves(batch) if isinstance(x, Tensor))
-
-
-def cut(batch: Any, start: int, stop: int) -> Any:
-    """Returns the images from ``start`` to ``stop`` of a batch."""
-    return select(batch, slice(start, stop))
 
 
 def select(batch: Any, which: slice | Tensor) -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from sketchlayers._runtime.processes import Processes
+from sketchlayers._runtime.timing import paired_times
 from sketchlayers.compression.survey.layers import Layer, Survey
 from sketchlayers.methods import Method, Rank
 from sketchlayers.surgery.replace import evaluation_copy
@@ -21,8 +21,8 @@ from sketchlayers.surgery.replace import evaluation_copy
 Unit = Literal["parameters", "multiply-adds", "seconds"]
 _TIMED_RANKS = 6
 """Ranks of a layer that are timed; the times of the others are interpolated."""
-_WARM_UP, _ROUNDS = 2, 9
-"""Calls that are not timed, because memory is allocated in them, and calls that are."""
+_ROUNDS = 9
+"""Calls that are timed."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class Costs:
             return sum(layer.multiply_adds or 0 for layer in found.layers)
         assert call is not None
         resting = evaluation_copy(model)
-        return self._processes.mean(_seconds(lambda: call(resting)))
+        return self._processes.mean(_seconds(partial(call, resting))[0])
 
     def latencies(self, original: nn.Module, small: nn.Module) -> tuple[float, float]:
         """Measures seconds of one call of both networks, in turns, on the same input."""
         assert self._call is not None
         call, copies = self._call, [evaluation_copy(model) for model in (original, small)]
-        times = _in_turns([partial(call, model) for model in copies])
-        before, after = (self._processes.mean(seconds) for seconds in times)
+        times = _seconds(*(partial(call, model) for model in copies))
+        before, after = map(self._processes.mean, times)
         return before, after
 
     def _timed(self, layer: Layer) -> _Times:
@@ -153,7 +153,8 @@ class _Times:
         ]
         mode = module.training
         try:
-            seconds = sum(_seconds(lambda x=x: module.eval()(x)) for x in inputs)  # type: ignore[misc]
+            module.eval()
+            seconds = sum(_seconds(partial(module, x))[0] for x in inputs)
         finally:
             module.train(mode)
         return self._processes.mean(seconds)
@@ -166,24 +167,9 @@ def _multiply_adds(layer: Layer, method: Method, rank: Rank) -> int:
     )
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """Median of some calls."""
-    (seconds,) = _in_turns([call])
-    return seconds
-
-
 @torch.no_grad()
-def _in_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
+def _seconds(*calls: Callable[[], object]) -> list[float]:
     """The median of some calls of each; taking turns, all meet the same load of the machine."""
-    rounds = [[_once(call) for call in calls] for _ in range(_WARM_UP + _ROUNDS)]
-    return [statistics.median(times) for times in zip(*rounds[_WARM_UP:], strict=True)]
-
-
-def _once(call: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    times = paired_times(calls, 0.0, device, least=_ROUNDS)
+    return [statistics.median(own) for own in times]

@@ -19,7 +19,7 @@ from sketchlayers._runtime.processes import Processes
 from sketchlayers._runtime.progress import progress_bar
 from sketchlayers.compression.calibration.outputs import OriginalOutputs
 from sketchlayers.surgery.batches import count_images
-from sketchlayers.surgery.sample import Sample, cut, outputs_of, select, squared_distance
+from sketchlayers.surgery.sample import Sample, outputs_of, select, squared_distance
 
 BATCH_SIZE = 32
 """Images of a step, unless something else is asked for."""
@@ -210,7 +210,7 @@ def _runs_with(model: nn.Module, sample: Sample, images: int) -> bool:
     with torch.no_grad():
         wanted = [outputs_of(call(model)) for call in first.calls()]
         try:
-            fewer = Sample((cut(first.joined(), 0, images),), first.forward)
+            fewer = Sample((select(first.joined(), slice(images)),), first.forward)
             found = outputs_of(fewer.calls()[0](model))
             like = [torch.cat(parts)[: len(found[0])] for parts in zip(*wanted, strict=True)]
             change = squared_distance(found, like)
