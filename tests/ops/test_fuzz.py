@@ -23,12 +23,16 @@ def test_every_operator_is_called() -> None:
 
 def test_results_are_sound_or_errors_say_why() -> None:
     """In a process of its own: a crash would take the tests along."""
-    done = run("--seed", "1", "--calls", "8000")
+    calls = 8000
+    done = run("--seed", "0", "--calls", str(calls))
     assert done.returncode == 0, done.stderr[-4000:]
+    # PyTorch alone ends the process on some calls, other ones on other processors; behind such a
+    # call a new process counts from 0.
+    ended = re.findall(r"number (\d+) ended by \w+, and so did PyTorch alone", done.stdout)
     counts = {
         what: int(n.replace(",", "")) for n, what in re.findall(r"(\d[\d,]*) (\w+)", done.stdout)
     }
-    assert counts["calls"] == 8000
+    assert counts["calls"] == calls - (int(ended[-1]) + 1 if ended else 0), done.stdout
     assert counts["computed"] >= counts["calls"] / 2, done.stdout
     assert counts["refused"] >= counts["calls"] / 10, done.stdout
 
