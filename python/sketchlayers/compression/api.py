@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
 from inspect import signature
@@ -252,14 +253,14 @@ def compress(
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Names of all tensors and sums of their bytes, which are exact in every order and place."""
-    tensors = {key: x for key, x in model.state_dict().items() if isinstance(x, Tensor)}
-    return repr(
-        [
-            (name, int(x.detach().contiguous().flatten().view(torch.uint8).sum()))
-            for name, x in tensors.items()
-        ]
-    )
+    """A hash of the names and bytes of all tensors."""
+    digest = hashlib.blake2b()
+    for name, x in model.state_dict().items():
+        if isinstance(x, Tensor):
+            digest.update(name.encode())
+            values = x.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(values.numpy().data)
+    return digest.hexdigest()
 
 
 @outside_of_modes

@@ -611,6 +611,8 @@ def test_foreign_and_damaged_files_are_named(tmp_path: Path) -> None:
         assert_refused("is damaged: its metadata are wrong")
     calibration.save(path)
     tensors = load_file(path)
+    beside_the_diagonal = tensors["head.second_moment"].clone()
+    beside_the_diagonal[0, 0, 1] = float("nan")
     unchanged = metadata_of(path)
     for key, value, message in (
         ("head.mean", None, "the mean of layer 'head' is missing"),
@@ -618,6 +620,7 @@ def test_foreign_and_damaged_files_are_named(tmp_path: Path) -> None:
         ("head.mean", torch.zeros(1, 32), "got .1, 32. float32"),
         ("head.second_moment", -tensors["head.second_moment"], "'head' are no moments"),
         ("head.mean", tensors["head.mean"] * float("nan"), "'head' are no moments"),
+        ("head.second_moment", beside_the_diagonal, "'head' are no moments"),
     ):
         wrong = {k: v for k, v in {**tensors, key: value}.items() if v is not None}
         save_file(wrong, path, unchanged)
