@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sketchlayers._runtime.timing import paired_times
 from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn._cache import WeightCache
 from sketchlayers.nn._geometry import memory_format
 from sketchlayers.nn.sketch._layer import SketchLayer
 from sketchlayers.reports.export import Exported, Printed
@@ -32,7 +33,9 @@ _FEWEST_SAMPLES = 5
 
 
 def clear_cache(model: nn.Module) -> None:
-    """Drops the dense weights that the sketched layers of ``model`` keep between inference calls.
+    """Drops the dense weights that layers of ``model`` keep between inference calls.
+
+    Sketched and hashed layers, frequency hashing and dictionaries keep them.
 
     They are formed again when they are needed. Call this after factors or signs were written in a
     way that leaves their version counters alone: through ``.data``, NumPy or DLPack, by a replayed
@@ -40,7 +43,7 @@ def clear_cache(model: nn.Module) -> None:
     after.
     """
     for module in model.modules():
-        if isinstance(module, SketchLayer):
+        if isinstance(module, WeightCache):
             module.clear_cache()
 
 

@@ -368,6 +368,27 @@ def test_what_only_clear_cache_can_tell(formed):
     assert_formed_once(layer, image, formed)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        sketchlayers.HashedConv2d(8, 8, 3, rate=0.5),
+        sketchlayers.HashedLinear(8, 8, rate=0.5),
+        sketchlayers.FreshConv2d(8, 8, 3, rate=0.5),
+        sketchlayers.DictionaryConv2d(8, 8, 3, rate=0.5),
+        sketchlayers.DictionaryLinear(8, 8, rate=0.5),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_weights_of_all_layers_are_cleared(layer):
+    model, value = nn.Sequential(layer).eval(), torch.randn(8, 8, 8)
+    with torch.no_grad():
+        model(value)
+        for parameter in layer.parameters():
+            parameter.data.mul_(3)  # a write that leaves the version counter alone
+        sketchlayers.clear_cache(model)
+        torch.testing.assert_close(model(value), sketchlayers.fold(model)(value))
+
+
 def test_recording_gradients_and_training_let_the_weight_go():
     layer, image = convolution(), torch.randn(IMAGE)
     for let_go in (lambda: layer(image), layer.train):
