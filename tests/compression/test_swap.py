@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers import SKConv2d, SKLinear
+from sketchlayers import LowRankLinear, SKConv2d, SKLinear
 from sketchlayers.compression import api
 from sketchlayers.compression.stages import finish
 from sketchlayers.methods import Sketch
@@ -68,6 +68,28 @@ def test_hooks_and_attributes_carry_over_and_back(inplace: bool) -> None:
     assert plain.recorder.seen == [text.format("Linear") for text in EXPECTED]
     assert vars(plain[1]).keys() == vars(nn.Linear(1, 1)).keys() | {"tag"}
     assert inplace or recorder.seen == []
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_attributes_carry_over_with_images(inplace: bool) -> None:
+    """The network is made once to be judged; layers that stay dense get other weights."""
+    model, marks, calls = Small(), {}, []
+    layers = {name: x for name, x in model.named_modules() if isinstance(x, nn.Conv2d | nn.Linear)}
+    for name, layer in layers.items():
+        marks[name] = layer.mark = [name]
+    handle = model.head.register_forward_hook(lambda *_: calls.append(1))
+    small, report = sketchlayers.compress(
+        model, "svd", rate=0.9, calibration=[images(16)], inplace=inplace
+    )
+    assert {row.method is None for row in report.layers} == {True, False}
+    for name, mark in marks.items():
+        found = small.get_submodule(name).mark
+        assert found == mark and (found is mark) == inplace
+    if inplace:
+        handle.remove()
+        calls.clear()
+        small(images(2))
+        assert calls == []
 
 
 def test_state_dict_hooks_carry_over() -> None:
@@ -236,3 +258,10 @@ def test_models_that_cannot_be_copied() -> None:
     assert_unchanged(model, modules, state)
     random_init(model, {"1": 0.5}, inplace=True)
     assert isinstance(model[1], SKLinear)
+    model[1] = nn.Linear(24, 24)
+    data = [torch.randn(64, 24)]
+    arguments = {"method": "svd", "rate": 0.6, "inplace": True}
+    with pytest.raises(TypeError, match=r"calibration=sketchlayers\.calibrate\(model, images\)"):
+        sketchlayers.compress(model, **arguments, calibration=data)
+    sketchlayers.compress(model, **arguments, calibration=sketchlayers.calibrate(model, data))
+    assert isinstance(model[1], LowRankLinear)

@@ -50,8 +50,9 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
         if is_out_of_memory(error):
             raise
         raise TypeError(
-            "compress: the model must allow copy.deepcopy, or be changed with inplace=True and "
-            f"without calibration (got {type(error).__name__}: {error})"
+            "compress: the model must allow copy.deepcopy, or be changed with inplace=True, and by "
+            "calibration=sketchlayers.calibrate(model, images) in place of images "
+            f"(got {type(error).__name__}: {error})"
         ) from error
 
 
@@ -147,7 +148,7 @@ def _carry_over(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> 
         hooks.update({key: hook for key, hook in own.items() if key not in hooks})
         setattr(new, kind, hooks)
     new._is_full_backward_hook = old._is_full_backward_hook
-    standard = _standard_attributes(old) | vars(new).keys()
+    standard = _standard_attributes(old) | _standard_attributes(new)
     for name, value in vars(old).items():
         if name not in standard:
             vars(new)[name] = take(value)
