@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -94,7 +95,7 @@ def test_rate_must_be_in_range(rate: float) -> None:
         ({"rate": 0.5, "method": 3}, TypeError, "method must be a name or a config object"),
         ({"rate": 0.5, "mixin": "channel"}, TypeError, "did you mean 'mixing'"),
         ({"rate": 0.5, "mixing": "time"}, ValueError, "mixing must be one of"),
-        ({"rate": 0.5, "seed": 1.5}, TypeError, "seed must be a whole number"),
+        ({"rate": 0.5, "seed": 1.5}, TypeError, "seed must be an int"),
         ({"rate": 0.5, "layers": "hed"}, ValueError, r"got 'hed'; close ones: 'head'"),
         ({"rate": 0.5, "layers": ["body"]}, ValueError, r"'body\.\*' matches the layers inside"),
         ({"rate": {"bodi.*": 0.5}}, ValueError, r"got 'bodi\.\*'; close ones: 'body\.\*'"),
@@ -337,3 +338,12 @@ def test_on_a_gpu() -> None:
     assert torch.equal(small.head.s1, again.head.s1)
     on_cpu = random_init(model.cpu(), 0.6, seed=3).model
     assert torch.equal(small.head.u1.cpu(), on_cpu.head.u1)
+
+
+def test_numbers_may_be_numpys() -> None:
+    arguments = {"method": "sketch", "rate": {"head": 0.5}, "init": "random"}
+    ours, theirs = (
+        sketchlayers.compress(Small(), seed=seed, **arguments).model.state_dict()
+        for seed in (5, np.int64(5))
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ("head.s1", "head.seed"))

@@ -14,7 +14,7 @@ import torch
 from sketchlayers.compression.allocation.costs import Budget
 from sketchlayers.compression.finishing.refine import Refinement
 from sketchlayers.methods._method import Init, Method
-from sketchlayers.nn._checks import percent_hint
+from sketchlayers.nn._checks import percent_hint, whole_number
 
 Allocation = Literal["uniform", "error"]
 Sensitivity = bool | Literal["fit", "allocation"]
@@ -228,9 +228,7 @@ def _checked_seed(seed: int | None) -> int:
     """The seed; for None, one drawn from PyTorch's default generator."""
     if seed is None:
         return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"compress: seed must be a whole number (got {type(seed).__name__})")
-    return seed
+    return whole_number("compress", "seed", seed, -(2**63))
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

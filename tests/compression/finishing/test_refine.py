@@ -144,7 +144,7 @@ def test_images_are_mirrored_and_shifted() -> None:
     ("arguments", "error", "message"),
     [
         ({"epochs": 0}, ValueError, "epochs must be at least 1"),
-        ({"epochs": 1.5}, TypeError, "epochs must be a whole number"),
+        ({"epochs": 1.5}, TypeError, "epochs must be an int"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive"),
         ({"held_out": 1.0}, ValueError, r"held_out must be in \(0, 1\)"),
         ({"augment": "flip"}, ValueError, "augment must be 'images', None or a function"),

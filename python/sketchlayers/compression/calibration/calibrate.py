@@ -33,6 +33,7 @@ from sketchlayers.compression.survey.selection import (
     patterns_of,
     suggestion,
 )
+from sketchlayers.nn._checks import whole_number
 from sketchlayers.reports.table import quantity
 from sketchlayers.surgery.batches import (
     Forward,
@@ -254,13 +255,9 @@ def _check_arguments(
             "calibrate: loader must be an iterable of batches, as a DataLoader or a list of "
             f"tensors (got {type(loader).__name__})"
         )
-    for name, value in (("memory_budget", memory_budget), ("max_images", max_images)):
-        if value is None and name == "max_images":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"calibrate: {name} must be a whole number (got {value!r})")
-        if value < 1:
-            raise ValueError(f"calibrate: {name} must be at least 1 (got {value})")
+    whole_number("calibrate", "memory_budget", memory_budget)
+    if max_images is not None:
+        whole_number("calibrate", "max_images", max_images)
 
 
 def _left_out(

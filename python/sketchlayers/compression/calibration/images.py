@@ -11,6 +11,7 @@ from torch import nn
 
 from sketchlayers.compression.calibration.calibrate import calibrate
 from sketchlayers.compression.calibration.calibration import Calibration
+from sketchlayers.nn._checks import whole_number
 from sketchlayers.surgery.batches import (
     Forward,
     call_model,
@@ -47,10 +48,7 @@ class Images:
                 "compress: calibration must be a Calibration or an iterable of batches, as a "
                 f"DataLoader or a list of tensors (got {type(loader).__name__})"
             )
-        if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
-            raise TypeError(
-                f"compress: memory_budget must be a whole number (got {memory_budget!r})"
-            )
+        memory_budget = whole_number("compress", "memory_budget", memory_budget)
         if any(parameter.is_inference() for parameter in model.parameters()):
             raise ValueError(
                 "compress: the parameters must be able to have gradients (got some that were made "

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from sketchlayers._runtime.processes import Processes
 from sketchlayers._runtime.progress import progress_bar
 from sketchlayers.compression.calibration.outputs import OriginalOutputs
+from sketchlayers.nn._checks import whole_number
 from sketchlayers.surgery.batches import count_images
 from sketchlayers.surgery.sample import Sample, outputs_of, select, squared_distance
 
@@ -67,15 +68,8 @@ class Refinement:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
-            value = getattr(self, name)
-            if name == "batch_size" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(
-                    f"Refinement: {name} must be a whole number (got {type(value).__name__})"
-                )
-            if value < 1:
-                raise ValueError(f"Refinement: {name} must be at least 1 (got {name}={value})")
+            if name != "batch_size" or self.batch_size is not None:
+                whole_number("Refinement", name, getattr(self, name))
         for name in ("learning_rate", "blocks", "held_out", "seconds"):
             value = getattr(self, name)
             unlimited = name == "seconds" and value is None
