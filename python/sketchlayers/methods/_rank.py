@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 Rank = int | tuple[int | None, ...]
@@ -21,11 +20,6 @@ class Candidate(NamedTuple):
     rank: Rank
     parameters: int
     squared_error: float
-
-
-def as_rank(rank: Rank | Sequence[int | None]) -> Rank:
-    """Returns the rank as it was before a file made a list of a tuple."""
-    return rank if isinstance(rank, int) else tuple(rank)
 
 
 def rank_text(rank: Rank) -> str:
