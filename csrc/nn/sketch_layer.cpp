@@ -6,8 +6,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <iomanip>
 #include <ostream>
+#include <sstream>
 
+#include "memory_sample.h"
+#include "nn/seed_bits.h"
 #include "nn/sk_conv2d.h"
 #include "nn/sk_linear.h"
 #include "ops/operands.h"
@@ -161,7 +166,7 @@ void SketchLayerImpl<Derived, Options>::reset() {
   s2 = this->register_parameter("s2", at::empty(s2_sizes));
   bias = this->register_parameter(
       "bias", sizes.bias ? at::empty({sizes.out_channels}) : at::Tensor(), sizes.bias);
-  seed = this->register_buffer("seed", at::empty({}, at::kLong));
+  seed_bits = this->register_buffer("seed_bits", at::empty({kSeedEntries}, at::kFloat));
   reset_parameters();
 }
 
@@ -186,14 +191,7 @@ void SketchLayerImpl<Derived, Options>::reset_parameters() {
 
 template <typename Derived, typename Options>
 void SketchLayerImpl<Derived, Options>::reset_signs() {
-  if (!seed.is_meta()) {
-    TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, sizes_.owner,
-                     ": seed must be int64, or its bits are lost (got ", seed.scalar_type(), ")");
-    const int64_t value = seed.template item<int64_t>();
-    TORCH_CHECK_VALUE(value >= 0, sizes_.owner, ": seed must be in [0, 2**63) (got seed=", value,
-                      ")");
-    options.seed(value);
-  }
+  if (!seed_bits.is_meta()) options.seed(seed_of(sizes_.owner, seed_bits, configuration()));
   restore_seeded();
 }
 
@@ -213,14 +211,66 @@ void SketchLayerImpl<Derived, Options>::restore_seeded() {
   if (options.frame()) {
     frame_signs = signs_by_group(false, key, kFrameMatrix, 1, groups, outputs, patch, device);
   }
-  seed.set_data(at::full({}, key, at::TensorOptions().dtype(at::kLong).device(device)));
+  if (!seed_bits.is_meta()) seed_bits.copy_(seed_entries(key, configuration()));
+  followed_ = buffer_state();
   cache_.clear();
 }
 
 template <typename Derived, typename Options>
+void SketchLayerImpl<Derived, Options>::follow_seed() {
+  if (buffer_state() == followed_) return;
+  if (seed_of(sizes_.owner, seed_bits, configuration()) != seed()) {
+    reset_signs();
+  } else {
+    followed_ = buffer_state();
+  }
+}
+
+template <typename Derived, typename Options>
+uint64_t SketchLayerImpl<Derived, Options>::buffer_state() const {
+  if (seed_bits.is_meta()) return 0;
+  const auto* memory = seed_bits.const_data_ptr();
+  const uint64_t version = seed_bits.is_inference() ? 0 : seed_bits._version();
+  const uint64_t values =
+      seed_bits.is_cpu() ? sample_memory(memory, static_cast<int64_t>(seed_bits.nbytes())) : 0;
+  return reinterpret_cast<uintptr_t>(memory) ^ (version << 48) ^ values;
+}
+
+template <typename Derived, typename Options>
+std::string SketchLayerImpl<Derived, Options>::configuration() const {
+  std::ostringstream text;
+  text << "sizes=" << sizes_.in_channels << "," << sizes_.out_channels;
+  for (const int64_t size : sizes_.kernel) text << "," << size;
+  if (!sizes_.kernel.empty()) text << "," << sizes_.groups;
+  uint64_t scale_bits = 0;
+  std::memcpy(&scale_bits, &scale_, sizeof scale_bits);
+  text << ";blocks=" << options.blocks() << ";frame=" << options.frame().value_or("None")
+       << ";mixing=" << sizes_.mixing << ";num_sketches=" << options.num_sketches()
+       << ";rank=" << rank_ << ";scale=" << std::hex << std::setw(16) << std::setfill('0')
+       << scale_bits << ";signs=" << options.signs();
+  return text.str();
+}
+
+template <typename Derived, typename Options>
+at::Tensor SketchLayerImpl<Derived, Options>::checked_seed_bits(const at::Tensor& loaded) const {
+  const char* owner = sizes_.owner;
+  if (loaded.dim() == 0) {
+    TORCH_CHECK_TYPE(loaded.scalar_type() == at::kLong, owner,
+                     ": seed must be int64, or its bits are lost (got ", loaded.scalar_type(), ")");
+    const auto value = loaded.item<int64_t>();
+    TORCH_CHECK_VALUE(value >= 0, owner, ": seed must be in [0, 2**63) (got seed=", value, ")");
+    return seed_entries(value, configuration());
+  }
+  TORCH_CHECK_VALUE(loaded.sizes() == seed_bits.sizes(), owner, ": seed_bits must have shape ",
+                    seed_bits.sizes(), " (got ", loaded.sizes(), ")");
+  seed_of(owner, loaded, configuration());
+  return loaded;
+}
+
+template <typename Derived, typename Options>
 void SketchLayerImpl<Derived, Options>::follow_parameters() {
-  // A change of type has converted the seed too.
-  if (u1.device() != s1.device() || seed.scalar_type() != at::kLong) restore_seeded();
+  if (u1.device() != s1.device()) restore_seeded();
+  followed_ = buffer_state();
   cache_.clear();
 }
 
@@ -283,6 +333,7 @@ SketchArguments SketchLayerImpl<Derived, Options>::arguments() const {
 
 template <typename Derived, typename Options>
 at::Tensor SketchLayerImpl<Derived, Options>::kept_weight(const at::Tensor& input) {
+  follow_seed();
   const bool traced = c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Tracer);
   if (this->is_training() || traced || records({s1, s2}) || under_transform({input})) {
     cache_.clear();  // in eval mode too, training is not to hold the weight
@@ -290,7 +341,8 @@ at::Tensor SketchLayerImpl<Derived, Options>::kept_weight(const at::Tensor& inpu
   }
   const std::vector<at::Tensor> sources{s1, s2, u1, u2, frame_signs};
   const bool followed = std::none_of(sources.begin(), sources.end(), [](const at::Tensor& source) {
-    return source.defined() && (!source.is_cpu() || source.is_inference());
+    return source.defined() && (!source.is_cpu() || source.is_inference() ||
+                                !source.is_non_overlapping_and_dense());
   });
   if (!followed || !input.is_cpu() || input.scalar_type() != s1.scalar_type() ||
       at::autocast::is_autocast_enabled(at::kCPU) ||

@@ -101,19 +101,25 @@ class SketchLayerImpl : public torch::nn::Cloneable<Derived> {
   // torch::nn::Conv2d. The seed stays.
   void reset_parameters();
 
-  // Makes the signs anew from the buffer `seed`, and nothing else.
+  // Makes the signs anew from the buffer `seed_bits`, and nothing else. A write into the buffer
+  // takes effect by itself at the next call of forward().
   void reset_signs();
+
+  // Entries of `seed_bits` that a state dict has; a seed as a number, as earlier versions have it,
+  // becomes them. Raises c10::ValueError or c10::TypeError for what is no seed of this layer.
+  at::Tensor checked_seed_bits(const at::Tensor& loaded) const;
 
   // W_hat in the shape of the dense weight, differentiable in s1 and s2.
   at::Tensor dense_weight() const;
 
-  // Drops the dense weight that inference keeps. Needed after a write into the factors that leaves
-  // their version counters alone.
+  // Drops the dense weight that inference keeps. Needed after a write into a few entries of the
+  // factors that leaves their version counters alone.
   void clear_cache() { cache_.clear(); }
 
-  int64_t rank() const { return rank_; }   // k
-  double scale() const { return scale_; }  // c
-  double rate() const;                     // parameters over those of the dense layer
+  int64_t seed() const { return *options.seed(); }  // decides all signs
+  int64_t rank() const { return rank_; }            // k
+  double scale() const { return scale_; }           // c
+  double rate() const;                              // parameters over those of the dense layer
 
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<at::Device>& device = std::nullopt) const override;
@@ -128,7 +134,7 @@ class SketchLayerImpl : public torch::nn::Cloneable<Derived> {
   at::Tensor s1;           // (groups * l * k, d2 / groups, h, w) or (l * k, d2)
   at::Tensor s2;           // (d1, l * k, h, w) or (d1, l * k)
   at::Tensor bias;         // (d1), undefined without
-  at::Tensor seed;         // int64 scalar, decides all signs
+  at::Tensor seed_bits;    // buffer (96), the seed as zeros and ones
   at::Tensor u1;           // packed signs of A, (groups, blocks * l * k, words)
   at::Tensor u2;           // packed signs of B
   at::Tensor frame_signs;  // packed signs of the frame, undefined without
@@ -150,9 +156,13 @@ class SketchLayerImpl : public torch::nn::Cloneable<Derived> {
  private:
   void restore_seeded();  // the buffer and all that follows from it, from options.seed()
   void follow_parameters();
+  void follow_seed();
+  uint64_t buffer_state() const;      // another one after a write into the buffer
+  std::string configuration() const;  // what a seed belongs to, as text
 
   int64_t rank_ = 0;
   double scale_ = 0;
+  uint64_t followed_ = 0;  // the state of the buffer that options.seed() is what it holds of
   WeightCache cache_;
 };
 

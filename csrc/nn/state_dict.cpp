@@ -5,6 +5,7 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "nn/sk_conv2d.h"
@@ -71,14 +72,23 @@ void check_fits(const State& state, const State& own) {
   }
 }
 
-void check_seeds(const State& state, const torch::nn::Module& module) {
+// The state with every seed checked, those of earlier versions as today's.
+State with_seeds(State state, const torch::nn::Module& module) {
   module.apply([&](const std::string& path, const torch::nn::Module& part) {
-    if (!part.as<SKConv2d>() && !part.as<SKLinear>()) return;
-    const std::string name = path.empty() ? "seed" : path + ".seed";
-    const auto seed = state.at(name).item<int64_t>();
-    TORCH_CHECK_VALUE(seed >= 0, "load_state_dict: ", name, " must be in [0, 2^63) (got ", seed,
-                      ")");
+    const auto* conv = part.as<SKConv2d>();
+    const auto* linear = part.as<SKLinear>();
+    if (conv == nullptr && linear == nullptr) return;
+    const std::string earlier = path.empty() ? "seed" : path + ".seed", name = earlier + "_bits";
+    if (auto node = state.extract(earlier); !node.empty() && state.count(name) == 0) {
+      node.key() = name;
+      state.insert(std::move(node));
+    }
+    const auto found = state.find(name);
+    if (found == state.end()) return;
+    found->second = conv != nullptr ? conv->checked_seed_bits(found->second)
+                                    : linear->checked_seed_bits(found->second);
   });
+  return state;
 }
 
 }  // namespace
@@ -97,9 +107,8 @@ void save_state_dict(const torch::nn::Module& module, const std::string& path) {
 }
 
 void load_state_dict(torch::nn::Module& module, const std::string& path) {
-  const State state = read(path), own = state_of(module);
+  const State state = with_seeds(read(path), module), own = state_of(module);
   check_fits(state, own);
-  check_seeds(state, module);
   {
     const at::NoGradGuard no_grad;
     for (const auto& [name, target] : own) target.copy_(state.at(name));

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "memory_sample.h"
+
 namespace sketchlayers::nn {
 
 // Keeps a tensor while those that it is made from stay as they are. Safe for many threads; a copy
@@ -20,8 +22,9 @@ class WeightCache {
     return *this;
   }
 
-  // The kept weight, or that which `form` makes. Undefined sources are allowed; those made in
-  // inference mode are not, as they have no version counter.
+  // The kept weight, or that which `form` makes. The sources are on the CPU and without gaps.
+  // Undefined ones are allowed; those made in inference mode are not, as they have no version
+  // counter.
   template <typename Form>
   at::Tensor get(const std::vector<at::Tensor>& tensors, const Form& form) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -46,13 +49,15 @@ class WeightCache {
       if (!source.defined()) return;
       memory = source.detach();
       version = source._version();
+      sample = sampled(source);
     }
 
     bool is(const at::Tensor& other) const {
       if (!tensor.defined() || !other.defined()) return tensor.defined() == other.defined();
       return tensor.is_same(other) && other._version() == version &&
              other.const_data_ptr() == memory.const_data_ptr() &&
-             other.scalar_type() == memory.scalar_type() && other.strides() == memory.strides();
+             other.scalar_type() == memory.scalar_type() && other.strides() == memory.strides() &&
+             sampled(other) == sample;
     }
 
     at::Tensor tensor;
@@ -60,7 +65,13 @@ class WeightCache {
     // same memory, also after set_data().
     at::Tensor memory;
     int64_t version = 0;
+    // Of what lies in the CPU's memory: a write past the version counter is noticed.
+    uint64_t sample = 0;
   };
+
+  static uint64_t sampled(const at::Tensor& tensor) {
+    return sample_memory(tensor.const_data_ptr(), static_cast<int64_t>(tensor.nbytes()));
+  }
 
   bool are_sources(const std::vector<at::Tensor>& tensors) const {
     if (tensors.size() != sources_.size()) return false;

@@ -1,10 +1,12 @@
-// The Python module beside libsketchlayers: the planner and what the build knows about itself.
+// The Python module beside libsketchlayers: the planner, what the build knows about itself, and a
+// look at memory.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <utility>
 
+#include "memory_sample.h"
 #include "plan/plan.h"
 
 namespace py = pybind11;
@@ -114,5 +116,11 @@ PYBIND11_MODULE(_C, m) {
         "Replaces the planner's constants by those in the text.");
   m.def("reset_plan_costs", &sketchlayers::reset_cost_model,
         "Puts the planner's own constants back.");
+  m.def(
+      "sample_memory",
+      [](uintptr_t address, int64_t bytes) {
+        return sketchlayers::sample_memory(reinterpret_cast<const void*>(address), bytes);
+      },
+      py::arg("address"), py::arg("bytes"), "A hash of 128 words spread evenly over memory.");
   m.def("build_info", &build_info, "What the compiled part was built from and for.");
 }

@@ -49,6 +49,6 @@ def broadcast_model(model: nn.Module) -> None:
             processes.take_first(tensors[name])
         for module in model.modules():
             if isinstance(module, SeededModule):
-                if module.seed.is_meta:
+                if module.seed_bits.is_meta:
                     module._seed = processes.first(module._seed)
                 module.reset_signs()

@@ -37,10 +37,9 @@ def clear_cache(model: nn.Module) -> None:
 
     Sketched and hashed layers, frequency hashing and dictionaries keep them.
 
-    They are formed again when they are needed. Call this after factors or signs were written in a
-    way that leaves their version counters alone: through ``.data``, NumPy or DLPack, by a replayed
-    CUDA graph, or by another process. CUDA graphs captured with these weights must not be replayed
-    after.
+    They are formed again when they are needed. Call this after a few entries of the factors were
+    written past their version counters (through ``.data``, NumPy or DLPack): a layer notices by
+    itself what changes one of 128 places in a factor.
     """
     for module in model.modules():
         if isinstance(module, WeightCache):
@@ -344,7 +343,9 @@ def _measure(forms: Mapping[Form, nn.Module], value: Tensor, seconds: float) -> 
 
 def _bytes(layer: SketchLayer, form: Form | None) -> int:
     """Memory of a layer in this form; as it stands for None."""
-    sketch = sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
+    fixed = (layer.u1, layer.u2, layer.frame_signs)
+    tensors = (*layer.parameters(), *layer.buffers(), *fixed)
+    sketch = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     if form is None or form == "factored":
         return sketch
     weight = layer.s2.shape[0] * layer._patch * layer.s1.element_size()

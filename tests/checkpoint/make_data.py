@@ -1,4 +1,4 @@
-"""Writes the files in ``data`` that every later version must read; see ``test_version_1.py``.
+"""Writes the files in ``data`` that every later version must read; see ``test_versions.py``.
 
     python tests/checkpoint/make_data.py
 

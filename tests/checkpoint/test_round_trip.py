@@ -162,7 +162,7 @@ def test_kept_weights_are_not_stored(tmp_path: Path) -> None:
     assert layer._kept is not None
     path = sketchlayers.save(layer, tmp_path / "layer.safetensors")
     with safe_open(path, framework="pt") as file:
-        assert sorted(file.keys()) == ["bias", "s1", "s2", "seed"]
+        assert sorted(file.keys()) == ["bias", "s1", "s2", "seed_bits"]
 
 
 def test_refined_networks(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,9 @@ def with_nan(parts: Parts) -> bytes:
     return Parts(parts.header, parts.data[:begin] + nan + parts.data[end:]).signed().whole()
 
 
-def with_seed(parts: Parts, name: str, seed: int) -> bytes:
-    begin, end = parts.header[name]["data_offsets"]
-    data = parts.data[:begin] + seed.to_bytes(8, "little", signed=True) + parts.data[end:]
+def with_entry(parts: Parts, name: str, first: float) -> bytes:
+    begin, _ = parts.header[name]["data_offsets"]
+    data = parts.data[:begin] + struct.pack("<f", first) + parts.data[begin + 4 :]
     return Parts(parts.header, data).signed().whole()
 
 
@@ -104,13 +105,13 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         "must have the network's shape",
     ),
     "NaN": (with_nan, "norm.weight holds NaN"),
-    "a negative seed": (
-        lambda parts: with_seed(parts, "features.seed", -3),
-        "features.seed must be in [0, 2**63) (got -3)",
+    "no seed": (
+        lambda parts: with_entry(parts, "features.seed_bits", -3),
+        "features.seed_bits: SKConv2d: seed_bits must hold zeros and ones",
     ),
-    "version 2": (
-        lambda parts: with_metadata(parts, "version", "2"),
-        "it is in version 2 of the format, written by sketchlayers ",
+    "version 3": (
+        lambda parts: with_metadata(parts, "version", "3"),
+        "it is in version 3 of the format, written by sketchlayers ",
     ),
     "no version": (lambda parts: with_metadata(parts, "version", "one"), "version one of the"),
     "no JSON": (lambda parts: with_metadata(parts, "model", "{"), "model in its header is no JSON"),
@@ -358,10 +359,25 @@ def test_other_networks(good: bytes, tmp_path: Path) -> None:
         sketchlayers.load(path, into=on_meta_with_a_buffer())
 
 
-def test_a_negative_seed_for_a_layer_that_stays(good: bytes, tmp_path: Path) -> None:
+def test_no_seed_for_a_layer_that_stays(good: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
-    path.write_bytes(with_seed(Parts.of(good), "classifier.seed", -(2**63)))
-    refused(path, tiny(), f"classifier.seed must be in [0, 2**63) (got {-(2**63)})")
+    path.write_bytes(with_entry(Parts.of(good), "classifier.seed_bits", 0.5))
+    refused(path, tiny(), "classifier.seed_bits: ")
+
+
+def test_the_seed_of_a_layer_of_another_configuration(tmp_path: Path) -> None:
+    """The shapes of all tensors are the same."""
+    one, two = (SKLinear(16, 16, rank=4 // n, num_sketches=n, seed=1) for n in (1, 2))
+    tensors = dict(two.state_dict())
+    for name, tensor in one.state_dict().items():
+        assert tensors[name].shape == tensor.shape
+    tensors["seed_bits"] = one.seed_bits
+    with pytest.raises(RuntimeError, match="must be the seed of a layer of this configuration"):
+        two.load_state_dict(tensors)
+    with torch.no_grad():
+        two.seed_bits.copy_(one.seed_bits)
+    path = sketchlayers.save(two, tmp_path / "bad.safetensors")
+    refused(path, SKLinear(16, 16, rank=2, num_sketches=2), "must be the seed of a layer of this")
 
 
 class Pair(nn.Module):
@@ -431,7 +447,7 @@ def test_a_sketched_network_that_refuses_its_state_has_its_own_signs(tmp_path: P
     network = compressed(seed=1)
     for number, module in enumerate(network.modules()):
         if isinstance(module, SeededModule):
-            module.seed.fill_(number)
+            module.seed = number
     network.eval()
     network.register_load_state_dict_post_hook(refuse)
     with torch.no_grad():

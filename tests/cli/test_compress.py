@@ -204,7 +204,7 @@ def test_existing_files_are_kept(folder: Path, capsys: pytest.CaptureFixture[str
     ]
     assert_refused(folder, capsys, arguments, "small.safetensors exists; --force overwrites it")
     assert compress("--out", "small.safetensors", "--force") == 0
-    assert read_description("small.safetensors").version == 1
+    assert read_description("small.safetensors").version == 2
 
 
 def test_a_failed_write_leaves_the_old_file(

@@ -36,7 +36,7 @@ TEST(Modules, HaveTheParametersOfThePythonLayers) {
   EXPECT_EQ(parameters.keys(), (std::vector<std::string>{"s1", "s2", "bias"}));
   EXPECT_EQ(parameters["s1"].sizes(), (std::vector<int64_t>{4, 4, 3, 2}));
   EXPECT_EQ(parameters["s2"].sizes(), (std::vector<int64_t>{12, 2, 3, 2}));
-  EXPECT_EQ(layer->named_buffers().keys(), (std::vector<std::string>{"seed"}));
+  EXPECT_EQ(layer->named_buffers().keys(), (std::vector<std::string>{"seed_bits"}));
   EXPECT_EQ(layer->u1.sizes(), (std::vector<int64_t>{2, 4, 4}));
   EXPECT_EQ(layer->u2.sizes(), (std::vector<int64_t>{2, 4, 4}));
 
@@ -77,7 +77,7 @@ TEST(Modules, SeedAndSignsOutliveAChangeOfType) {
   const at::Tensor u1 = layer->u1, input = at::randn({1, 8, 5, 5}, at::kDouble);
   layer->to(torch::kHalf);
   layer->to(torch::kDouble);
-  EXPECT_EQ(layer->seed.item<int64_t>(), (int64_t{1} << 60) + 1);
+  EXPECT_EQ(layer->seed(), (int64_t{1} << 60) + 1);
   EXPECT_TRUE(at::equal(layer->u1, u1));
   EXPECT_EQ(layer(input).scalar_type(), at::kDouble);
 }
@@ -91,7 +91,51 @@ TEST(Modules, AnArchiveBringsItsSeed) {
   const at::Tensor input = at::randn({1, 8, 5, 5});
   EXPECT_TRUE(at::equal(saved(input), loaded(input)));
   loaded->reset_parameters();
-  EXPECT_EQ(loaded->seed.item<int64_t>(), 7);
+  EXPECT_EQ(loaded->seed(), 7);
+}
+
+// The means of equal seeds are the seed, in half precision too; those of different ones are none.
+TEST(Modules, AnAverageOfCopiesKeepsTheirSeed) {
+  SKConv2d layer(conv().seed((int64_t{1} << 62) + 12345));
+  for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    layer->to(type);
+    for (int step = 0; step < 50; ++step) {
+      layer->seed_bits.copy_(layer->seed_bits * 0.9 + layer->seed_bits * 0.1);
+    }
+    layer->to(torch::kFloat);
+    layer->forward(at::randn({1, 8, 5, 5}));
+    EXPECT_EQ(layer->seed(), (int64_t{1} << 62) + 12345);
+  }
+  SKConv2d other(conv().seed(8));
+  layer->seed_bits.copy_((layer->seed_bits + other->seed_bits) / 2);
+  EXPECT_THROW(layer->forward(at::randn({1, 8, 5, 5})), c10::ValueError);
+}
+
+TEST(Modules, ASeedWrittenIntoTheBufferTakesEffect) {
+  SKConv2d layer(conv()), other(conv().seed(8));
+  layer->eval();
+  other->eval();
+  const at::Tensor input = at::randn({1, 8, 5, 5});
+  const torch::NoGradGuard no_grad;
+  layer->forward(input);
+  for (const char* name : {"s1", "s2", "bias"}) {
+    layer->named_parameters()[name].set_data(other->named_parameters()[name].clone());
+  }
+  layer->seed_bits.data().copy_(other->seed_bits);
+  EXPECT_TRUE(at::equal(layer->forward(input), other->forward(input)));
+  EXPECT_EQ(layer->seed(), 8);
+}
+
+TEST(Modules, AWritePastTheVersionCounterIsNoticed) {
+  SKConv2d layer(conv().bias(false));
+  layer->options.path("folded");
+  layer->eval();
+  const at::Tensor input = at::randn({1, 8, 5, 5});
+  const torch::NoGradGuard no_grad;
+  const at::Tensor before = layer->forward(input);
+  layer->s1.data().mul_(2);
+  layer->s2.data().mul_(2);
+  EXPECT_LT(relative_error(layer->forward(input), before * 2), 1e-6);
 }
 
 TEST(Modules, ACloneIsAnotherLayer) {
@@ -129,10 +173,10 @@ TEST(Modules, AnotherLayersStateDictLeavesTheLayerAlone) {
   EXPECT_TRUE(at::equal(layer->s1, s1));
 }
 
-TEST(Modules, ANegativeSeedLeavesTheLayersAlone) {
+TEST(Modules, WhatIsNoSeedLeavesTheLayersAlone) {
   const std::string path = path_of("modules_test_seed.pt");
   SKConv2d negative(conv());
-  negative->seed.fill_(-1);
+  negative->seed_bits.fill_(-1);
   torch::nn::Sequential saved(negative, torch::nn::ReLU());
   torch::nn::Sequential loaded(SKConv2d(conv().seed(8)), torch::nn::ReLU());
   save_state_dict(*saved, path);

@@ -82,7 +82,7 @@ Result run(Layer layer, const Job& job) {
   const std::vector<std::pair<const char*, at::Tensor>> made{{"s1", layer->s1},
                                                              {"s2", layer->s2},
                                                              {"bias", layer->bias},
-                                                             {"seed", layer->seed},
+                                                             {"seed_bits", layer->seed_bits},
                                                              {"u1", layer->u1},
                                                              {"u2", layer->u2},
                                                              {"frame_signs", layer->frame_signs}};

@@ -22,7 +22,7 @@ def signs(layer):
 
 
 def assert_same_layer(layer, other):
-    assert layer._seed == other._seed == int(layer.seed) == int(other.seed)
+    assert layer.seed == other.seed
     assert all(map(torch.equal, signs(layer), signs(other)))
     assert torch.equal(layer.weight, other.weight)
 
@@ -42,10 +42,12 @@ def network(device=None, seed=None):
 def test_state_dict_has_the_seed_and_not_the_signs():
     layer = SKConv2d(**CONV, frame="signs", seed=2**62 + 1)
     state = layer.state_dict()
-    assert list(state) == ["s1", "s2", "bias", "seed"]
-    assert state["seed"].dtype == torch.int64
-    assert state["seed"].shape == ()
-    assert int(state["seed"]) == 2**62 + 1
+    assert list(state) == ["s1", "s2", "bias", "seed_bits"]
+    assert state["seed_bits"].dtype == torch.float32
+    bits = state["seed_bits"].tolist()
+    assert set(bits) == {0, 1} and len(bits) == 96
+    assert sum(int(bit) << place for place, bit in enumerate(bits[:64])) == layer.seed == 2**62 + 1
+    assert [name for name, _ in layer.named_buffers()] == ["seed_bits"]
     assert [name for name, _ in layer.named_parameters()] == ["s1", "s2", "bias"]
 
 
@@ -68,7 +70,7 @@ def test_signs_are_the_formats():
 @pytest.mark.parametrize("assign", [False, True])
 def test_loading_brings_the_other_networks_seeds(assign):
     saved, loaded = network(), network()
-    assert saved[0]._seed != loaded[0]._seed
+    assert saved[0].seed != loaded[0].seed
     file = io.BytesIO()
     torch.save(saved.state_dict(), file)
     file.seek(0)
@@ -83,13 +85,13 @@ def test_loading_brings_the_other_networks_seeds(assign):
 
 def test_loading_without_a_seed_keeps_the_own_one():
     saved, loaded = SKLinear(**LINEAR), SKLinear(**LINEAR, seed=7)
-    state = {name: value for name, value in saved.state_dict().items() if name != "seed"}
+    state = {name: value for name, value in saved.state_dict().items() if name != "seed_bits"}
     before = loaded.u1.clone()
-    with pytest.raises(RuntimeError, match="seed"):
+    with pytest.raises(RuntimeError, match="seed_bits"):
         loaded.load_state_dict(state)
-    assert loaded.load_state_dict(state, strict=False).missing_keys == ["seed"]
+    assert loaded.load_state_dict(state, strict=False).missing_keys == ["seed_bits"]
     assert torch.equal(loaded.s1, saved.s1)
-    assert loaded._seed == int(loaded.seed) == 7
+    assert loaded.seed == 7
     assert torch.equal(loaded.u1, before)
 
 
@@ -99,11 +101,12 @@ def test_a_state_dict_that_does_not_fit_leaves_the_seed():
     with pytest.raises(RuntimeError, match="s1"):
         layer.load_state_dict(SKLinear(20, 30, rank=4, seed=8).state_dict())
     state = SKLinear(**LINEAR, seed=8).state_dict()
+    del state["seed_bits"]
     with pytest.raises(RuntimeError, match=r"SKLinear: seed must be int64.*got dtype=.*float32"):
-        layer.load_state_dict({name: value.float() for name, value in state.items()})
-    with pytest.raises(RuntimeError, match=r"SKLinear: seed must be in \[0, 2\*\*63\) \(got -8\)"):
+        layer.load_state_dict(state | {"seed": torch.tensor(8.0)})
+    with pytest.raises(RuntimeError, match=r"SKLinear: seed must be in .*\(got seed=-8\)"):
         layer.load_state_dict(state | {"seed": torch.tensor(-8)})
-    assert layer._seed == int(layer.seed) == 7
+    assert layer.seed == 7
     assert all(map(torch.equal, signs(layer), before))
 
 
@@ -136,7 +139,7 @@ def test_memory_without_a_load_has_the_constructors_signs():
         SKConv2d(**CONV, seed=11, device="meta").to_empty(device="cpu"),
         skip_init(SKConv2d, **CONV, seed=11),
     ):
-        assert int(layer.seed) == layer._seed == 11
+        assert layer.seed == 11
         assert all(map(torch.equal, signs(layer), signs(built)))
 
 
@@ -147,7 +150,7 @@ def test_memory_of_the_same_device_keeps_seed_and_signs(monkeypatch):
     layer.to_empty(device="cpu")
     monkeypatch.undo()
     assert torch.equal(layer.s1, torch.full_like(layer.s1, 3))
-    assert int(layer.seed) == 11
+    assert layer.seed == 11
     assert all(map(torch.equal, signs(layer), kept))
     torch.manual_seed(0)
     layer.reset_parameters()
@@ -161,19 +164,21 @@ def test_reset_signs_follows_a_write_into_the_seed(kind):
     layer, other = kind(**arguments, seed=7), kind(**arguments, seed=2**62 + 5)
     factors = layer.s1.clone(), layer.s2.clone()
     pointers = [tensor.data_ptr() for tensor in signs(layer)]
-    layer.seed.copy_(other.seed)  # as a broadcast from another rank
+    layer.seed_bits.copy_(other.seed_bits)  # as a broadcast from another rank
     layer.reset_signs()
-    assert layer._seed == int(layer.seed) == 2**62 + 5
+    assert layer.seed == 2**62 + 5
     assert all(map(torch.equal, signs(layer), signs(other)))
     assert [tensor.data_ptr() for tensor in signs(layer)] == pointers
     assert torch.equal(layer.s1, factors[0]) and torch.equal(layer.s2, factors[1])
     layer.reset_parameters()
-    assert int(layer.seed) == 2**62 + 5
+    assert layer.seed == 2**62 + 5
 
 
 @pytest.mark.parametrize(
     "then",
     [
+        lambda layer: layer(torch.ones(8, 5, 5)),
+        SKConv2d.dense_weight,
         SKConv2d.train,
         SKConv2d.eval,
         SKConv2d.double,
@@ -183,17 +188,17 @@ def test_reset_signs_follows_a_write_into_the_seed(kind):
 )
 def test_a_write_into_the_seed_takes_effect(then):
     layer, other = SKConv2d(**CONV, seed=7), SKConv2d(**CONV, seed=8)
-    layer.seed.copy_(other.seed)
+    layer.seed_bits.copy_(other.seed_bits)
     then(layer)
-    assert layer._seed == int(layer.seed) == 8
+    assert layer.seed == 8
     assert all(map(torch.equal, signs(layer), signs(other)))
 
 
 def test_reset_signs_without_a_seed_to_read():
     layer = SKConv2d(**CONV, seed=11)
     before = [tensor.clone() for tensor in signs(layer)]
-    layer.seed.fill_(-1)
-    with pytest.raises(ValueError, match=r"SKConv2d: seed must be in \[0, 2\*\*63\) \(got seed=-1"):
+    layer.seed_bits.fill_(-1)
+    with pytest.raises(ValueError, match="SKConv2d: seed_bits must hold zeros and ones"):
         layer.reset_signs()
     assert all(map(torch.equal, signs(layer), before))
     meta = SKConv2d(**CONV, seed=11, device="meta")
@@ -213,8 +218,8 @@ def test_copies_are_the_same_and_independent(duplicate):
     assert (other.path, other.fit_error, repr(other)) == ("folded", 0.25, repr(layer))
     with torch.no_grad():
         other.s1.zero_()
-    other.load_state_dict(SKConv2d(**CONV).state_dict())
-    assert layer._seed != other._seed
+    other.load_state_dict(SKConv2d(**CONV, frame="signs").state_dict())
+    assert layer.seed != other.seed
     assert not torch.equal(layer.weight, other.weight)
 
 
@@ -237,7 +242,7 @@ def test_types_change_the_factors_and_leave_seed_and_signs():
         lambda: layer.to("cpu", torch.float64, memory_format=torch.channels_last),
     ):
         convert()
-        assert int(layer.seed) == 2**60 + 1
+        assert layer.seed == 2**60 + 1
         assert all(map(torch.equal, signs(layer), before))
         assert all(tensor.dtype == torch.int32 for tensor in signs(layer))
     assert layer.s1.dtype == torch.float64

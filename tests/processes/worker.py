@@ -194,7 +194,7 @@ def check_ddp_gives_all_the_first_ones_signs(rank: int, out: Path) -> None:
     model.eval()
     assert_same(model, first, rtol=0, atol=0)
     for name in ("spatial", "hashed"):  # also where a trace, or a reset, takes it from
-        assert model.convs[name]._seed == int(first.convs[name].seed)
+        assert model.convs[name].seed == first.convs[name].seed
     model.convs["spatial"].reset_parameters()
     assert torch.equal(model.convs["spatial"].u1, first.convs["spatial"].u1)
     with torch.no_grad():

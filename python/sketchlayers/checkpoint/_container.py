@@ -17,8 +17,10 @@ from torch import Tensor
 from sketchlayers._runtime.files import shortened, written_whole
 from sketchlayers._version import __version__
 
-VERSION = 1
+VERSION = 2
 """Of the format; see ``docs/file_format.md``."""
+
+_READ = ("1", "2")
 
 LARGEST_HEADER = 16 * 2**20
 """Bytes; a header beyond that is refused unread. A tensor takes some hundred of them."""
@@ -207,13 +209,13 @@ def _checked_version(metadata: Mapping[str, str]) -> int:
             f"it was not written by sketchlayers.save{other}; for a file that holds tensors alone "
             "there is safetensors.torch.load_model"
         )
-    if version != str(VERSION):
+    if version not in _READ:
         raise WrongFileError(
             f"it is in version {version[:20]} of the format, written by sketchlayers "
-            f"{metadata.get(f'{_PREFIX}writer', '')[:20]} (this one reads version {VERSION}); "
+            f"{metadata.get(f'{_PREFIX}writer', '')[:20]} (this one reads up to {VERSION}); "
             "update sketchlayers"
         )
-    return VERSION
+    return int(version)
 
 
 def _parsed(name: str, text: str) -> Any:

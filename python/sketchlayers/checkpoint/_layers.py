@@ -19,6 +19,7 @@ from sketchlayers.nn._config import (
     needs_extension,
 )
 from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._seeded import SeededModule
 from sketchlayers.surgery.meta import WithoutValues
 
 from ._container import WrongFileError
@@ -232,9 +233,11 @@ def _check_seeded(layers: Iterable[nn.Module]) -> None:
 
 
 def _seeded_entries(layer: nn.Module) -> int:
-    """Of the buffers that no file holds, which have four bytes each: words of signs, or float32."""
-    buffers = (layer._buffers[name] for name in layer._non_persistent_buffers_set)
-    return sum(buffer.numel() for buffer in buffers if buffer is not None)
+    """Of what is made from a seed, four bytes each: words of signs, or float32."""
+    if not isinstance(layer, SeededModule):
+        return 0
+    made = (getattr(layer, name) for name in layer._fixed if name not in layer._buffers)
+    return sum(tensor.numel() for tensor in made if tensor is not None)
 
 
 def _train_alike(new: nn.Module, old: nn.Module) -> None:

@@ -19,6 +19,7 @@ from ._container import Entry, WrongFileError
 from ._layers import new_layers
 
 _MOST_NAMED = 3
+_EARLIER_SEED = Entry(torch.int64, ())  # of version 1
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Match:
         """The network with the new layers and these tensors; it is as it was if that fails.
 
         Raises:
-            WrongFileError: a seed among the tensors is none.
+            WrongFileError: a seed among the tensors is none of its layer.
         """
-        self._check_seeds(tensors)
+        tensors = self._with_seeds(tensors)
         if has_shards(self.model):
             return self._take_shards(tensors)
         replacements = {self.model.get_submodule(name): layer for name, layer in self.new.items()}
@@ -67,14 +68,19 @@ class Match:
                 result.to(self.device)  # what no file holds
         return result
 
-    def _check_seeds(self, tensors: Mapping[str, Tensor]) -> None:
+    def _with_seeds(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, every seed among them checked and as today's state dicts have it."""
+        checked = dict(tensors)
         for place, module in _modules_after(self.model, self.new):
-            name = f"{_prefix(place)}seed"
+            name = f"{_prefix(place)}seed_bits"
             if not isinstance(module, SeededModule) or name not in self.sources:
                 continue
-            seed = tensors[self.sources[name]]
-            if not seed.is_meta and int(seed) < 0:
-                raise WrongFileError(f"{name} must be in [0, 2**63) (got {int(seed)})")
+            source = self.sources[name]
+            try:
+                checked[source] = module._checked_bits(tensors[source])
+            except ValueError as error:
+                raise WrongFileError(f"{name}: {error}") from None
+        return checked
 
     def _take_shards(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network with this process's part of the tensors, in the types that it has."""
@@ -153,9 +159,11 @@ def match(
     if not all(isinstance(source, str) and source in entries for source in aliases.values()):
         raise WrongFileError("its aliases must name tensors of the file")
     sources = {name: name for name in entries} | aliases
+    earlier = _rename_earlier_seeds(sources, state)
     _check_names(state.keys(), sources.keys())
     for name, own in state.items():
-        _check_entry(name, own, entries[sources[name]])
+        expected = _EARLIER_SEED if name in earlier else Entry.of(own)
+        _check_entry(name, expected, entries[sources[name]])
     _check_ties(state, sources)
     channels_last = part.get("channels_last", [])
     if not isinstance(channels_last, list) or not all(
@@ -231,10 +239,21 @@ def _check_names(own: Any, stored: Any) -> None:
             raise WrongFileError(f"the file {what}: {listed}{more}")
 
 
-def _check_entry(name: str, own: Tensor, entry: Entry) -> None:
-    if tuple(own.shape) != entry.shape:
+def _rename_earlier_seeds(sources: dict[str, str], state: Mapping[str, Tensor]) -> set[str]:
+    """Takes the seeds of version 1 for those of today; returns their names."""
+    renamed = set()
+    for name in state:
+        earlier = name.removesuffix("_bits")
+        if name.endswith("seed_bits") and name not in sources and earlier in sources:
+            sources[name] = sources.pop(earlier)
+            renamed.add(name)
+    return renamed
+
+
+def _check_entry(name: str, own: Entry, entry: Entry) -> None:
+    if own.shape != entry.shape:
         raise WrongFileError(
-            f"{name} must have the network's shape {tuple(own.shape)} (got {entry.shape})"
+            f"{name} must have the network's shape {own.shape} (got {entry.shape})"
         )
     real = own.dtype.is_floating_point and entry.dtype.is_floating_point
     if own.dtype != entry.dtype and not real:
@@ -252,8 +271,6 @@ def _check_ties(state: Mapping[str, Tensor], sources: Mapping[str, str]) -> None
 def _check_kept_buffers(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
     """No buffer that no file holds may be without values."""
     for name, module in _modules_after(model, new):
-        if isinstance(module, SeededModule):
-            continue
         for key in module._non_persistent_buffers_set:
             buffer = module._buffers.get(key)
             if buffer is not None and buffer.is_meta:

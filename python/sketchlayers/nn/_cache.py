@@ -12,12 +12,11 @@ from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from sketchlayers.nn._autocast import autocast_type
+from sketchlayers.nn._fingerprint import fingerprint
 from sketchlayers.nn._seeded import SeededModule
 
-# Where a data pointer and a version counter say all there is to say about a tensor's values.
-_DEVICES = ("cpu", "cuda")
 _MOST_SHAPES = 256  # decisions remembered; inputs of ever new shapes must not fill the memory
-_TRANSIENT = ("_kept", "_decisions", "_captured")
+_TRANSIENT = ("_kept", "_decisions")
 
 
 class _Kept(NamedTuple):
@@ -28,7 +27,6 @@ class _Kept(NamedTuple):
     # Memory that is still held is not given to another tensor, so that an equal data pointer
     # means the same memory.
     sources: tuple[Tensor | None, ...]
-    stream: int | None  # the CUDA stream whose pool the weight's memory belongs to
 
 
 class WeightCache(SeededModule):
@@ -36,41 +34,36 @@ class WeightCache(SeededModule):
 
     A call in eval mode that records no gradients of the factors takes the weight that an earlier
     call has formed, if the same factors and signs are still there: the same tensors, with the same
-    data pointers, version counters, types and strides. What leaves the version counter alone is not
-    noticed, and `clear_cache` must be called after it: a write through ``.data``, through NumPy or
-    DLPack, by a replayed CUDA graph or by another process into CUDA memory.
+    data pointers, version counters, types, strides, and values in 128 places of each. A write past
+    the version counter (through ``.data``, NumPy or DLPack) that changes none of these places is
+    not noticed, and `clear_cache` must be called after it.
 
     No weight is kept, and the operator runs as it does in training,
 
+    - on other devices than the CPU, where looking at values would wait for the device;
     - while compiling, exporting or tracing, under ``torch.func`` or forward-mode derivatives, and
       under a mode such as ``FakeTensorMode`` (that of the default device aside);
     - for factors that are no plain parameters of the layer (a parametrisation, pruning, a replica
       of ``DataParallel``), that ``fully_shard`` gathers for every call, that were made in
-      inference mode (they have no version counter), or that lie in shared memory (another process
-      may write there).
-
-    A CUDA graph under capture takes a weight that is there and forms none; the layer holds it until
-    `clear_cache`, and replaying the graph uses it even after the factors have changed.
+      inference mode (they have no version counter), that have gaps in memory, or that lie in shared
+      memory (another process may write there).
 
     The weight is no part of the state dict, of a pickle or of a copy. It is dropped when the layer
     is set to training, converts its parameters or loads a state dict, and when a call records
     gradients of the factors.
     """
 
-    # Names of the parameters and buffers that the weight is made from.
+    # Names of the parameters that the weight is made from.
     _trained: ClassVar[tuple[str, ...]]
-    _fixed: ClassVar[tuple[str, ...]]
 
     # Also for layers that were unpickled, whose ``__init__`` has not run.
     _kept: _Kept | None = None
     _decisions: dict[torch.Size, bool] | None = None
-    _captured: tuple[Tensor, ...] = ()
 
     def __init__(self, seed: int | None, device: torch.device | str | int | None) -> None:
         super().__init__(seed, device)
         self._kept = None
         self._decisions = None
-        self._captured = ()
 
     def dense_weight(self) -> Tensor:
         """The weight to keep."""
@@ -91,11 +84,10 @@ class WeightCache(SeededModule):
     def clear_cache(self) -> None:
         """Drop the kept dense weight; the next inference call forms it again.
 
-        Needed after the factors or signs were written in a way that leaves their version counters
-        alone; see `WeightCache`. CUDA graphs captured with the weight must not be replayed after.
+        Needed after a few entries of the factors were written in a way that leaves the version
+        counters alone; see `WeightCache`.
         """
         self._kept = self._decisions = None
-        self._captured = ()
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``; training frees the kept dense weight."""
@@ -144,6 +136,8 @@ class WeightCache(SeededModule):
             # rules.
             if type(parameter) is not nn.Parameter or (records and parameter.requires_grad):
                 return False
+            if not (parameter.is_cpu or parameter.is_meta):
+                return False
         return not (
             peek_interpreter_stack() is not None
             or torch._C._len_torch_dispatch_stack()
@@ -185,8 +179,9 @@ class WeightCache(SeededModule):
         lowered = autocast_type(input.device.type) if torch._C._is_any_autocast_enabled() else None
         kept = self._kept
         key = self._weight_key(lowered)
-        if kept is None or kept.key != key:
+        if kept is not None and kept.key != key:
             self._kept = kept = None  # freed before the new one is formed
+        if kept is None:
             if key is None or not self._may_form():
                 return None
             kept = self._form(key, lowered)
@@ -195,8 +190,6 @@ class WeightCache(SeededModule):
             input.dtype is not weight.dtype and not _unified(input, weight)
         ):
             return None
-        if kept.stream is not None:
-            self._hold_for_stream(kept)
         return weight
 
     def _decide(self, input: Tensor) -> bool:
@@ -211,78 +204,48 @@ class WeightCache(SeededModule):
         return decision
 
     def _weight_key(self, lowered: torch.dtype | None) -> tuple[object, ...] | None:
-        """All that the weight depends on; ``None`` if its values can't be followed.
+        """What a kept weight depends on; None for tensors that cannot be followed.
 
         ``lowered`` is the type that autocast brings it to, ``None`` without autocast.
         """
-        parameters, buffers = self._parameters, self._buffers
-        key: list[object] = [lowered, *self._weight_options()]
-        try:
-            for name in self._trained:
-                tensor = parameters[name]
-                assert tensor is not None
-                key += (id(tensor), tensor.data_ptr(), tensor._version, tensor.dtype)
-                key.append(tensor.stride())
-            for name in self._fixed:
-                fixed = buffers[name]
-                if fixed is not None:
-                    key += (id(fixed), fixed.data_ptr(), fixed._version)
-        except RuntimeError:  # a tensor made in inference mode, or one without memory
+        tensors = self._sources()
+        for tensor in tensors:
+            # Those made in inference mode have no version counter.
+            if tensor is not None and (not tensor.is_cpu or tensor.is_inference()):
+                return None
+        state = fingerprint(*tensors)
+        if state is None:
             return None
-        return tuple(key)
+        return (lowered, *self._weight_options(), *map(id, tensors), *state)
 
     def _may_form(self) -> bool:
         tensors = [self._parameters[name] for name in self._trained]
-        device = self.seed.device.type
-        if device not in _DEVICES:
-            return False
-        if device == "cuda":  # `is_shared` is true of all CUDA tensors
-            return not torch.cuda.is_current_stream_capturing()
         return not any(tensor is not None and tensor.is_shared() for tensor in tensors)
 
     def _form(self, key: tuple[object, ...], lowered: torch.dtype | None) -> _Kept:
         sources = self._sources()
+        # Aliases for their memory, which a swap of ``.data`` leaves.
+        memory = tuple(None if tensor is None else tensor.detach() for tensor in sources)
         # A normal tensor, which later calls outside of inference mode may save for backward.
         with torch.inference_mode(False), torch.no_grad():
             weight = self.dense_weight()
             if lowered is not None and weight.dtype is not torch.float64:
                 weight = weight.to(lowered)
-        stream = None
-        if weight.is_cuda:
-            # Once for each change of the parameters; other streams and threads need not wait then.
-            torch.cuda.current_stream(weight.device).synchronize()
-            stream = _current_stream(weight)
-        kept = _Kept(key, weight, sources, stream)
+        kept = _Kept(key, weight, (*sources, *memory))
         if self._weight_key(lowered) == key:  # else another thread has changed them meanwhile
             self._kept = kept
         return kept
 
-    def _sources(self) -> tuple[Tensor | None, ...]:
-        """The tensors themselves and, for their memory, aliases that a swap of ``.data`` leaves."""
-        tensors = [
-            *(self._parameters[name] for name in self._trained),
-            *(self._buffers[name] for name in self._fixed),
-        ]
-        return (*tensors, *(None if tensor is None else tensor.detach() for tensor in tensors))
-
-    def _hold_for_stream(self, kept: _Kept) -> None:
-        """Keep the weight's memory until a captured graph or another stream is done with it."""
-        weight = kept.weight
-        if torch.cuda.is_current_stream_capturing():
-            if not any(held is weight for held in self._captured):
-                self._captured = (*self._captured, weight)
-        elif _current_stream(weight) != kept.stream:
-            weight.record_stream(torch.cuda.current_stream(weight.device))
+    def _sources(self) -> list[Tensor | None]:
+        """The tensors that the weight is made from."""
+        trained = [self._parameters[name] for name in self._trained]
+        return [*trained, *(getattr(self, name) for name in self._fixed)]
 
 
 def _in_function_mode() -> bool:
     """Whether a function mode sees every call, as a tracer's does; that of a device does not."""
     modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
     return any(type(mode) is not DeviceContext for mode in modes)
-
-
-def _current_stream(tensor: Tensor) -> int:
-    return int(torch._C._cuda_getCurrentRawStream(tensor.get_device()))
 
 
 def _unified(input: Tensor, weight: Tensor) -> bool:

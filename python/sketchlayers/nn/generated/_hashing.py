@@ -31,16 +31,18 @@ class HashedLayer(FormedLayer):
     Attributes:
         values: parameter ``(K,)``.
         bias: parameter ``(d1,)`` or ``None``.
-        seed: persistent buffer, decides which entries share a value, and their signs. A write in
-            place takes effect at once.
+        seed: decides which entries share a value, and their signs. The state dict has it as
+            ``seed_bits``.
+        hash_key: the seed as an int64 tensor ``()``, no buffer.
     """
 
     _needs_extension = True
     _documented, _documented_fit = _DOCUMENTED, _DOCUMENTED_FIT
     _trained = ("values",)
-    _fixed: ClassVar[tuple[str, ...]] = ("seed",)
+    _fixed: ClassVar[tuple[str, ...]] = ("hash_key",)
 
     values: nn.Parameter
+    hash_key: Tensor
 
     def _construct(
         self,
@@ -72,10 +74,14 @@ class HashedLayer(FormedLayer):
         rows, columns = self._weight_shape[0], self._patch
         if exporting():
             return _looked_up(values, self._seed, rows, columns, first=first, buckets=buckets)
-        return ops.hashed_weight(values, self.seed, rows, columns, first=first, buckets=buckets)
+        return ops.hashed_weight(values, self.hash_key, rows, columns, first=first, buckets=buckets)
+
+    def _make_seeded(self) -> dict[str, Tensor]:
+        return {"hash_key": torch.tensor(self._seed, device=self.seed_bits.device)}
 
     def dense_weight(self) -> Tensor:
         """The weight in the shape of the dense layer's, differentiable in ``values``."""
+        self._follow_seed()
         return self._shared(self.values)
 
     @torch.no_grad()

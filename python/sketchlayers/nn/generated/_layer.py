@@ -22,7 +22,7 @@ class FormedLayer(WeightCache, CompressedLayer):
     In eval mode without gradients the dense weight is kept from call to call; see `WeightCache`.
 
     Attributes:
-        seed: persistent buffer, decides what is random and fixed.
+        seed: decides what is random and fixed. The state dict has it as ``seed_bits``.
     """
 
     bias: nn.Parameter | None
@@ -84,6 +84,7 @@ class FormedLayer(WeightCache, CompressedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the dense layer with this weight makes of an input."""
+        self._follow_seed()
         weight = self._kept_weight(input)
         return self._applied(input, self.dense_weight() if weight is None else weight)
 

@@ -62,10 +62,9 @@ class DictionaryLayer(FormedLayer):
     Attributes:
         coefficients: parameter ``(d1, m)``: the features at ``m`` of the inputs.
         bias: parameter ``(d1,)`` or ``None``.
-        dictionary: buffer ``(groups, num_columns, m, n)``, what each of these inputs says about
-            all; not trained. Made from the seed by the spatial kernel, and then not persistent;
-            that of a covariance is part of the state dict.
-        seed: persistent buffer, decides which inputs.
+        dictionary: ``(groups, num_columns, m, n)``, what each of these inputs says about all; not
+            trained. Made from the seed by the spatial kernel; that of a covariance is a buffer.
+        seed: decides which inputs. The state dict has it as ``seed_bits``.
         rank: ``m``.
         num_columns: how many parts of the features have inputs of their own.
         kernel: "spatial" or "covariance".
@@ -115,9 +114,12 @@ class DictionaryLayer(FormedLayer):
         bounds = (1, self._patch)
         self.rank = self._number_or_nearest("rank", rank, rate, bias, bounds, outputs)
         empty = torch.empty((self._groups, self.num_columns, self.rank, self._patch), **factory)
-        self.register_buffer("dictionary", empty, persistent=kernel == "covariance")
         if kernel == "covariance":
+            del self.dictionary
+            self.register_buffer("dictionary", empty)
             self.set_covariance(covariance)
+        else:
+            self.dictionary = empty
         self._finish((outputs, self.rank), bias, factory)
 
     @torch.no_grad()
@@ -156,17 +158,23 @@ class DictionaryLayer(FormedLayer):
             covariance = options.get("covariance")
             self.set_covariance(norm[0] if covariance is None else covariance)
 
+    def _seeded_options(self) -> dict[str, object]:
+        names = ["rank", "num_columns", "kernel"]
+        if self.kernel == "spatial":
+            names += ["length", "ridge"]
+        return {name: getattr(self, name) for name in names}
+
     def _make_seeded(self) -> dict[str, Tensor]:
         if self.kernel == "covariance":
             return {}
-        if self.coefficients.is_meta:
-            return {"dictionary": self.dictionary}
+        if self.seed_bits.is_meta:
+            return {"dictionary": self.dictionary.to("meta", self.coefficients.dtype)}
         height, width = self._kernel or (1, 1)
         place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
         place = place.reshape(height * width, 2)
         taps = torch.exp(-torch.cdist(place, place).square() / (2 * self.length**2))
         made = self._regression_by_channel(taps, self.coefficients.dtype)
-        return {"dictionary": made.to(self.coefficients.device)}
+        return {"dictionary": made.to(self.seed_bits.device)}
 
     def _regression_by_channel(self, kernel: Tensor, dtype: torch.dtype) -> Tensor:
         """As `_regression`, for a kernel ``(taps, taps)`` within each channel and none between."""
@@ -211,6 +219,7 @@ class DictionaryLayer(FormedLayer):
 
     def dense_weight(self) -> Tensor:
         """The weight in the shape of the dense layer's, differentiable in ``coefficients``."""
+        self._follow_seed()
         with full_precision(self.coefficients):
             by_column = self.coefficients.unflatten(0, (self._groups, self.num_columns, -1))
             return (by_column @ self.dictionary).reshape(self._weight_shape)
@@ -263,6 +272,7 @@ class DictionaryLinear(LinearLayer, DictionaryLayer):
 
         Forming the weight would take ``m d1 d2`` multiply-adds, more than most batches.
         """
+        self._follow_seed()
         weight = self._kept_weight(input)
         if weight is None and not self._is_factored:
             weight = self.dense_weight()

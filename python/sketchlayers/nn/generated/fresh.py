@@ -53,7 +53,7 @@ class FreshConv2d(Conv2dLayer, HashedLayer):
         torch.Size([8, 192, 16, 16])
     """
 
-    _fixed: ClassVar[tuple[str, ...]] = ("seed", "basis")
+    _fixed: ClassVar[tuple[str, ...]] = ("hash_key", "basis")
 
     basis: Tensor
 
@@ -87,13 +87,13 @@ class FreshConv2d(Conv2dLayer, HashedLayer):
             geometry.kernel_size, filters, count, alpha=alpha, beta=beta
         )
         self._tables = _tables(geometry.kernel_size, self.frequency_buckets)
-        self.register_buffer("basis", None, persistent=False)
         self._finish((count,), bias, factory)
 
     def _make_seeded(self) -> dict[str, Tensor]:
         height, width = (cosines(length) for length in self.kernel_size)
         dtype = torch.promote_types(self.values.dtype, torch.float32)
-        return {"basis": torch.kron(height, width).to(self.values.device, dtype)}
+        basis = torch.kron(height, width).to(self.seed_bits.device, dtype)
+        return super()._make_seeded() | {"basis": basis}
 
     def _shared(self, values: Tensor) -> Tensor:
         shape, (first, buckets) = self._weight_shape, self._tables
@@ -104,7 +104,7 @@ class FreshConv2d(Conv2dLayer, HashedLayer):
             hashed = self._hashed(values.to(basis.dtype), first=first, buckets=buckets)
             return (hashed.reshape(-1, len(first)) @ basis).reshape(shape).to(values.dtype)
         return ops.fresh_weight(
-            values, self.seed, basis, shape[0], self._patch, first=first, buckets=buckets
+            values, self.hash_key, basis, shape[0], self._patch, first=first, buckets=buckets
         ).view(shape)
 
     def _forming_multiply_adds(self) -> int:

@@ -84,15 +84,15 @@ class SketchLayer(WeightCache, CompressedLayer):
     With more than one block every block of the inputs has its own ``A``, and every block of the
     outputs its own ``B``.
 
-    For writes into ``seed`` in place see `SeededModule`. In eval mode without gradients the dense
-    weight is kept where that is the faster way; see `WeightCache`.
+    In eval mode without gradients the dense weight is kept where that is the faster way; see
+    `WeightCache`. For averages of the state dict and writes into it see `SeededModule`.
 
     Attributes:
         s1: parameter, ``(groups * l * k, d2 / groups, h, w)`` or ``(l * k, d2)``.
         s2: parameter, ``(d1, l * k, h, w)`` or ``(d1, l * k)``.
         bias: parameter ``(d1,)`` or ``None``.
-        seed: persistent buffer, decides all signs.
-        u1: packed signs of ``A``, ``(groups, blocks * l * k, words)``, int32, not persistent.
+        seed: decides all signs; setting it makes them anew. The state dict has it as ``seed_bits``.
+        u1: packed signs of ``A``, ``(groups, blocks * l * k, words)``, int32, no buffer.
         u2: packed signs of ``B``, ``(groups, blocks * l * k * h * w, words)`` or
             ``(groups, blocks * l * k, words)``.
         frame_signs: packed signs of the frame, or ``None``.
@@ -161,8 +161,6 @@ class SketchLayer(WeightCache, CompressedLayer):
         s2 = torch.empty(groups * outputs, stacked, *self._kernel, **factory)
         self.s1, self.s2 = nn.Parameter(s1), nn.Parameter(s2)
         self._add_bias(bias, factory)
-        for name in ("u1", "u2", "frame_signs"):
-            self.register_buffer(name, None, persistent=False)
         self.reset_parameters()
 
     def _checked_rank(
@@ -241,6 +239,7 @@ class SketchLayer(WeightCache, CompressedLayer):
             RuntimeError: the factors are sharded.
         """
         check_whole(type(self).__name__, self.s1)
+        self._follow_seed()
         if exporting():
             return _onnx.weight(self)
         return ops.sk_weight(
@@ -311,7 +310,7 @@ class SketchLayer(WeightCache, CompressedLayer):
         self, make: Callable[..., Tensor], first_matrix: int, step: int, rows: int, columns: int
     ) -> Tensor:
         """Packed signs ``(groups, rows, words)``; group g's are of ``first_matrix + step * g``."""
-        device = self.s1.device
+        device = self.seed_bits.device
         first = make(self._seed, first_matrix, rows, columns, device=device)
         if first.is_meta:  # where stacking would import the whole of `torch._dynamo`
             return first.new_empty(self._groups, *first.shape)
@@ -323,6 +322,7 @@ class SketchLayer(WeightCache, CompressedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the dense layer with the weight ``W_hat`` makes of an input."""
+        self._follow_seed()
         weight = self._kept_weight(input)
         if weight is None and exporting():
             if self._exports_factors():
@@ -467,6 +467,10 @@ class SketchLayer(WeightCache, CompressedLayer):
         layer = super().from_config(arguments, device=device)
         layer.path = config.get("path", "auto")
         return layer
+
+    def _seeded_options(self) -> dict[str, object]:
+        names = ("blocks", "frame", "mixing", "num_sketches", "rank", "scale", "signs")
+        return {name: getattr(self, name) for name in names}
 
     def options(self) -> dict[str, Any]:
         """As `Configured.options`."""
