@@ -209,14 +209,10 @@ class WeightCache(SeededModule):
         ``lowered`` is the type that autocast brings it to, ``None`` without autocast.
         """
         tensors = self._sources()
-        for tensor in tensors:
-            # Those made in inference mode have no version counter.
-            if tensor is not None and (not tensor.is_cpu or tensor.is_inference()):
-                return None
         state = fingerprint(*tensors)
         if state is None:
             return None
-        return (lowered, *self._weight_options(), *map(id, tensors), *state)
+        return (lowered, self._made, *self._weight_options(), *map(id, tensors), *state)
 
     def _may_form(self) -> bool:
         tensors = [self._parameters[name] for name in self._trained]
@@ -237,9 +233,10 @@ class WeightCache(SeededModule):
         return kept
 
     def _sources(self) -> list[Tensor | None]:
-        """The tensors that the weight is made from."""
-        trained = [self._parameters[name] for name in self._trained]
-        return [*trained, *(getattr(self, name) for name in self._fixed)]
+        """The tensors that the weight is made from, but for those that follow from the seed."""
+        parameters, buffers = self._parameters, self._buffers
+        trained = [parameters[name] for name in self._trained]
+        return [*trained, *(buffers[name] for name in self._fixed if name in buffers)]
 
 
 def _in_function_mode() -> bool:

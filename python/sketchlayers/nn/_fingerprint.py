@@ -20,8 +20,8 @@ def fingerprint(*tensors: Tensor | None) -> tuple[object, ...] | None:
     device, such a write is not noticed.
 
     Returns:
-        None where nothing can be told: for a tensor with gaps or without memory, and without the
-        compiled extension.
+        None where nothing can be told: for a tensor with gaps, without memory or made in inference
+        mode (it has no version counter), and without the compiled extension.
     """
     sample = _sampler()
     if sample is None:
@@ -32,13 +32,12 @@ def fingerprint(*tensors: Tensor | None) -> tuple[object, ...] | None:
             if tensor is None:
                 continue
             address = tensor.data_ptr()
-            version = None if tensor.is_inference() else tensor._version
-            parts += (address, version, tensor.dtype, tensor.stride())
+            parts += (address, tensor._version, tensor.dtype, tensor.stride())
             if tensor.is_cpu:
                 if not (tensor.is_contiguous() or _is_channels_last(tensor)):
                     return None
                 parts.append(sample(address, tensor.nbytes))
-    except RuntimeError:  # without memory
+    except RuntimeError:  # without memory, or without a version counter
         return None
     return tuple(parts)
 

@@ -45,6 +45,7 @@ class SeededModule(Configured):
     # The buffer and its state when ``_seed`` was what it held; also for unpickled modules.
     _followed: tuple[int, object] | None = None
     _written_for: str | None = None  # `_belongs_to` when the seed was written
+    _made = 0  # how often what follows from the seed was made
 
     def __init__(self, seed: int | None, device: torch.device | str | int | None) -> None:
         if self._needs_extension:
@@ -182,6 +183,7 @@ class SeededModule(Configured):
     @torch.no_grad()
     def _restore_seeded(self, *, in_place: bool = True) -> None:
         """Make the seed's buffer and all that follows from it again, from the seed."""
+        self._made += 1
         for name, value in self._make_seeded().items():
             old = getattr(self, name)
             # Writing in place keeps captured CUDA graphs and shared memory true.
