@@ -2,8 +2,8 @@
 
 Trained networks: :func:`compress` makes one smaller with some images, without labels, by Tucker-2,
 CP or SVD in the norm of the layers' outputs; :func:`inspect`, :func:`calibrate`, :func:`fold`,
-:func:`optimize_for_inference`, :func:`clear_cache`. Files: :func:`save`, :func:`load`. Several
-processes: :func:`broadcast_model`.
+:func:`fuse_batch_norm`, :func:`optimize_for_inference`, :func:`clear_cache`. Files: :func:`save`,
+:func:`load`. Several processes: :func:`broadcast_model`.
 
 Layers to train: :class:`SKConv2d`, :class:`SKLinear` (tensor sketching); of other papers
 :class:`TuckerConv2d`, :class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         SKLinear,
         TuckerConv2d,
     )
+    from sketchlayers.nn.batch_norm import fuse_batch_norm
     from sketchlayers.optim import param_groups
 
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
@@ -54,6 +55,7 @@ _OUTSIDE_OF_NN = {
     "clear_cache": "sketchlayers.inference",
     "compress": "sketchlayers.compression",
     "fold": "sketchlayers.compression",
+    "fuse_batch_norm": "sketchlayers.nn.batch_norm",
     "inspect": "sketchlayers.compression",
     "load": "sketchlayers.checkpoint",
     "optimize_for_inference": "sketchlayers.inference",
@@ -80,6 +82,7 @@ __all__ = [
     "clear_cache",
     "compress",
     "fold",
+    "fuse_batch_norm",
     "inspect",
     "load",
     "optimize_for_inference",

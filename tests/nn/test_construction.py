@@ -156,15 +156,11 @@ def test_scale_is_a_number():
     assert SKLinear(8, 8, rank=1, scale=3).scale == 3.0
 
 
-def test_weight_is_differentiable_and_read_only():
+def test_weight_is_differentiable():
     layer = SKConv2d(4, 6, 3, rank=2)
     layer.weight.square().sum().backward()
     assert layer.s1.grad.norm() > 0
     assert layer.s2.grad.norm() > 0
-    with pytest.raises(AttributeError):
-        layer.weight = torch.zeros(6, 4, 3, 3)
-    with pytest.raises(KeyError):
-        layer.weight = nn.Parameter(torch.zeros(6, 4, 3, 3))
 
 
 def test_repr():
@@ -213,7 +209,8 @@ def test_plan_counts_the_dense_layers_multiply_adds():
     plan = layer.plan((5, 8, 17, 20))
     assert plan.dense_multiply_adds == output.numel() * 4 * 9
     assert plan.reason
-    assert layer.multiply_adds((5, 8, 17, 20)) == plan.multiply_adds
+    fewest = min(plan.factored_multiply_adds, plan.folded_multiply_adds)
+    assert layer.multiply_adds((5, 8, 17, 20)) == fewest
     assert layer.plan((8, 17, 20)).dense_multiply_adds == plan.dense_multiply_adds / 5
     with torch.no_grad():
         inference = layer.plan((5, 8, 17, 20))

@@ -1,1 +1,1 @@
-"""Processes, progress, threads, timing, files."""
+"""Processes, progress, threads, settings, timing, files."""

@@ -32,6 +32,8 @@ def fingerprint(*tensors: Tensor | None) -> tuple[object, ...] | None:
             if tensor is None:
                 continue
             address = tensor.data_ptr()
+            if not address:
+                return None
             parts += (address, tensor._version, tensor.dtype, tensor.stride())
             if tensor.is_cpu:
                 if not (tensor.is_contiguous() or _is_channels_last(tensor)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,18 @@ from ._geometry import (
     memory_format,
     pad,
 )
+from ._weight import computed_weight
 
 Device = torch.device | str | int | None
 Factory = dict[str, Any]  # device and dtype, by name
 Norm = tuple[Tensor | None, Tensor | None]  # second moment of inputs, sensitivity of outputs
+
+
+_UNSET = (
+    "{owner}: weight is computed from the parameters and cannot be set; for batch norm there is "
+    "sketchlayers.fuse_batch_norm(layer, norm), for anything else set the layer's parameters "
+    "(named_parameters()), or take the plain layer, sketchlayers.fold(layer)"
+)
 
 
 class CompressedLayer(Configured):
@@ -153,8 +161,24 @@ class CompressedLayer(Configured):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, as `dense_weight` gives it. Read-only; train the parameters."""
-        return self.dense_weight()
+        """The dense weight, as `dense_weight` gives it. A write into it raises a RuntimeError."""
+        owner, first = type(self).__name__, self._weight_parameters()[0]
+        check_whole(owner, first)
+        return computed_weight(owner, self.dense_weight(), memory_format(first))
+
+    @weight.setter
+    def weight(self, weight: object) -> NoReturn:
+        raise AttributeError(_UNSET.format(owner=type(self).__name__))
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of ``nn.Module``.
+
+        Raises:
+            AttributeError: for the weight, which is computed.
+        """
+        if name == "weight" or name.startswith("weight_"):  # as pruning and the like store it
+            raise AttributeError(_UNSET.format(owner=type(self).__name__))
+        super().register_parameter(name, param)
 
     @property
     def rate(self) -> float:
@@ -246,6 +270,26 @@ class CompressedLayer(Configured):
                 dense.bias.copy_(self.bias)
                 dense.bias.requires_grad_(self.bias.requires_grad)
         return dense.train(self.training)
+
+    def _scaled(self, scale: Tensor, shift: Tensor) -> nn.Module:
+        """A layer whose outputs are ``scale`` times this one's plus ``shift``, both ``(d1,)``.
+
+        By the plain layer, where a family has no parameters for each output alone.
+        """
+        return scale_outputs(self._folded(), "weight", scale, shift)
+
+
+def scale_outputs(layer: nn.Module, name: str, scale: Tensor, shift: Tensor) -> nn.Module:
+    """Scale the outputs of a layer, whose parameter of this name has a row for each, and shift."""
+    parameter = layer.get_parameter(name)
+    with torch.no_grad():
+        rows = scale.reshape(-1, *[1] * (parameter.dim() - 1))
+        parameter.copy_(parameter.to(scale.dtype) * rows)
+        if isinstance(layer.bias, Tensor):
+            layer.bias.copy_(layer.bias.to(scale.dtype) * scale + shift)
+        else:
+            layer.bias = nn.Parameter(shift.to(parameter), parameter.requires_grad)
+    return layer
 
 
 class Conv2dLayer(CompressedLayer):

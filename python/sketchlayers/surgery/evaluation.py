@@ -6,12 +6,13 @@ import contextlib
 import functools
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from sketchlayers._runtime.settings import SharedSetting
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -111,34 +112,15 @@ def outside_of_modes(function: Callable[Arguments, Result]) -> Callable[Argument
     return call
 
 
-class _Eagerly:
-    """While anybody is in it, what was compiled runs eagerly.
-
-    PyTorch's setting is one for all threads. The first to enter sets it and the last to leave puts
-    it back, whatever their order: each undoing its own would leave that of another.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._stance: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            # Before torch._dynamo is loaded nothing has been compiled, and loading it is slow.
-            if not self._inside and "torch._dynamo" in sys.modules:
-                self._stance = torch.compiler.set_stance("force_eager")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                stance, self._stance = self._stance, contextlib.nullcontext()
-                stance.__exit__(None, None, None)
+def _force_eager() -> contextlib.AbstractContextManager[object]:
+    # Before torch._dynamo is loaded nothing has been compiled, and loading it is slow.
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
-_eagerly = _Eagerly()
+_eagerly = SharedSetting(_force_eager)
+"""What was compiled runs eagerly."""
 
 
 def _version(tensor: Tensor) -> int | None:

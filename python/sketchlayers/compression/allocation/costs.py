@@ -16,6 +16,7 @@ from sketchlayers._runtime.processes import Processes
 from sketchlayers._runtime.timing import paired_times
 from sketchlayers.compression.survey.layers import Layer, Survey
 from sketchlayers.methods import Method, Rank
+from sketchlayers.surgery.evaluation import same_random_numbers
 from sketchlayers.surgery.replace import evaluation_copy
 
 Unit = Literal["parameters", "multiply-adds", "seconds"]
@@ -134,27 +135,29 @@ class _Times:
         return points[-1][1]
 
     def _time(self, method: Method) -> list[tuple[float, float]]:
-        ranks = method.ranks(self._layer.module)
+        layer, ranks = self._layer, method.ranks(self._layer.module)
         steps = min(_TIMED_RANKS, len(ranks))
         chosen = {ranks[round(i * (len(ranks) - 1) / max(1, steps - 1))] for i in range(steps)}
+        with same_random_numbers():
+            built = {
+                rank: method.build(layer.module, rank, init="random", seed=0) for rank in chosen
+            }
         return [
-            (
-                _multiply_adds(self._layer, method, rank),
-                self._measure(method.build(self._layer.module, rank, init="random", seed=0)),
-            )
-            for rank in chosen
+            (_multiply_adds(layer, method, rank), self._measure(module))
+            for rank, module in built.items()
         ]
 
     def _measure(self, module: nn.Module) -> float:
         weight = self._layer.module.get_parameter("weight")
+        generator = torch.Generator(weight.device).manual_seed(0)
         inputs = [
-            torch.randn(call.input_shape, device=weight.device).to(weight.dtype)
+            torch.randn(call.input_shape, generator=generator, device=weight.device)
             for call in self._layer.calls or ()
         ]
         mode = module.training
         try:
             module.eval()
-            seconds = sum(_seconds(partial(module, x))[0] for x in inputs)
+            seconds = sum(_seconds(partial(module, x.to(weight.dtype)))[0] for x in inputs)
         finally:
             module.train(mode)
         return self._processes.mean(seconds)
@@ -171,5 +174,6 @@ def _multiply_adds(layer: Layer, method: Method, rank: Rank) -> int:
 def _seconds(*calls: Callable[[], object]) -> list[float]:
     """The median of some calls of each; taking turns, all meet the same load of the machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    times = paired_times(calls, 0.0, device, least=_ROUNDS)
+    with same_random_numbers():  # the models may draw some
+        times = paired_times(calls, 0.0, device, least=_ROUNDS)
     return [statistics.median(own) for own in times]

@@ -20,7 +20,7 @@ from sketchlayers.compression.stages.fit import Fits
 from sketchlayers.compression.stages.measure import Measured
 from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Survey
-from sketchlayers.surgery.evaluation import evaluating
+from sketchlayers.surgery.evaluation import evaluating, random_numbers
 from sketchlayers.surgery.replace import evaluation_copy, replace_layers
 from sketchlayers.surgery.sample import OutputsDifferError
 
@@ -112,17 +112,19 @@ def _refine(
     small: nn.Module,
     swaps: Mapping[nn.Module, nn.Module],
 ) -> Refined:
+    seed = task.settings.seed
     try:
-        return refine(
-            evaluation_copy(task.model),
-            small,
-            list(swaps.values()),
-            images.sample,
-            settings,
-            task.processes,
-            seed=task.settings.seed,
-            progress=task.progress,
-        )
+        with random_numbers((seed + task.processes.rank) % 2**32, small):  # models may draw some
+            return refine(
+                evaluation_copy(task.model),
+                small,
+                list(swaps.values()),
+                images.sample,
+                settings,
+                task.processes,
+                seed=seed,
+                progress=task.progress,
+            )
     except Exception as error:
         if settings.batch_size is not None:
             error.add_note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from sketchlayers.nn._checks import check_one_given, checked_rate, whole_number
 from sketchlayers.nn._geometry import Geometry, batch_and_size, output_size
 from sketchlayers.nn._groups import Group, groups_of, overall_error
-from sketchlayers.nn._layer import CompressedLayer, Factory, Norm, draw_normal
+from sketchlayers.nn._layer import CompressedLayer, Factory, Norm, draw_normal, scale_outputs
 
 R = TypeVar("R")
 
@@ -82,6 +83,11 @@ class FactoredLayer(CompressedLayer):
         for parameter, weights in zip(self._weight_parameters(), by_part, strict=True):
             parameter.detach().copy_(torch.cat(weights).reshape(parameter.shape))
         return overall_error(groups, [fit.relative_error for fit in fits])
+
+    def _scaled(self, scale: Tensor, shift: Tensor) -> nn.Module:
+        result = copy.deepcopy(self)
+        scale_outputs(result.parts()[-1], "weight", scale, shift)
+        return result
 
     def multiply_adds(self, input_shape: Sequence[int]) -> int:
         """Multiply-adds of a forward call on an input of this shape, without the bias.

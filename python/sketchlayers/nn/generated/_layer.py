@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sketchlayers._runtime.parallel import check_whole
 from sketchlayers.nn._cache import WeightCache
 from sketchlayers.nn._geometry import Geometry, batch_and_size, output_size
 from sketchlayers.nn._groups import Group, groups_of
@@ -40,12 +39,6 @@ class FormedLayer(WeightCache, CompressedLayer):
     def _parameter(self) -> nn.Parameter:
         """The one that the weight is made from."""
         return self.get_parameter(self._trained[0])
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, as `dense_weight` gives it. Read-only; train the parameters."""
-        check_whole(type(self).__name__, self._parameter)
-        return self.dense_weight()
 
     def _initial_deviation(self) -> float:
         """Of the parameter's entries, so that the weight has the Kaiming variance ``2 / n``."""

@@ -7,6 +7,7 @@ and kernel ridge regression predicts the others.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -21,7 +22,14 @@ from sketchlayers.decompose._norm import as_moment
 from sketchlayers.nn._autocast import full_precision
 from sketchlayers.nn._checks import number_above, one_of, whole_number
 from sketchlayers.nn._groups import Group, overall_error
-from sketchlayers.nn._layer import Conv2dLayer, Factory, LinearLayer, Norm, stands_for_dense
+from sketchlayers.nn._layer import (
+    Conv2dLayer,
+    Factory,
+    LinearLayer,
+    Norm,
+    scale_outputs,
+    stands_for_dense,
+)
 from sketchlayers.nn.generated._layer import FormedLayer
 from sketchlayers.nn.generated._philox import random_words
 
@@ -223,6 +231,9 @@ class DictionaryLayer(FormedLayer):
         with full_precision(self.coefficients):
             by_column = self.coefficients.unflatten(0, (self._groups, self.num_columns, -1))
             return (by_column @ self.dictionary).reshape(self._weight_shape)
+
+    def _scaled(self, scale: Tensor, shift: Tensor) -> nn.Module:
+        return scale_outputs(copy.deepcopy(self), "coefficients", scale, shift)
 
     def _forming_multiply_adds(self) -> int:
         return self.rank * math.prod(self._weight_shape)

@@ -359,8 +359,15 @@ class SketchLayer(WeightCache, CompressedLayer):
         return Plan(path, reason, chosen, factored, folded, planned.dense_multiply_adds)
 
     def multiply_adds(self, input_shape: Sequence[int]) -> int:
-        """Multiply-adds of a forward call on the path that `plan` names, the bias left out."""
-        return round(self.plan(input_shape).multiply_adds)
+        """Multiply-adds of a forward call on the path that needs fewer, or is set; without bias.
+
+        The path that `plan` names is the faster one on this machine, and may need more.
+        """
+        plan = self.plan(input_shape)
+        counts = {"factored": plan.factored_multiply_adds, "folded": plan.folded_multiply_adds}
+        if self._needs_folded:
+            del counts["factored"]
+        return round(counts.get(self._path, min(counts.values())))
 
     def _planned(self, input_shape: Sequence[int], channels_last: bool, weight_ready: bool) -> Any:
         """The planner's answer, for a dense weight that is there or has to be formed."""
