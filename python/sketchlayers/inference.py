@@ -20,7 +20,12 @@ from sketchlayers.nn._geometry import memory_format
 from sketchlayers.nn.sketch._layer import SketchLayer
 from sketchlayers.reports.export import Exported, Printed
 from sketchlayers.reports.table import Footnotes, Table, layer_name, quantity
-from sketchlayers.surgery.calls import ExampleInputs, call_with, watched_copy
+from sketchlayers.surgery.calls import (
+    ExampleCall,
+    ExampleInputs,
+    cannot_run_on_examples,
+    watched_copy,
+)
 from sketchlayers.surgery.evaluation import same_random_numbers
 from sketchlayers.surgery.replace import replace_layers
 
@@ -252,14 +257,12 @@ def _record_calls(
             "optimize_for_inference: the model must allow copy.deepcopy "
             f"(got {error.__cause__ or error})"
         ) from error
+    call = ExampleCall(example_inputs)
     try:
         with torch.no_grad(), same_random_numbers():
-            call_with(example_inputs)(probe)
+            call(probe)
     except Exception as error:
-        raise ValueError(
-            "optimize_for_inference: the model must run on example_inputs "
-            f"(got {type(error).__name__}: {error})"
-        ) from error
+        raise cannot_run_on_examples("optimize_for_inference", call, error) from error
     return calls
 
 

@@ -49,11 +49,18 @@ import torch
 from torch import Tensor
 
 from sketchlayers import _extension
+from sketchlayers._extension import flops
 
 Mixing = Literal["spatial", "channel"]
 Path = Literal["auto", "factored", "folded"]
 
 _operators = _extension.operators()
+
+
+def _tell_counters() -> None:
+    """A ``FlopCounterMode`` that is active learns what the operators cost."""
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+        flops.register()
 
 
 def sign_matrix(
@@ -160,6 +167,7 @@ def sk_weight(
         Tensor ``(d1, d2/g, h, w)`` or ``(d1, d2)`` in the type of ``s1``, formed in float32 or
         float64 and rounded once; channels_last if ``s1`` is.
     """
+    _tell_counters()
     return _operators.sk_weight(
         s1,
         s2,
@@ -288,6 +296,7 @@ def sk_linear(
     Returns:
         Tensor of shape ``(..., d1)``.
     """
+    _tell_counters()
     return _operators.sk_linear(
         input,
         s1,
@@ -334,6 +343,7 @@ def sk_conv2d(
         Tensor of shape ``(batch, d1, height, width)``; channels_last if ``input`` or ``s1`` is,
         whichever the path.
     """
+    _tell_counters()
     return _operators.sk_conv2d(
         input,
         s1,

@@ -9,6 +9,7 @@ import pytest
 import sketchlayers
 from sketchlayers.cli import doctor
 from sketchlayers.cli import main as cli
+from sketchlayers.cli.messages import WrongInput
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +86,7 @@ def test_doctor_imports_no_other_command(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "sketchlayers.cli.compress" not in sys.modules
 
 
-@pytest.mark.parametrize("error", [ValueError("rate must be in (0, 1]"), FileNotFoundError("gone")])
+@pytest.mark.parametrize("error", [WrongInput("rate must be in (0, 1]"), FileNotFoundError("gone")])
 def test_errors_are_told_in_one_line(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,3 +96,26 @@ def test_errors_are_told_in_one_line(
     monkeypatch.setattr(doctor, "run", fail)
     assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().err == f"sketchlayers doctor: {error}\n"
+
+
+def test_what_is_not_the_users_error_shows_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        raise ValueError("not enough values to unpack (expected 2, got 1)")
+
+    monkeypatch.setattr(doctor, "run", fail)
+    with pytest.raises(ValueError, match="not enough values"):
+        cli.main(["doctor"])
+    assert "please report it" in capsys.readouterr().err
+
+
+def test_messages_of_the_package_are_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        return len(str(sketchlayers.SKLinear(4, 4, rank=5)))
+
+    monkeypatch.setattr(doctor, "run", fail)
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith("sketchlayers doctor: SKLinear: num_sketches * rank")

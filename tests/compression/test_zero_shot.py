@@ -190,7 +190,7 @@ def test_loaders_of_all_kinds() -> None:
     [
         ({"calibration": []}, ValueError, "must yield batches"),
         ({"calibration": 3}, TypeError, "a Calibration or an iterable"),
-        ({"calibration": ["text"]}, ValueError, "batch must be a tensor"),
+        ({"calibration": ["text"]}, TypeError, "batch must be a tensor"),
         ({"rate": 0.01}, ValueError, "rate must be at least 0."),
         ({"allocation": "best"}, ValueError, "allocation must be None, 'uniform' or 'error'"),
         ({"sensitivity": "all"}, ValueError, "sensitivity must be"),

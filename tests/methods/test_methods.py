@@ -213,4 +213,4 @@ def test_a_new_method_works_everywhere(own_method: type[methods.Method]) -> None
     torch.testing.assert_close(folded(x), small(x))
     # What one method has made is not the business of another.
     rows = sketchlayers.inspect(small).layers
-    assert rows[1].reason == "already compressed (Rows)"
+    assert rows[1].reason == "already compressed (Rows); fold(model) makes it plain"

@@ -9,6 +9,7 @@ sentence what is missing and what to type. PyTorch, too, is imported when a func
 ``installation``    the files of the extension, pip's records, and what is wrong
 ``toolkit``         the CUDA toolkit that it would be compiled with
 ``plan_costs``      the planner's constants of this machine
+``flops``           formulas for PyTorch's counter of operations
 ==================  ===========================================================
 """
 
@@ -33,11 +34,12 @@ def load() -> ModuleType:
     """
     import torch
 
-    from sketchlayers._extension import plan_costs
+    from sketchlayers._extension import flops, plan_costs
 
     torch.ops.load_library(installation.LIBRARY)
     compiled = importlib.import_module("sketchlayers._C")
     plan_costs.load(compiled)
+    flops.register()
     return compiled
 
 

@@ -257,7 +257,7 @@ def constants(samples: Sequence[Sample], device: str, dtype: str) -> str:
         own = [s for s in samples if s.kind == kind and s.channels_last == channels_last]
         if len(own) < 5:
             raise ValueError(
-                f"tuning: needs at least 5 layers of a kind and memory format (got {len(own)} "
+                f"--tune: needs at least 5 layers of a kind and memory format (got {len(own)} "
                 f"{kind}{', channels_last' if channels_last else ''})"
             )
         times = [getattr(sample, f"{work}_{mode}") for sample in own]

@@ -20,6 +20,7 @@ from sketchlayers.bench.cases import ALL, TABLE, Case, select
 from sketchlayers.bench.figures import Goal
 from sketchlayers.bench.table import Format, Row, Settings
 from sketchlayers.cli.kinds import positive, share
+from sketchlayers.cli.messages import WrongInput
 from sketchlayers.cli.options import chosen_device
 from sketchlayers.reports.plot import check_picture
 
@@ -91,21 +92,21 @@ def check_measurement_arguments(args: argparse.Namespace) -> torch.device:
 
     Raises:
         ImportError: matplotlib is needed and not installed.
-        ValueError: an argument is out of range, the device is not there, or a file could not be
+        WrongInput: an argument is out of range, the device is not there, or a file could not be
             written.
     """
     if not (math.isfinite(args.seconds) and args.seconds > 0):
-        raise ValueError(f"--seconds: must be positive (got {args.seconds})")
+        raise WrongInput(f"--seconds: must be positive (got {args.seconds})")
     if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads: must be at least 1 (got {args.threads})")
+        raise WrongInput(f"--threads: must be at least 1 (got {args.threads})")
     for option, path in (("--csv", args.csv), ("--png", args.png)):
         if path is not None and not path.resolve().parent.is_dir():
-            raise ValueError(f"{option}: its folder must exist (got {path})")
+            raise WrongInput(f"{option}: its folder must exist (got {path})")
     if args.png is not None:
         check_picture(args.png)
     device = chosen_device(args.device)
     if device.type not in _DEVICES:
-        raise ValueError(f"--device: must be one of {', '.join(_DEVICES)} (got {args.device})")
+        raise WrongInput(f"--device: must be one of {', '.join(_DEVICES)} (got {args.device})")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if device.type == "cuda":
@@ -167,13 +168,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuses arguments that do not go together.
 
     Raises:
-        ValueError: with the option's name.
+        WrongInput: with the option's name.
     """
     if args.graphs and not args.device.startswith("cuda"):
-        raise ValueError(f"--graphs: needs a GPU (got --device {args.device})")
+        raise WrongInput(f"--graphs: needs a GPU (got --device {args.device})")
     given = [f"--{name}" for name in _FIXED_BY_FIGURES if getattr(args, name) is not None]
     if args.figures and given:
-        raise ValueError(f"--figures: fixes {', '.join(given)}, which cannot be given with it")
+        raise WrongInput(f"--figures: fixes {', '.join(given)}, which cannot be given with it")
 
 
 def _chosen_goals(args: argparse.Namespace, device: torch.device) -> list[Goal]:

@@ -54,7 +54,7 @@ def finetune(
 
     Raises:
         WrongInput: an image cannot be read.
-        ValueError: the loss is not finite.
+        WrongInput: the loss is not finite.
     """
     device = device_of(model) or torch.device("cpu")
     batch_size = min(batch_size, len(images))
@@ -81,7 +81,7 @@ def finetune(
                     loss = F.cross_entropy(scores, labels.to(device))
                     losses += loss.item()
                     if not math.isfinite(losses):
-                        raise ValueError(
+                        raise WrongInput(
                             "fine-tuning: the loss must be finite; a lower learning rate may help "
                             f"(got {loss.item()} in epoch {epoch} at {learning_rate})"
                         )
@@ -114,13 +114,13 @@ def scores_of(output: object) -> Tensor:
     """Returns the scores of the classes in what a model returns, (images, classes).
 
     Raises:
-        ValueError: there are none.
+        WrongInput: there are none.
     """
     first = output[0] if isinstance(output, tuple | list) and output else output
     if isinstance(first, Tensor) and first.ndim == 2:
         return first
     got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-    raise ValueError(f"labels need a model that returns scores, (images, classes) (got {got})")
+    raise WrongInput(f"labels need a model that returns scores, (images, classes) (got {got})")
 
 
 def _batches(

@@ -1,9 +1,9 @@
 """The commands: ``sketchlayers compress | inspect | calibrate | doctor | bench``.
 
-This module finds the command, parses its arguments, calls it and prints its errors in one line. A
-command's module has two functions, ``add_arguments(parser)`` and ``run(args)``, and is imported
-only when that command is asked for, so that ``doctor`` works where PyTorch or the compiled
-extension does not.
+This module finds the command, parses its arguments, calls it and prints its errors in one line, or
+with a traceback where they are not the user's. A command's module has two functions,
+``add_arguments(parser)`` and ``run(args)``, and is imported only when that command is asked for, so
+that ``doctor`` works where PyTorch or the compiled extension does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from sketchlayers._version import __version__
-from sketchlayers.cli.messages import tell, warnings_at_the_end
+from sketchlayers.cli.messages import is_told, tell, warnings_at_the_end
 
 COMMANDS = {
     "compress": "compress a trained model with some images, and save it",
@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 when all is well, 1 when the doctor finds something wrong, 2 for wrong
         arguments and files.
+
+    Raises:
+        Exception: what is not the user's error, so that its traceback is seen.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((argument for argument in arguments if argument in COMMANDS), None)
@@ -63,12 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser(chosen).parse_args(arguments)
         with warnings_at_the_end():
             return int(_module(args.command).run(args))
-    except (ImportError, OSError, ValueError) as error:
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not is_told(error):
+            tell(
+                f"sketchlayers {chosen}: something unexpected went wrong; please report it with "
+                "what follows and the output of `sketchlayers doctor`"
+            )
+            raise
         message = " ".join(str(error).split()).removeprefix(f"{chosen}: ")
         tell(f"sketchlayers {chosen}: {message.removeprefix('compress: ')}")
         return WRONG_INPUT
-    except KeyboardInterrupt:
-        return 130
 
 
 def _module(command: str) -> ModuleType:

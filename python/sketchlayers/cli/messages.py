@@ -12,6 +12,26 @@ class WrongInput(ValueError):
     """Something that the user gave is wrong; the message is one line."""
 
 
+def is_told(error: Exception) -> bool:
+    """Whether the error says by itself what is wrong with what the user gave, or with the machine.
+
+    Messages of the package begin with the function that was called, or with the option.
+    """
+    if isinstance(error, ImportError | OSError | MemoryError | WrongInput):
+        return True
+    owner, separator, _ = str(error).partition(": ")
+    if owner.startswith("--"):
+        return True
+    return bool(separator) and _is_public(owner.partition(".")[0])
+
+
+def _is_public(name: str) -> bool:
+    import sketchlayers
+    from sketchlayers import compression, nn
+
+    return any(name in module.__all__ for module in (sketchlayers, nn, compression))
+
+
 def tell(line: str) -> None:
     """Says what goes on."""
     print(line, file=sys.stderr, flush=True)

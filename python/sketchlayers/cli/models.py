@@ -141,7 +141,7 @@ def read(path: Path, *, trust: bool) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or only with ``trust``, which reads pickled objects.
+        WrongInput: the file cannot be read, or only with ``trust``, which reads pickled objects.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -151,13 +151,13 @@ def read(path: Path, *, trust: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if not trust and zipfile.is_zipfile(path):
-            raise ValueError(
+            raise WrongInput(
                 f"{path} holds pickled objects, which run code when they are read; "
                 "if you trust it, say --trust-pickle"
             ) from error
-        raise ValueError(f"cannot read {path}: not a file of torch.save, or damaged") from error
+        raise WrongInput(f"cannot read {path}: not a file of torch.save, or damaged") from error
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(
+        raise WrongInput(
             f"cannot read {path}: {type(error).__name__}: {shortened(error)}"
         ) from error
 
@@ -179,11 +179,11 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"cannot read {path}: damaged ({shortened(error)})") from error
+        raise WrongInput(f"cannot read {path}: damaged ({shortened(error)})") from error
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     kind = _metadata(path).get("format", "")
     if kind.startswith("sketchlayers."):
-        raise ValueError(f"{path} holds no model: it is a file of {kind}")
+        raise WrongInput(f"{path} holds no model: it is a file of {kind}")
     return load_file(path)

@@ -46,7 +46,7 @@ from sketchlayers.reports.inspection import Inspection, LayerInspection
 from sketchlayers.reports.report import Report
 from sketchlayers.reports.rows import LayerReport
 from sketchlayers.surgery.batches import Forward
-from sketchlayers.surgery.calls import ExampleInputs, call_with
+from sketchlayers.surgery.calls import ExampleCall, ExampleInputs
 from sketchlayers.surgery.evaluation import outside_of_modes
 from sketchlayers.surgery.replace import replace_layers
 
@@ -320,8 +320,8 @@ def inspect(
     if not isinstance(model, nn.Module):
         raise TypeError(f"inspect: model must be an nn.Module (got {type(model).__name__})")
     chosen_method = methods.get(method, **options)
-    examples = [] if example_inputs is None else [(call_with(example_inputs), 1)]
-    found = survey(model, chosen_method, init="random", examples=examples)
+    examples = [] if example_inputs is None else [(ExampleCall(example_inputs), 1)]
+    found = survey(model, chosen_method, init="random", examples=examples, owner="inspect")
     kept = left_out(found, rates=None, layers=None, filter_fn=None, keep_first=keep_first)
     return Inspection(
         method=chosen_method.name,

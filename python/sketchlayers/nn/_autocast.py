@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch import Tensor
 
 
 def autocast_type(device: str) -> torch.dtype | None:
@@ -20,9 +19,8 @@ def _has_autocast(device: str) -> bool:
     return bool(torch.amp.is_autocast_available(device))
 
 
-def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """No autocast on the tensor's device: a weight is rounded once, by what computes with it."""
-    device = tensor.device.type
-    if autocast_type(device) is not None:
-        return torch.autocast(device, enabled=False)
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """No autocast on the device: a weight is rounded once, by what computes with it."""
+    if autocast_type(device.type) is not None:
+        return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()

@@ -57,6 +57,9 @@ class CompressedLayer(Configured):
 
     # The plain layer that this one stands for.
     _dense_class: ClassVar[type[nn.Conv2d] | type[nn.Linear]]
+    # Of the parameters that the weight is made from, as it was constructed: later they may be
+    # quantised or computed.
+    _entries: int
     if TYPE_CHECKING:  # TorchScript would read the annotation, and a family may compute its bias
         bias: nn.Parameter | None
 
@@ -183,9 +186,12 @@ class CompressedLayer(Configured):
     @property
     def rate(self) -> float:
         """Parameters of this layer over those of the dense one, biases included."""
-        kept = 0 if self.bias is None else len(self.bias)
-        own = sum(parameter.numel() for parameter in self.parameters())
-        return own / (math.prod(self._weight_shape) + kept)
+        kept = 0 if self.bias is None else self._weight_shape[0]
+        return (self._entries + kept) / (math.prod(self._weight_shape) + kept)
+
+    def _count_entries(self) -> int:
+        """Of all parameters that the weight is made from."""
+        return sum(parameter.numel() for parameter in self._weight_parameters())
 
     @property
     def _groups(self) -> int:
@@ -335,6 +341,7 @@ class Conv2dLayer(CompressedLayer):
         self.groups = geometry.groups
         self.padding_mode = geometry.padding_mode
         self._construct(bias, {"device": device, "dtype": dtype}, **options)
+        self._entries = self._count_entries()
 
     @classmethod
     def from_conv(
@@ -386,6 +393,7 @@ class LinearLayer(CompressedLayer):
         self.in_features = whole_number(owner, "in_features", in_features)
         self.out_features = whole_number(owner, "out_features", out_features)
         self._construct(bias, {"device": device, "dtype": dtype}, **options)
+        self._entries = self._count_entries()
 
     @classmethod
     def from_linear(

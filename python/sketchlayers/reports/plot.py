@@ -35,7 +35,9 @@ def check_picture(path: Path) -> None:
         raise ImportError(missing("a plot", "matplotlib", "plot")) from error
     kinds = FigureCanvasAgg.get_supported_filetypes()
     if _kind(path) not in kinds:
-        raise ValueError(f"a picture must end in one of .{', .'.join(sorted(kinds))} (got {path})")
+        raise ValueError(
+            f"Report.plot: a picture must end in one of .{', .'.join(sorted(kinds))} (got {path})"
+        )
 
 
 def draw_layers(

@@ -17,12 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sketchlayers.surgery.replace import is_out_of_memory
+
 Forward = Callable[[nn.Module, Any], object]
 """Calls a model with one batch of a loader: ``forward(model, batch)``."""
 
 _INPUT_KEYS = ("image", "images", "pixel_values", "input", "inputs", "img", "x", "data")
 _LABEL_KEYS = frozenset({"label", "labels", "target", "targets", "y"})
+_MOST_TOLD = 4
 _REMEDY = "say with forward=lambda model, batch: ... how the model is called with a batch"
+
+
+class UnknownBatchError(TypeError):
+    """It is not known how to call a model with a batch of this kind."""
+
+
+# What PyTorch raises where inputs do not fit a model, and what unpacking them does.
+_MISFITS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError),
+    *(RuntimeError, TypeError, ValueError),
+)
 
 
 def call_model(model: nn.Module, batch: Any) -> object:
@@ -34,7 +48,7 @@ def call_model(model: nn.Module, batch: Any) -> object:
       names; otherwise the item with one of the names usual for images is the input.
 
     Raises:
-        TypeError: the batch is nothing of this kind.
+        UnknownBatchError: the batch is nothing of this kind.
     """
     if isinstance(batch, Tensor):
         return model(batch)
@@ -42,9 +56,9 @@ def call_model(model: nn.Module, batch: Any) -> object:
         return _call_with_dict(model, batch)
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor | Mapping):
         return call_model(model, batch[0])
-    raise TypeError(
+    raise UnknownBatchError(
         "calibrate: a batch must be a tensor, a tuple or list that begins with one, as (images, "
-        f"labels), or a dict (got {_describe(batch)}); {_REMEDY}"
+        f"labels), or a dict (got {described(batch)}); {_REMEDY}"
     )
 
 
@@ -104,6 +118,19 @@ def rebuilt(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, 
     return new
 
 
+def check_forward(owner: str, forward: object) -> None:
+    """Raises unless it can call a model with a batch, or is None.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if forward is not None and not callable(forward):
+        raise TypeError(
+            f"{owner}: forward must be a function, forward(model, batch) "
+            f"(got {type(forward).__name__})"
+        )
+
+
 def batches_in(loader: Iterable[Any]) -> int | None:
     """Returns how many batches the loader will yield; None if it can't tell."""
     try:
@@ -131,9 +158,9 @@ def _call_with_dict(model: nn.Module, batch: Mapping[Any, Any]) -> object:
         return model(**inputs)
     key = next((key for key in _INPUT_KEYS if isinstance(batch.get(key), Tensor)), None)
     if key is None:
-        raise TypeError(
+        raise UnknownBatchError(
             "calibrate: a dict of a batch must hold the model's arguments, or a tensor under one "
-            f"of the keys {', '.join(_INPUT_KEYS)} (got {_describe(batch)}); {_REMEDY}"
+            f"of the keys {', '.join(_INPUT_KEYS)} (got {described(batch)}); {_REMEDY}"
         )
     return model(batch[key])
 
@@ -149,11 +176,39 @@ def _takes(model: nn.Module, arguments: Mapping[Any, Any]) -> bool:
     return True
 
 
-def _describe(batch: object) -> str:
-    kind = type(batch).__name__
-    if isinstance(batch, Mapping):
-        return f"{kind} with the keys {', '.join(map(str, batch)) or 'none'}"
-    if isinstance(batch, tuple | list):
-        items = ", ".join(type(item).__name__ for item in batch[:3])
-        return f"{kind} of {items}{', ...' if len(batch) > 3 else ''}" if batch else f"empty {kind}"
-    return kind
+def may_be_misfit(error: Exception) -> bool:
+    """Whether the error of a model may be that its inputs do not fit."""
+    said = isinstance(error, UnknownBatchError) or is_out_of_memory(error)
+    return isinstance(error, _MISFITS) and not said
+
+
+def cannot_run_on_batch(owner: str, number: int, batch: str, error: Exception) -> ValueError:
+    """The error of a model that does not run on a batch.
+
+    Args:
+        owner: the function that called it, to begin the message with.
+        number: of the batch, from 1 on.
+        batch: what it is, as `described` says it.
+        error: of the model.
+    """
+    got = f"{type(error).__name__}: {error}"
+    return ValueError(
+        f"{owner}: the model must run on every batch of the images (got {got}, in batch {number}: "
+        f"{batch}); give inputs as the model takes them, or {_REMEDY}"
+    )
+
+
+def described(value: object) -> str:
+    """What a batch is, in words: kinds, types and shapes."""
+    if isinstance(value, Tensor):
+        kind = f"{str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)}"
+        return kind if value.device.type == "cpu" else f"{kind} on {value.device}"
+    kind = type(value).__name__
+    if isinstance(value, Mapping):
+        parts = [f"{key}: {described(item)}" for key, item in list(value.items())[:_MOST_TOLD]]
+    elif isinstance(value, tuple | list):
+        parts = [described(item) for item in value[:_MOST_TOLD]]
+    else:
+        return kind
+    more = ", ..." if len(value) > _MOST_TOLD else ""
+    return f"{kind} of ({', '.join(parts)}{more})" if parts else f"empty {kind}"

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sketchlayers.surgery.batches import Forward
+from sketchlayers.surgery.batches import Forward, cannot_run_on_batch, described, may_be_misfit
 from sketchlayers.surgery.evaluation import same_random_numbers
 from sketchlayers.surgery.replace import copy_model
+from sketchlayers.surgery.sample import BatchCall
 
 Call = Callable[[nn.Module], object]
 """Calls a model."""
@@ -39,7 +40,11 @@ class Shapes:
 
 
 def record_calls(
-    model: nn.Module, layers: Iterable[str], calls: Sequence[tuple[Call, int]]
+    model: nn.Module,
+    layers: Iterable[str],
+    calls: Sequence[tuple[Call, int]],
+    *,
+    owner: str = "compress",
 ) -> dict[str, list[Shapes]]:
     """Runs a copy of the model, in eval mode and without gradients, and notes the layers' calls.
 
@@ -52,6 +57,7 @@ def record_calls(
         model: any module.
         layers: names of the layers to watch.
         calls: calls of the model, each with its number of images.
+        owner: the function that is called, for messages.
 
     Returns:
         The calls of each layer that was called, in the order of the first call.
@@ -65,12 +71,12 @@ def record_calls(
         missing = [name for name in names if name not in found]
         if not missing:
             break
-        found |= _record_call(model, missing, call, images)
+        found |= _record_call(model, missing, call, images, owner)
     return found
 
 
 def _record_call(
-    model: nn.Module, layers: Sequence[str], call: Call, images: int
+    model: nn.Module, layers: Sequence[str], call: Call, images: int, owner: str
 ) -> dict[str, list[Shapes]]:
     calls: dict[str, list[Shapes]] = {}
 
@@ -84,10 +90,11 @@ def _record_call(
         with torch.no_grad(), same_random_numbers():
             call(probe)
     except Exception as error:
-        raise ValueError(
-            "compress: the model must run on example_inputs, by default the first calibration "
-            f"batch (got {type(error).__name__}: {error})"
-        ) from error
+        if not may_be_misfit(error):
+            raise
+        if isinstance(call, BatchCall):
+            raise cannot_run_on_batch(owner, call.number + 1, str(call), error) from error
+        raise cannot_run_on_examples(owner, call, error) from error
     return calls
 
 
@@ -120,15 +127,40 @@ def watched_copy(
     return probe.eval()
 
 
-def call_with(example_inputs: ExampleInputs) -> Call:
-    """Returns a function that calls a model with these inputs."""
-    if isinstance(example_inputs, Mapping):
-        return lambda model: model(**example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        return lambda model: model(*example_inputs)
-    if callable(example_inputs) and not isinstance(example_inputs, Tensor):
-        return example_inputs
-    return lambda model: model(example_inputs)
+@dataclass(frozen=True)
+class ExampleCall:
+    """Calls a model with example inputs."""
+
+    inputs: ExampleInputs
+
+    def __call__(self, model: nn.Module) -> object:
+        """The model's outputs."""
+        inputs = self.inputs
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, tuple | list):
+            return model(*inputs)
+        if callable(inputs) and not isinstance(inputs, Tensor):
+            return inputs(model)
+        return model(inputs)
+
+    def __str__(self) -> str:
+        return described(self.inputs)
+
+
+def cannot_run_on_examples(owner: str, call: Call, error: Exception) -> ValueError:
+    """The error of a model that does not run on example inputs.
+
+    Args:
+        owner: the function that called it, to begin the message with.
+        call: that failed.
+        error: of the model.
+    """
+    return ValueError(
+        f"{owner}: the model must run on example_inputs (got {type(error).__name__}: {error}, "
+        f"called with {call}); give a tensor, a tuple of arguments, a dict of keyword arguments or "
+        "a function that calls the model, of the types and on the device of the parameters"
+    )
 
 
 class OrderError(RuntimeError):

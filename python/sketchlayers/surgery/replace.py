@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
+from torch.nn.utils import prune
 from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from sketchlayers.nn import Configured
 
@@ -140,7 +143,7 @@ def _carry_over(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> 
     new.training = old.training
     for kind in _HOOKS:
         theirs, own = getattr(old, kind), getattr(new, kind)
-        hooks = take(theirs)
+        hooks = take(_without_computed(theirs))
         if kind.startswith("_load_state_dict") and memo is None:
             for key, hook in hooks.items():
                 if isinstance(hook, _WrappedHook) and hook.with_module:
@@ -154,11 +157,25 @@ def _carry_over(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> 
             vars(new)[name] = take(value)
 
 
+def _without_computed(hooks: Any) -> Any:
+    """Hooks but for those that compute a tensor of the old layer, by pruning or normalisation."""
+    computing = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
+    if not any(isinstance(hook, computing) for hook in hooks.values()):
+        return hooks
+    kept = type(hooks)()
+    kept.update({key: hook for key, hook in hooks.items() if not isinstance(hook, computing)})
+    return kept
+
+
 def _standard_attributes(layer: nn.Module) -> set[str]:
-    """Names in ``vars`` of a layer of this class, and of plain ones, as they come new."""
+    """Names in ``vars`` of a layer of this class, and of plain ones, as they come new.
+
+    And of their parameters, which pruning computes and keeps in ``vars``.
+    """
     new: list[nn.Module] = [nn.Conv2d(8, 8, 3, device="meta"), nn.Linear(8, 8, device="meta")]
     if isinstance(layer, Configured):
         kind = type_before_parametrizations(layer)
         assert issubclass(kind, Configured)
         new.append(kind.from_config(layer.config(), device="meta"))
-    return {"_compiled_call_impl"}.union(*map(vars, new))
+    parameters = (module._parameters for module in new)
+    return {"_compiled_call_impl"}.union(*map(vars, new), *parameters)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -13,8 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sketchlayers.surgery.batches import Forward, count_images, rebuilt, to_device
+from sketchlayers.surgery.batches import Forward, count_images, described, rebuilt, to_device
 from sketchlayers.surgery.evaluation import random_numbers
+
+
+@dataclass(frozen=True)
+class BatchCall:
+    """A call of a model with a batch, with random numbers that depend on the batch's number."""
+
+    forward: Forward
+    batch: Any
+    number: int
+
+    def __call__(self, model: nn.Module) -> object:
+        """The model's outputs."""
+        with random_numbers(self.number, model):
+            return self.forward(model, self.batch)
+
+    def __str__(self) -> str:
+        return described(self.batch)
 
 
 @dataclass(frozen=True)
@@ -39,10 +56,7 @@ class Sample:
 
         All calls for one batch draw the same random numbers.
         """
-        return [
-            partial(_call, forward=self.forward, batch=batch, number=number)
-            for number, batch in enumerate(self.batches)
-        ]
+        return [BatchCall(self.forward, batch, number) for number, batch in enumerate(self.batches)]
 
     def first(self, images: int) -> Sample:
         """Returns the first batches with at least so many images, each whole, one at least.
@@ -113,9 +127,14 @@ class Sample:
 def take(
     loader: Iterable[Any], forward: Forward, device: torch.device | None, most: int
 ) -> tuple[Sample, bool]:
-    """The first batches of a loader that fit in ``most`` bytes, at least one; whether it is all."""
+    """The first batches of a loader that fit in ``most`` bytes, at least one; whether it is all.
+
+    Batches without images are left out.
+    """
     batches: list[Any] = []
     for batch in loader:
+        if count_images(batch) == 0:
+            continue
         batch = to_device(batch, device)
         most -= batch_bytes(batch)
         if batches and most < 0:
@@ -147,13 +166,28 @@ def outputs_of(result: object) -> list[Tensor]:
     Raises:
         TypeError: there are none.
     """
-    tensors = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
+    tensors = [x for x in _leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
     if not tensors:
         raise TypeError(
-            "compress: the model must return floating-point tensors, alone or in a tuple, list or "
-            f"dict (got {type(result).__name__})"
+            "compress: the model must return floating-point tensors, alone or in a tuple, list, "
+            f"dict or dataclass (got {described(result)}); take them from what it returns with "
+            "forward=lambda model, batch: model(batch).logits, or the like"
         )
     return [x.flatten(1) if x.ndim > 1 else x.reshape(1, -1) for x in tensors]
+
+
+def _leaves(result: object) -> list[object]:
+    """All that a result holds, also in mappings and dataclasses that PyTorch does not know."""
+    found: list[object] = []
+    for leaf in tree_leaves(result):
+        if isinstance(leaf, Mapping):
+            found += [inner for value in leaf.values() for inner in _leaves(value)]
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            fields = dataclasses.fields(leaf)
+            found += [inner for field in fields for inner in _leaves(getattr(leaf, field.name))]
+        else:
+            found.append(leaf)
+    return found
 
 
 class OutputsDifferError(RuntimeError):
@@ -193,8 +227,3 @@ def _plain(batch: Any) -> Any:
 
 def _joined(*values: Any) -> Any:
     return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]
-
-
-def _call(model: nn.Module, *, forward: Forward, batch: Any, number: int) -> object:
-    with random_numbers(number, model):
-        return forward(model, batch)

@@ -13,7 +13,7 @@ from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression.allocation import costs as costs_module
 from sketchlayers.compression.allocation.costs import Budget, Costs, Unit
 from sketchlayers.compression.survey.layers import Layer, survey
-from sketchlayers.surgery.calls import call_with
+from sketchlayers.surgery.calls import ExampleCall
 
 METHOD = methods.Tucker2()
 
@@ -27,9 +27,9 @@ def network() -> nn.Module:
 def costs(unit: Unit, model: nn.Module | None = None) -> tuple[Costs, dict[str, Layer]]:
     model = network() if model is None else model
     x = torch.zeros(1, 3, 8, 8)
-    found = survey(model, METHOD, examples=[(call_with(x), 1)])
+    found = survey(model, METHOD, examples=[(ExampleCall(x), 1)])
     layers = {layer.name: layer for layer in found.layers}
-    return Costs(unit, found, model, call_with(x), Processes("compress", join=False)), layers
+    return Costs(unit, found, model, ExampleCall(x), Processes("compress", join=False)), layers
 
 
 def test_parameters_and_multiply_adds() -> None:
@@ -52,7 +52,7 @@ def test_seconds_of_other_ranks_are_interpolated(monkeypatch: pytest.MonkeyPatch
         return [1e-6 * timed[-1]]
 
     model = nn.Linear(256, 100, bias=False)
-    layer = survey(model, methods.SVD(), examples=[(call_with(torch.zeros(1, 256)), 1)]).layers[0]
+    layer = survey(model, methods.SVD(), examples=[(ExampleCall(torch.zeros(1, 256)), 1)]).layers[0]
     monkeypatch.setattr(nn.Module, "__call__", lambda self, x: self)
     monkeypatch.setattr(costs_module, "_seconds", parameters_of)
     times = costs_module._Times(layer, Processes("compress", join=False))

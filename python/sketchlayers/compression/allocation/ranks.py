@@ -22,7 +22,7 @@ from sketchlayers.compression.fitting.layer import (
 )
 from sketchlayers.compression.fitting.target import Target
 from sketchlayers.compression.survey.layers import Layer, Survey
-from sketchlayers.compression.survey.reasons import Reason
+from sketchlayers.compression.survey.reasons import COMPRESSED, Reason
 from sketchlayers.compression.survey.selection import match, why_not
 from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._rank import Candidate, rank_text
@@ -100,10 +100,21 @@ def check_budget(
     else:
         why = f"no layer can be replaced: {why_not(found.layers, reasons) or 'it has none'}"
     least = math.ceil(smallest / costs.whole * 1e4) / 1e4
+    before = [layer.name for layer in found.layers if _is_compressed(layer)]
+    remedy = (
+        f"; {len(before)} layers, such as {before[0]!r}, are compressed already: compress "
+        "sketchlayers.fold(model) to compress them again"
+        if before
+        else ""
+    )
     raise ValueError(
         f"compress: {budget.argument} must be at least {least:g} for this model ({why}) "
-        f"(got {budget.argument}={budget.rate:g})"
+        f"(got {budget.argument}={budget.rate:g}){remedy}"
     )
+
+
+def _is_compressed(layer: Layer) -> bool:
+    return layer.reason is not None and layer.reason.kind == COMPRESSED
 
 
 def uniform(method: Method, layers: Sequence[Layer], budget: Budget, costs: Costs) -> Ranks:

@@ -39,11 +39,15 @@ from sketchlayers.surgery.batches import (
     Forward,
     batches_in,
     call_model,
+    cannot_run_on_batch,
+    check_forward,
     count_images,
+    described,
     device_of,
     generators_of,
     is_loader,
     is_used_up_by_one_pass,
+    may_be_misfit,
     to_device,
 )
 from sketchlayers.surgery.evaluation import evaluating, random_numbers, same_random_numbers
@@ -119,6 +123,7 @@ def calibrate(
     processes = Processes("calibrate", join=distributed)
     with processes.together("the calibration"):
         with processes.together("the preparation"):
+            check_forward("calibrate", forward)
             plan = _prepare(model, loader, layers, filter_fn, memory_budget, max_images, into)
         if not processes.agree(repr((plan.passes, plan.geometries))):
             raise ValueError(
@@ -341,13 +346,9 @@ class _Run:
                 stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
             for batch in self._loader:
                 self._batch += 1
-                try:
-                    with random_numbers(self._batch - 1, self._model):
-                        self._forward(self._model, to_device(batch, device))
-                except Exception as error:
-                    error.add_note(f"(calibrate: in batch {self._batch} of the loader)")
-                    raise
                 images = count_images(batch)
+                if images:
+                    self._call(to_device(batch, device))
                 self.images += images
                 self._advance(1 if self._max_images is None else images)
                 if self._max_images is not None and self.images >= self._max_images:
@@ -358,6 +359,17 @@ class _Run:
                 "calibrate: the loader must yield the same images in each pass "
                 f"(got {seen} and then {self.images})"
             )
+
+    def _call(self, batch: Any) -> None:
+        try:
+            with random_numbers(self._batch - 1, self._model):
+                self._forward(self._model, batch)
+        except Exception as error:
+            if isinstance(error, NonFiniteInputError) or not may_be_misfit(error):
+                error.add_note(f"(calibrate: in batch {self._batch} of the loader)")
+                raise
+            what = described(batch)
+            raise cannot_run_on_batch("calibrate", self._batch, what, error) from error
 
     def _hook(self, name: str, sums: MomentSums) -> Callable[..., None]:
         def note(
@@ -378,8 +390,12 @@ def _take(name: str, sums: MomentSums, processes: Processes) -> LayerMoments | N
         raise _non_finite(name, error.found) from error
 
 
-def _non_finite(name: str, found: str) -> ValueError:
-    return ValueError(
+class NonFiniteInputError(ValueError):
+    """A layer has inputs that cannot be summed."""
+
+
+def _non_finite(name: str, found: str) -> NonFiniteInputError:
+    return NonFiniteInputError(
         f"calibrate: the inputs of layer {name!r} must be finite (got {found}); look at the images "
         "and at the weights before it, or leave the layer out with filter_fn"
     )

@@ -15,6 +15,7 @@ from sketchlayers.nn._checks import whole_number
 from sketchlayers.surgery.batches import (
     Forward,
     call_model,
+    check_forward,
     count_images,
     device_of,
     generators_of,
@@ -48,6 +49,7 @@ class Images:
                 "compress: calibration must be a Calibration or an iterable of batches, as a "
                 f"DataLoader or a list of tensors (got {type(loader).__name__})"
             )
+        check_forward("compress", forward)
         memory_budget = whole_number("compress", "memory_budget", memory_budget)
         if any(parameter.is_inference() for parameter in model.parameters()):
             raise ValueError(

@@ -21,7 +21,7 @@ from sketchlayers.compression.survey.layers import Layer, Survey
 from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.compression.survey.selection import FilterFunction
 from sketchlayers.methods import Method
-from sketchlayers.surgery.calls import Call, ExampleInputs, call_with
+from sketchlayers.surgery.calls import Call, ExampleCall, ExampleInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Task:
     def examples(self) -> list[tuple[Call, int]]:
         """Calls of the model, each with its number of images."""
         if self.example_inputs is not None:
-            return [(call_with(self.example_inputs), 1)]
+            return [(ExampleCall(self.example_inputs), 1)]
         return [] if self.images is None else self.images.calls()
 
 

@@ -89,6 +89,7 @@ def survey(
     init: Init = "fit",
     examples: Sequence[tuple[Call, int]] = (),
     all_called: bool = False,
+    owner: str = "compress",
 ) -> Survey:
     """Looks at every layer; the model is not changed.
 
@@ -102,13 +103,14 @@ def survey(
         init: whether weights are fitted.
         examples: calls of the model, each with its number of images; one at least, or none.
         all_called: whether others find out which layers are called.
+        owner: the function that is called, for messages.
 
     Raises:
         ValueError: the model does not run on the example inputs.
         TypeError: there are example inputs and the model cannot be copied.
     """
     found = dict(_find_layers(model))
-    calls = record_calls(model, found, examples) if examples else None
+    calls = record_calls(model, found, examples, owner=owner) if examples else None
     parameters, sizes = _count_by_owner(model, found)
     reasons = Reasons(model, method, init, None if all_called else calls)
     layers = []

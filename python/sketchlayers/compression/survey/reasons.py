@@ -26,6 +26,10 @@ _READ_THROUGH_WEIGHT = {
 """Classes that hand the weights of some children to functions instead of calling them."""
 
 
+COMPRESSED = "compressed"
+"""The kind of the reason of layers that are compressed already."""
+
+
 @dataclass(frozen=True)
 class Reason:
     """Why a layer stays as it is.
@@ -76,7 +80,8 @@ class Reasons:
     def of(self, name: str, module: nn.Module) -> Reason | None:
         """Says why a layer cannot be replaced; None if it can."""
         if isinstance(module, methods.compressed_layers()):
-            return Reason(f"already compressed ({type(module).__name__})")
+            kind = type(module).__name__
+            return Reason(f"already compressed ({kind}); fold(model) makes it plain", COMPRESSED)
         reason = unusual_layer(module)
         if reason is None:
             text = (

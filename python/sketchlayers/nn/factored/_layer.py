@@ -38,7 +38,8 @@ class FactoredLayer(CompressedLayer):
     @property
     def bias(self) -> nn.Parameter | None:  # type: ignore[override]
         """The bias of the last part."""
-        return self.parts()[-1].bias  # type: ignore[return-value]
+        bias: Any = self.parts()[-1].bias
+        return bias() if callable(bias) else bias
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw new weights and bias.
@@ -69,7 +70,22 @@ class FactoredLayer(CompressedLayer):
         self.reset_parameters(generator)
 
     def _weight_parameters(self) -> list[nn.Parameter]:
-        return [part.get_parameter("weight") for part in self.parts()]
+        return [self._weight_of(part) for part in self.parts()]
+
+    def _weight_of(self, part: nn.Module) -> nn.Parameter:
+        """The weight of a part, computed where the part is pruned or parametrised.
+
+        Raises:
+            RuntimeError: it is quantised.
+        """
+        weight: Any = part.weight
+        if not isinstance(weight, Tensor):
+            raise RuntimeError(
+                f"{type(self).__name__}: its parts must be plain layers (got "
+                f"{type(part).__module__.removeprefix('torch.')}.{type(part).__name__}); take the "
+                "weight, or fold the model, before it is quantised"
+            )
+        return weight  # type: ignore[return-value]
 
     def _fit_group(self, group: Group, **how: Any) -> Fit:
         """Weights of the parts that approximate one group's."""
@@ -159,7 +175,7 @@ class FactoredLayer(CompressedLayer):
 
     def _by_group(self, part: nn.Conv2d) -> Tensor:
         """Its weight with the group in front: ``(groups, outputs, inputs, h, w)``."""
-        return part.weight.unflatten(0, (self._groups, -1))
+        return self._weight_of(part).unflatten(0, (self._groups, -1))
 
 
 def convolution(geometry: Geometry, bias: bool, factory: Factory) -> nn.Conv2d:

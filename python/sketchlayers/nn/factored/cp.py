@@ -89,12 +89,12 @@ class CPConv2d(Conv2dLayer, FactoredLayer):
 
     def dense_weight(self) -> Tensor:
         """``(out, in / groups, h, w)``, differentiable in the factors."""
-        filters = self.input.weight
+        filters: Tensor = self._weight_of(self.input)
         for part in (self.rows, self.columns):
             if part is not None:
-                filters = filters * part.weight
+                filters = filters * self._weight_of(part)
         by_group = filters.unflatten(0, (self.groups, self.rank))
-        outputs = self.output.weight.unflatten(0, (self.groups, -1))[..., 0, 0]
+        outputs = self._weight_of(self.output).unflatten(0, (self.groups, -1))[..., 0, 0]
         return torch.einsum("gtr,grshw->gtshw", outputs, by_group).flatten(0, 1)
 
     def _fit_group(self, group: Group, *, seed: int | None = None, **how: Any) -> Fit:

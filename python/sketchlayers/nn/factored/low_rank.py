@@ -53,7 +53,7 @@ class LowRankLinear(LinearLayer, FactoredLayer):
 
     def dense_weight(self) -> Tensor:
         """``(d1, d2)``, differentiable in the factors."""
-        return self.second.weight @ self.first.weight
+        return self._weight_of(self.second) @ self._weight_of(self.first)
 
     def _fit_group(self, group: Group, **how: Any) -> Fit:
         factors = decompose.svd(group.weight, self.rank, **group.norm)

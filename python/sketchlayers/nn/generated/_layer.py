@@ -37,8 +37,9 @@ class FormedLayer(WeightCache, CompressedLayer):
 
     @property
     def _parameter(self) -> nn.Parameter:
-        """The one that the weight is made from."""
-        return self.get_parameter(self._trained[0])
+        """The one that the weight is made from; computed if it is pruned or parametrised."""
+        parameter: nn.Parameter = getattr(self, self._trained[0])
+        return parameter
 
     def _initial_deviation(self) -> float:
         """Of the parameter's entries, so that the weight has the Kaiming variance ``2 / n``."""

@@ -228,7 +228,7 @@ class DictionaryLayer(FormedLayer):
     def dense_weight(self) -> Tensor:
         """The weight in the shape of the dense layer's, differentiable in ``coefficients``."""
         self._follow_seed()
-        with full_precision(self.coefficients):
+        with full_precision(self.seed_bits.device):
             by_column = self.coefficients.unflatten(0, (self._groups, self.num_columns, -1))
             return (by_column @ self.dictionary).reshape(self._weight_shape)
 

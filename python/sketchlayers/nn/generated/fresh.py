@@ -98,7 +98,8 @@ class FreshConv2d(Conv2dLayer, HashedLayer):
     def _shared(self, values: Tensor) -> Tensor:
         shape, (first, buckets) = self._weight_shape, self._tables
         basis = self.basis
-        if values.dtype != self.values.dtype:
+        # Not of the layer's own, which are no tensors in a symbolic trace.
+        if type(values) is Tensor and values.dtype != self.values.dtype:
             basis = basis.to(torch.promote_types(values.dtype, torch.float32))
         if exporting():
             hashed = self._hashed(values.to(basis.dtype), first=first, buckets=buckets)
