@@ -57,11 +57,11 @@ class CompressedLayer(Configured):
 
     # The plain layer that this one stands for.
     _dense_class: ClassVar[type[nn.Conv2d] | type[nn.Linear]]
-    # Of the parameters that the weight is made from, as it was constructed: later they may be
-    # quantised or computed.
-    _entries: int
-    if TYPE_CHECKING:  # TorchScript would read the annotation, and a family may compute its bias
+    if TYPE_CHECKING:  # TorchScript would read the annotations, and a family may compute its bias
         bias: nn.Parameter | None
+        # Of the parameters that the weight is made from, as they were constructed: later they may
+        # be quantised or computed.
+        _entries: int
 
     # What ``init`` may be.
     _inits: ClassVar[tuple[str, ...]] = ("fit", "random")
