@@ -396,3 +396,28 @@ def test_need_nothing_of_the_compiled_extension() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False", "True"]
+
+
+class Adapted(nn.Module):
+    """As adapters wrap a layer: it has the layer's weight and computes with more than that."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.more = base, nn.Conv2d(4, 4, 3)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.more(x)
+
+
+def test_a_wrapped_part_has_no_weight() -> None:
+    layer = TuckerConv2d(8, 8, 3, ranks=(4, 4))
+    layer.core = Adapted(layer.core)
+    for read in (lambda: layer.weight, layer.dense_weight, layer.fold):
+        with pytest.raises(RuntimeError, match=r"parts must be plain layers.*Adapted\); .*merge"):
+            read()
+    layer.core = nn.Conv2d(4, 4, 3, bias=False)  # merged
+    assert layer.fold().weight.shape == (8, 8, 3, 3)

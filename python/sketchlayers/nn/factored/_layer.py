@@ -10,7 +10,9 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
+from sketchlayers._runtime.parallel import own_class
 from sketchlayers.nn._checks import check_one_given, checked_rate, whole_number
 from sketchlayers.nn._geometry import Geometry, batch_and_size, output_size
 from sketchlayers.nn._groups import Group, groups_of, overall_error
@@ -76,16 +78,18 @@ class FactoredLayer(CompressedLayer):
         """The weight of a part, computed where the part is pruned or parametrised.
 
         Raises:
-            RuntimeError: it is quantised.
+            RuntimeError: something else is in the part's place, as after quantisation or under an
+                adapter, which computes with more than this weight.
         """
-        weight: Any = part.weight
-        if not isinstance(weight, Tensor):
+        kind = type_before_parametrizations(part)
+        if kind not in (nn.Conv2d, nn.Linear) and own_class(part) not in (nn.Conv2d, nn.Linear):
             raise RuntimeError(
-                f"{type(self).__name__}: its parts must be plain layers (got "
-                f"{type(part).__module__.removeprefix('torch.')}.{type(part).__name__}); take the "
-                "weight, or fold the model, before it is quantised"
+                f"{type(self).__name__}: its parts must be plain layers to have one weight (got "
+                f"{kind.__module__}.{kind.__name__}); take the weight, or fold the model, before "
+                "it is quantised, and merge adapters before"
             )
-        return weight  # type: ignore[return-value]
+        weight: nn.Parameter = part.weight  # type: ignore[assignment]
+        return weight
 
     def _fit_group(self, group: Group, **how: Any) -> Fit:
         """Weights of the parts that approximate one group's."""
