@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 
 import torch
@@ -30,6 +31,14 @@ class SeparableMoment:
         self.channels = blocks.diagonal(dim1=1, dim2=3).sum(-1)
         traces = blocks.diagonal(dim1=0, dim2=2).sum(-1)
         self.positions = traces / traces.trace()
+
+    def float(self) -> SeparableMoment:
+        """The same in float32, for preconditioners alone."""
+        single = copy.copy(self)
+        single.__dict__.pop("channel_root", None)
+        single.__dict__.pop("channel_factor", None)
+        single.channels, single.positions = self.channels.float(), self.positions.float()
+        return single
 
     def modes(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Channels ``(S, S)``, rows ``(h, h)`` and columns ``(w, w)``, to multiply as Kronecker."""

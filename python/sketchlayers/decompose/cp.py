@@ -18,8 +18,11 @@ far as it matters.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -41,6 +44,10 @@ _IMMATERIAL = 0.01
 _STAGE = 0.1
 # Of all sweeps, for each start; the best one goes on.
 _TRIAL = 0.25
+# Of all sweeps of a stage, in float64 at its end.
+_DOUBLE = 0.05
+# Ridges, and gains of a sweep, below which float32 sees nothing but its rounding.
+_SINGLE_RIDGE, _SINGLE_TOLERANCE = 1e-7, 1e-5
 # Inputs of patches up to which PyTorch's threads wait for each other longer than they work.
 _SMALL_PATCH = 600
 
@@ -159,7 +166,7 @@ def _race(
         point, errors = runs[number]
         left = max_sweeps - trial
         more = _descend(problem, point.variables, min(point.ridge, _LATE_RIDGE), left, tolerance)
-        runs[number] = _Run(more.point, errors + more.errors[1:])
+        runs[number] = _Run(more.point, _never_rising([*errors, *more.errors[1:]]))
 
     _run([partial(descend, number, *begin) for number, begin in enumerate(begins)], problem)
     best = min(range(len(begins)), key=lambda number: _square(runs[number]))
@@ -180,24 +187,50 @@ def _run(tasks: list[Task], problem: _Problem) -> None:
 def _descend(
     problem: _Problem, variables: Tensor, ridge: float, max_sweeps: int, tolerance: float
 ) -> _Run:
-    """Local optimum from one start, through ever smaller ridges."""
+    """Local optimum from one start, through ever smaller ridges.
+
+    Float32 takes most of the sweeps, in a fraction of the time; the last ones, and those for ridges
+    that it would not see, are float64.
+    """
     errors: list[float] = []
     stage = math.ceil(_STAGE * max_sweeps)
+    exact_sweeps = math.ceil(_DOUBLE * max_sweeps)
+
+    def sweep(problem: _Problem, count: int, tolerance: float) -> _Point:
+        """The start of all sweeps but the first counts as the end of those before."""
+        again = 1 if errors else 0
+        point, more = minimise(
+            partial(_Point, problem, ridge),
+            variables.to(problem.weighed),
+            max_sweeps=count + again,
+            tolerance=tolerance,
+        )
+        if math.isfinite(point.square):
+            errors.extend(more[again:])
+        return point
+
     is_last = False
     while True:
         left = max_sweeps - len(errors)
-        point, more = minimise(
-            partial(_Point, problem, ridge),
-            variables,
-            max_sweeps=left if is_last else min(stage, left),
-            tolerance=tolerance,
-        )
-        errors += more
-        if is_last or len(errors) == max_sweeps:
-            return _Run(point, tuple(errors))
+        count = left if is_last else min(stage, left)
+        exact = exact_sweeps if count == left else 1
+        if ridge >= _SINGLE_RIDGE and count > exact:
+            before = len(errors)
+            quick = sweep(problem.single, count - exact, max(tolerance, _SINGLE_TOLERANCE))
+            if math.isfinite(quick.square):
+                variables = quick.variables.double()
+                count = exact if count < left else count - (len(errors) - before)
+        point = sweep(problem, count, tolerance)
+        if is_last or len(errors) == max_sweeps or not math.isfinite(point.square):
+            return _Run(point, _never_rising(errors))
         variables = point.variables
         is_last = point.ridged <= _IMMATERIAL * point.square or ridge <= _SMALLEST_RIDGE
         ridge = ridge if is_last else ridge / 10
+
+
+def _never_rising(errors: Sequence[float]) -> tuple[float, ...]:
+    """Errors with the rounding of float32 taken out, by what float64 says in the end."""
+    return tuple(accumulate(reversed(errors), max))[::-1]
 
 
 class _Problem:
@@ -222,6 +255,24 @@ class _Problem:
         self._target = norm.target.reshape(shape)
         self.separable = SeparableMoment(self._second_moment, self._target.flatten(2))
         self.is_small = self._target.is_cpu and self._target[0].numel() <= _SMALL_PATCH
+
+    @cached_property
+    def single(self) -> _Problem:
+        """The problem in float32."""
+        quick = copy.copy(self)
+        for name in ("single", "inverse_moments"):
+            quick.__dict__.pop(name, None)
+        quick.weighed = self.weighed.float()
+        if self._second_moment is not None:
+            quick._second_moment = self._second_moment.float()
+        quick.separable = self.separable.float()
+        return quick
+
+    @cached_property
+    def inverse_moments(self) -> list[Tensor]:
+        """Of inputs, rows and columns, were ``Sigma`` separable; with a ridge."""
+        moments = self.separable.modes(self.height, self.width)
+        return [torch.cholesky_inverse(preconditioner_factor(moment)) for moment in moments]
 
     def spread(self, matrix: Tensor) -> Tensor:
         """``Sigma matrix`` for a ``matrix (n, m)``."""
@@ -266,7 +317,7 @@ class _Problem:
     def basis(self, variables: Tensor) -> Tensor:
         """``Z (n, R)``."""
         inputs, rows, columns = self.split(variables)
-        return torch.einsum("sr,ir,jr->sijr", inputs, rows, columns).flatten(0, 2)
+        return (inputs[:, None] * _taps(rows, columns)).flatten(0, 1)
 
     def factors(
         self, outputs: Tensor, variables: Tensor, errors: tuple[float, ...] | None
@@ -278,6 +329,11 @@ class _Problem:
             errors = (relative(self.norm.square(change), self.square),)
         parts = [self.norm.restore(outputs), *self.split(variables)]
         return _balanced(parts, self.norm.relative_error(self.norm.restore(approximation)), errors)
+
+
+def _taps(rows: Tensor, columns: Tensor) -> Tensor:
+    """``(h w, R)``: the components' filters."""
+    return (rows[:, None] * columns).flatten(0, 1)
 
 
 def _normalised(matrix: Tensor) -> Tensor:
@@ -317,7 +373,7 @@ class _Point:
             return
         projected = torch.linalg.solve_triangular(factor, (problem.weighed @ basis).mT, upper=False)
         self.outputs = torch.linalg.solve_triangular(factor.mT, projected, upper=True).mT
-        self.square = max(0.0, 1 - float(projected.square().sum()) / problem.square)
+        self.square = max(0.0, 1 - float(projected.double().square().sum()) / problem.square)
 
     @property
     def ridged(self) -> float:
@@ -334,27 +390,32 @@ class _Point:
         """By the variables."""
         problem = self._problem
         inputs, rows, columns = problem.split(self.variables)
-        residual = problem.weighed.mT @ self.outputs - self._spread @ self._output_gram
-        residual = residual.reshape(problem.channels, problem.height, problem.width, -1)
-        by_inputs = torch.einsum("sijr,ir,jr->sr", residual, rows, columns)
-        by_taps = torch.einsum("sijr,sr->ijr", residual, inputs)
-        by_rows = torch.einsum("ijr,jr->ir", by_taps, columns)
-        by_columns = torch.einsum("ijr,ir->jr", by_taps, rows)
+        residual = torch.addmm(
+            problem.weighed.mT @ self.outputs, self._spread, self._output_gram, alpha=-1
+        )
+        residual = residual.reshape(problem.channels, problem.height * problem.width, -1)
+        by_inputs = (residual * _taps(rows, columns)).sum(1)
+        by_taps = (residual * inputs[:, None]).sum(0).unflatten(0, (problem.height, -1))
+        by_rows = (by_taps * columns).sum(1)
+        by_columns = (by_taps * rows[:, None]).sum(0)
         return torch.cat([by_inputs, by_rows, by_columns]) * (-2 / problem.square)
 
     def precondition(self, vector: Tensor) -> Tensor:
         """Inverse Hessian of each factor for the others fixed, were ``Sigma`` separable."""
         parts = [
-            torch.cholesky_solve(torch.cholesky_solve(part, moment).mT, others).mT
-            for part, (moment, others) in zip(
-                self._problem.split(vector), self._preconditioners, strict=True
+            torch.cholesky_solve((moment @ part).mT, others).mT
+            for part, moment, others in zip(
+                self._problem.split(vector),
+                self._problem.inverse_moments,
+                self._preconditioners,
+                strict=True,
             )
         ]
         return torch.cat(parts)
 
     @cached_property
-    def _preconditioners(self) -> list[tuple[Tensor, Tensor]]:
-        """For inputs, rows and columns: of its moment, and of all else ``(R, R)``."""
+    def _preconditioners(self) -> list[Tensor]:
+        """For inputs, rows and columns: Cholesky factor of all but its moment ``(R, R)``."""
         problem = self._problem
         factors = problem.split(self.variables)
         moments = problem.separable.modes(problem.height, problem.width)
@@ -365,10 +426,7 @@ class _Point:
             outputs * grams[0] * grams[2],
             outputs * grams[0] * grams[1],
         ]
-        return [
-            (preconditioner_factor(moment), preconditioner_factor(other))
-            for moment, other in zip(moments, others, strict=True)
-        ]
+        return [preconditioner_factor(other) for other in others]
 
     def factors(self, errors: tuple[float, ...]) -> CPFactors:
         return self._problem.factors(self.outputs, self.variables, errors)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import decompose
+from sketchlayers._runtime.threads import in_parallel
 from sketchlayers.methods._curve import interpolated, spread, squared_errors
 from sketchlayers.methods._factored import Factored, Parts
 from sketchlayers.methods._method import register
@@ -38,15 +39,16 @@ class CP(Factored):
     Every group of a grouped convolution has the same rank.
 
     Attributes:
-        starts: of a fit, of which the best is kept. Four lower the squared error by 4 % in median
-            over the layers of a trained ResNet-20 (by 38 % to -3 %), in about four times the time.
+        starts: of a fit, of which the best is kept. In a trained ResNet-20 at rate 0.5 one start
+            changes the outputs by 8.3 %, two by 7.8 % and four by 7.7 %, in 1, 1.2 and 1.5 times
+            the time of the whole compression.
         max_sweeps: over the factors, of each start.
         tolerance: change of the relative error at which a fit ends.
     """
 
     layers: ClassVar[tuple[type[nn.Module], ...]] = (CPConv2d, LowRankLinear)
 
-    starts: int = 4
+    starts: int = 2
     max_sweeps: int = 240
     tolerance: float = 1e-6
 
@@ -74,7 +76,18 @@ class CP(Factored):
         ranks = spread(family)
 
         def errors(group: Group) -> Tensor:
-            return torch.tensor([self._error(group, one_number("CP", rank)) for rank in ranks])
+            found = torch.empty(len(ranks), dtype=torch.float64)
+
+            def fit(place: int) -> None:
+                found[place] = self._error(group, one_number("CP", ranks[place]))
+
+            fits = [partial(fit, place) for place in reversed(range(len(ranks)))]
+            if group.weight.is_cpu and group.weight[0].numel() < _LARGE_PATCH:
+                in_parallel(fits)  # the largest first, so that no thread waits for it
+            else:
+                for one in fits:
+                    one()
+            return found
 
         squares = squared_errors(layer, norm, errors).tolist()
         return interpolated(

@@ -81,10 +81,10 @@ class Replays:
         self._run = _Run({})
         intercept(self._model, self._around)
 
-    def inputs(self, layer: str) -> Iterator[Tensor | None]:
-        """Yields what the layer gets, batch by batch; None where it is not reached."""
+    def inputs(self, layer: str, step: int = 1) -> Iterator[Tensor | None]:
+        """Yields what the layer gets in every ``step``-th batch; None where it is not reached."""
         self._look_at(layer)
-        for number in range(len(self._calls)):
+        for number in range(0, len(self._calls), step):
             try:
                 self._forward(number, stop=layer)
             except Reached as reached:
