@@ -341,8 +341,8 @@ at::Tensor SketchLayerImpl<Derived, Options>::kept_weight(const at::Tensor& inpu
   }
   const std::vector<at::Tensor> sources{s1, s2, u1, u2, frame_signs};
   const bool followed = std::none_of(sources.begin(), sources.end(), [](const at::Tensor& source) {
-    return source.defined() && (!source.is_cpu() || source.is_inference() ||
-                                !source.is_non_overlapping_and_dense());
+    return source.defined() &&
+           (!source.is_cpu() || source.is_inference() || !source.is_non_overlapping_and_dense());
   });
   if (!followed || !input.is_cpu() || input.scalar_type() != s1.scalar_type() ||
       at::autocast::is_autocast_enabled(at::kCPU) ||
