@@ -42,6 +42,7 @@ _LATE_RIDGE = 1e-6  # the first for what is near an optimum already
 _IMMATERIAL = 0.01
 # Of all sweeps, for each ridge but the last.
 _STAGE = 0.1
+_SHORTEST_STAGE = 8
 # Of all sweeps, for each start; the best one goes on.
 _TRIAL = 0.25
 # Of all sweeps of a stage, in float64 at its end.
@@ -193,7 +194,7 @@ def _descend(
     that it would not see, are float64.
     """
     errors: list[float] = []
-    stage = math.ceil(_STAGE * max_sweeps)
+    stage = max(_SHORTEST_STAGE, math.ceil(_STAGE * max_sweeps))
     exact_sweeps = math.ceil(_DOUBLE * max_sweeps)
 
     def sweep(problem: _Problem, count: int, tolerance: float) -> _Point:

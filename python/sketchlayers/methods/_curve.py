@@ -16,6 +16,8 @@ from sketchlayers.nn._groups import Group, groups_of
 
 _SHARES = (0.0, 0.05, 0.1, 0.18, 0.28, 0.4, 0.55, 0.75, 1.0)
 """Ranks that are fitted for a curve, as fractions of the largest: errors bend where it is small."""
+_FEW_SHARES = (0.0, 0.1, 0.28, 0.55, 1.0)
+"""The same for layers whose fits take long."""
 _LISTED = 64
 """Ranks that a curve lists at most, those that were fitted apart."""
 _EXACT = 1e-14
@@ -24,10 +26,11 @@ _EXACT = 1e-14
 T = TypeVar("T")
 
 
-def spread(ranks: Sequence[T]) -> list[T]:
-    """Chooses about ten members of a family, both ends among them, denser where it is small."""
+def spread(ranks: Sequence[T], *, coarse: bool = False) -> list[T]:
+    """Chooses about ten members of a family, or five, both ends among them, denser at its start."""
     last = len(ranks) - 1
-    places = {round(share * last) for share in _SHARES} if ranks else set()
+    shares = _FEW_SHARES if coarse else _SHARES
+    places = {round(share * last) for share in shares} if ranks else set()
     return [ranks[place] for place in sorted(places)]
 
 

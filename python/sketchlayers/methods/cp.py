@@ -22,10 +22,15 @@ from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn.factored.cp import cp_parts
 
-_CURVE_SWEEPS, _CURVE_SWEEPS_OF_LARGE = 20, 8
-"""Sweeps of the fits for a curve; fewer for large layers, where a sweep takes seconds."""
-_LARGE_PATCH = 3000
-"""Inputs of one output from which on a layer is large."""
+_SMALL_PATCH, _LARGE_PATCH = 1000, 3000
+"""Inputs of one output up to which a layer is small, and from which on it is large.
+
+A sweep takes milliseconds in small ones and some tenths of a second in large ones.
+"""
+_CURVE_SWEEPS = (20, 12, 8)
+"""Of the fits for a curve: in small layers, those between, and large ones."""
+_MOST_SWEEPS = (None, 120, 40)
+"""Of a fit, where the method's own number is larger; all but small layers have one start."""
 _DAMPING = 0.5
 """Fraction of the last doubling's gain that each further doubling of sweeps is taken to bring."""
 
@@ -39,10 +44,12 @@ class CP(Factored):
     Every group of a grouped convolution has the same rank.
 
     Attributes:
-        starts: of a fit, of which the best is kept. In a trained ResNet-20 at rate 0.5 one start
+        starts: of a fit, of which the best is kept; one in layers of more than 1,000 inputs to an
+            output. In a trained ResNet-20 at rate 0.5 one start
             changes the outputs by 8.3 %, two by 7.8 % and four by 7.7 %, in 1, 1.2 and 1.5 times
             the time of the whole compression.
-        max_sweeps: over the factors, of each start.
+        max_sweeps: over the factors, of each start; at most 120 in layers of more than 1,000 inputs
+            to an output, 40 of more than 3,000.
         tolerance: change of the relative error at which a fit ends.
     """
 
@@ -62,6 +69,10 @@ class CP(Factored):
 
     def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
         how = {} if isinstance(layer, nn.Linear) else self.options()
+        size = _size(Geometry.of(layer).patch)
+        if how and size:
+            most = _MOST_SWEEPS[size] or self.max_sweeps
+            how |= {"starts": 1, "max_sweeps": min(self.max_sweeps, most)}
         return super()._arguments(layer, rank) | how
 
     def curve(self, layer: nn.Module, **norm: Tensor | None) -> list[Candidate]:
@@ -73,7 +84,8 @@ class CP(Factored):
         if Geometry.of(layer).kernel_size == (1, 1):
             return super().curve(layer, **norm)
         family = self.ranks(layer)
-        ranks = spread(family)
+        size = _size(Geometry.of(layer).patch)
+        ranks = spread(family, coarse=size > 0)
 
         def errors(group: Group) -> Tensor:
             found = torch.empty(len(ranks), dtype=torch.float64)
@@ -82,7 +94,7 @@ class CP(Factored):
                 found[place] = self._error(group, one_number("CP", ranks[place]))
 
             fits = [partial(fit, place) for place in reversed(range(len(ranks)))]
-            if group.weight.is_cpu and group.weight[0].numel() < _LARGE_PATCH:
+            if group.weight.is_cpu and size == 0:
                 in_parallel(fits)  # the largest first, so that no thread waits for it
             else:
                 for one in fits:
@@ -96,11 +108,15 @@ class CP(Factored):
 
     def _error(self, group: Group, rank: int) -> float:
         """Relative error that a fit of one group will have, nearly."""
-        is_large = group.weight[0].numel() >= _LARGE_PATCH
-        sweeps = min(_CURVE_SWEEPS_OF_LARGE if is_large else _CURVE_SWEEPS, self.max_sweeps)
+        sweeps = min(_CURVE_SWEEPS[_size(group.weight[0].numel())], self.max_sweeps)
         fit = decompose.cp(group.weight, rank, **group.norm, starts=1, max_sweeps=sweeps)
         errors = fit.errors
         last, halfway = errors[-1], errors[(len(errors) - 1) // 2]
         if last == 0 or len(errors) < sweeps:
             return last
         return last * (last / halfway) ** (_DAMPING * log2(self.max_sweeps / sweeps))
+
+
+def _size(patch: int) -> int:
+    """0, 1 or 2 for a layer that is small, between, or large."""
+    return (patch > _SMALL_PATCH) + (patch >= _LARGE_PATCH)
