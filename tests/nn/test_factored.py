@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import sketchlayers
 from sketchlayers.nn import CPConv2d, LowRankLinear, TuckerConv2d
 
 GEOMETRIES = {
@@ -421,3 +422,22 @@ def test_a_wrapped_part_has_no_weight() -> None:
             read()
     layer.core = nn.Conv2d(4, 4, 3, bias=False)  # merged
     assert layer.fold().weight.shape == (8, 8, 3, 3)
+
+
+def test_the_bias_can_be_set() -> None:
+    layer, value = TuckerConv2d(8, 8, 3, ranks=(4, 4)), torch.randn(2, 8, 6, 6)
+    before = layer(value) - layer.bias[:, None, None]
+    layer.bias = nn.Parameter(torch.ones(8))
+    torch.testing.assert_close(layer(value), before + 1)
+    assert "output.bias" in layer.state_dict() and "bias" not in layer.state_dict()
+    layer.bias = None
+    torch.testing.assert_close(layer(value), before)
+    assert layer.fold().bias is None
+
+
+def test_weights_that_torchao_has_quantised_can_be_folded() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(LowRankLinear(64, 32, rank=16)).eval()
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    value = torch.randn(4, 64)
+    torch.testing.assert_close(sketchlayers.fold(model)(value), model(value), rtol=1e-3, atol=1e-3)

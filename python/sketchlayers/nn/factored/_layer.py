@@ -38,10 +38,26 @@ class FactoredLayer(CompressedLayer):
         return list(self.children())
 
     @property
-    def bias(self) -> nn.Parameter | None:  # type: ignore[override]
+    def bias(self) -> nn.Parameter | None:
         """The bias of the last part."""
         bias: Any = self.parts()[-1].bias
         return bias() if callable(bias) else bias
+
+    @bias.setter
+    def bias(self, bias: Tensor | None) -> None:
+        last: Any = self.parts()[-1]
+        last.bias = bias
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of ``nn.Module``; the bias is the last part's.
+
+        Raises:
+            AttributeError: for the weight, which is computed.
+        """
+        if name == "bias":
+            self.parts()[-1].register_parameter(name, param)
+        else:
+            super().register_parameter(name, param)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw new weights and bias.
@@ -75,7 +91,7 @@ class FactoredLayer(CompressedLayer):
         return [self._weight_of(part) for part in self.parts()]
 
     def _weight_of(self, part: nn.Module) -> nn.Parameter:
-        """The weight of a part, computed where the part is pruned or parametrised.
+        """The weight of a part, computed where the part is pruned, parametrised or torchao's.
 
         Raises:
             RuntimeError: something else is in the part's place, as after quantisation or under an
@@ -88,8 +104,11 @@ class FactoredLayer(CompressedLayer):
                 f"{kind.__module__}.{kind.__name__}); take the weight, or fold the model, before "
                 "it is quantised, and merge adapters before"
             )
-        weight: nn.Parameter = part.weight  # type: ignore[assignment]
-        return weight
+        weight: Any = part.weight
+        if not torch.compiler.is_compiling() and type(weight).__module__.startswith("torchao."):
+            weight = weight.dequantize()
+        made: nn.Parameter = weight
+        return made
 
     def _fit_group(self, group: Group, **how: Any) -> Fit:
         """Weights of the parts that approximate one group's."""
