@@ -347,3 +347,33 @@ def test_an_exception_in_forward_ends_it() -> None:
                 torch.equal(value, state[name]) for name, value in model.state_dict().items()
             )
     assert failed > 2
+
+
+def test_a_layer_that_few_batches_reach_is_fitted_in_sequence() -> None:
+    """Also where other batches would have patches enough."""
+
+    class Rare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.rare = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.head = nn.Conv2d(8, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            loud = bool(x.abs().mean() > 4)
+            x = self.first(x).relu()
+            if loud:
+                x = x + self.rare(x)
+            return self.head(x)
+
+    images = [
+        torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(number))
+        for number in range(8)
+    ]
+    images[3] *= 8
+    report = sketchlayers.compress(
+        Rare().eval(), "svd", rate={"first": 0.9, "rare": 0.5, "head": 0.5},
+        keep_first=False, calibration=images,
+    ).report  # fmt: skip
+    assert [row.name for row in report.replaced] == ["first", "rare", "head"]
+    assert not any("fitted alone" in note for note in report.notes), report.notes

@@ -160,3 +160,19 @@ def test_bad_input(change, error, message):
     given = {"weight": Layer(SHAPES[0]).weight, "rank": 3} | change
     with pytest.raises(error, match=message):
         cp(given.pop("weight"), given.pop("rank"), **given)
+
+
+@pytest.mark.parametrize("noise", [1e-4, 1e-6])
+@pytest.mark.parametrize("channels", [32, 64])
+def test_inputs_that_hardly_vary_are_fitted(channels: int, noise: float) -> None:
+    """Float32 sees their second moment as singular."""
+    torch.manual_seed(0)
+    size = channels * 9
+    directions = torch.randn(size, 3, dtype=torch.float64) + 3
+    inputs = torch.randn(2 * size, 3, dtype=torch.float64) @ directions.T
+    inputs += noise * torch.randn(2 * size, size, dtype=torch.float64)
+    weight = torch.randn(16, channels, 3, 3, dtype=torch.float64)
+    moment = inputs.T @ inputs / len(inputs)
+    for rank in (4, 24):
+        fit = cp(weight, rank, second_moment=moment, starts=2, max_sweeps=40)
+        assert fit.relative_error < 10 * noise

@@ -9,6 +9,7 @@ squares gain in several.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -45,6 +46,8 @@ def minimise(
 ) -> tuple[AnyPoint, tuple[float, ...]]:
     """Lowest point found, and the relative errors of the sweeps, which never rise.
 
+    A start at which the function is infinite is all that is found.
+
     Args:
         evaluate: the function.
         start: its variables.
@@ -55,7 +58,7 @@ def minimise(
     variables, point = start, evaluate(start)
     errors = [point.square**0.5]
     history: deque[tuple[Tensor, Tensor]] = deque(maxlen=_MEMORY)
-    if max_sweeps == 1 or point.square <= _ROUNDING:
+    if max_sweeps == 1 or point.square <= _ROUNDING or math.isinf(point.square):
         return point, tuple(errors)
     gradient = point.gradient()
     while True:

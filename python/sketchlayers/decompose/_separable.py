@@ -10,6 +10,7 @@ from torch import Tensor
 
 # Of the preconditioners alone, relative to the mean of the diagonal: a matter of speed.
 _RIDGE = 1e-6
+_RIDGES = 6  # each ten times the one before
 
 
 class SeparableMoment:
@@ -33,7 +34,7 @@ class SeparableMoment:
         self.positions = traces / traces.trace()
 
     def float(self) -> SeparableMoment:
-        """The same in float32, for preconditioners alone."""
+        """The same in float32."""
         single = copy.copy(self)
         single.__dict__.pop("channel_root", None)
         single.__dict__.pop("channel_factor", None)
@@ -60,7 +61,16 @@ class SeparableMoment:
 
 
 def preconditioner_factor(moment: Tensor) -> Tensor:
-    """Cholesky factor of a positive semidefinite matrix with a ridge; of the identity for 0."""
+    """Cholesky factor of a positive semidefinite matrix with a ridge; of the identity for 0.
+
+    The ridge covers rounding errors, which in float32 may be larger than it is at first.
+    """
     mean = float(moment.diagonal().mean())
     ridge = _RIDGE * mean if mean > 0 else 1.0
-    return torch.linalg.cholesky(moment + ridge * torch.eye(len(moment)).to(moment))
+    identity = torch.eye(len(moment)).to(moment)
+    for _ in range(_RIDGES):
+        factor, info = torch.linalg.cholesky_ex(moment + ridge * identity)
+        if not info:
+            return factor
+        ridge *= 10
+    return torch.linalg.cholesky(moment + ridge * identity)  # raises

@@ -45,7 +45,7 @@ _STAGE = 0.1
 _SHORTEST_STAGE = 8
 # Of all sweeps, for each start; the best one goes on.
 _TRIAL = 0.25
-# Of all sweeps of a stage, in float64 at its end.
+# Of all sweeps, in float64 at the end.
 _DOUBLE = 0.05
 # Ridges, and gains of a sweep, below which float32 sees nothing but its rounding.
 _SINGLE_RIDGE, _SINGLE_TOLERANCE = 1e-7, 1e-5
@@ -261,8 +261,7 @@ class _Problem:
     def single(self) -> _Problem:
         """The problem in float32."""
         quick = copy.copy(self)
-        for name in ("single", "inverse_moments"):
-            quick.__dict__.pop(name, None)
+        quick.inverse_moments = [inverse.float() for inverse in self.inverse_moments]
         quick.weighed = self.weighed.float()
         if self._second_moment is not None:
             quick._second_moment = self._second_moment.float()

@@ -45,9 +45,8 @@ class CP(Factored):
 
     Attributes:
         starts: of a fit, of which the best is kept; one in layers of more than 1,000 inputs to an
-            output. In a trained ResNet-20 at rate 0.5 one start
-            changes the outputs by 8.3 %, two by 7.8 % and four by 7.7 %, in 1, 1.2 and 1.5 times
-            the time of the whole compression.
+            output. In a trained ResNet-20 at rate 0.5 one start changes the outputs by 8.3 %, two
+            by 7.8 % and four by 7.7 %, in 1, 1.2 and 1.5 times the time of the whole compression.
         max_sweeps: over the factors, of each start; at most 120 in layers of more than 1,000 inputs
             to an output, 40 of more than 3,000.
         tolerance: change of the relative error at which a fit ends.

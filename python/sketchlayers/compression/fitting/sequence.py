@@ -63,8 +63,10 @@ def fit_one_after_the_other(
     for name, choice in choices.items():
         norm = norms[name]
         if done or fitted or norm.moments is None:
-            step = 1 if norm.moments is None else _step(norm.moments, sample)
+            step = processes.least(1 if norm.moments is None else _step(norm.moments, sample))
             target = _target(name, choice.layer, originals, actual, processes, step)
+            if target is None and step > 1:  # other batches may reach it
+                target = _target(name, choice.layer, originals, actual, processes, 1)
         else:  # its inputs are those that it has in the original network
             target = Target.of_weight(choice.layer, norm.moments)
         if target is not None:
