@@ -70,7 +70,7 @@ def test_without_input_the_weight_stays():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"weight": torch.ones(5, 4, 3)}, RuntimeError, r"weight must have 2 or 4 dimensions"),
+        ({"weight": torch.ones(5)}, RuntimeError, r"weight must have 2 or 3 or 4 or 5 dimensions"),
         ({"weight": torch.full((5, 12), math.nan)}, ValueError, r"weight must be finite"),
         ({"cross_moment": torch.eye(12)}, RuntimeError, r"cross_moment must have shape \(5, 12\)"),
         (

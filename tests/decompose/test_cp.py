@@ -11,12 +11,14 @@ from sketchlayers.decompose import cp, svd
 
 from .layers import FLOAT, Layer, minimum
 
-SHAPES = [(9, 8, 3, 2), (6, 10, 1, 3)]
+SHAPES = [(9, 8, 3, 2), (6, 10, 1, 3), (7, 9, 4), (6, 5, 2, 3, 2)]
 RANKS = [3, 8]
 
 
-def product(outputs, inputs, rows, columns):
-    return torch.einsum("tr,sr,ir,jr->tsij", outputs, inputs, rows, columns)
+def product(outputs, inputs, *kernel):
+    axes = "ijk"[: len(kernel)]
+    parts = ",".join(f"{axis}r" for axis in axes)
+    return torch.einsum(f"tr,sr,{parts}->ts{axes}", outputs, inputs, *kernel)
 
 
 def norm(layer):
@@ -33,8 +35,8 @@ def never_rise(errors):
 def test_errors_are_what_outputs_show(shape, rank, sensitivity):
     layer = Layer(shape, sensitivity=sensitivity)
     factors = cp(layer.weight, rank, **norm(layer))
-    assert [tuple(part.shape) for part in factors[:4]] == [(size, rank) for size in shape]
-    weight = product(*factors[:4])
+    assert [tuple(part.shape) for part in factors.factors] == [(size, rank) for size in shape]
+    weight = product(*factors.factors)
     assert never_rise(factors.errors)
     assert layer.output_change(weight) == pytest.approx(factors.relative_error, rel=1e-9)
     # What is minimised has a ridge more, small by design (see `_IMMATERIAL`).
@@ -55,7 +57,7 @@ def test_no_optimiser_finds_a_better_weight(rank):
         return (outputs - target).square().sum() / target.square().sum()
 
     # Ours is an optimum with a small ridge, so that a little is left to gain without it.
-    _, gained = minimum(error, list(factors[:4]), steps=100)
+    _, gained = minimum(error, list(factors.factors), steps=100)
     assert math.sqrt(gained) == pytest.approx(factors.errors[-1], rel=0.01)
 
     torch.manual_seed(0)
@@ -82,7 +84,7 @@ def test_without_second_moment_it_is_as_near_as_tensorly(rank):
 @pytest.mark.parametrize("seed", range(3))
 def test_never_above_the_decomposition_without_data(seed):
     layer = Layer(SHAPES[0], seed=seed)
-    plain = layer.output_change(product(*cp(layer.weight, 5, seed=seed)[:4]))
+    plain = layer.output_change(product(*cp(layer.weight, 5, seed=seed).factors))
     factors = cp(layer.weight, 5, second_moment=layer.second_moment, seed=seed)
     assert factors.relative_error < 0.9 * plain
 
@@ -96,16 +98,19 @@ def test_an_exact_decomposition_is_found(second_moment):
     assert cp(weight, 3, second_moment=moment, max_sweeps=500).relative_error < 1e-4
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("second_moment", [False, True])
-def test_full_rank_is_the_weight(second_moment):
-    layer = Layer(SHAPES[0])
-    factors = cp(layer.weight, 48, **(norm(layer) if second_moment else {}))
-    torch.testing.assert_close(product(*factors[:4]), layer.weight)
+def test_full_rank_is_the_weight(second_moment, shape):
+    layer = Layer(shape)
+    full = min(shape[:2]) * math.prod(shape[2:])
+    factors = cp(layer.weight, full, **(norm(layer) if second_moment else {}))
+    torch.testing.assert_close(product(*factors.factors), layer.weight)
     assert factors.relative_error < 1e-12
 
 
-def test_of_a_1x1_kernel_it_is_the_best_matrix():
-    layer = Layer((9, 8, 1, 1))
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_of_a_1x1_kernel_it_is_the_best_matrix(axes):
+    layer = Layer((9, 8) + axes * (1,))
     factors = cp(layer.weight, 4, **norm(layer))
     expected = svd(layer.weight, 4, **norm(layer))
     assert factors.relative_error == pytest.approx(expected.relative_error, rel=1e-9)
@@ -115,7 +120,7 @@ def test_fewer_patches_than_inputs():
     """A singular second moment: what it does not see is free."""
     layer = Layer(SHAPES[0], samples=20)
     factors = cp(layer.weight, 8, second_moment=layer.second_moment)
-    weight = product(*factors[:4])
+    weight = product(*factors.factors)
     assert weight.isfinite().all()
     assert layer.output_change(weight) == pytest.approx(factors.relative_error, rel=1e-4)
     assert factors.relative_error < cp(layer.weight, 8).relative_error
@@ -124,8 +129,8 @@ def test_fewer_patches_than_inputs():
 def test_seeds_and_balance():
     layer = Layer(SHAPES[0])
     first, again = (cp(layer.weight, 5, seed=3, **norm(layer)) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first[:4], again[:4], strict=True))
-    norms = torch.stack([part.norm(dim=0) for part in first[:4]])
+    assert all(torch.equal(a, b) for a, b in zip(first.factors, again.factors, strict=True))
+    norms = torch.stack([part.norm(dim=0) for part in first.factors])
     torch.testing.assert_close(norms, norms[:1].expand(4, -1))
 
 
@@ -137,7 +142,7 @@ def test_more_starts_are_never_worse():
 
 def test_a_weight_of_zeros():
     factors = cp(torch.zeros(4, 3, 2, 2), 2)
-    assert not product(*factors[:4]).any()
+    assert not product(*factors.factors).any()
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def filled(value):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"weight": torch.ones(6, 4, 3)}, RuntimeError, r"weight must have 2 or 4 dimensions"),
+        ({"weight": torch.ones(6)}, RuntimeError, r"weight must have 2 or 3 or 4 or 5 dimensions"),
         ({"weight": torch.ones(0, 4)}, RuntimeError, r"none of size 0 \(got shape=\(0, 4\)\)"),
         ({"weight": torch.ones(6, 24).int()}, TypeError, r"weight must be real floating point"),
         ({"weight": torch.full((6, 24), math.nan)}, ValueError, r"weight must be finite \(got 144"),

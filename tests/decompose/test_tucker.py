@@ -12,15 +12,16 @@ from sketchlayers.decompose import svd, svd_errors, tucker2, tucker2_errors
 from .layers import FLOAT, Layer, minimum
 
 SHAPES = [(9, 8, 3, 2), (6, 10, 1, 3)]
+OTHER_AXES = [(7, 9, 4), (7, 6, 2, 3, 2)]
 RANKS = [(3, 4), (2, None), (None, 3), (5, 6)]
 
 
 def product(factors):
     weight = factors.core
     if factors.input_factor is not None:
-        weight = torch.einsum("abij,bs->asij", weight, factors.input_factor)
+        weight = torch.einsum("ab...,bs->as...", weight, factors.input_factor)
     if factors.output_factor is not None:
-        weight = torch.einsum("asij,ta->tsij", weight, factors.output_factor)
+        weight = torch.einsum("as...,ta->ts...", weight, factors.output_factor)
     return weight
 
 
@@ -32,7 +33,7 @@ def never_rise(errors):
     return all(b <= a for a, b in itertools.pairwise(errors))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + OTHER_AXES)
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("sensitivity", ["full", "diagonal"])
 def test_errors_are_what_outputs_show(shape, ranks, sensitivity):
@@ -264,7 +265,7 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"weight": torch.ones(6, 24)}, RuntimeError, r"weight must have 4 dimensions"),
+        ({"weight": torch.ones(6, 24)}, RuntimeError, r"weight must have 3 or 4 or 5 dimensions"),
         ({"weight": torch.full((6, 4, 2, 3), math.inf)}, ValueError, r"weight must be finite"),
         ({"ranks": (0, 3)}, ValueError, r"input rank must be from 1 to 4 \(got input rank=0\)"),
         ({"ranks": (5, 3)}, ValueError, r"input rank must be from 1 to 4 \(got input rank=5\)"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -41,12 +43,15 @@ class SeparableMoment:
         single.channels, single.positions = self.channels.float(), self.positions.float()
         return single
 
-    def modes(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Channels ``(S, S)``, rows ``(h, h)`` and columns ``(w, w)``, to multiply as Kronecker."""
-        blocks = self.positions.reshape(height, width, height, width)
-        rows = blocks.diagonal(dim1=1, dim2=3).sum(-1)
-        columns = blocks.diagonal(dim1=0, dim2=2).sum(-1)
-        return self.channels, rows, columns
+    def modes(self, kernel: Sequence[int]) -> list[Tensor]:
+        """Channels ``(S, S)`` and each axis of the kernel ``(k, k)``, to multiply as Kronecker."""
+        modes = [self.channels]
+        for axis, size in enumerate(kernel):
+            before, after = math.prod(kernel[:axis]), math.prod(kernel[axis + 1 :])
+            blocks = self.positions.reshape(before, size, after, before, size, after)
+            blocks = blocks.diagonal(dim1=2, dim2=5).sum(-1)
+            modes.append(blocks.diagonal(dim1=0, dim2=2).sum(-1))
+        return modes
 
     @cached_property
     def channel_root(self) -> Tensor:

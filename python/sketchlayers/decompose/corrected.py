@@ -42,7 +42,7 @@ def corrected_weight(
             semidefinite, a negative ridge.
     """
     owner = "corrected_weight"
-    check_dimensions(owner, weight, (2, 4))
+    check_dimensions(owner, weight, (2, 3, 4, 5))
     inputs = weight[0].numel()
     check_shape(owner, "cross_moment", cross_moment, [(len(weight), inputs)])
     check_shape(owner, "second_moment", second_moment, [(inputs, inputs)])

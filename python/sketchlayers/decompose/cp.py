@@ -2,13 +2,14 @@
 
     W~[t, s, i, j] = sum_r outputs[t, r] inputs[s, r] rows[i, r] columns[j, r],
 
-a 1x1 convolution, depthwise ones along rows and along columns, and another 1x1 one. In the norm of
-a second moment (Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, NeurIPS 2025, arXiv 2511.04494).
+a 1x1 convolution, depthwise ones along rows and along columns, and another 1x1 one. Kernels may
+have any number of axes, each with a factor of its own. In the norm of a second moment (Kalle,
+Rudkiewicz, Ouerfelli, Tamaazousti, NeurIPS 2025, arXiv 2511.04494).
 
-For given factors of the inputs, rows and columns, and their column-wise Kronecker product ``Z``,
-those of the outputs have the closed form ``W Sigma Z (Z^T Sigma Z)^-1``. So the error is a function
-of three factors, whose gradient needs no product with ``Sigma`` but the one of its value, and that
-is minimised.
+For given factors of the inputs and of the kernel's axes, and their column-wise Kronecker product
+``Z``, those of the outputs have the closed form ``W Sigma Z (Z^T Sigma Z)^-1``. So the error is a
+function of the other factors, whose gradient needs no product with ``Sigma`` but the one of its
+value, and that is minimised.
 
 There may be no best approximation: components grow without bound and cancel each other (de Silva
 and Lim, SIAM J. Matrix Anal. Appl. 2008), and on the way there every method crawls. A ridge,
@@ -56,23 +57,18 @@ _SMALL_PATCH = 600
 class CPFactors(NamedTuple):
     """``W~[t,s,i,j] = sum_r outputs[t,r] inputs[s,r] rows[i,r] columns[j,r]``, float64.
 
-    The four vectors of a component have the same norm.
+    The vectors of a component have the same norm.
 
     Attributes:
-        outputs: ``(T, R)``.
-        inputs: ``(S, R)``.
-        rows: ``(h, R)``.
-        columns: ``(w, R)``.
+        factors: one for each axis of the weight: outputs ``(T, R)``, inputs ``(S, R)``, and one
+            for each axis of the kernel, ``(h, R)`` and ``(w, R)`` in two dimensions.
         relative_error: ``|W - W~| / |W|`` in the norm of the second moment: the relative change of
             the layer's output on the calibration data.
         errors: one entry a sweep of the best start, never rising: the relative error in the norm
             that is minimised (ridges and sensitivity in it).
     """
 
-    outputs: Tensor
-    inputs: Tensor
-    rows: Tensor
-    columns: Tensor
+    factors: tuple[Tensor, ...]
     relative_error: float
     errors: tuple[float, ...]
 
@@ -90,17 +86,17 @@ def cp(
 ) -> CPFactors:
     """CP factors near ``weight``: ``tr(F (W - W~) Sigma (W - W~)^T)`` is minimised.
 
-    The first start is made of singular vectors of the weight's slices along its principal rows and
-    columns, the others are random. Each gets a quarter of the sweeps, and the best one all. With a
-    second moment that is done twice, first without it, and what was found there are the starts: the
-    decomposition without it is among them, so that this one's error is never above. (With one start
-    there is no first time.) Every sweep solves for the outputs exactly and moves the other factors
-    by a quasi-Newton step. The result is a local optimum; for a 1x1 kernel, and at full rank, it is
-    the global one.
+    The first start is made of singular vectors of the weight's slices along the principal vectors
+    of the kernel's axes, the others are random. Each gets a quarter of the sweeps, and the best one
+    all. With a second moment that is done twice, first without it, and what was found there are the
+    starts: the decomposition without it is among them, so that this one's error is never above.
+    (With one start there is no first time.) Every sweep solves for the outputs exactly and moves
+    the other factors by a quasi-Newton step. The result is a local optimum; for a 1x1 kernel, and
+    at full rank, it is the global one.
 
     Args:
-        weight: ``(T, S, h, w)``.
-        rank: ``R``, from 1 to ``h w min(T, S)``, which is enough for every weight.
+        weight: ``(T, S, w)``, ``(T, S, h, w)`` or ``(T, S, d, h, w)``.
+        rank: ``R``, from 1 to ``d h w min(T, S)``, which is enough for every weight.
         second_moment, sensitivity: as for `tucker2`.
         starts: how many there are.
         seed: of the random starts.
@@ -111,18 +107,18 @@ def cp(
         RuntimeError, TypeError, ValueError: as for `tucker2`.
     """
     owner = "cp"
-    check_dimensions(owner, weight, (4,))
-    outputs, channels, height, width = weight.shape
-    full = height * width * min(outputs, channels)
+    check_dimensions(owner, weight, (3, 4, 5))
+    outputs, channels, *kernel = weight.shape
+    full = math.prod(kernel) * min(outputs, channels)
     check_count(owner, "rank", rank, full)
     check_count(owner, "starts", starts)
     check_count(owner, "max_sweeps", max_sweeps)
     check_tolerance(owner, tolerance)
     norm = OutputNorm(owner, weight, second_moment, sensitivity)
-    if height * width == 1:
+    if math.prod(kernel) == 1:
         left, right, relative_error, errors = truncated(norm, weight.shape, rank)
-        ones = torch.ones(1, rank).to(left)
-        return _balanced([left, right.flatten(1).mT, ones, ones], relative_error, errors)
+        ones = [torch.ones(1, rank).to(left) for _ in kernel]
+        return _balanced([left, right.flatten(1).mT, *ones], relative_error, errors)
     problem = _Problem(norm, weight.shape, norm.second_moment)
     if rank == full or problem.square == 0:
         return problem.exact(rank)
@@ -237,7 +233,7 @@ def _never_rising(errors: Sequence[float]) -> tuple[float, ...]:
 class _Problem:
     """A weight in a norm, with what does not depend on the factors.
 
-    The variables are one matrix ``(S + h + w, R)``: inputs, rows and columns.
+    The variables are one matrix ``(S + h + w, R)``: inputs and the kernel's axes.
 
     Attributes:
         norm: what the outputs are restored from, and the error measured in.
@@ -249,7 +245,7 @@ class _Problem:
 
     def __init__(self, norm: OutputNorm, shape: torch.Size, second_moment: Tensor | None) -> None:
         self.norm = norm
-        self.outputs, self.channels, self.height, self.width = shape
+        self.outputs, self.channels, *self.kernel = shape
         self._second_moment = None if second_moment is None else norm.ridged_second_moment()
         self.weighed = self.spread(norm.target.mT).mT
         self.square = float((self.weighed * norm.target).sum())
@@ -270,26 +266,26 @@ class _Problem:
 
     @cached_property
     def inverse_moments(self) -> list[Tensor]:
-        """Of inputs, rows and columns, were ``Sigma`` separable; with a ridge."""
-        moments = self.separable.modes(self.height, self.width)
+        """Of inputs and the kernel's axes, were ``Sigma`` separable; with a ridge."""
+        moments = self.separable.modes(self.kernel)
         return [torch.cholesky_inverse(preconditioner_factor(moment)) for moment in moments]
 
     def spread(self, matrix: Tensor) -> Tensor:
         """``Sigma matrix`` for a ``matrix (n, m)``."""
         return matrix if self._second_moment is None else self._second_moment @ matrix
 
-    def split(self, variables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        inputs, rows, columns = variables.split([self.channels, self.height, self.width])
-        return inputs, rows, columns
+    def split(self, variables: Tensor) -> tuple[Tensor, ...]:
+        """Inputs, and one factor for each axis of the kernel."""
+        return variables.split([self.channels, *self.kernel])
 
     def random_start(self, rank: int, generator: torch.Generator) -> Tensor:
         """Gaussian vectors of norm 1."""
-        size = self.channels + self.height + self.width
+        size = self.channels + sum(self.kernel)
         entries = torch.randn(size, rank, dtype=torch.float64, generator=generator)
         return torch.cat([_normalised(part) for part in self.split(entries.to(self._target))])
 
     def slices(self, rank: int) -> Tensor:
-        """Singular vectors of the slices along the principal rows and columns, the largest.
+        """Singular vectors of the slices along the kernel's principal vectors, the largest.
 
         They would be those of the weight in its norm, were ``Sigma`` separable.
         """
@@ -297,16 +293,24 @@ class _Problem:
 
     def _slices(self, rank: int, root: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs ``(T, rank)`` and variables of the slices times ``root (S, S)``."""
-        seen = torch.einsum("tsij,su->tuij", self._target, root)
-        _, rows = descending_eigh(torch.einsum("tsij,tskj->ik", seen, seen))
-        _, columns = descending_eigh(torch.einsum("tsij,tsik->jk", seen, seen))
-        slices = torch.einsum("tsij,ia,jb->abts", self._target, rows, columns).flatten(0, 1)
+        axes = "ijk"[: len(self.kernel)]
+        seen = torch.einsum(f"ts{axes},su->tu{axes}", self._target, root)
+        principal = []
+        for axis in axes:
+            other = axes.replace(axis, "l")
+            gram = torch.einsum(f"ts{axes},ts{other}->{axis}l", seen, seen)
+            principal.append(descending_eigh(gram)[1])
+        turned = "abc"[: len(axes)]
+        turns = ",".join(map("".join, zip(axes, turned, strict=True)))
+        slices = torch.einsum(f"ts{axes},{turns}->{turned}ts", self._target, *principal)
+        slices = slices.flatten(0, -3)
         vectors, values, _ = torch.linalg.svd(slices @ root, full_matrices=False)
         largest = values.flatten().topk(rank).indices
+        *places, _ = torch.unravel_index(largest, (*self.kernel, values.shape[1]))
         place, number = largest // values.shape[1], largest % values.shape[1]
         outputs = vectors[place, :, number].mT
         inputs = (slices.mT @ vectors)[place, :, number].mT
-        at = (rows[:, place // self.width], columns[:, place % self.width])
+        at = [basis[:, chosen] for basis, chosen in zip(principal, places, strict=True)]
         return outputs, torch.cat([inputs, *at])
 
     def exact(self, rank: int) -> CPFactors:
@@ -316,8 +320,7 @@ class _Problem:
 
     def basis(self, variables: Tensor) -> Tensor:
         """``Z (n, R)``."""
-        inputs, rows, columns = self.split(variables)
-        return (inputs[:, None] * _taps(rows, columns)).flatten(0, 1)
+        return _products(self.split(variables))
 
     def factors(
         self, outputs: Tensor, variables: Tensor, errors: tuple[float, ...] | None
@@ -331,9 +334,12 @@ class _Problem:
         return _balanced(parts, self.norm.relative_error(self.norm.restore(approximation)), errors)
 
 
-def _taps(rows: Tensor, columns: Tensor) -> Tensor:
-    """``(h w, R)``: the components' filters."""
-    return (rows[:, None] * columns).flatten(0, 1)
+def _products(factors: Sequence[Tensor]) -> Tensor:
+    """The column-wise Kronecker product, ``(h w, R)`` for ``(h, R)`` and ``(w, R)``."""
+    *others, product = factors
+    for factor in reversed(others):
+        product = (factor[:, None] * product).flatten(0, 1)
+    return product
 
 
 def _normalised(matrix: Tensor) -> Tensor:
@@ -343,11 +349,10 @@ def _normalised(matrix: Tensor) -> Tensor:
 
 
 def _balanced(parts: list[Tensor], relative_error: float, errors: tuple[float, ...]) -> CPFactors:
-    """The four vectors of a component get the same norm."""
+    """The vectors of a component get the same norm."""
     norms = torch.stack([torch.linalg.vector_norm(part, dim=0) for part in parts])
     size = norms.log().mean(0).exp()
-    outputs, inputs, rows, columns = (_normalised(part) * size for part in parts)
-    return CPFactors(outputs, inputs, rows, columns, relative_error, errors)
+    return CPFactors(tuple(_normalised(part) * size for part in parts), relative_error, errors)
 
 
 class _Point:
@@ -389,16 +394,16 @@ class _Point:
     def gradient(self) -> Tensor:
         """By the variables."""
         problem = self._problem
-        inputs, rows, columns = problem.split(self.variables)
+        factors = problem.split(self.variables)
         residual = torch.addmm(
             problem.weighed.mT @ self.outputs, self._spread, self._output_gram, alpha=-1
         )
-        residual = residual.reshape(problem.channels, problem.height * problem.width, -1)
-        by_inputs = (residual * _taps(rows, columns)).sum(1)
-        by_taps = (residual * inputs[:, None]).sum(0).unflatten(0, (problem.height, -1))
-        by_rows = (by_taps * columns).sum(1)
-        by_columns = (by_taps * rows[:, None]).sum(0)
-        return torch.cat([by_inputs, by_rows, by_columns]) * (-2 / problem.square)
+        parts = []
+        for number, factor in enumerate(factors[:-1], 1):  # what is left has one axis less
+            residual = residual.unflatten(0, (len(factor), -1))
+            parts.append((residual * _products(factors[number:])).sum(1))
+            residual = (residual * factor[:, None]).sum(0)
+        return torch.cat([*parts, residual]) * (-2 / problem.square)
 
     def precondition(self, vector: Tensor) -> Tensor:
         """Inverse Hessian of each factor for the others fixed, were ``Sigma`` separable."""
@@ -415,18 +420,16 @@ class _Point:
 
     @cached_property
     def _preconditioners(self) -> list[Tensor]:
-        """For inputs, rows and columns: Cholesky factor of all but its moment ``(R, R)``."""
+        """For each factor of the variables: Cholesky factor of all but its moment ``(R, R)``."""
         problem = self._problem
         factors = problem.split(self.variables)
-        moments = problem.separable.modes(problem.height, problem.width)
+        moments = problem.separable.modes(problem.kernel)
         grams = [part.mT @ moment @ part for part, moment in zip(factors, moments, strict=True)]
         outputs = self._output_gram * (2 / problem.square)
-        others = [
-            outputs * grams[1] * grams[2],
-            outputs * grams[0] * grams[2],
-            outputs * grams[0] * grams[1],
+        return [
+            preconditioner_factor(math.prod([*grams[:own], *grams[own + 1 :]], start=outputs))
+            for own in range(len(grams))
         ]
-        return [preconditioner_factor(other) for other in others]
 
     def factors(self, errors: tuple[float, ...]) -> CPFactors:
         return self._problem.factors(self.outputs, self.variables, errors)

@@ -24,7 +24,7 @@ class LowRankFactors(NamedTuple):
 
     Attributes:
         left: ``(T, r)``.
-        right: ``(r, S, h, w)``, or ``(r, S)`` for a matrix.
+        right: ``(r, S, h, w)``, of as many axes as the weight.
         relative_error: ``|W - W~| / |W|`` in the norm of the second moment: the relative change of
             the layer's output on the calibration data.
         errors: one entry, the relative error in the norm that was minimised.
@@ -49,7 +49,7 @@ def svd(
     one (fewer patches than inputs) is as good as any.
 
     Args:
-        weight: ``(T, S, h, w)`` or ``(T, S)``.
+        weight: ``(T, S)``, or ``(T, S, h, w)`` with one to three axes of the kernel.
         rank: from 1 to ``min(T, n)``, ``n = S h w``.
         second_moment: ``Sigma = E[x x^T]`` of the input patches ``(n, n)``; None is the identity.
         sensitivity: ``F``, weight of output errors, ``(T, T)`` or its diagonal ``(T,)``; None is
@@ -61,7 +61,7 @@ def svd(
         ValueError: rank out of bounds, NaN or infinite entries, a second moment or sensitivity
             that is not symmetric positive semidefinite.
     """
-    check_dimensions("svd", weight, (2, 4))
+    check_dimensions("svd", weight, (2, 3, 4, 5))
     check_count("svd", "rank", rank, min(weight.shape[0], weight[0].numel()))
     norm = OutputNorm("svd", weight, second_moment, sensitivity)
     return truncated(norm, weight.shape, rank)
@@ -87,7 +87,7 @@ def svd_errors(
     Raises:
         RuntimeError, TypeError, ValueError: as for `svd`.
     """
-    check_dimensions("svd_errors", weight, (2, 4))
+    check_dimensions("svd_errors", weight, (2, 3, 4, 5))
     values, _ = spectrum(OutputNorm("svd_errors", weight, second_moment, sensitivity))
     return tail_errors(values)
 

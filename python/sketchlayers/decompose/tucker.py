@@ -42,7 +42,8 @@ class TuckerFactors(NamedTuple):
 
     Attributes:
         input_factor: ``(RS, S)``, orthonormal rows; None when the input mode keeps its size.
-        core: ``(RT, RS, h, w)``, with ``T`` and ``S`` for the modes that keep their sizes.
+        core: ``(RT, RS, h, w)``, with as many axes of the kernel as the weight has, and with ``T``
+            and ``S`` for the modes that keep their sizes.
         output_factor: ``(T, RT)``, orthonormal columns without sensitivity; None when the output
             mode keeps its size.
         relative_error: ``|W - W~| / |W|`` in the norm of the second moment: the relative change of
@@ -76,7 +77,7 @@ def tucker2(
     1x1 kernel it is the global one.
 
     Args:
-        weight: ``(T, S, h, w)``.
+        weight: ``(T, S, w)``, ``(T, S, h, w)`` or ``(T, S, d, h, w)``.
         ranks: ``(RS, RT)``, from 1 to ``S`` and ``T``; None keeps that mode's size, without factor.
         second_moment: ``Sigma = E[x x^T]`` of the input patches ``(n, n)``, ``n = S h w``; None is
             the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
@@ -93,7 +94,7 @@ def tucker2(
             that is not symmetric positive semidefinite.
     """
     owner = "tucker2"
-    check_dimensions(owner, weight, (4,))
+    check_dimensions(owner, weight, (3, 4, 5))
     input_rank, output_rank = _checked_ranks(owner, weight, ranks)
     check_count(owner, "max_sweeps", max_sweeps)
     check_tolerance(owner, tolerance)
@@ -146,7 +147,7 @@ def tucker2_errors(
         RuntimeError, TypeError, ValueError: as for `tucker2`.
     """
     owner = "tucker2_errors"
-    check_dimensions(owner, weight, (4,))
+    check_dimensions(owner, weight, (3, 4, 5))
     for rank in input_ranks:
         _checked_ranks(owner, weight, (rank, None))
     check_count(owner, "sweeps", sweeps)

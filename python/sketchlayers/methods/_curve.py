@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers.methods._rank import Candidate, Rank
-from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._geometry import Geometry, ordinary_weight
 from sketchlayers.nn._groups import Group, groups_of
 
 _SHARES = (0.0, 0.05, 0.1, 0.18, 0.28, 0.4, 0.55, 0.75, 1.0)
@@ -82,10 +82,10 @@ def squared_error(layer: nn.Module, weight: Tensor, norm: Mapping[str, Tensor | 
 
     Args:
         layer: the layer with the weight ``W``.
-        weight: of the same shape.
+        weight: of a layer of the same sizes, as `ordinary_weight` gives it.
         norm: second moment and sensitivity, as for `Method.build`.
     """
-    dense = layer.get_parameter("weight").detach().double()
+    dense = ordinary_weight(layer).detach().double()
 
     def size(weight: Tensor) -> float:
         groups = groups_of("curve", weight, Geometry.of(layer).groups, **norm)
@@ -107,7 +107,7 @@ def squared_errors(
         norm: second moment and sensitivity, as for `Method.build`.
         errors: relative errors of one group, in the norm of both.
     """
-    weight = layer.get_parameter("weight").detach()
+    weight = ordinary_weight(layer).detach()
     groups = list(groups_of("curve", weight, Geometry.of(layer).groups, **norm))
     if len(groups) == 1:
         return errors(groups[0]).square()

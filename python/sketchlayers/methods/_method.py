@@ -15,6 +15,7 @@ from sketchlayers import _extension
 from sketchlayers.methods._curve import interpolated, spread, squared_error
 from sketchlayers.methods._rank import Candidate, Rank
 from sketchlayers.nn._config import needs_extension
+from sketchlayers.nn._geometry import ordinary_weight
 
 Init = Literal["fit", "random"]
 
@@ -103,7 +104,7 @@ class Method(ABC):
         errors = {}
         for rank in spread(self.ranks(layer)):
             built = self.build(layer, rank, init="fit", seed=0, **norm)
-            weight = built.fold().weight  # type: ignore[operator]
+            weight = ordinary_weight(built.fold())  # type: ignore[operator]
             errors[rank] = squared_error(layer, weight, norm)
         return interpolated(self.ranks(layer), partial(self.parameters, layer), errors)
 

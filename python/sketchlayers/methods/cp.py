@@ -40,6 +40,7 @@ _DAMPING = 0.5
 class CP(Factored):
     """``W[t, s, i, j] = sum_r A[t, r] B[s, r] C[i, r] D[j, r]``: 1x1, h x 1, 1 x w, 1x1.
 
+    There is one factor for each axis of the kernel.
     A 1x1 convolution becomes two, and a linear layer two, with the global optimum of that rank.
     Every group of a grouped convolution has the same rank.
 
@@ -80,7 +81,7 @@ class CP(Factored):
         The others are interpolated. Sweeps gain by powers: from the gain of the last few follows
         what all of a fit will bring.
         """
-        if Geometry.of(layer).kernel_size == (1, 1):
+        if Geometry.of(layer).taps == 1:
             return super().curve(layer, **norm)
         family = self.ranks(layer)
         size = _size(Geometry.of(layer).patch)

@@ -82,7 +82,7 @@ class Tucker2(Factored):
         ranks; between them the logarithm of the error is linear in the input rank.
         """
         geometry = Geometry.of(layer)
-        if geometry.kernel_size == (1, 1):
+        if geometry.taps == 1:
             return super().curve(layer, **norm)
         channels, outputs = geometry.group_inputs, geometry.group_outputs
         sizes = _sizes(geometry)
@@ -127,7 +127,7 @@ def _every_row(squares: Tensor, known: list[int]) -> Tensor:
 def _sizes(geometry: Geometry) -> Tensor:
     """Entries of all factors for every input and output rank; a whole side has no factor."""
     channels, outputs = geometry.group_inputs, geometry.group_outputs
-    taps = geometry.patch // channels
+    taps = geometry.taps
     rows, columns = torch.arange(1, channels + 1)[:, None], torch.arange(1, outputs + 1)
     first = rows * channels * (rows < channels)
     last = columns * outputs * (columns < outputs)

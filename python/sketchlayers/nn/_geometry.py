@@ -102,9 +102,14 @@ class Geometry(NamedTuple):
         return self.out_channels // self.groups
 
     @property
+    def taps(self) -> int:
+        """Positions of the kernel."""
+        return math.prod(self.kernel_size)
+
+    @property
     def patch(self) -> int:
         """``n``, the number of inputs of one output."""
-        return self.group_inputs * math.prod(self.kernel_size)
+        return self.group_inputs * self.taps
 
     @property
     def weights(self) -> int:
@@ -131,15 +136,14 @@ class Geometry(NamedTuple):
         return range(1, (self.weights - 1) // weights_per_rank + 1)
 
 
-def padding_amounts(conv: Any) -> tuple[Sides, Sides]:
-    """Padding before and after, for height and for width."""
+def padding_amounts(conv: Any) -> list[Sides]:
+    """Padding before and after each axis."""
     if conv.padding == "valid":
-        return (0, 0), (0, 0)
+        return [(0, 0)] * len(conv.kernel_size)
     if isinstance(conv.padding, str):
-        (dilation_h, dilation_w), (h, w) = conv.dilation, conv.kernel_size
-        return _halves(dilation_h * (h - 1)), _halves(dilation_w * (w - 1))
-    vertical, horizontal = conv.padding
-    return (vertical, vertical), (horizontal, horizontal)
+        taps = zip(conv.dilation, conv.kernel_size, strict=True)
+        return [_halves(dilation * (kernel - 1)) for dilation, kernel in taps]
+    return [(amount, amount) for amount in conv.padding]
 
 
 def effective_dilation(conv: Any) -> tuple[int, ...]:
@@ -151,18 +155,33 @@ def effective_dilation(conv: Any) -> tuple[int, ...]:
     return tuple(dilation if kernel > 1 else 1 for dilation, kernel in taps)
 
 
-def pad(conv: Any, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
+def pad(conv: Any, input: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Pads as an operator cannot; what is left to it are zeros, as many on either side."""
-    (top, bottom), (left, right) = padding_amounts(conv)
+    sides = padding_amounts(conv)
     if conv.padding_mode != "zeros":
-        return F.pad(input, (left, right, top, bottom), mode=conv.padding_mode), (0, 0)
-    if (top, left) != (bottom, right):  # "same" with an even kernel
-        input = F.pad(input, (0, right - left, 0, bottom - top))
-    return input, (top, left)
+        amounts = [amount for both in reversed(sides) for amount in both]
+        return F.pad(input, amounts, mode=conv.padding_mode), (0,) * len(sides)
+    more = [after - before for before, after in sides]
+    if any(more):  # "same" with an even kernel
+        input = F.pad(input, [amount for rest in reversed(more) for amount in (0, rest)])
+    return input, tuple(before for before, _ in sides)
 
 
 def output_size(conv: Any, size: Sequence[int]) -> list[int]:
-    """Height and width of the output for those of the input."""
+    """Sizes of the output's axes for those of the input."""
+    if getattr(conv, "transposed", False):
+        return [
+            (length - 1) * stride - 2 * padding + dilation * (kernel - 1) + more + 1
+            for length, stride, padding, dilation, kernel, more in zip(
+                size,
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+                conv.kernel_size,
+                conv.output_padding,
+                strict=True,
+            )
+        ]
     return [
         (length + before + after - dilation * (kernel - 1) - 1) // stride + 1
         for length, (before, after), kernel, stride, dilation in zip(
@@ -203,6 +222,38 @@ def batch_and_size(
                 f"(got input_shape={tuple(input_shape)})"
             )
     return shape[0], (shape[2], shape[3])
+
+
+def ordinary_weight(layer: Any) -> Tensor:
+    """The weight ``(out, in / groups, *kernel)`` of a layer, which multiplies patches.
+
+    A transposed convolution is an ordinary one of its input with zeros between the pixels, and this
+    is the weight of that.
+    """
+    weight: Tensor = layer.weight
+    if not getattr(layer, "transposed", False):
+        return weight
+    return exchanged_weight(weight, layer.groups)
+
+
+def own_weight(layer: Any, weight: Tensor) -> Tensor:
+    """The same in the shape of the layer's own weight, from any shape with these entries."""
+    if not getattr(layer, "transposed", False):
+        shape: tuple[int, ...] = layer.weight.shape
+        return weight.reshape(shape)
+    ordinary = weight.reshape(
+        layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
+    )
+    return exchanged_weight(ordinary, layer.groups)
+
+
+def exchanged_weight(weight: Tensor, groups: int) -> Tensor:
+    """The weight of a transposed convolution as that of the ordinary one, and the other way round.
+
+    ``(groups A, B, *kernel)`` becomes ``(groups B, A, *kernel)``, with the kernel flipped.
+    """
+    by_group = weight.unflatten(0, (groups, weight.shape[0] // groups))
+    return by_group.transpose(1, 2).flatten(0, 1).flip(list(range(2, weight.dim())))
 
 
 def geometry_repr(conv: Any) -> list[str]:

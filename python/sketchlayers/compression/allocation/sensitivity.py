@@ -22,6 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression.calibration.calibrate import MEMORY_BUDGET
+from sketchlayers.nn._geometry import Geometry
 from sketchlayers.surgery.batches import count_images
 from sketchlayers.surgery.replace import evaluation_copy, is_out_of_memory
 from sketchlayers.surgery.sample import Sample, outputs_of
@@ -155,8 +156,8 @@ def _graph_bytes(model: nn.Module, sample: Sample) -> int:
 
 
 def _zeros(layer: nn.Module) -> Tensor:
-    groups = getattr(layer, "groups", 1)
-    outputs = layer.get_parameter("weight").shape[0] // groups
+    geometry = Geometry.of(layer)
+    groups, outputs = geometry.groups, geometry.group_outputs
     return torch.zeros(groups, outputs, outputs, dtype=torch.float64, device="cpu")
 
 
@@ -166,7 +167,8 @@ def _add(total: Tensor, gradient: Tensor, layer: nn.Module) -> None:
     if isinstance(layer, nn.Linear):
         rows = gradient.reshape(1, -1, outputs).mT
     else:
-        images = gradient if gradient.ndim == 4 else gradient.unsqueeze(0)
+        batched = gradient.ndim == 2 + len(Geometry.of(layer).kernel_size)
+        images = gradient if batched else gradient.unsqueeze(0)
         rows = images.transpose(0, 1).reshape(groups, outputs, -1)
     rows = rows if rows.dtype == torch.float64 else rows.float()
     total += (rows @ rows.mT).double().cpu()

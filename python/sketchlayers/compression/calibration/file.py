@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sketchlayers._runtime.files import check_safetensors, shortened, written_whole
 from sketchlayers._version import __version__
 from sketchlayers.compression.calibration.moments import LayerMoments
-from sketchlayers.compression.calibration.patches import Padding, PatchGeometry
+from sketchlayers.compression.calibration.patches import PatchGeometry
 from sketchlayers.compression.survey.reasons import Reason
 
 _FORMAT = "sketchlayers.calibration"
@@ -118,8 +118,10 @@ def _parsed(metadata: Mapping[str, str], file: Any) -> Stored:
 
 def _geometry(values: Mapping[str, Any]) -> PatchGeometry:
     """The geometry that JSON has made lists of."""
-    values = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
-    return PatchGeometry(**{**values, "padding": Padding(*values["padding"])})
+    whole: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return PatchGeometry(**whole)
 
 
 def _reason(stored: object) -> Reason:

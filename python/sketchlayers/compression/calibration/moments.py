@@ -10,6 +10,7 @@ mean eigenvalue in the spectral norm. Float64 inputs stay float64, half types be
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -134,8 +135,22 @@ class MomentSums:
         total = maps.sum(0, keepdim=True, dtype=torch.float64)
         if not total.isfinite().all():
             raise NonFiniteError(_what_is_not_finite(maps))
-        parts = [part.sum(-1) for part in self._geometry.patches(total)]
-        return torch.stack(parts).sum(0) if parts else torch.zeros_like(self._total).to(total)
+        if not self._geometry.is_transposed:
+            return _summed(self._geometry, total)
+        taps = math.prod(self._geometry.kernel_size)
+        found = total.new_zeros(self._geometry.groups, self._geometry.inputs // taps, taps)
+        for phase in self._geometry.phases():
+            part = _summed(phase.geometry, total)
+            found[:, :, phase.taps] += part.unflatten(1, (-1, len(phase.taps)))
+        return found.flatten(1)
+
+
+def _summed(geometry: PatchGeometry, maps: Tensor) -> Tensor:
+    """Sum of the maps' patches, (groups, n)."""
+    parts = [part.sum(-1) for part in geometry.patches(maps)]
+    if not parts:
+        return maps.new_zeros(geometry.groups, geometry.inputs)
+    return torch.stack(parts).sum(0)
 
 
 class NonFiniteError(ValueError):

@@ -26,6 +26,9 @@ float32, PyTorch 2.15): products of patches, the same without what symmetry save
     shifts                            154        131        120       126        479
 
 Shifts win wherever there are channels enough to fill a matrix product: see `suits_shifts`.
+
+Maps of volumes have boxes in place of rectangles. `PhaseProducts` parts a transposed convolution
+into ordinary ones of stride 1.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ from sketchlayers._runtime.threads import Task, in_parallel
 from sketchlayers.compression.calibration.patches import (
     PART_BYTES,
     PART_POSITIONS,
-    Padding,
     PatchGeometry,
+    Phase,
 )
 
 _PRODUCT_BYTES = 8 << 20  # of products that wait to be summed, in each thread
@@ -64,7 +67,9 @@ class Products(Protocol):
 
 
 def products(geometry: PatchGeometry, device: torch.device) -> Products:
-    """Returns the faster of the two ways for this layer on this device, where the sum is kept."""
+    """Returns the fastest way for this layer on this device, where the sum is kept."""
+    if geometry.is_transposed:
+        return PhaseProducts(geometry, device)
     if suits_shifts(geometry) and device.type == "cpu":
         return ShiftProducts(geometry, device)
     return PatchProducts(geometry, device)
@@ -73,7 +78,7 @@ def products(geometry: PatchGeometry, device: torch.device) -> Products:
 def suits_shifts(geometry: PatchGeometry) -> bool:
     """Tells whether shifts of the map are faster than patches, on a CPU."""
     return (
-        geometry.stride == (1, 1)
+        set(geometry.stride) == {1}
         and geometry.groups == 1
         and math.prod(geometry.kernel_size) > 1
         and geometry.channels >= _FEWEST_CHANNELS
@@ -83,11 +88,14 @@ def suits_shifts(geometry: PatchGeometry) -> bool:
 def working_bytes(geometry: PatchGeometry) -> int:
     """Returns the memory that the sum of products takes at most, until it has been taken."""
     size = 8 * geometry.groups * geometry.inputs**2
+    if geometry.is_transposed:
+        return size + sum(working_bytes(phase.geometry) for phase in geometry.phases())
     if not suits_shifts(geometry):
         return size
-    (rows, columns), dilation = geometry.kernel_size, max(geometry.dilation)
-    reach = 4 * (rows + columns) * dilation + sum(geometry.padding)  # no larger map has more
-    return size + 8 * geometry.channels**2 * len(_rectangles(geometry, reach, reach))
+    # No larger map has more.
+    reach = 4 * sum(geometry.kernel_size) * max(geometry.dilation) + sum(map(abs, geometry.padding))
+    boxes = _boxes(geometry, [reach] * len(geometry.kernel_size))
+    return size + 8 * geometry.channels**2 * len(boxes)
 
 
 class PatchProducts:
@@ -137,6 +145,35 @@ def _mirror(total: Tensor, rows: slice) -> None:
     total[:, rows.stop :, rows] = total[:, rows, rows.stop :].mT
 
 
+class PhaseProducts:
+    """Takes the ordinary convolutions that a transposed one consists of, one by one."""
+
+    def __init__(self, geometry: PatchGeometry, device: torch.device) -> None:
+        self._geometry = geometry
+        self._device = device
+        self._parts: list[tuple[Phase, Products]] = [
+            (phase, products(phase.geometry, device)) for phase in geometry.phases()
+        ]
+
+    def add(self, maps: Tensor) -> None:
+        """Adds the patches of maps, (images, channels, rows, columns)."""
+        for _, part in self._parts:
+            part.add(maps)
+
+    def take(self) -> Tensor:
+        """Returns the sum, (groups, n, n) float64, and starts again from zero."""
+        geometry = self._geometry
+        taps = math.prod(geometry.kernel_size)
+        channels = geometry.channels // geometry.groups
+        total = _zeros((geometry.groups, channels, taps, channels, taps), self._device)
+        for phase, part in self._parts:
+            count = len(phase.taps)
+            own = torch.tensor(phase.taps, device=self._device)
+            blocks = part.take().reshape(-1, channels, count, channels, count)
+            total[:, :, own[:, None], :, own] += blocks.permute(2, 4, 0, 1, 3)
+        return total.reshape(-1, channels * taps, channels * taps)
+
+
 class Interval(NamedTuple):
     """Neighbouring rows (or columns) of a map, and the taps for which they count."""
 
@@ -145,15 +182,15 @@ class Interval(NamedTuple):
     taps: tuple[int, ...]
 
 
-class Rectangle(NamedTuple):
-    """Pixels of a map that are multiplied by those ``shift`` taps away.
+class Box(NamedTuple):
+    """Pixels of a map that are multiplied by those ``shift`` taps away, a rectangle in 2-D.
 
-    The taps are those of the first pixel; the second one's are ``shift`` further.
+    The taps are those of the first pixel; the second one's are ``shift`` further. There is a number
+    and an interval for each axis.
     """
 
-    shift: tuple[int, int]
-    rows: Interval
-    columns: Interval
+    shift: tuple[int, ...]
+    sides: tuple[Interval, ...]
 
 
 class ShiftProducts:
@@ -162,22 +199,22 @@ class ShiftProducts:
     def __init__(self, geometry: PatchGeometry, device: torch.device) -> None:
         self._geometry = geometry
         self._device = device
-        self._rectangles: list[Rectangle] = []
-        self._products: Tensor | None = None  # (rectangles, channels, channels)
+        self._boxes: list[Box] = []
+        self._products: Tensor | None = None  # (boxes, channels, channels)
         self._sum: Tensor | None = None
 
     def add(self, maps: Tensor) -> None:
         """Adds the patches of maps, (images, channels, rows, columns)."""
         if self._geometry.padding_mode != "zeros":  # then padding is something to multiply
             maps = self._geometry.pad(maps)
-        products = self._laid_out(*maps.shape[2:])
+        products = self._laid_out(maps.shape[2:])
         bytes_of_image = maps[:1].nbytes
         most = max(1, PART_BYTES // max(1, bytes_of_image))
         for part in maps.split(most):
             grid = _images_inside(part)
             tasks = [
-                partial(_correlate, total, grid, rectangle, self._geometry.dilation)
-                for rectangle, total in zip(self._rectangles, products, strict=True)
+                partial(_correlate, total, grid, box, self._geometry.dilation)
+                for box, total in zip(self._boxes, products, strict=True)
             ]
             _run(tasks, self._device)
 
@@ -187,25 +224,25 @@ class ShiftProducts:
         total, self._sum = self._started(), None
         return total[None]
 
-    def _laid_out(self, rows: int, columns: int) -> Tensor:
-        """The rectangles' products for maps of this size; sizes with the same blocks share them."""
+    def _laid_out(self, size: Sequence[int]) -> Tensor:
+        """The boxes' products for maps of this size; sizes with the same blocks share them."""
         geometry = _without_padding(self._geometry)
-        rectangles = _rectangles(geometry, rows, columns)
-        if self._products is None or not _same_blocks(rectangles, self._rectangles):
+        boxes = _boxes(geometry, size)
+        if self._products is None or not _same_blocks(boxes, self._boxes):
             self._put_together()
-            shape = len(rectangles), geometry.channels, geometry.channels
+            shape = len(boxes), geometry.channels, geometry.channels
             self._products = _zeros(shape, self._device)
-        self._rectangles = rectangles
+        self._boxes = boxes
         return self._products
 
     def _put_together(self) -> None:
-        """Adds the rectangles' products to the sum of patches."""
+        """Adds the boxes' products to the sum of patches."""
         if self._products is None:
             return
         total = self._sum = self._started()
         kernel = self._geometry.kernel_size
         tasks = [
-            partial(_add_blocks, total, self._products, self._rectangles, kernel, some)
+            partial(_add_blocks, total, self._products, self._boxes, kernel, some)
             for some in _blocks_of_rows(self._geometry.channels, _CHANNELS)
         ]
         _run(tasks, self._device)
@@ -220,7 +257,7 @@ def _without_padding(geometry: PatchGeometry) -> PatchGeometry:
     """The geometry on maps that have been padded already, unless they are padded with zeros."""
     if geometry.padding_mode == "zeros":
         return geometry
-    return dataclasses.replace(geometry, padding=Padding(0, 0, 0, 0))
+    return dataclasses.replace(geometry, padding=(0,) * len(geometry.padding))
 
 
 def _images_inside(maps: Tensor) -> Tensor:
@@ -228,43 +265,55 @@ def _images_inside(maps: Tensor) -> Tensor:
 
     Neighbours in a row of pixels are then one matrix with contiguous rows, at any shift.
     """
-    images, channels, rows, columns = maps.shape
+    images, channels, *size = maps.shape
     if maps.is_contiguous():  # as a transposed matrix this is much faster than as a permutation
-        pixels = maps.view(images * channels, rows * columns).t().contiguous()
-        return pixels.view(rows, columns, images, channels)
-    return maps.permute(2, 3, 0, 1).contiguous()
+        pixels = maps.view(images * channels, math.prod(size)).t().contiguous()
+        return pixels.view(*size, images, channels)
+    return maps.movedim((0, 1), (-2, -1)).contiguous()
 
 
-def _correlate(
-    total: Tensor, grid: Tensor, rectangle: Rectangle, dilation: tuple[int, int]
-) -> None:
-    """Adds the sum of ``x y^T`` over a rectangle's pixels x and those y that are a shift away."""
-    (top, bottom, _), (start, stop, _) = rectangle.rows, rectangle.columns
-    down, right = (shift * step for shift, step in zip(rectangle.shift, dilation, strict=True))
-    x = grid[top:bottom, start:stop].flatten(1, 2)
-    y = grid[top + down : bottom + down, start + right : stop + right].flatten(1, 2)
-    # One product for each row of pixels, several in one call.
-    band = max(1, _PRODUCT_BYTES // (x.element_size() * total.numel()))
-    for row, place in product(range(0, x.shape[0], band), range(0, x.shape[1], PART_POSITIONS)):
-        part = (slice(row, row + band), slice(place, place + PART_POSITIONS))
-        total += torch.bmm(x[part].mT, y[part]).sum(0, dtype=torch.float64)
+def _correlate(total: Tensor, grid: Tensor, box: Box, dilation: Sequence[int]) -> None:
+    """Adds the sum of ``x y^T`` over a box's pixels x and those y that are a shift away."""
+    moves = [shift * step for shift, step in zip(box.shift, dilation, strict=True)]
+    *planes, _, _ = [range(start, stop) for start, stop, _ in box.sides]
+    window = [slice(start, stop) for start, stop, _ in box.sides[-2:]]
+    away = [slice(s.start + by, s.stop + by) for s, by in zip(window, moves[-2:], strict=True)]
+    for plane in product(*planes):
+        other = tuple(place + by for place, by in zip(plane, moves, strict=False))
+        x = grid[plane][*window].flatten(1, 2)
+        y = grid[other][*away].flatten(1, 2)
+        # One product for each row of pixels, several in one call.
+        band = max(1, _PRODUCT_BYTES // (x.element_size() * total.numel()))
+        for row, place in product(range(0, x.shape[0], band), range(0, x.shape[1], PART_POSITIONS)):
+            part = (slice(row, row + band), slice(place, place + PART_POSITIONS))
+            total += torch.bmm(x[part].mT, y[part]).sum(0, dtype=torch.float64)
 
 
-def _rectangles(geometry: PatchGeometry, rows: int, columns: int) -> list[Rectangle]:
-    """The rectangles of shifts that are not empty, of each two opposite shifts those of one.
+def _boxes(geometry: PatchGeometry, size: Sequence[int]) -> list[Box]:
+    """The boxes of shifts that are not empty, of each two opposite shifts those of one.
 
-    These are the shift 0 and those that look down or, in the same row, to the right.
+    In two dimensions these are the shift 0 and those that look down or, in the same row, to the
+    right.
     """
-    (height, width), (down, right) = geometry.kernel_size, geometry.dilation
-    out_rows, out_columns = geometry.output_size(rows, columns)
-    top, _, left, _ = geometry.padding
+    kernel, none = geometry.kernel_size, (0,) * len(size)
+    positions = geometry.output_size(*size)
     found = []
-    for shift in product(range(1 - height, height), range(1 - width, width)):
-        if shift < (0, 0):
+    for shift in product(*(range(1 - taps, taps) for taps in kernel)):
+        if shift < none:
             continue
-        for row in _intervals(rows, out_rows, height, top, down, shift[0]):
-            for column in _intervals(columns, out_columns, width, left, right, shift[1]):
-                found.append(Rectangle(shift, row, column))
+        sides = [
+            _intervals(*axis)
+            for axis in zip(
+                size,
+                positions,
+                kernel,
+                geometry.padding[::2],
+                geometry.dilation,
+                shift,
+                strict=True,
+            )
+        ]
+        found += [Box(shift, one) for one in product(*sides)]
     return found
 
 
@@ -292,11 +341,11 @@ def _intervals(
     return [part for part in parts if part.taps]
 
 
-def _same_blocks(a: list[Rectangle], b: list[Rectangle]) -> bool:
-    """Whether the rectangles belong to the same blocks, one by one, whatever their sizes."""
+def _same_blocks(a: list[Box], b: list[Box]) -> bool:
+    """Whether the boxes belong to the same blocks, one by one, whatever their sizes."""
 
-    def blocks(rectangles: list[Rectangle]) -> list[object]:
-        return [(r.shift, r.rows.taps, r.columns.taps) for r in rectangles]
+    def blocks(boxes: list[Box]) -> list[object]:
+        return [(box.shift, [side.taps for side in box.sides]) for box in boxes]
 
     return blocks(a) == blocks(b)
 
@@ -304,38 +353,40 @@ def _same_blocks(a: list[Rectangle], b: list[Rectangle]) -> bool:
 def _add_blocks(
     total: Tensor,
     products: Tensor,
-    rectangles: Sequence[Rectangle],
-    kernel_size: tuple[int, int],
+    boxes: Sequence[Box],
+    kernel_size: Sequence[int],
     some: slice,
 ) -> None:
-    """Adds each rectangle's product to all its blocks (tap, tap), for some channels' rows.
+    """Adds each box's product to all its blocks (tap, tap), for some channels' rows.
 
     Args:
         total: (n, n), changed.
-        products: (rectangles, channels, channels), of one shift of two opposite ones: they count
-            for the opposite blocks too.
-        rectangles: their shifts and taps.
+        products: (boxes, channels, channels), of one shift of two opposite ones: they count for
+            the opposite blocks too.
+        boxes: their shifts and taps.
         kernel_size: (rows, columns).
         some: which channels.
     """
     channels, taps = products.shape[1], math.prod(kernel_size)
     blocks = products.new_zeros(taps, taps, some.stop - some.start, channels)
-    for rectangle, sum_ in zip(rectangles, products, strict=True):
+    for box, sum_ in zip(boxes, products, strict=True):
         above, below = sum_[some], sum_[:, some].t()
-        if rectangle.shift == (0, 0):
+        if not any(box.shift):
             above = (above + below) / 2  # equal but for rounding
-        for first, second in _blocks(rectangle, kernel_size[1]):
+        for first, second in _blocks(box, kernel_size):
             blocks[first, second] += above
             if first != second:
                 blocks[second, first] += below
     total.view(channels, taps, channels, taps)[some] += blocks.permute(2, 0, 3, 1)
 
 
-def _blocks(rectangle: Rectangle, width: int) -> Iterator[tuple[int, int]]:
-    """Pairs of taps, numbered row by row, that the rectangle's product belongs to."""
-    down, right = rectangle.shift
-    for row, column in product(rectangle.rows.taps, rectangle.columns.taps):
-        yield row * width + column, (row + down) * width + column + right
+def _blocks(box: Box, kernel_size: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pairs of taps, numbered row by row, that the box's product belongs to."""
+    for taps in product(*(side.taps for side in box.sides)):
+        first = second = 0
+        for tap, by, size in zip(taps, box.shift, kernel_size, strict=True):
+            first, second = first * size + tap, second * size + tap + by
+        yield first, second
 
 
 def _run(tasks: Sequence[Task], device: torch.device) -> None:

@@ -16,6 +16,7 @@ from sketchlayers.compression.calibration.moments import LayerMoments
 from sketchlayers.compression.fitting.target import Target, weight_by_group
 from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._method import Init
+from sketchlayers.nn._geometry import ordinary_weight, own_weight
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def for_method(tensor: Tensor | None) -> Tensor | None:
 def power(layer: nn.Module, norm: Norm) -> float:
     """Returns ``tr(F W Sigma W^T)``, to which a squared relative error is relative."""
     groups = getattr(layer, "groups", 1)
-    weight = layer.get_parameter("weight").detach().double().cpu()
+    weight = ordinary_weight(layer).detach().double().cpu()
     rows = weight.reshape(groups, len(weight) // groups, -1)
     image = rows if norm.moments is None else rows @ norm.moments.second_moment
     image = image if norm.sensitivity is None else norm.sensitivity @ image
@@ -144,7 +145,7 @@ def approximate(
 def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
     """The layer with another weight, float64, and a copy of its bias; hooks are left behind."""
     like = layer.get_parameter("weight")
-    values = torch.empty_like(like, dtype=torch.float64).copy_(weight.reshape(like.shape))
+    values = torch.empty_like(like, dtype=torch.float64).copy_(own_weight(layer, weight))
     new = copy.copy(layer)
     bias: Any = layer.bias
     new._parameters = {

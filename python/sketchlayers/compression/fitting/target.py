@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression.calibration.moments import LayerMoments, MomentSums, exactly
 from sketchlayers.compression.calibration.patches import PART_POSITIONS, PatchGeometry
 from sketchlayers.decompose import corrected_weight
+from sketchlayers.nn._geometry import Geometry, exchanged_weight, ordinary_weight
 
 _IMAGES = 32
 """Images whose products are summed in float32 before float64 takes the sum, which is slower."""
@@ -126,7 +126,7 @@ class TargetSums:
         self._layer = layer
         self._geometry = PatchGeometry.of(layer)
         self._inputs = MomentSums(self._geometry)
-        outputs = layer.get_parameter("weight").shape[0] // self._geometry.groups
+        outputs = Geometry.of(layer).group_outputs
         groups, patch = self._geometry.groups, self._geometry.inputs
         zeros = partial(torch.zeros, dtype=torch.float64, device="cpu")
         self._cross, self._mean = zeros(groups, outputs, patch), zeros(groups, outputs)
@@ -136,8 +136,9 @@ class TargetSums:
         """Takes the inputs that the layer had and has; the former's outputs are the targets."""
         with exactly(actual.device):
             # A convolution takes one image without an axis for images too.
-            alone = isinstance(self._layer, nn.Conv2d) and actual.ndim == 3
-            size = len(actual) if alone else self._images_at_once(actual)
+            size = (
+                len(actual) if self._geometry.is_one_image(actual) else self._images_at_once(actual)
+            )
             for before, now in zip(original.split(size), actual.split(size), strict=True):
                 self._add(before, now)
 
@@ -160,9 +161,14 @@ class TargetSums:
         else:
             geometry = self._geometry
             before, now = (geometry.pad(geometry.maps(x)) for x in (original, actual))
-            arguments = (geometry.stride, 0, geometry.dilation, geometry.groups)
-            outputs = torch.conv2d(before, weight, None, *arguments)
-            cross = conv2d_weight(now, weight.shape, outputs, *arguments)
+            weight = weight.reshape(*weight.shape[:2], *geometry.kernel_size)
+            arguments = geometry.convolution()
+            outputs = torch.convolution(before, weight, None, *arguments)
+            _, cross, _ = torch.ops.aten.convolution_backward(
+                outputs, now, weight, None, *arguments, (False, True, False)
+            )
+            if geometry.is_transposed:
+                cross = exchanged_weight(cross, geometry.groups)
             rows = outputs.transpose(0, 1).reshape(*shape[:2], -1)
         self._cross += cross.reshape(shape).double().cpu()
         self._mean += rows.sum(-1, dtype=torch.float64).cpu()
@@ -181,8 +187,7 @@ class TargetSums:
 def weight_by_group(layer: nn.Module, moments: LayerMoments) -> Tensor:
     """The weight as ``(groups, T, n)``, float64, on the CPU."""
     groups, patch = moments.mean.shape
-    weight: Any = layer.weight
-    return weight.detach().double().cpu().reshape(groups, -1, patch)
+    return ordinary_weight(layer).detach().double().cpu().reshape(groups, -1, patch)
 
 
 def _bias(layer: nn.Module, like: Tensor) -> Tensor:

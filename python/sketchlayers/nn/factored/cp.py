@@ -103,9 +103,10 @@ class CPConv2d(Conv2dLayer, FactoredLayer):
             pair = decompose.svd(group.weight, self.rank, **group.norm)
             return Fit((pair.right, pair.left), pair.relative_error)
         factors = decompose.cp(group.weight, self.rank, **group.norm, seed=seed or 0, **how)
-        rows, columns = factors.rows.mT, factors.columns.mT
+        outputs, inputs, *kernel = factors.factors
+        rows, columns = (part.mT for part in kernel)
         spatial = (rows, columns) if h > 1 and w > 1 else (rows * columns,)
-        return Fit((factors.inputs.mT, *spatial, factors.outputs), factors.relative_error)
+        return Fit((inputs.mT, *spatial, outputs), factors.relative_error)
 
 
 class CPParts(NamedTuple):
