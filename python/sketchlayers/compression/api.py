@@ -29,7 +29,7 @@ from sketchlayers.compression.calibration.calibrate import MEMORY_BUDGET
 from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.calibration.images import Images
 from sketchlayers.compression.finishing.refine import Refinement
-from sketchlayers.compression.pipeline import Outcome, run
+from sketchlayers.compression.pipeline import Outcome, make, prepare
 from sketchlayers.compression.stages.task import Task
 from sketchlayers.compression.survey.layers import (
     Layer,
@@ -230,23 +230,24 @@ def compress(
                     "compress: all processes must have the same network (got other values of its "
                     "tensors); call sketchlayers.broadcast_model(model) before"
                 )
-        outcome = run(
-            Task(
-                model=model,
-                method=chosen_method,
-                rates=rates,
-                settings=settings,
-                images=images,
-                calibration=moments,
-                example_inputs=example_inputs,
-                layers=layers,
-                filter_fn=filter_fn,
-                keep_first=keep_first,
-                processes=processes,
-                memory_budget=memory_budget,
-                progress=progress if processes.rank == 0 else False,
-            )
+        budget = rates if isinstance(rates, Budget) else None
+        task = Task(
+            model=model,
+            method=chosen_method,
+            unit="parameters" if budget is None else budget.unit,
+            layer_rates=None if isinstance(rates, Budget) else rates,
+            settings=settings,
+            images=images,
+            calibration=moments,
+            example_inputs=example_inputs,
+            layers=layers,
+            filter_fn=filter_fn,
+            keep_first=keep_first,
+            processes=processes,
+            memory_budget=memory_budget,
+            progress=progress if processes.rank == 0 else False,
         )
+        outcome = make(prepare(task, [] if budget is None else [budget]), budget)
         report = _report(outcome, chosen_method, settings, rates)
     _warn_of_large_errors(report, with_data=calibration is not None)
     return Compressed(outcome.finished.result(inplace=inplace), report)

@@ -1,20 +1,24 @@
 """What one call of `compress` does after its arguments have been checked, stage by stage.
 
-    survey -> calibrate -> allocate -> fit -> swap -> finish -> report
+    survey -> calibrate -> curves -> allocate -> fit -> swap -> finish -> report
 
-Each stage is a function from what the ones before it have found to a frozen dataclass. The user's
-model stays as it is until `Finished.result`. Every forward call of it, or of a copy, is made in the
-caller's thread, runs alone, and ends, if by an exception, before the next one begins.
+Each stage is a function from what the ones before it have found to a frozen dataclass. Those up to
+the curves are made once (`prepare`), those from the allocation on for every budget (`make`). The
+user's model stays as it is until `Finished.result`. Every forward call of it, or of a copy, is made
+in the caller's thread, runs alone, and ends, if by an exception, before the next one begins.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sketchlayers.compression.allocation import ranks
-from sketchlayers.compression.allocation.costs import Costs
+from sketchlayers.compression.allocation.costs import Budget, Costs
+from sketchlayers.compression.allocation.curves import Curve
 from sketchlayers.compression.allocation.ranks import Ranks
 from sketchlayers.compression.stages.allocate import allocate
+from sketchlayers.compression.stages.curves import curves
 from sketchlayers.compression.stages.finish import Finished, finish
 from sketchlayers.compression.stages.fit import Fits, fit
 from sketchlayers.compression.stages.measure import Measured, measure
@@ -35,26 +39,51 @@ class Outcome:
     log: Log
 
 
-def run(task: Task) -> Outcome:
-    """Compresses a model; it stays as it is until `Finished.result`."""
+@dataclass(frozen=True)
+class Prepared:
+    """What no budget has a part in."""
+
+    task: Task
+    found: Survey
+    costs: Costs
+    measured: Measured
+    curves: Mapping[str, Curve]
+    log: Log
+
+
+def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
+    """Goes through the stages that are the same for all budgets.
+
+    Args:
+        task: what is asked for.
+        budgets: that will be, as far as is known; none where layers have rates of their own.
+
+    Raises:
+        ValueError: a budget cannot be met.
+    """
     log = Log()
     found = look_at(task, log)
-    costs = _costs(task, found)
-    if task.budget is not None:
-        ranks.check_budget(
-            found, task.method, log.open_layers(found), task.budget, costs, log.reasons
-        )
-    measured = measure(task, found, log)
-    with log.stage("ranks"):
-        chosen = allocate(task, found, measured, costs, log)
-    with log.stage("fit"):
-        fits = fit(task, found, measured, chosen, log)
-    finished = finish(task, found, measured, fits, costs, log)
-    return Outcome(found, measured, chosen, fits, finished, log)
-
-
-def _costs(task: Task, found: Survey) -> Costs:
-    unit = "parameters" if task.budget is None else task.budget.unit
     examples = task.examples
     call = examples[0][0] if examples else None
-    return Costs(unit, found, task.model, call, task.processes)
+    costs = Costs(task.unit, found, task.model, call, task.processes)
+    for budget in budgets:
+        ranks.check_budget(found, task.method, log.open_layers(found), budget, costs, log.reasons)
+    measured = measure(task, found, log)
+    with log.stage("ranks"):
+        curves_of_layers = curves(task, found, measured, log)
+    return Prepared(task, found, costs, measured, curves_of_layers, log)
+
+
+def make(prepared: Prepared, budget: Budget | None) -> Outcome:
+    """Compresses the model to a budget; None: to the layers' own rates.
+
+    The model stays as it is until `Finished.result`.
+    """
+    task, found, measured = prepared.task, prepared.found, prepared.measured
+    log = prepared.log.continued()
+    with log.stage("ranks"):
+        chosen = allocate(task, found, measured, prepared.curves, budget, prepared.costs, log)
+    with log.stage("fit"):
+        fits = fit(task, found, measured, chosen, log)
+    finished = finish(task, found, measured, fits, prepared.costs, log)
+    return Outcome(found, measured, chosen, fits, finished, log)

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from sketchlayers._runtime.progress import progress_bar
 from sketchlayers.compression.allocation import allocate
 from sketchlayers.compression.allocation.costs import Budget, Costs
-from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, Damage, DamageMeter, Point
-from sketchlayers.compression.fitting.layer import (
-    Choice,
-    Norm,
-    fit_alone,
-    for_method,
-    naming,
-    power,
-)
-from sketchlayers.compression.fitting.target import Target
+from sketchlayers.compression.allocation.curves import Curve
 from sketchlayers.compression.survey.layers import Layer, Survey
 from sketchlayers.compression.survey.reasons import COMPRESSED, Reason
 from sketchlayers.compression.survey.selection import match, why_not
 from sketchlayers.methods import Method, Rank
-from sketchlayers.methods._rank import Candidate, rank_text
+from sketchlayers.methods._rank import rank_text
 from sketchlayers.reports.table import fraction
 
 TOLERANCE = 0.01
 """Relative difference to the rate asked up to which there is no note: ranks are whole numbers."""
-
-_QUICK = {"max_sweeps": 8, "starts": 1}
-"""Options of methods for fits that are only measured: fewer sweeps than for those that are kept."""
 
 
 @dataclass(frozen=True)
@@ -163,102 +149,33 @@ def by_layer(method: Method, layers: Sequence[Layer], rates: Mapping[str, float]
 
 
 def by_error(
-    method: Method,
-    layers: Sequence[Layer],
-    budget: Budget,
-    costs: Costs,
-    norms: Mapping[str, Norm],
-    meter: DamageMeter | None,
-    *,
-    progress: bool | None,
+    curves: Mapping[str, Curve], layers: Sequence[Layer], budget: Budget, costs: Costs
 ) -> Ranks:
     """Chooses ranks, and methods, that are expected to damage the network least.
 
     Args:
-        method: a method; of several (``members``), each layer takes the best.
+        curves: of the layers, by name.
         layers: those to choose for.
         budget: for the whole model; it must have been checked.
         costs: in the budget's unit.
-        norms: how each layer's error is measured.
-        meter: measures what errors do to the network; None: the squared relative error of each
-            layer's output is its damage.
-        progress: draw a progress bar.
     """
     fixed = _fixed(layers, costs)
-    options: dict[str, list[allocate.Option]] = {}
-    with progress_bar("errors over ranks", len(layers), unit="layer", show=progress) as bar:
-        for layer in layers:
-            with naming(layer.name):
-                candidates = _candidates(layer, method, norms[layer.name])
-                damages = _damages(layer, candidates, norms[layer.name], meter)
-            options[layer.name] = [
-                allocate.Option(member, one.rank, costs.of(layer, member, one.rank), damage)
-                for (member, one), damage in zip(candidates, damages, strict=True)
-            ]
-            options[layer.name].append(allocate.Option(None, None, costs.dense(layer), 0.0))
-            bar(1)
+    options = {
+        layer.name: [
+            *(
+                allocate.Option(
+                    one.method, one.rank, costs.of(layer, one.method, one.rank), one.damage
+                )
+                for one in curves[layer.name].alternatives
+            ),
+            allocate.Option(None, None, costs.dense(layer), 0.0),
+        ]
+        for layer in layers
+    }
     best = allocate.least_damage(options, _share(budget, costs, fixed))
     got = fixed + sum(option.cost for option in best.values())
     chosen = {name: Chosen(option.method, option.rank) for name, option in best.items()}
     return _within(budget, costs, got, chosen)
-
-
-def _candidates(layer: Layer, method: Method, norm: Norm) -> list[tuple[Method, Candidate]]:
-    """All that the layer could become, with the squared relative error that it would have."""
-    moment = None if norm.moments is None else norm.moments.second_moment
-    found = [
-        (member, candidate)
-        for member in method.members(layer.module)
-        for candidate in member.curve(
-            layer.module,
-            second_moment=for_method(moment),
-            sensitivity=for_method(norm.sensitivity),
-        )
-    ]
-    for member in method.members(layer.module):  # the smallest, if the curve begins above it
-        smallest = member.ranks(layer.module)[0]
-        size = member.parameters(layer.module, smallest)
-        if all(size < candidate.parameters for _, candidate in found):
-            found.append((member, Candidate(smallest, size, 1.0)))
-    found.sort(key=lambda pair: (pair[1].parameters, pair[1].squared_error))
-    return found
-
-
-def _damages(
-    layer: Layer,
-    candidates: Sequence[tuple[Method, Candidate]],
-    norm: Norm,
-    meter: DamageMeter | None,
-) -> list[float]:
-    if meter is None:
-        return [candidate.squared_error for _, candidate in candidates]
-    scale = power(layer.module, norm)
-    points = []
-    front = _front(candidates)
-    target = None if norm.moments is None else Target.of_weight(layer.module, norm.moments)
-    for wanted in SQUARED_ERRORS:
-        if not front:
-            break
-        method, candidate = min(
-            front, key=lambda pair: abs(math.log(max(pair[1].squared_error, 1e-12) / wanted))
-        )
-        front.remove((method, candidate))
-        quick = {option: _QUICK[option] for option in _QUICK if option in method.options()}
-        choice = Choice(layer.module, dataclasses.replace(method, **quick), candidate.rank, 0)
-        fitted = fit_alone(choice, norm, init="fit", target=target)
-        damage = meter.measure(layer.name, fitted.module)
-        points.append(Point(scale * candidate.squared_error, damage))
-    damage_of = Damage(points)
-    return [damage_of(scale * candidate.squared_error) for _, candidate in candidates]
-
-
-def _front(candidates: Sequence[tuple[Method, Candidate]]) -> list[tuple[Method, Candidate]]:
-    """Those with less error than all that have no more parameters."""
-    kept: list[tuple[Method, Candidate]] = []
-    for pair in candidates:
-        if not kept or pair[1].squared_error < kept[-1][1].squared_error:
-            kept.append(pair)
-    return kept
 
 
 def _cheapest(layer: Layer, method: Method, costs: Costs) -> float:

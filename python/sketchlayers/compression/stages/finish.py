@@ -35,7 +35,7 @@ class Finished:
         small: the smaller network; None: not made yet.
         batch_norms: buffers that have been measured in it.
         change: of the network's outputs, relative to them; None where it is not known.
-        latencies: seconds of one call, before and after; None unless the budget is of seconds.
+        latencies: seconds of one call, before and after; None unless budgets are of seconds.
     """
 
     model: nn.Module
@@ -74,7 +74,7 @@ def finish(
         with evaluating(small):
             change, statistics = _finish(task, task.images, small, swaps, measured.outputs, log)
         put_buffers(small, statistics)
-    if task.budget is not None and task.budget.unit == "seconds":
+    if task.unit == "seconds":
         if small is None:
             small = replace_layers(task.model, swaps, inplace=False)
         latencies = costs.latencies(task.model, small)

@@ -1,4 +1,4 @@
-"""The fourth stage: the layers that take the place of the original ones."""
+"""The fifth stage: the layers that take the place of the original ones."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sketchlayers.compression.allocation.costs import Budget
 from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Layer, Survey, survey
 from sketchlayers.compression.survey.selection import left_out
@@ -22,7 +21,7 @@ def look_at(task: Task, log: Log) -> Survey:
     log.reasons.update(
         left_out(
             found,
-            rates=None if isinstance(task.rates, Budget) else task.rates,
+            rates=task.layer_rates,
             layers=task.layers,
             filter_fn=task.filter_fn,
             keep_first=task.keep_first,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from sketchlayers._runtime.processes import Processes
-from sketchlayers.compression.allocation.costs import Budget
-from sketchlayers.compression.arguments import Rates, Settings
+from sketchlayers.compression.allocation.costs import Unit
+from sketchlayers.compression.arguments import Settings
 from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.calibration.images import Images
 from sketchlayers.compression.fitting.layer import (
@@ -31,7 +31,8 @@ class Task:
     Attributes:
         model: the user's.
         method: what layers may be replaced by.
-        rates: one budget, or rates of layers.
+        unit: what budgets of the whole model count.
+        layer_rates: rates of layers, by name or pattern; None: budgets are of the whole model.
         settings: how to fit.
         images: calibration images; None without.
         calibration: finished moments; None without.
@@ -46,7 +47,8 @@ class Task:
 
     model: nn.Module
     method: Method
-    rates: Rates
+    unit: Unit
+    layer_rates: Mapping[str, float] | None
     settings: Settings
     images: Images | None
     calibration: Calibration | None
@@ -57,11 +59,6 @@ class Task:
     processes: Processes
     memory_budget: int
     progress: bool | None
-
-    @property
-    def budget(self) -> Budget | None:
-        """The one budget of the whole model; None where layers have rates."""
-        return self.rates if isinstance(self.rates, Budget) else None
 
     def norm_of_fit(self, norm: Norm) -> Norm:
         """Returns what a layer is fitted in, of what errors of its outputs do."""
@@ -88,6 +85,10 @@ class Log:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, Reason] = field(default_factory=dict)
+
+    def continued(self) -> Log:
+        """Returns one that begins with all this, for what comes next."""
+        return Log(list(self.notes), dict(self.seconds), dict(self.reasons))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

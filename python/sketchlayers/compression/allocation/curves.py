@@ -1,0 +1,130 @@
+"""What every layer could become, and the damage that is expected of it: for any budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, Damage, DamageMeter, Point
+from sketchlayers.compression.fitting.layer import (
+    Choice,
+    Norm,
+    fit_alone,
+    for_method,
+    naming,
+    power,
+)
+from sketchlayers.compression.fitting.target import Target
+from sketchlayers.compression.survey.layers import Layer
+from sketchlayers.methods import Method, Rank
+from sketchlayers.methods._rank import Candidate
+
+_QUICK = {"max_sweeps": 8, "starts": 1}
+"""Options of methods for fits that are only measured: fewer sweeps than for those that are kept."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One thing that a layer could become.
+
+    Attributes:
+        method: of the replacement.
+        rank: of the replacement.
+        damage: what it is expected to do to the network, as `DamageMeter` measures it; without a
+            meter the squared relative error of the layer's output.
+    """
+
+    method: Method
+    rank: Rank
+    damage: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one layer could become, by increasing parameters; no budget has a part in it."""
+
+    alternatives: tuple[Alternative, ...]
+
+
+def curve_of(layer: Layer, method: Method, norm: Norm, meter: DamageMeter | None) -> Curve:
+    """Returns all that a layer could become.
+
+    Args:
+        layer: one that can be replaced.
+        method: a method; of several (``members``), all take part.
+        norm: how the layer's error is measured.
+        meter: measures what errors do to the network; None: the squared relative error of the
+            layer's output is its damage.
+
+    Raises:
+        OutputsDifferError: the outputs of the network with a replacement are not as many.
+    """
+    with naming(layer.name):
+        candidates = _candidates(layer, method, norm)
+        damages = _damages(layer, candidates, norm, meter)
+    return Curve(
+        tuple(
+            Alternative(member, one.rank, damage)
+            for (member, one), damage in zip(candidates, damages, strict=True)
+        )
+    )
+
+
+def _candidates(layer: Layer, method: Method, norm: Norm) -> list[tuple[Method, Candidate]]:
+    """All that the layer could become, with the squared relative error that it would have."""
+    moment = None if norm.moments is None else norm.moments.second_moment
+    found = [
+        (member, candidate)
+        for member in method.members(layer.module)
+        for candidate in member.curve(
+            layer.module,
+            second_moment=for_method(moment),
+            sensitivity=for_method(norm.sensitivity),
+        )
+    ]
+    for member in method.members(layer.module):  # the smallest, if the curve begins above it
+        smallest = member.ranks(layer.module)[0]
+        size = member.parameters(layer.module, smallest)
+        if all(size < candidate.parameters for _, candidate in found):
+            found.append((member, Candidate(smallest, size, 1.0)))
+    found.sort(key=lambda pair: (pair[1].parameters, pair[1].squared_error))
+    return found
+
+
+def _damages(
+    layer: Layer,
+    candidates: Sequence[tuple[Method, Candidate]],
+    norm: Norm,
+    meter: DamageMeter | None,
+) -> list[float]:
+    if meter is None:
+        return [candidate.squared_error for _, candidate in candidates]
+    scale = power(layer.module, norm)
+    points = []
+    front = _front(candidates)
+    target = None if norm.moments is None else Target.of_weight(layer.module, norm.moments)
+    for wanted in SQUARED_ERRORS:
+        if not front:
+            break
+        method, candidate = min(
+            front, key=lambda pair: abs(math.log(max(pair[1].squared_error, 1e-12) / wanted))
+        )
+        front.remove((method, candidate))
+        quick = {option: _QUICK[option] for option in _QUICK if option in method.options()}
+        choice = Choice(layer.module, dataclasses.replace(method, **quick), candidate.rank, 0)
+        fitted = fit_alone(choice, norm, init="fit", target=target)
+        damage = meter.measure(layer.name, fitted.module)
+        points.append(Point(scale * candidate.squared_error, damage))
+    damage_of = Damage(points)
+    return [damage_of(scale * candidate.squared_error) for _, candidate in candidates]
+
+
+def _front(candidates: Sequence[tuple[Method, Candidate]]) -> list[tuple[Method, Candidate]]:
+    """Those with less error than all that have no more parameters."""
+    kept: list[tuple[Method, Candidate]] = []
+    for pair in candidates:
+        if not kept or pair[1].squared_error < kept[-1][1].squared_error:
+            kept.append(pair)
+    return kept
