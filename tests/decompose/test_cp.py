@@ -134,10 +134,22 @@ def test_seeds_and_balance():
     torch.testing.assert_close(norms, norms[:1].expand(4, -1))
 
 
-def test_more_starts_are_never_worse():
+def test_more_starts_are_not_worse():
     layer = Layer(SHAPES[0])
     errors = [cp(layer.weight, 6, starts=starts, **norm(layer)).errors[-1] for starts in (1, 2, 5)]
-    assert errors == sorted(errors, reverse=True)
+    # Of the same optimum: not to the last digit, since sweeps are shared out otherwise.
+    assert all(more <= 1.001 * fewer for fewer, more in itertools.pairwise(errors))
+
+
+def test_a_start_near_the_optimum_is_taken_further():
+    layer = Layer(SHAPES[0])
+    first = cp(layer.weight, 6, max_sweeps=100, **norm(layer))
+    near = layer.weight + 0.02 * torch.randn(SHAPES[0], **FLOAT) * layer.weight.std()
+    from_start = cp(near, 6, start=first.factors, max_sweeps=12, **norm(layer))
+    anew = cp(near, 6, starts=1, max_sweeps=12, **norm(layer))
+    assert from_start.errors[-1] < anew.errors[-1]
+    again = cp(layer.weight, 6, start=first.factors, max_sweeps=12, **norm(layer))
+    assert again.errors[-1] <= first.errors[-1] * (1 + 1e-9)
 
 
 def test_a_weight_of_zeros():
@@ -159,6 +171,12 @@ def test_a_weight_of_zeros():
         ({"second_moment": torch.eye(47)}, RuntimeError, "second_moment must"),
         ({"second_moment": -torch.eye(48)}, ValueError, "positive semidefinite"),
         ({"sensitivity": torch.ones(8)}, RuntimeError, "sensitivity must"),
+        ({"start": [torch.ones(9, 3)]}, RuntimeError, "start must be one factor for each axis"),
+        (
+            {"start": [torch.ones(size, 4) for size in SHAPES[0]]},
+            RuntimeError,
+            "a factor of start must",
+        ),
     ],
 )
 def test_bad_input(change, error, message):

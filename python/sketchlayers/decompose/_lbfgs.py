@@ -10,10 +10,10 @@ squares gain in several.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 _MEMORY = 10
@@ -31,7 +31,7 @@ class Point(Protocol):
         """The gradient, of the shape of the variables."""
 
     def precondition(self, vector: Tensor) -> Tensor:
-        """A cheap inverse Hessian, symmetric positive definite, times ``vector``."""
+        """A cheap inverse Hessian, symmetric positive definite, times ``vector``, or several."""
 
 
 AnyPoint = TypeVar("AnyPoint", bound=Point)
@@ -57,14 +57,14 @@ def minimise(
     """
     variables, point = start, evaluate(start)
     errors = [point.square**0.5]
-    history: deque[tuple[Tensor, Tensor]] = deque(maxlen=_MEMORY)
+    history = _History(start)
     if max_sweeps == 1 or point.square <= _ROUNDING or math.isinf(point.square):
         return point, tuple(errors)
     gradient = point.gradient()
     while True:
-        direction = _direction(point, gradient, history)
+        direction = history.direction(point, gradient)
         step = _line_search(evaluate, variables, point.square, gradient, direction)
-        if step is None and history:  # once more without what past sweeps seemed to tell
+        if step is None and history.length:  # once more without what past sweeps seemed to tell
             history.clear()
             continue
         if step is None:
@@ -72,35 +72,79 @@ def minimise(
         length, point = step
         errors.append(point.square**0.5)
         gains_little = errors[-2] - errors[-1] <= tolerance * errors[-1]
-        if len(errors) == max_sweeps or point.square <= _ROUNDING or (gains_little and not history):
+        is_last = len(errors) == max_sweeps or point.square <= _ROUNDING
+        if is_last or (gains_little and not history.length):
             break
         change = length * direction
         variables = variables + change
         previous, gradient = gradient, point.gradient()
-        bend = gradient - previous
         if gains_little:
             history.clear()
-        elif _dot(change, bend) > 0:
-            history.append((change, bend))
+        else:
+            history.add(change, gradient - previous)
     return point, tuple(errors)
 
 
-def _direction(point: Point, gradient: Tensor, history: deque[tuple[Tensor, Tensor]]) -> Tensor:
-    """Minus the inverse Hessian times the gradient, by the two loops of Nocedal."""
-    direction = -gradient
-    shares = []
-    for change, bend in reversed(history):
-        share = _dot(change, direction) / _dot(change, bend)
-        direction = direction - share * bend
-        shares.append(share)
-    direction = point.precondition(direction)
-    if history:
-        change, bend = history[-1]
-        direction *= _dot(change, bend) / _dot(bend, point.precondition(bend))
-    for (change, bend), share in zip(history, reversed(shares), strict=True):
-        correction = _dot(bend, direction) / _dot(change, bend)
-        direction = direction + (share - correction) * change
-    return direction
+class _History:
+    """The last changes of the variables, and what they changed the gradient by: ``bends``.
+
+    Small vectors cost more to call than to compute. So all products with the history are matrix
+    products, and the recursion in between is one of numbers.
+
+    Attributes:
+        length: how many changes there are.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        """Empty, for variables ``like``."""
+        self.length = 0
+        self._changes, self._bends = like.new_empty(2, _MEMORY, like.numel())
+        self._order: list[int] = []  # places, the oldest first
+        self._products = [[0.0] * _MEMORY for _ in range(_MEMORY)]  # of changes and bends
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.length, self._order = 0, []
+
+    def add(self, change: Tensor, bend: Tensor) -> None:
+        """Takes one more, in place of the oldest if there are many; none of negative curvature."""
+        if not _dot(change, bend) > 0:
+            return
+        place = self.length if self.length < _MEMORY else self._order.pop(0)
+        self._order.append(place)
+        self.length = len(self._order)
+        self._changes[place], self._bends[place] = change.flatten(), bend.flatten()
+        known = slice(self.length)
+        rows = (self._changes[known] @ self._bends[place]).tolist()
+        columns = (self._bends[known] @ self._changes[place]).tolist()
+        for other in range(self.length):
+            self._products[other][place] = rows[other]
+            self._products[place][other] = columns[other]
+
+    def direction(self, point: Point, gradient: Tensor) -> Tensor:
+        """Minus the inverse Hessian times the gradient, by the two loops of Nocedal."""
+        if not self.length:
+            return -point.precondition(gradient)
+        changes, bends = self._changes[: self.length], self._bends[: self.length]
+        products, newest = self._products, self._order[-1]
+        along = (changes @ gradient.flatten()).tolist()
+        shares = [0.0] * self.length
+        for at, place in reversed(list(enumerate(self._order))):
+            rest = -along[place]
+            rest -= sum(shares[later] * products[place][later] for later in self._order[at + 1 :])
+            shares[place] = rest / products[place][place]
+        weights = gradient.new_tensor(shares)
+        residual = -gradient - (weights @ bends).view_as(gradient)
+        bend = bends[newest].view_as(gradient)
+        direction, bent = point.precondition(torch.stack([residual, bend]))
+        direction = direction * (products[newest][newest] / _dot(bend, bent))
+        along = (bends @ direction.flatten()).tolist()
+        for at, place in enumerate(self._order):
+            done = along[place]
+            done += sum(shares[earlier] * products[earlier][place] for earlier in self._order[:at])
+            shares[place] -= done / products[place][place]
+        weights = gradient.new_tensor(shares)
+        return direction + (weights @ changes).view_as(gradient)
 
 
 def _line_search(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -35,14 +34,6 @@ class SeparableMoment:
         traces = blocks.diagonal(dim1=0, dim2=2).sum(-1)
         self.positions = traces / traces.trace()
 
-    def float(self) -> SeparableMoment:
-        """The same in float32."""
-        single = copy.copy(self)
-        single.__dict__.pop("channel_root", None)
-        single.__dict__.pop("channel_factor", None)
-        single.channels, single.positions = self.channels.float(), self.positions.float()
-        return single
-
     def modes(self, kernel: Sequence[int]) -> list[Tensor]:
         """Channels ``(S, S)`` and each axis of the kernel ``(k, k)``, to multiply as Kronecker."""
         modes = [self.channels]
@@ -72,10 +63,15 @@ def preconditioner_factor(moment: Tensor) -> Tensor:
     """
     mean = float(moment.diagonal().mean())
     ridge = _RIDGE * mean if mean > 0 else 1.0
-    identity = torch.eye(len(moment)).to(moment)
     for _ in range(_RIDGES):
-        factor, info = torch.linalg.cholesky_ex(moment + ridge * identity)
+        factor, info = torch.linalg.cholesky_ex(_with_ridge(moment, ridge))
         if not info:
             return factor
         ridge *= 10
-    return torch.linalg.cholesky(moment + ridge * identity)  # raises
+    return torch.linalg.cholesky(_with_ridge(moment, ridge))  # raises
+
+
+def _with_ridge(moment: Tensor, ridge: float) -> Tensor:
+    shifted = moment.clone()
+    shifted.diagonal().add_(ridge)
+    return shifted
