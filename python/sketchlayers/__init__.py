@@ -1,9 +1,10 @@
 """Compression of trained PyTorch networks, and sketched layers for training small ones.
 
 Trained networks: :func:`compress` makes one smaller with some images, without labels, by Tucker-2,
-CP or SVD in the norm of the layers' outputs; :func:`inspect`, :func:`calibrate`, :func:`fold`,
-:func:`fuse_batch_norm`, :func:`optimize_for_inference`, :func:`clear_cache`. Files: :func:`save`,
-:func:`load`. Several processes: :func:`broadcast_model`.
+CP or SVD in the norm of the layers' outputs, :func:`sweep` makes several sizes (:class:`Sweep`);
+:func:`inspect`, :func:`calibrate`, :func:`fold`, :func:`fuse_batch_norm`,
+:func:`optimize_for_inference`, :func:`clear_cache`. Files: :func:`save`, :func:`load`. Several
+processes: :func:`broadcast_model`.
 
 Layers to train: :class:`SKConv2d`, :class:`SKLinear` (tensor sketching); of other papers
 :class:`TuckerConv2d`, :class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`,
@@ -25,7 +26,7 @@ from sketchlayers._version import __version__
 
 if TYPE_CHECKING:
     from sketchlayers.checkpoint import load, save
-    from sketchlayers.compression import compress, fold, inspect
+    from sketchlayers.compression import Sweep, compress, fold, inspect, sweep
     from sketchlayers.compression.calibration.calibrate import calibrate
     from sketchlayers.compression.calibration.calibration import Calibration
     from sketchlayers.distributed import broadcast_model
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
 # whose compiled extension, or whose PyTorch, does not load.
 _OUTSIDE_OF_NN = {
+    "Sweep": "sketchlayers.compression",
     "Calibration": "sketchlayers.compression.calibration.calibration",
     "broadcast_model": "sketchlayers.distributed",
     "calibrate": "sketchlayers.compression.calibration.calibrate",
@@ -61,6 +63,7 @@ _OUTSIDE_OF_NN = {
     "optimize_for_inference": "sketchlayers.inference",
     "param_groups": "sketchlayers.optim",
     "save": "sketchlayers.checkpoint",
+    "sweep": "sketchlayers.compression",
 }
 
 __all__ = [
@@ -75,6 +78,7 @@ __all__ = [
     "LowRankLinear",
     "SKConv2d",
     "SKLinear",
+    "Sweep",
     "TuckerConv2d",
     "__version__",
     "broadcast_model",
@@ -88,6 +92,7 @@ __all__ = [
     "optimize_for_inference",
     "param_groups",
     "save",
+    "sweep",
 ]
 
 

@@ -1,50 +1,37 @@
-"""Whole models: `compress` and `fold` make other models of them, `inspect` lists their layers."""
+"""Whole models: `compress`, `sweep` and `fold` make others of them, `inspect` lists layers."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
-from inspect import signature
-from typing import Any, Literal, NamedTuple
+from inspect import Parameter, signature
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sketchlayers import methods
-from sketchlayers._runtime.processes import Processes
-from sketchlayers.compression.allocation.costs import Budget
-from sketchlayers.compression.allocation.ranks import Chosen
 from sketchlayers.compression.arguments import (
     Allocation,
-    Rates,
+    BudgetName,
     Sensitivity,
-    Settings,
-    check_names,
-    checked_rates,
+    checked_goal,
+    checked_sweep,
 )
-from sketchlayers.compression.arguments import settings as checked_settings
 from sketchlayers.compression.calibration.calibrate import MEMORY_BUDGET
 from sketchlayers.compression.calibration.calibration import Calibration
-from sketchlayers.compression.calibration.images import Images
+from sketchlayers.compression.candidates.evaluation import Evaluate
+from sketchlayers.compression.candidates.maker import Maker
+from sketchlayers.compression.candidates.sweep import Sweep
 from sketchlayers.compression.finishing.refine import Refinement
-from sketchlayers.compression.pipeline import Outcome, make, prepare
-from sketchlayers.compression.stages.task import Task
-from sketchlayers.compression.survey.layers import (
-    Layer,
-    multiply_adds,
-    stored_bytes,
-    stored_tensors,
-    survey,
-)
+from sketchlayers.compression.request import check_model, chosen_method, task_of
+from sketchlayers.compression.result import Compressed
+from sketchlayers.compression.survey.layers import Layer, survey
 from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.compression.survey.selection import FilterFunction, left_out
 from sketchlayers.methods import Method
-from sketchlayers.methods._method import Init, kind_of
+from sketchlayers.methods._method import Init
 from sketchlayers.reports.inspection import Inspection, LayerInspection
 from sketchlayers.reports.report import Report
-from sketchlayers.reports.rows import LayerReport
 from sketchlayers.surgery.batches import Forward
 from sketchlayers.surgery.calls import ExampleCall, ExampleInputs
 from sketchlayers.surgery.evaluation import outside_of_modes
@@ -56,13 +43,6 @@ LARGE_CHANGE = 0.5
 """Relative change of the network's outputs above which, with data, the same warning appears."""
 
 
-class Compressed(NamedTuple):
-    """The smaller model and what was done; unpacks as ``model, report = compress(...)``."""
-
-    model: nn.Module
-    report: Report
-
-
 @outside_of_modes
 def compress(
     model: nn.Module,
@@ -71,7 +51,10 @@ def compress(
     rate: float | Mapping[str, float] | None = None,
     flops_rate: float | None = None,
     latency_rate: float | None = None,
+    max_drop: float | None = None,
+    budget: BudgetName = "rate",
     calibration: Calibration | Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
     example_inputs: ExampleInputs | None = None,
     layers: str | Iterable[str] | None = None,
     filter_fn: FilterFunction | None = None,
@@ -134,10 +117,23 @@ def compress(
             instead of ``rate``.
         latency_rate: fraction of the time that is kept, for one batch (or ``example_inputs``) on
             this machine, measured layer by layer; instead of ``rate``.
+        max_drop: how much the network may lose at most, in the unit of ``evaluate`` (0.01 of an
+            accuracy is one point); instead of ``rate``. The smallest network that loses no more is
+            looked for with about six candidates, each fitted and evaluated; they are in
+            ``report.candidates``. The images of ``evaluate`` then take part in the choice: measure
+            on others what the network is worth.
+        budget: what ``max_drop`` makes as small as it can be: "rate" (parameters), "flops_rate"
+            (multiply-adds) or "latency_rate" (time).
         calibration: batches of images (tensors, tuples that begin with them, or dicts), a few
             thousand images altogether, or the `Calibration` of some. With the latter, everything
             that needs the images themselves is left out: ``sequential``, ``sensitivity``,
             ``reestimate_batch_norm``, ``refine``, and the report's ``output_change``.
+        evaluate: ``evaluate(model)`` says how good a network is, higher is better: a number, such
+            as an accuracy, or better a 1-D tensor with a score for each example, always in the
+            same order, such as ``(predicted == labels)``. The report then has the original's and
+            the smaller network's; with scores also the standard error of the drop, from the
+            differences example by example, which is much smaller than that of either. Models are
+            in evaluation mode, without gradients.
         example_inputs: inputs of one call of the model: a tensor, a tuple of arguments or a dict of
             keyword arguments. A copy of the model runs on them once, in eval mode, which tells the
             order of execution, the multiply-adds, and, without images, which layers are never
@@ -183,6 +179,9 @@ def compress(
             nothing; a calibration is of another model.
         TypeError: an argument has the wrong type, the method has no such option, or the model
             cannot be copied (with calibration it is, also if ``inplace``).
+        SweepError: ``evaluate`` has failed or returned what is not finite, or no candidate loses
+            as little as ``max_drop``. The models that were made are in the error's attribute
+            ``sweep``.
         RuntimeError: ``sequential``, and batches, or the smaller network, come through the layers
             in different orders.
         ImportError: the method makes sketched or hashed layers, and the compiled extension is
@@ -192,76 +191,132 @@ def compress(
         UserWarning: fitted layers have a relative error above 0.3 without data, or the network's
             outputs change by more than half, so the network needs training.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"compress: model must be an nn.Module (got {type(model).__name__})")
-    if method is None:
-        method = "sketch" if calibration is None else "auto"
-    check_names(options, kind_of(method), signature(compress).parameters)
-    chosen_method = methods.get(method, **options)
-    chosen_method.require_extension()
-    rates = checked_rates(rate, flops_rate, latency_rate)
-    moments = calibration if isinstance(calibration, Calibration) else None
-    settings = checked_settings(
+    check_model(model)
+    with_data = calibration is not None
+    chosen = chosen_method(
+        method, options, with_data=with_data, arguments=signature(compress).parameters
+    )
+    goal = checked_goal(
+        rate=rate,
+        flops_rate=flops_rate,
+        latency_rate=latency_rate,
+        max_drop=max_drop,
+        budget=budget,
+        evaluate=evaluate,
+        with_data=with_data,
+    )
+    task = task_of(
+        model=model,
+        method=chosen,
+        unit=goal.unit,
+        layer_rates=goal.layer_rates,
+        asked=goal,
+        calibration=calibration,
+        example_inputs=example_inputs,
+        layers=layers,
+        filter_fn=filter_fn,
+        keep_first=keep_first,
         init=init,
-        data="none" if calibration is None else "images" if moments is None else "moments",
-        per_layer=not isinstance(rates, Budget),
         allocation=allocation,
         sequential=sequential,
         sensitivity=sensitivity,
         correct_bias=correct_bias,
         reestimate_batch_norm=reestimate_batch_norm,
         refine=refine,
+        forward=forward,
+        memory_budget=memory_budget,
+        progress=progress,
         seed=seed,
     )
-    if moments is not None:
-        moments.check(model)
-    processes = Processes("compress", join=calibration is not None and moments is None)
-    with processes.together("compressing"):
-        images = None
-        if calibration is not None and moments is None:
-            with processes.together("reading the images"):
-                images = Images(model, calibration, forward, memory_budget, progress)
-            settings = dataclasses.replace(settings, seed=processes.first(settings.seed))
-            alike = dataclasses.replace(settings, refinement=None)  # that may hold a function
-            if not processes.agree(repr((chosen_method, rates, alike))):
-                raise ValueError("compress: all processes must be called with the same arguments")
-            if processes.count > 1 and not processes.agree(_fingerprint(model)):
-                raise ValueError(
-                    "compress: all processes must have the same network (got other values of its "
-                    "tensors); call sketchlayers.broadcast_model(model) before"
-                )
-        budget = rates if isinstance(rates, Budget) else None
-        task = Task(
-            model=model,
-            method=chosen_method,
-            unit="parameters" if budget is None else budget.unit,
-            layer_rates=None if isinstance(rates, Budget) else rates,
-            settings=settings,
-            images=images,
-            calibration=moments,
-            example_inputs=example_inputs,
-            layers=layers,
-            filter_fn=filter_fn,
-            keep_first=keep_first,
-            processes=processes,
-            memory_budget=memory_budget,
-            progress=progress if processes.rank == 0 else False,
-        )
-        outcome = make(prepare(task, [] if budget is None else [budget]), budget)
-        report = _report(outcome, chosen_method, settings, rates)
-    _warn_of_large_errors(report, with_data=calibration is not None)
-    return Compressed(outcome.finished.result(inplace=inplace), report)
+    with task.processes.together("compressing"):
+        maker = Maker(task, goal.budgets, evaluate)
+        if goal.max_drop is not None:
+            made = maker.smallest(goal.unit, goal.max_drop)
+        else:
+            made = maker.make(*goal.budgets or [None])
+    _warn_of_large_errors(made.report, with_data=with_data)
+    return made.result(inplace=inplace)
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """A hash of the names and bytes of all tensors."""
-    digest = hashlib.blake2b()
-    for name, x in model.state_dict().items():
-        if isinstance(x, Tensor):
-            digest.update(name.encode())
-            values = x.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(values.numpy().data)
-    return digest.hexdigest()
+@outside_of_modes
+def sweep(
+    model: nn.Module,
+    rates: Iterable[float] = (0.7, 0.5, 0.4, 0.3),
+    *,
+    budget: BudgetName = "rate",
+    calibration: Calibration | Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    **how: Any,
+) -> Sweep:
+    """Makes smaller models of several sizes, from one calibration, and evaluates each.
+
+    ::
+
+        sweep = sketchlayers.sweep(model, (0.7, 0.5, 0.3), calibration=loader, evaluate=accuracy)
+        print(sweep)
+        small = sweep[0.5].model
+
+    Each is what `compress` makes of ``model`` at that rate. What no rate has a part in is done
+    once: the survey, the calibration, the sensitivities, and what the ranks of every layer would
+    do to the network. Layers are chosen and fitted for each rate; one that has the same size and
+    the same inputs at several rates is fitted once.
+
+    Args:
+        model: any module; it is not changed.
+        rates: fractions that are kept, each in (0, 1]; models are made in this order.
+        budget: what rates count: "rate" (parameters), "flops_rate" (multiply-adds) or
+            "latency_rate" (time); as the arguments of `compress` of these names.
+        calibration: as for `compress`.
+        evaluate: as for `compress`.
+        **how: ``method`` and all other arguments of `compress` but ``rate``, ``flops_rate``,
+            ``latency_rate``, ``max_drop`` and ``inplace``; also options of the method.
+
+    Returns:
+        The `Sweep`: models and reports by the rate that was asked.
+
+    Raises:
+        SweepError: ``evaluate`` has failed or returned what is not finite. Models that were made
+            before are in the error's attribute ``sweep``, and the cause is what was raised.
+        ValueError: a rate cannot be met or is not in (0, 1]; see also `compress`.
+        TypeError: see `compress`.
+    """
+    for name in ("rate", "flops_rate", "latency_rate", "max_drop", "inplace"):
+        if name in how:
+            hint = "rates" if name != "inplace" else "sweep[rate].model"
+            raise TypeError(f"sweep: there is no argument {name!r}; see {hint}")
+    check_model(model)
+    parameters = signature(compress).parameters
+    options = {name: value for name, value in how.items() if name not in parameters}
+    known = {name: value for name, value in how.items() if name in parameters}
+    chosen = chosen_method(
+        known.pop("method", None),
+        options,
+        with_data=calibration is not None,
+        arguments=parameters,
+    )
+    goal = checked_sweep(rates, budget=budget, evaluate=evaluate)
+    others = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name in signature(task_of).parameters and parameter.kind is Parameter.KEYWORD_ONLY
+    }
+    task = task_of(
+        **{
+            **others,
+            **known,
+            "model": model,
+            "method": chosen,
+            "unit": goal.unit,
+            "layer_rates": None,
+            "asked": goal,
+            "calibration": calibration,
+        }
+    )
+    with task.processes.together("compressing"):
+        maker = Maker(task, goal.budgets, evaluate)
+        for one in goal.budgets:
+            maker.make(one)
+        return maker.sweep
 
 
 @outside_of_modes
@@ -320,15 +375,13 @@ def inspect(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"inspect: model must be an nn.Module (got {type(model).__name__})")
-    chosen_method = methods.get(method, **options)
+    chosen = methods.get(method, **options)
     examples = [] if example_inputs is None else [(ExampleCall(example_inputs), 1)]
-    found = survey(model, chosen_method, init="random", examples=examples, owner="inspect")
+    found = survey(model, chosen, init="random", examples=examples, owner="inspect")
     kept = left_out(found, rates=None, layers=None, filter_fn=None, keep_first=keep_first)
     return Inspection(
-        method=chosen_method.name,
-        layers=tuple(
-            _inspected(layer, chosen_method, kept.get(layer.name)) for layer in found.layers
-        ),
+        method=chosen.name,
+        layers=tuple(_inspected(layer, chosen, kept.get(layer.name)) for layer in found.layers),
         other_parameters=found.other_parameters,
         other_bytes=found.other_bytes,
     )
@@ -358,61 +411,6 @@ def _inspected(layer: Layer, method: Method, kept: Reason | None) -> LayerInspec
         smallest_parameters=min(sizes, default=layer.parameters),
         reason=None if reason is None else reason.text,
         methods=tuple(member.name for member in members),
-    )
-
-
-def _report(outcome: Outcome, method: Method, settings: Settings, rates: Rates) -> Report:
-    budget = rates if isinstance(rates, Budget) else None
-    latencies = outcome.finished.latencies or (None, None)
-    return Report(
-        method=method.name,
-        options=method.options(),
-        init=settings.init,
-        seed=settings.seed,
-        rate_asked=rates.rate if isinstance(rates, Budget) else rates,
-        layers=tuple(_layer_report(layer, outcome) for layer in outcome.found.layers),
-        other_parameters=outcome.found.other_parameters,
-        other_bytes=outcome.found.other_bytes,
-        notes=tuple(outcome.log.notes),
-        budget="rate" if budget is None else budget.argument,
-        budget_rate=outcome.ranks.rate,
-        allocation=None if budget is None else settings.allocation,
-        images=outcome.measured.images,
-        sequential=outcome.fits.sequential,
-        output_change=outcome.finished.change,
-        latency_before=latencies[0],
-        latency_after=latencies[1],
-        seconds=outcome.log.seconds,
-    )
-
-
-def _layer_report(layer: Layer, outcome: Outcome) -> LayerReport:
-    chosen = outcome.ranks.chosen.get(layer.name, Chosen())
-    new = outcome.fits.layers.get(layer.name)
-    reason = layer.reason or outcome.log.reasons.get(layer.name)
-    after = layer.parameters, layer.bytes, layer.multiply_adds
-    if new is None:
-        chosen = Chosen()
-    else:
-        after = (
-            sum(parameter.numel() for parameter in new.module.parameters()),
-            sum(stored_bytes(tensor) for _, tensor in stored_tensors(new.module)),
-            multiply_adds(new.module, layer.calls) if layer.calls else None,
-        )
-    return LayerReport(
-        name=layer.name,
-        kind=layer.kind,
-        shape=layer.shape,
-        method=None if chosen.method is None else chosen.method.name,
-        rank=chosen.rank,
-        parameters_before=layer.parameters,
-        parameters_after=after[0],
-        bytes_before=layer.bytes,
-        bytes_after=after[1],
-        multiply_adds_before=layer.multiply_adds,
-        multiply_adds_after=after[2],
-        relative_error=None if new is None else new.relative_error,
-        reason=None if reason is None else reason.text,
     )
 
 

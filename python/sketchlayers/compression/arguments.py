@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -11,11 +12,12 @@ from typing import Literal, get_args
 
 import torch
 
-from sketchlayers.compression.allocation.costs import Budget
+from sketchlayers.compression.allocation.costs import Budget, Unit
 from sketchlayers.compression.finishing.refine import Refinement
 from sketchlayers.methods._method import Init, Method
 from sketchlayers.nn._checks import percent_hint, whole_number
 
+BudgetName = Literal["rate", "flops_rate", "latency_rate"]
 Allocation = Literal["uniform", "error"]
 Sensitivity = bool | Literal["fit", "allocation"]
 
@@ -26,6 +28,11 @@ _MEANINGS = {
     "rate": "it is the fraction of the parameters that is kept",
     "flops_rate": "it is the fraction of the multiply-adds that is kept",
     "latency_rate": "it is the fraction of the time that is kept",
+}
+_UNITS: dict[str, Unit] = {
+    "rate": "parameters",
+    "flops_rate": "multiply-adds",
+    "latency_rate": "seconds",
 }
 _WORDS = {
     "flops_rate": ("flop", "mac", "multiply"),
@@ -141,6 +148,104 @@ def settings(
     )
 
 
+@dataclass(frozen=True)
+class Goal:
+    """How small models shall be.
+
+    Attributes:
+        unit: what is counted.
+        budgets: of the whole model; none where layers have rates of their own, or in a search.
+        layer_rates: by name or pattern; None: none.
+        max_drop: of what the caller measures; None: sizes are given.
+    """
+
+    unit: Unit
+    budgets: tuple[Budget, ...] = ()
+    layer_rates: Mapping[str, float] | None = None
+    max_drop: float | None = None
+
+
+def checked_goal(
+    *,
+    rate: float | Mapping[str, float] | None,
+    flops_rate: float | None,
+    latency_rate: float | None,
+    max_drop: float | None,
+    budget: str,
+    evaluate: object,
+    with_data: bool,
+) -> Goal:
+    """Returns how small `compress` shall make a model.
+
+    Raises:
+        TypeError: nothing says so, or something of another type does.
+        ValueError: several do, or one is out of its range, or lacks what it needs.
+    """
+    _check_evaluate(evaluate)
+    _one_of("budget", budget, tuple(_UNITS))
+    if max_drop is None:
+        if budget != "rate":
+            raise ValueError(
+                f"compress: budget goes with max_drop (got budget={budget!r} without); a rate is "
+                f"given as {budget}=..."
+            )
+        rates = checked_rates(rate, flops_rate, latency_rate)
+        if isinstance(rates, Budget):
+            return Goal(rates.unit, (rates,))
+        return Goal("parameters", layer_rates=rates)
+    given = {"rate": rate, "flops_rate": flops_rate, "latency_rate": latency_rate}
+    if others := [name for name, value in given.items() if value is not None]:
+        raise ValueError(
+            f"compress: max_drop must be given without {others[0]}: it finds the rate itself "
+            f"(got both); to look at given rates use sketchlayers.sweep"
+        )
+    if isinstance(max_drop, bool) or not isinstance(max_drop, Real):
+        raise TypeError(f"compress: max_drop must be a number (got {type(max_drop).__name__})")
+    if not 0 <= float(max_drop) < math.inf:
+        raise ValueError(f"compress: max_drop must be at least 0 (got {max_drop})")
+    if evaluate is None:
+        raise TypeError(
+            "compress: max_drop needs evaluate, a function that says how good a network is, such "
+            "as evaluate=lambda model: accuracy on images with labels (got evaluate=None)"
+        )
+    if not with_data:
+        raise ValueError(
+            "compress: max_drop needs calibration, images that layers are fitted to (got "
+            "calibration=None)"
+        )
+    return Goal(_UNITS[budget], max_drop=float(max_drop))
+
+
+def checked_sweep(rates: Iterable[float], *, budget: str, evaluate: object) -> Goal:
+    """Returns what sizes a sweep shall have.
+
+    Raises:
+        TypeError: the rates are no numbers.
+        ValueError: there is none, or one is out of its range.
+    """
+    _check_evaluate(evaluate)
+    _one_of("budget", budget, tuple(_UNITS))
+    if isinstance(rates, str | Mapping) or not isinstance(rates, Iterable):
+        hint = "; the method is given as method=..." if isinstance(rates, str) else ""
+        raise TypeError(
+            "sweep: rates must be numbers, such as (0.7, 0.5, 0.3) "
+            f"(got {type(rates).__name__}{hint})"
+        )
+    values = dict.fromkeys(_in_range(budget, rate, "") for rate in rates)
+    if not values:
+        raise ValueError("sweep: rates must be given (got none)")
+    unit = _UNITS[budget]
+    return Goal(unit, tuple(Budget(unit, rate) for rate in values))
+
+
+def _check_evaluate(evaluate: object) -> None:
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(
+            "compress: evaluate must be a function, evaluate(model) "
+            f"(got {type(evaluate).__name__})"
+        )
+
+
 def checked_rates(
     rate: float | Mapping[str, float] | None, flops_rate: float | None, latency_rate: float | None
 ) -> Rates:
@@ -162,7 +267,8 @@ def checked_rates(
     if not given:
         raise TypeError(
             f"compress: rate must be given, such as rate=0.5: {_MEANINGS['rate']}; or a dict "
-            "{name or pattern of layers: rate}"
+            "{name or pattern of layers: rate}; or max_drop, for the smallest network that is "
+            "good enough"
         )
     if len(given) > 1:
         raise ValueError(
@@ -177,8 +283,7 @@ def checked_rates(
             for pattern, value in rate.items()
         }
     ((name, value),) = given.items()
-    units = {"rate": "parameters", "flops_rate": "multiply-adds", "latency_rate": "seconds"}
-    return Budget(units[name], _in_range(name, value, ""))  # type: ignore[arg-type]
+    return Budget(_UNITS[name], _in_range(name, value, ""))
 
 
 def check_names(options: Iterable[str], method: type[Method], arguments: Iterable[str]) -> None:

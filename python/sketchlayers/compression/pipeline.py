@@ -74,6 +74,19 @@ def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
     return Prepared(task, found, costs, measured, curves_of_layers, log)
 
 
+def smallest_rate(prepared: Prepared) -> float:
+    """Returns the smallest rate of the whole model that is possible."""
+    task, layers = prepared.task, prepared.log.open_layers(prepared.found)
+    return ranks.smallest_rate(task.method, layers, prepared.costs)
+
+
+def planned(prepared: Prepared, budget: Budget) -> Ranks:
+    """Returns what the layers would become at a budget, and the damage expected of it."""
+    task, found, measured = prepared.task, prepared.found, prepared.measured
+    log = prepared.log.continued()
+    return allocate(task, found, measured, prepared.curves, budget, prepared.costs, log)
+
+
 def make(prepared: Prepared, budget: Budget | None) -> Outcome:
     """Compresses the model to a budget; None: to the layers' own rates.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sketchlayers.methods._rank import rank_text
+from sketchlayers.reports.candidates import CandidateReport, Evaluation, candidates_table
 from sketchlayers.reports.export import Printed, ratio, sum_known
 from sketchlayers.reports.plot import draw_layers
 from sketchlayers.reports.rows import LayerReport
@@ -63,6 +64,9 @@ class Report(Printed):
         latency_before: seconds of one call of the original network on this machine, on the example
             inputs or one calibration image; None where they were not measured.
         latency_after: the same of the smaller network.
+        evaluation: what the caller's ``evaluate`` says of the original and of the smaller network;
+            None without one.
+        candidates: all sizes that a search (``max_drop``) has made and evaluated, in that order.
         seconds: how long each stage took.
     """
 
@@ -95,6 +99,8 @@ class Report(Printed):
     accuracy_images: int | None = None
     latency_before: float | None = None
     latency_after: float | None = None
+    evaluation: Evaluation | None = None
+    candidates: tuple[CandidateReport, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -189,6 +195,9 @@ class Report(Printed):
         lines = [*self._legend(), *self._of_layers(), *self._of_data(), *self._of_time()]
         lines = [wrapped(line) for line in (*lines, *(f"note: {note}" for note in self.notes))]
         lines += reasons.lines("not replaced:")
+        if self.candidates:
+            sizes = self.parameters_before, self.multiply_adds_before
+            lines += ["", candidates_table(self.candidates, *sizes)]
         return "\n".join([str(table), "", str(self._summary()), "", *lines])
 
     def _summary(self) -> Table:
@@ -248,6 +257,8 @@ class Report(Printed):
         if self.accuracy and self.accuracy_images is not None:
             shares = ", ".join(f"{which} {percent(x)}" for which, x in self.accuracy.items())
             lines.append(f"accuracy on {self.accuracy_images:,} held-out images: {shares}")
+        if self.evaluation is not None:
+            lines.append(f"evaluation: {self.evaluation}")
         if self.error_of is not None:
             lines.append(f"{self.error_of} error: {_ERRORS[self.error_of, self.sequential]}")
         if self.latency_after is not None and self.budget_rate is not None:

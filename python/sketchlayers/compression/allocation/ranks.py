@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,11 +43,19 @@ class Ranks:
         chosen: by the layer's name.
         notes: advice and exceptions, for the report.
         rate: cost after / before of the whole model, in the budget's unit; None without a budget.
+        damage: that is expected of all layers together; None where nothing is known of it.
     """
 
     chosen: Mapping[str, Chosen]
     notes: Sequence[str] = field(default=())
     rate: float | None = None
+    damage: float | None = None
+
+
+def smallest_rate(method: Method, layers: Sequence[Layer], costs: Costs) -> float:
+    """Returns the smallest rate of the whole model that the layers' ranks allow."""
+    smallest = _fixed(layers, costs) + sum(_cheapest(one, method, costs) for one in layers)
+    return smallest / costs.whole if costs.whole else 1.0
 
 
 def check_budget(
@@ -76,8 +85,8 @@ def check_budget(
             "compress: a rate of the whole model must know all its parameters; run the model once "
             f"(got {why_not(lazy)})"
         )
-    smallest = _fixed(layers, costs) + sum(_cheapest(one, method, costs) for one in layers)
-    if smallest <= budget.rate * (1 + TOLERANCE) * costs.whole:
+    smallest = smallest_rate(method, layers, costs)
+    if smallest <= budget.rate * (1 + TOLERANCE):
         return
     if layers:
         share = 100 * _fixed(layers, costs) / costs.whole
@@ -85,7 +94,7 @@ def check_budget(
         why = f"smallest rank in each layer that may be replaced; {elsewhere}"
     else:
         why = f"no layer can be replaced: {why_not(found.layers, reasons) or 'it has none'}"
-    least = math.ceil(smallest / costs.whole * 1e4) / 1e4
+    least = math.ceil(smallest * 1e4) / 1e4
     before = [layer.name for layer in found.layers if _is_compressed(layer)]
     remedy = (
         f"; {len(before)} layers, such as {before[0]!r}, are compressed already: compress "
@@ -175,7 +184,8 @@ def by_error(
     best = allocate.least_damage(options, _share(budget, costs, fixed))
     got = fixed + sum(option.cost for option in best.values())
     chosen = {name: Chosen(option.method, option.rank) for name, option in best.items()}
-    return _within(budget, costs, got, chosen)
+    damage = sum(option.damage for option in best.values())
+    return dataclasses.replace(_within(budget, costs, got, chosen), damage=damage)
 
 
 def _cheapest(layer: Layer, method: Method, costs: Costs) -> float:

@@ -1,0 +1,1 @@
+"""Networks of several sizes: evaluated, searched for, beside each other."""
