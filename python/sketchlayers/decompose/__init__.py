@@ -1,7 +1,7 @@
 """Tensors in, factors out: decompositions of a layer's weight, without any module."""
 
 from .corrected import corrected_weight
-from .cp import CPFactors, cp
+from .cp import CPFactors, cp, cp_errors
 from .dictionary import DictionaryFit, dictionary_least_squares
 from .hashed import SharedValues, hashed_least_squares
 from .sketch import SketchFactors, sketch_least_squares, unbiased_sketch
@@ -19,6 +19,7 @@ __all__ = [
     "VerticalHorizontal",
     "corrected_weight",
     "cp",
+    "cp_errors",
     "dictionary_least_squares",
     "hashed_least_squares",
     "sketch_least_squares",

@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Sequence
 from functools import cached_property, reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,23 @@ from ._separable import SeparableMoment, preconditioner_factor
 from .svd import descending_eigh
 
 # Inputs of patches up to which PyTorch's threads wait for each other longer than they work.
-_SMALL_PATCH = 600
+_SMALL_PATCH = 1200
+
+
+class Components(NamedTuple):
+    """Singular components of a weight's slices along the principal vectors of the kernel's axes.
+
+    Attributes:
+        principal: ``(k, k)`` for each axis of the kernel.
+        left: ``(p, T, m)``, singular vectors, for each choice of principal vectors.
+        right: ``(p, S, m)``, the slices' products with these.
+        values: ``(p, m)``.
+    """
+
+    principal: list[Tensor]
+    left: Tensor
+    right: Tensor
+    values: Tensor
 
 
 class Problem:
@@ -92,10 +109,23 @@ class Problem:
         Its slices are those along the principal vectors of the kernel's axes, their components the
         singular ones, of the slices times ``root (S, S)``. All of them together are the weight.
         """
+        principal, left, right, values = (
+            self._plain_components if root is None else self._components(root)
+        )
+        largest = values.flatten().topk(rank).indices
+        *places, _ = torch.unravel_index(largest, (*self.kernel, values.shape[1]))
+        place, number = largest // values.shape[1], largest % values.shape[1]
+        outputs, inputs = left[place, :, number].mT, right[place, :, number].mT
+        at = [basis[:, chosen] for basis, chosen in zip(principal, places, strict=True)]
+        return outputs, torch.cat([inputs, *at])
+
+    @cached_property
+    def _plain_components(self) -> Components:
+        return self._components(torch.eye(self.channels).to(self._target))
+
+    def _components(self, root: Tensor) -> Components:
         axes = "ijk"[: len(self.kernel)]
-        seen = self._target
-        if root is not None:
-            seen = torch.einsum(f"ts{axes},su->tu{axes}", seen, root)
+        seen = torch.einsum(f"ts{axes},su->tu{axes}", self._target, root)
         principal = []
         for axis in axes:
             other = axes.replace(axis, "l")
@@ -105,15 +135,8 @@ class Problem:
         turns = ",".join(map("".join, zip(axes, turned, strict=True)))
         slices = torch.einsum(f"ts{axes},{turns}->{turned}ts", self._target, *principal)
         slices = slices.flatten(0, -3)
-        whitened = slices if root is None else slices @ root
-        vectors, values, _ = torch.linalg.svd(whitened, full_matrices=False)
-        largest = values.flatten().topk(rank).indices
-        *places, _ = torch.unravel_index(largest, (*self.kernel, values.shape[1]))
-        place, number = largest // values.shape[1], largest % values.shape[1]
-        outputs = vectors[place, :, number].mT
-        inputs = (slices.mT @ vectors)[place, :, number].mT
-        at = [basis[:, chosen] for basis, chosen in zip(principal, places, strict=True)]
-        return outputs, torch.cat([inputs, *at])
+        left, values, _ = torch.linalg.svd(slices @ root, full_matrices=False)
+        return Components(principal, left, slices.mT @ left, values)
 
     def basis(self, variables: Tensor) -> Tensor:
         """``Z (n, R)``."""

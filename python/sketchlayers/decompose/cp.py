@@ -47,6 +47,12 @@ _TRIAL = 0.25
 _DOUBLE = 0.05
 # Ridges, and gains of a sweep, below which float32 sees nothing but its rounding.
 _SINGLE_RIDGE, _SINGLE_TOLERANCE = 1e-7, 1e-5
+# For errors that are only estimated: sweeps without and with second moment. Sweeps gain by powers:
+# each further doubling of their number nearly as much as the last one without second moment, and
+# so much (a power) of what the few with it have gained. In layers of ResNet-20 the logarithm of the
+# error is then right within 0.09.
+_QUICK_SWEEPS, _QUICK_SWEEPS_WITH_MOMENT = 12, 4
+_DOUBLING, _REST = 0.87, 0.5
 
 
 class CPFactors(NamedTuple):
@@ -105,9 +111,7 @@ def cp(
         RuntimeError, TypeError, ValueError: as for `tucker2`.
     """
     owner = "cp"
-    check_dimensions(owner, weight, (3, 4, 5))
-    outputs, channels, *kernel = weight.shape
-    full = math.prod(kernel) * min(outputs, channels)
+    full = _checked_full_rank(owner, weight)
     check_count(owner, "rank", rank, full)
     check_count(owner, "starts", starts)
     check_count(owner, "max_sweeps", max_sweeps)
@@ -115,9 +119,9 @@ def cp(
     if start is not None:
         _check_start(owner, start, weight, rank)
     norm = OutputNorm(owner, weight, second_moment, sensitivity)
-    if math.prod(kernel) == 1:
+    if weight[0, 0].numel() == 1:
         left, right, relative_error, errors = truncated(norm, weight.shape, rank)
-        ones = [torch.ones(1, rank).to(left) for _ in kernel]
+        ones = [torch.ones(1, rank).to(left) for _ in weight.shape[2:]]
         return _balanced([left, right.flatten(1).mT, *ones], relative_error, errors)
     problem = Problem(norm, weight.shape, norm.second_moment)
     if rank == full or problem.square == 0:
@@ -149,6 +153,70 @@ def _check_start(owner: str, start: Sequence[Tensor], weight: Tensor, rank: int)
     for size, factor in zip(weight.shape, start, strict=True):
         check_shape(owner, "a factor of start", factor, [(size, rank)])
         check_finite(owner, "start", factor)
+
+
+def cp_errors(
+    weight: Tensor,
+    ranks: Sequence[int],
+    *,
+    second_moment: Tensor | None = None,
+    sensitivity: Tensor | None = None,
+    max_sweeps: int = 400,
+) -> Tensor:
+    """Relative error of `cp` at some ranks, nearly, for a fraction of its sweeps.
+
+    Args:
+        weight, second_moment, sensitivity: as for `cp`.
+        ranks: each as for `cp`.
+        max_sweeps: of the fits, from one start, whose errors are estimated.
+
+    Returns:
+        ``(len(ranks),)``, float64, in the norm that is minimised.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: as for `cp`.
+    """
+    owner = "cp_errors"
+    full = _checked_full_rank(owner, weight)
+    for rank in ranks:
+        check_count(owner, "rank", rank, full)
+    check_count(owner, "max_sweeps", max_sweeps)
+    norm = OutputNorm(owner, weight, second_moment, sensitivity)
+    problem = Problem(norm, weight.shape, norm.second_moment)
+    plain = problem if second_moment is None else Problem(norm, weight.shape, None)
+    found = torch.zeros(len(ranks), dtype=torch.float64)
+
+    def estimate(place: int) -> None:
+        if ranks[place] < full and problem.square > 0:
+            found[place] = _estimated_error(problem, plain, ranks[place], max_sweeps)
+
+    order = sorted(range(len(ranks)), key=lambda place: -ranks[place])
+    _run([partial(estimate, place) for place in order], problem)  # no thread waits for the largest
+    return found
+
+
+def _estimated_error(problem: Problem, plain: Problem, rank: int, max_sweeps: int) -> float:
+    """What sweeps from one start will come to, from the first few of them."""
+    few = min(_QUICK_SWEEPS, max_sweeps)
+    run = _descend(plain, plain.slices(rank)[1], _LARGEST_RIDGE, few, 0.0)
+    errors = run.errors
+    if errors[-1] == 0:
+        return 0.0
+    gain = (errors[-1] / errors[(len(errors) - 1) // 2]) ** (
+        _DOUBLING * math.log2(max_sweeps / few)
+    )
+    if problem is not plain:
+        few = min(_QUICK_SWEEPS_WITH_MOMENT, max_sweeps)
+        errors = _descend(problem, run.point.variables, _LATE_RIDGE, few, 0.0).errors
+        gain *= (errors[-1] / errors[0]) ** _REST if errors[-1] else 0.0
+    return errors[-1] * gain
+
+
+def _checked_full_rank(owner: str, weight: Tensor) -> int:
+    """The rank that is enough for every weight of this shape."""
+    check_dimensions(owner, weight, (3, 4, 5))
+    outputs, channels, *kernel = weight.shape
+    return math.prod(kernel) * min(outputs, channels)
 
 
 class _Run(NamedTuple):

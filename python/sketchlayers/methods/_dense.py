@@ -52,7 +52,9 @@ class DenseMethod(Method):
         built: Any = self.build(shape.train(layer.training), rank, init="random", seed=0)
         return int(built.multiply_adds(input_shape))
 
-    def build(self, layer: nn.Module, rank: Rank, **how: Any) -> nn.Module:
+    def build(
+        self, layer: nn.Module, rank: Rank, *, start: nn.Module | None = None, **how: Any
+    ) -> nn.Module:
         """See `Method.build`."""
         convolution, linear = self.layers
         if not isinstance(layer, nn.Conv2d | nn.Linear):
@@ -62,9 +64,16 @@ class DenseMethod(Method):
             )
         made: Any = linear if isinstance(layer, nn.Linear) else convolution
         convert = made.from_linear if isinstance(layer, nn.Linear) else made.from_conv
-        built: nn.Module = convert(layer, **self._arguments(layer, rank), **how)
+        arguments = self._arguments(layer, rank)
+        if start is not None:
+            arguments = self._from_start(arguments) | {"start": start}
+        built: nn.Module = convert(layer, **arguments, **how)
         return built
 
     @abstractmethod
     def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
         """Arguments of ``from_conv`` or ``from_linear``: the size, and this method's options."""
+
+    def _from_start(self, how: dict[str, Any]) -> dict[str, Any]:
+        """These arguments for a fit that goes on from another one."""
+        return how

@@ -65,6 +65,7 @@ class Method(ABC):
         seed: int,
         second_moment: Tensor | None = None,
         sensitivity: Tensor | None = None,
+        start: nn.Module | None = None,
     ) -> nn.Module:
         """Builds the replacement, with the layer's device, dtype, memory format and mode.
 
@@ -79,7 +80,13 @@ class Method(ABC):
             sensitivity: symmetric positive semidefinite weight of the output's errors,
                 (T, T) or its diagonal (T,) with ``T = out_channels / groups``, with a leading axis
                 for the groups if there are several; None for the identity.
+            start: a replacement of this rank that was fitted to a similar weight, in a similar
+                norm, from which the fit goes on; only given if `iterates` says so.
         """
+
+    def iterates(self, layer: nn.Module) -> bool:
+        """Tells whether a fit takes many steps, so that `build` can go on from another one."""
+        return False
 
     def curve(
         self,
@@ -100,7 +107,7 @@ class Method(ABC):
             second_moment: as for `build`.
             sensitivity: as for `build`.
         """
-        norm = {"second_moment": second_moment, "sensitivity": sensitivity}
+        norm: dict[str, Any] = {"second_moment": second_moment, "sensitivity": sensitivity}
         errors = {}
         for rank in spread(self.ranks(layer)):
             built = self.build(layer, rank, init="fit", seed=0, **norm)

@@ -75,6 +75,10 @@ class Tucker2(Factored):
             return super()._arguments(layer, rank)
         return {"ranks": checked_ranks("Tucker2", Geometry.of(layer), rank), **self.options()}
 
+    def iterates(self, layer: nn.Module) -> bool:
+        """See `Method.iterates`."""
+        return Geometry.of(layer).taps > 1
+
     def curve(self, layer: nn.Module, **norm: Tensor | None) -> list[Candidate]:
         """See `Method.curve`: the best pairs of an input and an output rank.
 

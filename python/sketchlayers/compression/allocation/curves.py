@@ -12,6 +12,7 @@ from sketchlayers.compression.fitting.layer import (
     Choice,
     Norm,
     fit_alone,
+    folded,
     for_method,
     naming,
     power,
@@ -115,7 +116,7 @@ def _damages(
         quick = {option: _QUICK[option] for option in _QUICK if option in method.options()}
         choice = Choice(layer.module, dataclasses.replace(method, **quick), candidate.rank, 0)
         fitted = fit_alone(choice, norm, init="fit", target=target)
-        damage = meter.measure(layer.name, fitted.module)
+        damage = meter.measure(layer.name, folded(fitted.module))
         points.append(Point(scale * candidate.squared_error, damage))
     damage_of = Damage(points)
     return [damage_of(scale * candidate.squared_error) for _, candidate in candidates]

@@ -116,9 +116,17 @@ def fit_alone(
 
 
 def approximate(
-    choice: Choice, target: Target, sensitivity: Tensor | None, *, correct_bias: bool
+    choice: Choice,
+    target: Target,
+    sensitivity: Tensor | None,
+    *,
+    correct_bias: bool,
+    start: nn.Module | None = None,
 ) -> nn.Module:
-    """The layer of the chosen kind whose outputs come nearest to the target."""
+    """The layer of the chosen kind whose outputs come nearest to the target.
+
+    A fit goes on from ``start`` if that is given.
+    """
     centred = correct_bias and choice.layer.bias is not None
     weight = target.weight(choice.layer, centred=centred)
     wanted = _with_weight(choice.layer, weight)
@@ -132,6 +140,7 @@ def approximate(
             seed=choice.seed,
             second_moment=target.second_moment(centred=centred),
             sensitivity=for_method(sensitivity),
+            **({} if start is None else {"start": start}),
         )
     if centred:
         weight = weight_by_group(module, target.inputs)
@@ -140,6 +149,15 @@ def approximate(
         bias.detach().add_(rest.reshape(bias.shape).to(bias))
     dtype = choice.layer.get_parameter("weight").dtype
     return module.to(dtype).train(choice.layer.training)
+
+
+def folded(layer: nn.Module) -> nn.Module:
+    """The plain layer with the same outputs, of a plain layer itself.
+
+    It computes large batches faster than chains of layers, whose depthwise ones take their time.
+    """
+    fold = getattr(layer, "fold", None)
+    return layer if fold is None else fold()
 
 
 def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:

@@ -12,12 +12,12 @@ from torch import nn
 
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression.calibration.moments import LayerMoments, NonFiniteError
-from sketchlayers.compression.fitting.layer import Choice, Fitted, Norm, approximate, naming
+from sketchlayers.compression.fitting.layer import Choice, Fitted, Norm, approximate, folded, naming
 from sketchlayers.compression.fitting.target import Target, TargetSums
 from sketchlayers.surgery.replay import Plan, Replays
 from sketchlayers.surgery.sample import Sample
 
-_IMAGES, _PATCHES = 512, 100
+_IMAGES, _PATCHES = 256, 100
 """Images, and patches for each input of a layer, that are enough for its target; batches spread
 over the sample have them. More lower the error by less than the fits differ from start to start."""
 
@@ -31,6 +31,7 @@ def fit_one_after_the_other(
     processes: Processes,
     *,
     fitted: Mapping[str, nn.Module],
+    starts: Mapping[str, nn.Module],
     correct_bias: bool,
     advance: Callable[[int], None],
 ) -> dict[str, Fitted]:
@@ -45,6 +46,7 @@ def fit_one_after_the_other(
         plan: of forward calls of the model, by batches of the sample.
         processes: whose images are summed up.
         fitted: layers that have been replaced already.
+        starts: replacements of some layers, fitted alone, from which their fits go on.
         correct_bias: the bias takes up the change of the mean.
         advance: told of every layer.
 
@@ -59,7 +61,7 @@ def fit_one_after_the_other(
     calls = sample.calls()
     originals, actual = (Replays(model, list(choices), calls, plan) for _ in range(2))
     for name, layer in fitted.items():
-        actual.replace(name, layer)
+        actual.replace(name, folded(layer))
     for name, choice in choices.items():
         norm = norms[name]
         if done or fitted or norm.moments is None:
@@ -71,9 +73,15 @@ def fit_one_after_the_other(
             target = Target.of_weight(choice.layer, norm.moments)
         if target is not None:
             with naming(name):
-                module = approximate(choice, target, norm.sensitivity, correct_bias=correct_bias)
+                module = approximate(
+                    choice,
+                    target,
+                    norm.sensitivity,
+                    correct_bias=correct_bias,
+                    start=starts.get(name),
+                )
             done[name] = Fitted(module, target.relative_error(choice.layer, module))
-            actual.replace(name, module)
+            actual.replace(name, folded(module))
         advance(1)
     return done
 

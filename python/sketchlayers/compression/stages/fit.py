@@ -16,6 +16,7 @@ from sketchlayers.compression.fitting.layer import (
     naming,
     seeded,
 )
+from sketchlayers.compression.fitting.parallel import fit_in_parallel
 from sketchlayers.compression.fitting.sequence import fit_one_after_the_other, images_within
 from sketchlayers.compression.seeds import layer_seed
 from sketchlayers.compression.stages.measure import Measured
@@ -134,6 +135,7 @@ def _fit_in_sequence(
             f"memory_budget={task.memory_budget}, {size} bytes an image"
         )
     norms = {name: task.norm_of_fit(measured.norms[name]) for name in choices}
+    starts = fit_in_parallel(choices, norms, correct_bias=task.settings.correct_bias)
     with progress_bar("fitting", len(choices), unit="layer", show=task.progress) as bar:
         done = fit_one_after_the_other(
             task.model,
@@ -143,6 +145,7 @@ def _fit_in_sequence(
             measured.plan,
             task.processes,
             fitted={name: one.module for name, one in fitted.items()},
+            starts=starts,
             correct_bias=task.settings.correct_bias,
             advance=bar,
         )

@@ -114,14 +114,52 @@ class FactoredLayer(CompressedLayer):
         """Weights of the parts that approximate one group's."""
         raise NotImplementedError
 
-    def _fit(self, weight: Tensor, init: str, norm: Norm, **how: Any) -> float:
+    def _fit(
+        self,
+        weight: Tensor,
+        init: str,
+        norm: Norm,
+        *,
+        start: FactoredLayer | None = None,
+        **how: Any,
+    ) -> float:
         owner = type(self).__name__
         groups = list(groups_of(owner, weight, self._groups, *norm))
-        fits = [self._fit_group(group, **how) for group in groups]
+        begins: list[dict[str, Any]] = [{} for _ in groups]
+        if start is not None:
+            begins = [{"start": begin} for begin in self._checked_start(start)]
+        fits = [
+            self._fit_group(group, **how, **begin)
+            for group, begin in zip(groups, begins, strict=True)
+        ]
         by_part = zip(*(fit.weights for fit in fits), strict=True)
         for parameter, weights in zip(self._weight_parameters(), by_part, strict=True):
             parameter.detach().copy_(torch.cat(weights).reshape(parameter.shape))
         return overall_error(groups, [fit.relative_error for fit in fits])
+
+    def _checked_start(self, start: FactoredLayer) -> list[Any]:
+        """What the fits of the groups begin with.
+
+        Raises:
+            TypeError: it is no layer of this class.
+            ValueError: it has other sizes.
+        """
+        owner = type(self).__name__
+        if type(start) is not type(self):
+            raise TypeError(f"{owner}: start must be a {owner} (got {type(start).__name__})")
+        own, others = (
+            [tuple(weight.shape) for weight in layer._weight_parameters()]
+            for layer in (self, start)
+        )
+        if own != others:
+            raise ValueError(
+                f"{owner}: start must have parts of the same sizes, {own} (got {others})"
+            )
+        return start._starts()
+
+    def _starts(self) -> list[Any]:
+        """What a decomposition takes as ``start``, for each group."""
+        raise NotImplementedError
 
     def _scaled(self, scale: Tensor, shift: Tensor) -> nn.Module:
         result = copy.deepcopy(self)

@@ -19,6 +19,8 @@ _DOCUMENTED_FIT = """\
                 `sketchlayers.decompose.svd` for a 1x1 kernel), ``"random"`` starts as a new layer.
             seed: of the starts of the fit (``None`` is 0) or of the random start (``None`` draws
                 from PyTorch's generator).
+            start: a layer of this class and rank, fitted to a similar weight, from which the fit
+                goes on; in place of ``starts``.
             starts: of the fit, of which the best is kept.
             max_sweeps: of each start.
             tolerance: change of the relative error at which the fit ends.
@@ -55,6 +57,7 @@ class CPConv2d(Conv2dLayer, FactoredLayer):
 
     _fit_options: ClassVar[dict[str, Any]] = {
         "seed": None,
+        "start": None,
         "starts": 4,
         "max_sweeps": 240,
         "tolerance": 1e-6,
@@ -96,6 +99,19 @@ class CPConv2d(Conv2dLayer, FactoredLayer):
         by_group = filters.unflatten(0, (self.groups, self.rank))
         outputs = self._weight_of(self.output).unflatten(0, (self.groups, -1))[..., 0, 0]
         return torch.einsum("gtr,grshw->gtshw", outputs, by_group).flatten(0, 1)
+
+    def _starts(self) -> list[tuple[Tensor, ...]]:
+        inputs, *spatial, outputs = (
+            self._weight_of(part).detach().unflatten(0, (self.groups, -1)).flatten(2)
+            for part in self.parts()
+        )
+        kernel = [
+            next(axes) if size > 1 else outputs.new_ones(self.groups, self.rank, 1)
+            for axes in [iter(spatial)]
+            for size in self.kernel_size
+        ]
+        factors = (outputs, inputs.mT, *(part.mT for part in kernel))
+        return list(zip(*factors, strict=True))
 
     def _fit_group(self, group: Group, *, seed: int | None = None, **how: Any) -> Fit:
         h, w = self.kernel_size

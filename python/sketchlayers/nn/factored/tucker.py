@@ -23,6 +23,8 @@ _DOCUMENTED_FIT = """\
                 optimum `sketchlayers.decompose.svd` for ``ranks=(None, RT)``), ``"random"`` starts
                 as a new layer.
             seed: of the random start; ``None`` draws from PyTorch's generator. A fit has none.
+            start: a layer of this class and ranks, fitted to a similar weight, from which the fit
+                goes on.
             max_sweeps: of the fit.
             tolerance: change of the relative error at which the fit ends.
 """
@@ -56,7 +58,12 @@ class TuckerConv2d(Conv2dLayer, FactoredLayer):
         torch.Size([8, 192, 16, 16])
     """
 
-    _fit_options: ClassVar[dict[str, Any]] = {"seed": None, "max_sweeps": 100, "tolerance": 1e-6}
+    _fit_options: ClassVar[dict[str, Any]] = {
+        "seed": None,
+        "start": None,
+        "max_sweeps": 100,
+        "tolerance": 1e-6,
+    }
     _documented_fit = _DOCUMENTED_FIT
 
     def _construct(
@@ -99,6 +106,11 @@ class TuckerConv2d(Conv2dLayer, FactoredLayer):
                 "gashw,gta->gtshw", weight, self._by_group(self.output)[..., 0, 0]
             )
         return weight.flatten(0, 1)
+
+    def _starts(self) -> list[Tensor | None]:
+        if self.input is None:
+            return [None] * self.groups
+        return list(self._by_group(self.input).detach()[..., 0, 0])
 
     def _fit_group(self, group: Group, *, seed: int | None = None, **how: Any) -> Fit:
         return _fit(group, self.ranks, how)
