@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorly.decomposition import parafac
 
-from sketchlayers.decompose import cp, svd
+from sketchlayers.decompose import cp, cp_errors, svd
 
 from .layers import FLOAT, Layer, minimum
 
@@ -150,6 +150,32 @@ def test_a_start_near_the_optimum_is_taken_further():
     assert from_start.errors[-1] < anew.errors[-1]
     again = cp(layer.weight, 6, start=first.factors, max_sweeps=12, **norm(layer))
     assert again.errors[-1] <= first.errors[-1] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("starts", [1, 2])
+@pytest.mark.parametrize("second_moment", [False, True])
+@pytest.mark.parametrize("rank", [3, 40])
+def test_dead_channels(rank, second_moment, starts):
+    """A weight of fewer components than its rank."""
+    layer = Layer((8, 7, 3, 3))
+    weight = layer.weight.clone()
+    weight[2:], weight[:, 2:] = 0, 0
+    moment = layer.second_moment if second_moment else None
+    factors = cp(weight, rank, second_moment=moment, starts=starts)
+    assert factors.relative_error < (1e-3 if rank == 40 else 1)
+    weight[:, :, 1:] = 0
+    assert cp(weight, rank, second_moment=moment, starts=starts).relative_error < 0.5
+    assert cp_errors(weight, [rank], second_moment=moment) < 0.5
+
+
+def test_estimates_are_near_the_errors_of_fits():
+    layer = Layer((16, 12, 3, 3))
+    ranks = [4, 20, 40, 108]
+    found = cp_errors(layer.weight, ranks, max_sweeps=120, **norm(layer))
+    fits = [cp(layer.weight, rank, starts=1, max_sweeps=120, **norm(layer)) for rank in ranks]
+    expected = torch.tensor([fit.errors[-1] for fit in fits], **FLOAT)
+    torch.testing.assert_close(found[:3], expected[:3], rtol=0.3, atol=0)
+    assert found[3] == 0
 
 
 def test_a_weight_of_zeros():

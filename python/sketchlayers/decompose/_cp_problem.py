@@ -107,7 +107,8 @@ class Problem:
         """Outputs ``(T, rank)`` and variables: the weight's largest components of its slices.
 
         Its slices are those along the principal vectors of the kernel's axes, their components the
-        singular ones, of the slices times ``root (S, S)``. All of them together are the weight.
+        singular ones, of the slices times ``root (S, S)``. All of them together are the weight. A
+        weight that has fewer (of dead channels) gets random ones for the rest, without outputs.
         """
         principal, left, right, values = (
             self._plain_components if root is None else self._components(root)
@@ -117,7 +118,11 @@ class Problem:
         place, number = largest // values.shape[1], largest % values.shape[1]
         outputs, inputs = left[place, :, number].mT, right[place, :, number].mT
         at = [basis[:, chosen] for basis, chosen in zip(principal, places, strict=True)]
-        return outputs, torch.cat([inputs, *at])
+        variables = torch.cat([inputs, *at])
+        sizes = values[place, number]
+        is_none = sizes <= torch.finfo(sizes.dtype).eps * sizes[0]
+        others = self.random_start(rank, torch.Generator().manual_seed(0))
+        return torch.where(is_none, 0.0, outputs), torch.where(is_none, others, variables)
 
     @cached_property
     def _plain_components(self) -> Components:

@@ -255,8 +255,10 @@ def _race(
 
 def _run(tasks: list[Task], problem: Problem) -> None:
     """Each on one thread of a CPU where that is faster than all threads for one at a time."""
-    if problem.is_small:
-        in_parallel(tasks) if len(tasks) > 1 else on_one_thread(tasks[0])
+    if problem.is_small and len(tasks) == 1:
+        on_one_thread(tasks[0])
+    elif problem.is_small:
+        in_parallel(tasks)
     else:
         for task in tasks:
             task()
