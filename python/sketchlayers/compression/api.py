@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from inspect import Parameter, signature
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from sketchlayers import methods
+from sketchlayers.compression.again import folded_layers
 from sketchlayers.compression.arguments import (
     Allocation,
     BudgetName,
@@ -68,6 +70,8 @@ def compress(
     refine: bool | Refinement | None = None,
     forward: Forward | None = None,
     memory_budget: int = MEMORY_BUDGET,
+    cache: str | os.PathLike[str] | None = None,
+    original: nn.Module | None = None,
     inplace: bool = False,
     progress: bool | None = None,
     seed: int | None = 0,
@@ -141,7 +145,8 @@ def compress(
         layers: names or glob patterns of the layers that may be replaced, such as ``"layer4.*"``;
             None: all.
         filter_fn: function that tells whether to replace a layer: ``filter_fn(module, name)`` is
-            called with the model's own module for each layer that can be replaced.
+            called with the model's own module for each layer that can be replaced (with the plain
+            one, where it is compressed).
         keep_first: leave the layer that runs first as it is (the first registered one without
             ``example_inputs``), unless it is named in full in ``rate`` or ``layers``.
         init: "fit" approximates the weights, "random" starts training from scratch.
@@ -162,6 +167,18 @@ def compress(
             held out for that.
         forward: ``forward(model, batch)`` calls the model where batches are of another kind.
         memory_budget: bytes for second moments in one pass, and for images and activations kept.
+        cache: a folder, for any number of models. The calibration, and what is found and fitted for
+            each layer, is written there as soon as it is done; the next call with the same model,
+            images and options takes it from there, for another rate what does not depend on it, and
+            also after this process was killed. What does not fit is not used, a damaged file is
+            made again and a full disk gives a warning. Images are told apart by their values, as
+            far as they fit in ``memory_budget``: do not shuffle them. Not used by several
+            processes.
+        original: the network that ``model`` was compressed from, to compress it again: the result
+            is made of its weights, and what ``model`` has learnt since is lost. None: compressed
+            layers are folded before they are compressed again. In both cases rates and sizes are
+            those of the plain network; compressed layers that are not meant (``layers``,
+            ``filter_fn``, a dict of rates) stay as they are.
         inplace: change ``model`` itself. Handles of hooks on replaced layers then stay valid.
         progress: draw progress bars; None: on a terminal.
         seed: what the layers' seeds are derived from, together with the layers' names, so that a
@@ -205,6 +222,8 @@ def compress(
         evaluate=evaluate,
         with_data=with_data,
     )
+    if inplace and original is not None:
+        raise ValueError("compress: inplace must be False with original (got both)")
     task = task_of(
         model=model,
         method=chosen,
@@ -227,6 +246,9 @@ def compress(
         memory_budget=memory_budget,
         progress=progress,
         seed=seed,
+        cache=cache,
+        original=original,
+        several=goal.max_drop is not None,
     )
     with task.processes.together("compressing"):
         maker = Maker(task, goal.budgets, evaluate)
@@ -310,6 +332,7 @@ def sweep(
             "layer_rates": None,
             "asked": goal,
             "calibration": calibration,
+            "several": True,
         }
     )
     with task.processes.together("compressing"):
@@ -339,13 +362,7 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fold: model must be an nn.Module (got {type(model).__name__})")
-    compressed = methods.compressed_layers()
-    folded = {
-        module: module.fold()  # type: ignore[operator]
-        for module in model.modules()
-        if isinstance(module, compressed)
-    }
-    return replace_layers(model, folded, inplace=inplace)
+    return replace_layers(model, folded_layers(model), inplace=inplace)
 
 
 @outside_of_modes

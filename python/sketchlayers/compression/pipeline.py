@@ -61,7 +61,7 @@ def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
     Raises:
         ValueError: a budget cannot be met.
     """
-    log = Log()
+    log = Log(list(task.notes))
     found = look_at(task, log)
     examples = task.examples
     call = examples[0][0] if examples else None
@@ -98,5 +98,8 @@ def make(prepared: Prepared, budget: Budget | None) -> Outcome:
         chosen = allocate(task, found, measured, prepared.curves, budget, prepared.costs, log)
     with log.stage("fit"):
         fits = fit(task, found, measured, chosen, log)
+    if log.taken:
+        taken = ", ".join(f"{count} {kind}" for kind, count in log.taken.items())
+        log.notes.append(f"taken from the cache: {taken}")
     finished = finish(task, found, measured, fits, prepared.costs, log)
     return Outcome(found, measured, chosen, fits, finished, log)

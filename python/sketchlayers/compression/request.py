@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,11 +14,14 @@ from torch import Tensor, nn
 
 from sketchlayers import methods
 from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression.again import from_plain_layers
 from sketchlayers.compression.allocation.costs import Unit
 from sketchlayers.compression.arguments import check_names
 from sketchlayers.compression.arguments import settings as checked_settings
+from sketchlayers.compression.cache import Cache
 from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.calibration.images import Images
+from sketchlayers.compression.fingerprints import of_everything
 from sketchlayers.compression.finishing.refine import Refinement
 from sketchlayers.compression.stages.task import Task
 from sketchlayers.compression.survey.selection import FilterFunction
@@ -26,14 +31,14 @@ from sketchlayers.surgery.batches import Forward
 from sketchlayers.surgery.calls import ExampleInputs
 
 
-def check_model(model: object) -> None:
-    """Raises unless it is a module.
+def check_model(model: object, name: str = "model") -> None:
+    """Raises unless it is a module; ``name`` is that of the argument.
 
     Raises:
         TypeError: it is something else.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"compress: model must be an nn.Module (got {type(model).__name__})")
+        raise TypeError(f"compress: {name} must be an nn.Module (got {type(model).__name__})")
 
 
 def chosen_method(
@@ -86,12 +91,16 @@ def task_of(
     memory_budget: int,
     progress: bool | None,
     seed: int | None,
+    cache: str | os.PathLike[str] | None,
+    original: nn.Module | None,
+    several: bool,
 ) -> Task:
     """Checks the arguments of `compress` that a budget has no part in.
 
     Args:
         unit: what budgets count.
         layer_rates: of layers; None: budgets are of the whole model.
+        several: whether several models will be made.
         asked: budgets and whatever else all processes must be given alike.
         model, method, calibration, example_inputs, layers, filter_fn, keep_first: as for
             `compress`, and so are all others.
@@ -100,6 +109,9 @@ def task_of(
         TypeError, ValueError: see `compress`.
     """
     moments = calibration if isinstance(calibration, Calibration) else None
+    folder = _checked_folder(cache)
+    if original is not None:
+        check_model(original, "original")
     settings = checked_settings(
         init=init,
         data="none" if calibration is None else "images" if moments is None else "moments",
@@ -112,8 +124,6 @@ def task_of(
         refine=refine,
         seed=seed,
     )
-    if moments is not None:
-        moments.check(model)
     processes = Processes("compress", join=calibration is not None and moments is None)
     images = None
     if calibration is not None and moments is None:
@@ -128,7 +138,7 @@ def task_of(
                 "compress: all processes must have the same network (got other values of its "
                 "tensors); call sketchlayers.broadcast_model(model) before"
             )
-    return Task(
+    task = Task(
         model=model,
         method=method,
         unit=unit,
@@ -143,7 +153,26 @@ def task_of(
         processes=processes,
         memory_budget=memory_budget,
         progress=progress if processes.rank == 0 else False,
+        cache=Cache(),
     )
+    task = from_plain_layers(task, original)
+    if moments is not None:
+        moments.check(task.model)
+    if processes.count > 1:
+        folder = None  # each has images of its own
+    base = "" if folder is None else of_everything(task.model, moments, images, memory_budget)
+    return dataclasses.replace(task, cache=Cache(folder, base, in_memory=several))
+
+
+def _checked_folder(cache: object) -> Path | None:
+    if cache is None:
+        return None
+    if not isinstance(cache, str | os.PathLike):
+        raise TypeError(f"compress: cache must be a folder (got {type(cache).__name__})")
+    folder = Path(cache)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"compress: cache must be a folder (got the file {folder})")
+    return folder
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from sketchlayers.surgery.batches import Forward, count_images, described, rebuilt, to_device
 from sketchlayers.surgery.evaluation import random_numbers
+
+_FEW = 1024
+"""Values of a tensor without a row for each image that are compared."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +87,19 @@ class Sample:
         ]
         return Sample(tuple(parts), self.forward)
 
-    def joined(self) -> Any:
-        """Returns all batches as one.
+    def joined(self) -> list[Any]:
+        """Returns all batches of one structure and image size as one, for each of these."""
+        return [_join(batches) for batches in self._alike()]
 
-        Raises:
-            ValueError: the batches are of different structure or image size.
-        """
-        try:
-            return _join(self.batches)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                "compress: refine needs batches of one structure and image size "
-                f"(got {type(error).__name__}: {error})"
-            ) from error
+    def like_the_first(self) -> Sample:
+        """Returns the batches of the structure and image size that the first one has."""
+        return Sample(tuple(self._alike()[0]), self.forward)
+
+    def _alike(self) -> list[list[Any]]:
+        groups: dict[Hashable, list[Any]] = {}
+        for batch in self.batches:
+            groups.setdefault(kind_of_batch(batch), []).append(batch)
+        return list(groups.values())
 
     def split(self, held_out: float, *, whole: bool = False) -> tuple[Sample, Sample]:
         """Splits into two samples; the second has about this share of the images, at least 1.
@@ -153,11 +156,39 @@ def select(batch: Any, which: slice | Tensor) -> Any:
     count = count_images(batch)
 
     def part(value: Any) -> Any:
-        whole = isinstance(value, Tensor) and value.ndim and value.shape[0] == count
-        return value[which] if whole else value
+        return value[which] if _is_of_images(value, count) else value
 
     parts = tree_map(part, _plain(batch))
     return rebuilt(batch, parts) if isinstance(batch, Mapping) else parts
+
+
+def kind_of_batch(batch: Any, *, counted: bool = False) -> Hashable:
+    """Returns what batches that can be joined have in common: all but the images and their number.
+
+    Texts of different lengths, or images of different sizes, are of different kinds.
+
+    Args:
+        batch: as a loader yields it.
+        counted: the number of images counts as well.
+    """
+    count = count_images(batch)
+    leaves, structure = tree_flatten(_plain(batch))
+    kinds = [_kind_of_leaf(leaf, count) for leaf in leaves]
+    return str(structure), *kinds, count if counted else None
+
+
+def _kind_of_leaf(leaf: Any, count: int) -> Hashable:
+    if not isinstance(leaf, Tensor):
+        return type(leaf).__qualname__
+    if _is_of_images(leaf, count):
+        return leaf.dtype, leaf.shape[1:]
+    few = leaf.numel() <= _FEW
+    return leaf.dtype, leaf.shape, tuple(leaf.flatten().tolist()) if few else id(leaf)
+
+
+def _is_of_images(value: object, count: int) -> bool:
+    """Whether a leaf of a batch is a tensor with a row for each image."""
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count
 
 
 def outputs_of(result: object) -> list[Tensor]:
@@ -211,19 +242,16 @@ def squared_distance(results: Sequence[Tensor], targets: Sequence[Tensor]) -> Te
 
 
 def _join(batches: Sequence[Any]) -> Any:
-    """Some batches as one.
+    """Some batches of one kind as one."""
+    count = count_images(batches[0])
 
-    Raises:
-        ValueError, RuntimeError: they are of different structure or image size.
-    """
-    joined = tree_map(_joined, *map(_plain, batches))
+    def joined_leaf(*values: Any) -> Any:
+        return torch.cat(values) if _is_of_images(values[0], count) else values[0]
+
+    joined = tree_map(joined_leaf, *map(_plain, batches))
     return rebuilt(batches[0], joined) if isinstance(batches[0], Mapping) else joined
 
 
 def _plain(batch: Any) -> Any:
     """The batch in a form that PyTorch's trees look into."""
     return dict(batch) if isinstance(batch, Mapping) else batch
-
-
-def _joined(*values: Any) -> Any:
-    return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]

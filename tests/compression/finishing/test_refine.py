@@ -179,3 +179,93 @@ def test_evaluation_copy_shares_parameters_only() -> None:
     assert copied[0].weight is net[0].weight
     assert copied[1].running_mean is not net[1].running_mean
     assert net.training and not copied.training
+
+
+# ------------------------------------------------------------------------- batches of many sizes
+
+
+class Texts(nn.Module):
+    """Takes texts as numbers of words, (N, L); says something of each text, or of each word."""
+
+    def __init__(self, *, of_words: bool) -> None:
+        super().__init__()
+        self.of_words = of_words
+        self.embed = nn.Embedding(30, 16)
+        self.first = nn.Linear(16, 32)
+        self.second = nn.Linear(32, 32)
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        x = self.second(self.first(self.embed(words)).relu()).relu()
+        if not self.of_words:
+            x = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.head(x)
+
+
+def texts(count: int, length: int) -> dict[str, Tensor]:
+    words = torch.randint(30, (count, length))
+    return {"words": words, "mask": torch.ones(count, length)}
+
+
+def tensors(count: int, size: int) -> Tensor:
+    return torch.randn(count, 3, size, size)
+
+
+UNEVEN = {
+    "texts padded to other lengths": lambda: (
+        Texts(of_words=False),
+        [texts(24, 5), texts(24, 7), texts(24, 5), texts(11, 9), texts(5, 5)],
+    ),
+    "words of such texts": lambda: (
+        Texts(of_words=True),
+        [texts(24, 5), texts(24, 7), texts(24, 5), texts(11, 9), texts(5, 5)],
+    ),
+    "as many texts as words": lambda: (Texts(of_words=True), [texts(8, n) for n in (8, 9, 8, 7)]),
+    "a last smaller batch": lambda: (network(), [images(40), images(40), images(7)]),
+    "single images": lambda: (network(), [images(1) for _ in range(12)]),
+    "images of other sizes": lambda: (
+        network(),
+        [tensors(20, 8), tensors(20, 12), tensors(20, 8), tensors(9, 10)],
+    ),
+    "labels, and names": lambda: (
+        network(),
+        [(images(n), torch.arange(n), [str(i) for i in range(n)]) for n in (30, 30, 9)],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:compress.*training:UserWarning")
+@pytest.mark.parametrize("case", UNEVEN)
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_batches_of_different_sizes(case: str, batch_size: int | None) -> None:
+    torch.manual_seed(0)
+    model, batches = UNEVEN[case]()
+    how: dict[str, Any] = {"rate": 0.6, "calibration": batches, "keep_first": False}
+    before = sketchlayers.compress(model, "svd", **how).report
+    refinement = Refinement(epochs=4, batch_size=batch_size)
+    after = sketchlayers.compress(model, "svd", **how, refine=refinement).report
+    assert before.output_change is not None and after.output_change is not None
+    assert after.output_change <= before.output_change * 1.05
+    assert any("refined for 4 epochs" in note for note in after.notes)
+    assert not any("own outputs" in note for note in after.notes)
+
+
+def test_steps_of_images_of_one_size() -> None:
+    """Every image takes part in an epoch but for those that fill no step of their size."""
+    sizes: list[int] = []
+
+    def note(batch: Tensor) -> Tensor:
+        assert batch.shape[2] == batch.shape[3]
+        sizes.append(len(batch) * 100 + batch.shape[2])
+        return batch
+
+    model = network()
+    batches = [tensors(16, 8), tensors(16, 12), tensors(16, 8), tensors(10, 10)]
+    sketchlayers.compress(
+        *(model, "svd"),
+        rate=0.6,
+        calibration=[*batches, tensors(6, 14)],
+        refine=Refinement(epochs=2, batch_size=12, held_out=0.09, augment=note),
+    )
+    epoch = sorted(sizes[: len(sizes) // 2])
+    assert epoch == sorted(sizes[len(sizes) // 2 :]) == [1010, 1208, 1208, 1212]

@@ -117,7 +117,10 @@ def sequential(net: Net, sample: Sample, **ranks: object) -> dict:
         plan_replays(net, list(ranks), sample.calls()),
         ALONE,
         fitted={},
+        starts={},
         correct_bias=True,
+        known={},
+        keep=lambda name, layer: None,
         advance=lambda steps: None,
     )
 

@@ -97,8 +97,8 @@ def check_budget(
     least = math.ceil(smallest * 1e4) / 1e4
     before = [layer.name for layer in found.layers if _is_compressed(layer)]
     remedy = (
-        f"; {len(before)} layers, such as {before[0]!r}, are compressed already: compress "
-        "sketchlayers.fold(model) to compress them again"
+        f"; {len(before)} layers, such as {before[0]!r}, are compressed already, and nothing is "
+        "fitted to them: compress sketchlayers.fold(model) to replace them"
         if before
         else ""
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.nn._checks import whole_number
 from sketchlayers.surgery.batches import (
     Forward,
+    batches_in,
     call_model,
     check_forward,
     count_images,
@@ -76,6 +78,17 @@ class Images:
                 f"memory_budget={memory_budget} bytes; give a list or a DataLoader "
                 f"(got {type(loader).__name__})"
             )
+
+    def of(self, model: nn.Module) -> Images:
+        """Returns the same images for another model on the same device."""
+        other = copy.copy(self)
+        other._model = model
+        return other
+
+    @property
+    def more(self) -> str:
+        """What lies beyond the sample, as far as can be told: nothing, or a number of batches."""
+        return "nothing" if self._complete else f"{batches_in(self._loader)} batches in all"
 
     def calls(self) -> list[tuple[Call, int]]:
         """Returns calls of a model on the batches at hand, each with its number of images."""

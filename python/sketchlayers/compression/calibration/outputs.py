@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers._runtime.processes import Processes
-from sketchlayers.surgery.batches import count_images
 from sketchlayers.surgery.replace import evaluation_copy
-from sketchlayers.surgery.sample import OutputsDifferError, Sample, outputs_of, squared_distance
+from sketchlayers.surgery.sample import (
+    OutputsDifferError,
+    Sample,
+    kind_of_batch,
+    outputs_of,
+    squared_distance,
+)
 
 
 class OriginalOutputs:
@@ -107,11 +112,11 @@ class OriginalOutputs:
 
 
 def _are_alike(batches: Sequence[object], outputs: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether there are outputs, and as many for one batch as for another of its size."""
-    shapes: dict[int, list[torch.Size]] = {}
+    """Whether there are outputs, and as many for one batch as for another of its sizes."""
+    shapes: dict[Hashable, list[torch.Size]] = {}
     return all(
         all(x.numel() for x in target)
-        and shapes.setdefault(count_images(batch), [x.shape for x in target])
+        and shapes.setdefault(kind_of_batch(batch, counted=True), [x.shape for x in target])
         == [x.shape for x in target]
         for batch, target in zip(batches, outputs, strict=True)
     )

@@ -39,9 +39,10 @@ class Refinement:
         epochs: passes over the images, at most.
         learning_rate: of Adam at its highest: it rises for one epoch and then falls to 0 along a
             cosine.
-        batch_size: images of a step. None: 32, or those of the loader's first batch where the model
-            does not run with 32, or returns something else for them than in the loader's batches;
-            then the held-out images are whole batches, too.
+        batch_size: images of a step; they all have one size (texts, one length), so there may be
+            fewer. None: 32, or those of the loader's first batch where the model does not run with
+            32, or returns something else for them than in the loader's batches; then the held-out
+            images are whole batches, too.
         blocks: weight of the blocks' outputs in the loss, beside the network's own; 0 for none.
         held_out: share of the images, the last ones, that are not trained on: they tell which
             epoch's factors to keep.
@@ -200,11 +201,11 @@ def refine(
 
 def _runs_with(model: nn.Module, sample: Sample, images: int) -> bool:
     """Whether so many images at once give the outputs that they have in the loader's batches."""
-    first = sample.first(images)
+    first = sample.first(images).like_the_first()
     with torch.no_grad():
         wanted = [outputs_of(call(model)) for call in first.calls()]
         try:
-            fewer = Sample((select(first.joined(), slice(images)),), first.forward)
+            fewer = Sample((select(first.joined()[0], slice(images)),), first.forward)
             found = outputs_of(fewer.calls()[0](model))
             like = [torch.cat(parts)[: len(found[0])] for parts in zip(*wanted, strict=True)]
             change = squared_distance(found, like)
@@ -215,7 +216,10 @@ def _runs_with(model: nn.Module, sample: Sample, images: int) -> bool:
 
 
 class _Batches:
-    """The images in a new order and newly augmented, epoch by epoch."""
+    """The images in a new order and newly augmented, epoch by epoch.
+
+    Only images of one size make a step: texts that were padded to one length, for example.
+    """
 
     def __init__(
         self,
@@ -225,11 +229,11 @@ class _Batches:
         processes: Processes,
         seed: int,
     ) -> None:
-        self._images = sample.joined()
-        self._count = sample.images
-        self._batch_size = min(batch_size, self._count)
+        self._groups = sample.joined()
+        self._batch_size = batch_size
         # Every step is one of all processes, whose parts of the images may differ in size.
-        self._steps = processes.least(self._count // self._batch_size)
+        counts = map(count_images, self._groups)
+        self._steps = processes.least(sum(max(1, count // batch_size) for count in counts))
         self._augment = augment
         self._generator = torch.Generator("cpu").manual_seed((seed + processes.rank) % 2**63)
 
@@ -237,14 +241,23 @@ class _Batches:
         return self._steps
 
     def __iter__(self) -> Iterator[Any]:
-        order = torch.randperm(self._count, generator=self._generator, device="cpu")
-        for indices in order[: len(self) * self._batch_size].split(self._batch_size):
-            part = select(self._images, indices)
+        steps = [(group, indices) for group in self._groups for indices in self._parts(group)]
+        if len(self._groups) > 1:
+            order = torch.randperm(len(steps), generator=self._generator, device="cpu").tolist()
+            steps = [steps[place] for place in order]
+        for group, indices in steps[: self._steps]:
+            part = select(group, indices)
             if callable(self._augment):
                 part = self._augment(part)
             elif self._augment == "images":
                 part = tree_map(lambda x: mirrored_and_shifted(x, self._generator), part)
             yield part
+
+    def _parts(self, group: Any) -> Sequence[Tensor]:
+        """The images of a group in parts of a batch each; those that are left over wait."""
+        count = count_images(group)
+        order = torch.randperm(count, generator=self._generator, device="cpu")
+        return order[: max(1, count // self._batch_size) * self._batch_size].split(self._batch_size)
 
 
 def mirrored_and_shifted(value: Any, generator: torch.Generator) -> Any:

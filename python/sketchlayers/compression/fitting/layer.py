@@ -129,7 +129,7 @@ def approximate(
     """
     centred = correct_bias and choice.layer.bias is not None
     weight = target.weight(choice.layer, centred=centred)
-    wanted = _with_weight(choice.layer, weight)
+    wanted = with_weight(choice.layer, weight)
     if choice.method is None or choice.rank is None:
         module = wanted
     else:
@@ -160,8 +160,8 @@ def folded(layer: nn.Module) -> nn.Module:
     return layer if fold is None else fold()
 
 
-def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
-    """The layer with another weight, float64, and a copy of its bias; hooks are left behind."""
+def with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
+    """Returns the layer with another weight and a copy of its bias, float64, without its hooks."""
     like = layer.get_parameter("weight")
     values = torch.empty_like(like, dtype=torch.float64).copy_(own_weight(layer, weight))
     new = copy.copy(layer)

@@ -7,7 +7,7 @@ little: the inputs there are nearly the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import nn
@@ -21,7 +21,11 @@ _SMALL_PATCH = 1200
 
 
 def fit_in_parallel(
-    choices: Mapping[str, Choice], norms: Mapping[str, Norm], *, correct_bias: bool
+    choices: Mapping[str, Choice],
+    norms: Mapping[str, Norm],
+    *,
+    correct_bias: bool,
+    keep: Callable[[str, nn.Module], None],
 ) -> dict[str, nn.Module]:
     """Fits those layers alone whose fits take many steps and are small, on a CPU.
 
@@ -29,6 +33,7 @@ def fit_in_parallel(
         choices: by name.
         norms: of the layers, by name.
         correct_bias: as for `approximate`.
+        keep: told of every layer that is fitted, in any thread.
 
     Returns:
         Their replacements.
@@ -44,6 +49,7 @@ def fit_in_parallel(
         target = Target.of_weight(choice.layer, norm.moments)
         with naming(name):
             fitted[name] = approximate(choice, target, norm.sensitivity, correct_bias=correct_bias)
+        keep(name, fitted[name])
 
     sizes = {name: _size(choices[name], norms[name]) for name in choices}
     names = sorted((name for name in choices if sizes[name]), key=lambda name: -sizes[name])

@@ -33,6 +33,8 @@ def fit_one_after_the_other(
     fitted: Mapping[str, nn.Module],
     starts: Mapping[str, nn.Module],
     correct_bias: bool,
+    known: Mapping[str, Fitted | None],
+    keep: Callable[[str, Fitted], None],
     advance: Callable[[int], None],
 ) -> dict[str, Fitted]:
     """Fits layers in the order in which the model runs them.
@@ -48,6 +50,8 @@ def fit_one_after_the_other(
         fitted: layers that have been replaced already.
         starts: replacements of some layers, fitted alone, from which their fits go on.
         correct_bias: the bias takes up the change of the mean.
+        known: what has been fitted before, of the same inputs.
+        keep: told of every layer that is fitted.
         advance: told of every layer.
 
     Returns:
@@ -64,6 +68,11 @@ def fit_one_after_the_other(
         actual.replace(name, folded(layer))
     for name, choice in choices.items():
         norm = norms[name]
+        if (before := known.get(name)) is not None:
+            done[name] = before
+            actual.replace(name, folded(before.module))
+            advance(1)
+            continue
         if done or fitted or norm.moments is None:
             step = processes.least(1 if norm.moments is None else _step(norm.moments, sample))
             target = _target(name, choice.layer, originals, actual, processes, step)
@@ -81,6 +90,7 @@ def fit_one_after_the_other(
                     start=starts.get(name),
                 )
             done[name] = Fitted(module, target.relative_error(choice.layer, module))
+            keep(name, done[name])
             actual.replace(name, folded(module))
         advance(1)
     return done

@@ -31,7 +31,9 @@ class Finished:
 
     Attributes:
         model: the original; it has not been changed.
-        swaps: what takes the place of which layer.
+        swaps: what takes the place of which layer of it.
+        given: what to change in place: the original, or what it was made of.
+        swaps_in_place: what takes the place of which layer of that.
         small: the smaller network; None: not made yet.
         batch_norms: buffers that have been measured in it.
         change: of the network's outputs, relative to them; None where it is not known.
@@ -40,6 +42,8 @@ class Finished:
 
     model: nn.Module
     swaps: Mapping[nn.Module, nn.Module]
+    given: nn.Module
+    swaps_in_place: Mapping[nn.Module, nn.Module]
     small: nn.Module | None = None
     batch_norms: Statistics = field(default_factory=dict)
     change: float | None = None
@@ -54,11 +58,12 @@ class Finished:
             if self.small is not None:
                 return self.small
             return replace_layers(self.model, self.swaps, inplace=False)
-        before = put_buffers(self.model, self.batch_norms)
+        before = {name: self.given.get_buffer(name).clone() for name in self.batch_norms}
         try:
-            return replace_layers(self.model, self.swaps, inplace=True)
+            put_buffers(self.given, self.batch_norms)
+            return replace_layers(self.given, self.swaps_in_place, inplace=True)
         except BaseException:
-            put_buffers(self.model, before)
+            put_buffers(self.given, before)
             raise
 
 
@@ -78,7 +83,11 @@ def finish(
         if small is None:
             small = replace_layers(task.model, swaps, inplace=False)
         latencies = costs.latencies(task.model, small)
-    return Finished(task.model, swaps, small, statistics, change, latencies)
+    given = task.given or task.model
+    places = {name: fitted.module for name, fitted in fits.layers.items()}
+    places |= {name: modules[name] for name in task.again if name not in places}
+    in_place = {given.get_submodule(name): module for name, module in places.items()}
+    return Finished(task.model, swaps, given, in_place, small, statistics, change, latencies)
 
 
 def _finish(

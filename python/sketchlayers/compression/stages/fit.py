@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
 
 from sketchlayers._runtime.progress import progress_bar
 from sketchlayers.compression.allocation.ranks import Ranks
+from sketchlayers.compression.cache import TENSORS, read_tensors, write_tensors
 from sketchlayers.compression.calibration.images import Images
 from sketchlayers.compression.fitting.layer import (
     Choice,
@@ -18,6 +22,7 @@ from sketchlayers.compression.fitting.layer import (
 )
 from sketchlayers.compression.fitting.parallel import fit_in_parallel
 from sketchlayers.compression.fitting.sequence import fit_one_after_the_other, images_within
+from sketchlayers.compression.fitting.stored import Stored, restored, stored_form
 from sketchlayers.compression.seeds import layer_seed
 from sketchlayers.compression.stages.measure import Measured
 from sketchlayers.compression.stages.task import Log, Task
@@ -58,9 +63,9 @@ def fit(task: Task, found: Survey, measured: Measured, chosen: Ranks, log: Log) 
     }
     sequence = _sequence(task, choices, measured, log)
     alone = {name: one for name, one in choices.items() if name not in sequence and one.method}
-    fitted = _fit_each(task, alone, measured.norms)
+    fitted = _fit_each(task, alone, measured.norms, log)
     if sequence and task.images is not None:
-        fitted |= _fit_in_sequence(task, task.images, sequence, fitted, measured, log)
+        fitted |= _fit_in_sequence(task, task.images, sequence, alone, fitted, measured, log)
     for name, one in fitted.items():
         one.module.train(layers[name].module.training)  # they ran in evaluation mode
     return Fits(
@@ -98,13 +103,18 @@ def _sequence(
 
 
 def _fit_each(
-    task: Task, choices: Mapping[str, Choice], norms: Mapping[str, Norm]
+    task: Task, choices: Mapping[str, Choice], norms: Mapping[str, Norm], log: Log
 ) -> dict[str, Fitted]:
     fitted = {}
     with progress_bar("fitting", len(choices), unit="layer", show=task.progress) as bar:
         for name, choice in choices.items():
-            with naming(name):
-                fitted[name] = _fit_alone(task, name, choice, norms[name])
+            key = _key(task, "alone", name, choice)
+            one = _known(task, key, choice, log)
+            if one is None:
+                with naming(name):
+                    one = _fit_alone(task, name, choice, norms[name])
+                _keep(task, key, one)
+            fitted[name] = one
             bar(1)
     return fitted
 
@@ -123,7 +133,8 @@ def _fit_alone(task: Task, name: str, choice: Choice, norm: Norm) -> Fitted:
 def _fit_in_sequence(
     task: Task,
     images: Images,
-    choices: Mapping[str, Choice],
+    choices: dict[str, Choice],
+    alone: dict[str, Choice],
     fitted: Mapping[str, Fitted],
     measured: Measured,
     log: Log,
@@ -135,7 +146,17 @@ def _fit_in_sequence(
             f"memory_budget={task.memory_budget}, {size} bytes an image"
         )
     norms = {name: task.norm_of_fit(measured.norms[name]) for name in choices}
-    starts = fit_in_parallel(choices, norms, correct_bias=task.settings.correct_bias)
+    keys, key = {}, task.cache.key("sequence", sample.images)
+    for name, choice in (alone | choices).items():  # the inputs depend on all layers before
+        keys[name] = key = _key(task, key, name, choice)
+
+    before = {name: _known(task, keys[name], choice, log) for name, choice in choices.items()}
+    left = {name: choice for name, choice in choices.items() if before[name] is None}
+    starts = _fit_ahead(task, left, norms, log)
+
+    def keep(name: str, one: Fitted) -> None:
+        _keep(task, keys[name], one)
+
     with progress_bar("fitting", len(choices), unit="layer", show=task.progress) as bar:
         done = fit_one_after_the_other(
             task.model,
@@ -147,6 +168,8 @@ def _fit_in_sequence(
             fitted={name: one.module for name, one in fitted.items()},
             starts=starts,
             correct_bias=task.settings.correct_bias,
+            known=before,
+            keep=keep,
             advance=bar,
         )
     missed = {name: one for name, one in choices.items() if name not in done and one.method}
@@ -161,5 +184,54 @@ def _fit_in_sequence(
             f"{', '.join(missed)}: fitted alone, since the images of the sequential fit do not "
             "reach it in the smaller network as in the original one"
         )
-        done |= _fit_each(task, missed, measured.norms)
+        done |= _fit_each(task, missed, measured.norms, log)
     return done
+
+
+def _fit_ahead(
+    task: Task, choices: Mapping[str, Choice], norms: Mapping[str, Norm], log: Log
+) -> dict[str, nn.Module]:
+    """What the fits of small layers go on from in the sequence."""
+    keys = {name: _key(task, "ahead", name, choice) for name, choice in choices.items()}
+    before = {
+        name: one.module
+        for name, choice in choices.items()
+        if (one := _known(task, keys[name], choice, log)) is not None
+    }
+
+    def keep(name: str, module: nn.Module) -> None:
+        _keep(task, keys[name], Fitted(module, None))
+
+    left = {name: choice for name, choice in choices.items() if name not in before}
+    correct_bias = task.settings.correct_bias
+    return before | fit_in_parallel(left, norms, correct_bias=correct_bias, keep=keep)
+
+
+def _key(task: Task, before: str, name: str, choice: Choice) -> str:
+    """Of the fit of a layer after others."""
+    settings = task.settings
+    how = (settings.init, settings.correct_bias, settings.weighted_fit)
+    return task.cache.key(before, name, choice.method, choice.rank, choice.seed, how)
+
+
+def _known(task: Task, key: str, choice: Choice, log: Log) -> Fitted | None:
+    """The layer as it was fitted before; None if it was not."""
+
+    def read(path: Path) -> Fitted:
+        tensors, errors = read_tensors(path)
+        return restored(Stored(tensors, tuple(errors)), choice)
+
+    if key in task.cache.memory:
+        return restored(task.cache.memory[key], choice)
+    one = task.cache.get("fit", key, TENSORS, read)
+    if one is not None:
+        log.taken["fits"] += 1
+    return one
+
+
+def _keep(task: Task, key: str, one: Fitted) -> None:
+    cache = task.cache
+    if cache.in_use and task.settings.init == "fit":
+        stored = stored_form(one)
+        cache.remember(key, stored)
+        cache.put("fit", key, TENSORS, lambda path: write_tensors(path, *stored))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -11,6 +13,17 @@ from sketchlayers.compression.allocation.sensitivity import (
     GradientError,
     images_to_look_at,
     output_sensitivity,
+)
+from sketchlayers.compression.cache import (
+    JSON,
+    TENSORS,
+    DamagedError,
+    digest,
+    hash_of,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
 )
 from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.calibration.images import Images
@@ -54,7 +67,7 @@ def measure(task: Task, found: Survey, log: Log) -> Measured:
     calibration, order = task.calibration, None
     if task.images is not None and names:
         with log.stage("calibration"):
-            calibration, order = task.images.calibrate(names)
+            calibration, order = _calibrated(task, task.images, names, log)
     outputs = None if task.images is None else _original_outputs(task, task.images, log)
     if calibration is None:
         return Measured({name: Norm() for name in names}, outputs=outputs)
@@ -74,6 +87,41 @@ def measure(task: Task, found: Survey, log: Log) -> Measured:
         layers = [layer.name for layer in in_order(log.open_layers(found), order)]
         plan = plan_replays(task.model, layers, task.images.sample.calls())
     return Measured(norms, calibration.images, order, outputs, plan)
+
+
+def _calibrated(
+    task: Task, images: Images, names: list[str], log: Log
+) -> tuple[Calibration, CallOrder]:
+    """Moments and the order of calls, from the cache or from a pass over the images."""
+    cache, key = task.cache, task.cache.key("calibration", names)
+    kept = cache.get("order", key, JSON, read_json)
+    if kept is not None:
+        sequences, checksum = kept
+        read = partial(_read_calibration, checksum)
+        calibration = cache.get("calibration", key, TENSORS, read)
+        if calibration is not None:
+            log.taken["calibration"] += 1
+            order = CallOrder()
+            order.sequences = dict.fromkeys(map(tuple, sequences))
+            return calibration, order
+    calibration, order = images.calibrate(names)
+    if cache.in_use:
+        found = [list(order.sequences), _checksum(calibration)]
+        cache.put("calibration", key, TENSORS, calibration.save)
+        cache.put("order", key, JSON, lambda path: write_json(path, found))
+    return calibration, order
+
+
+def _read_calibration(checksum: str, path: Path) -> Calibration:
+    calibration = Calibration.load(path)
+    if _checksum(calibration) != checksum:
+        raise DamagedError("its checksum is wrong")
+    return calibration
+
+
+def _checksum(calibration: Calibration) -> str:
+    tensors = (x for one in calibration.values() for x in (one.second_moment, one.mean))
+    return digest(*calibration, *map(hash_of, tensors))
 
 
 def _original_outputs(task: Task, images: Images, log: Log) -> OriginalOutputs | None:
@@ -108,6 +156,11 @@ def _sensitivities(task: Task, names: list[str], log: Log) -> Mapping[str, Tenso
     wanted = settings.weighted_fit or settings.weighted_allocation
     if task.images is None or not wanted or not names:
         return {}
+    key = task.cache.key("sensitivity", names)
+    kept = task.cache.get("sensitivity", key, TENSORS, read_tensors)
+    if kept is not None:
+        log.taken["sensitivity"] += 1
+        return kept[0]
     sample = task.images.sample
     sample = sample.first(images_to_look_at(sample))
     try:
@@ -130,6 +183,8 @@ def _sensitivities(task: Task, names: list[str], log: Log) -> Mapping[str, Tenso
             "gradient of the network's outputs gets there (as under no_grad, or in a reentrant "
             "checkpoint: use_reentrant=False lets gradients through)"
         )
+    else:
+        task.cache.put("sensitivity", key, TENSORS, lambda path: write_tensors(path, found))
     return found
 
 

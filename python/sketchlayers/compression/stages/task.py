@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from torch import nn
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.compression.allocation.costs import Unit
 from sketchlayers.compression.arguments import Settings
+from sketchlayers.compression.cache import Cache
 from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.calibration.images import Images
 from sketchlayers.compression.fitting.layer import (
@@ -43,6 +45,10 @@ class Task:
         processes: that share the work.
         memory_budget: bytes of activations that are kept.
         progress: draw progress bars.
+        cache: results of earlier calls.
+        given: the model to change in place; None: ``model``, which else is made of it.
+        again: names of layers that are compressed in ``given`` and plain in ``model``.
+        notes: for the report.
     """
 
     model: nn.Module
@@ -59,6 +65,10 @@ class Task:
     processes: Processes
     memory_budget: int
     progress: bool | None
+    cache: Cache
+    given: nn.Module | None = None
+    again: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def norm_of_fit(self, norm: Norm) -> Norm:
         """Returns what a layer is fitted in, of what errors of its outputs do."""
@@ -80,15 +90,17 @@ class Log:
         notes: advice and exceptions.
         seconds: of each stage.
         reasons: why layers stay as they are although they could be replaced, by name.
+        taken: how many results of each kind were taken from the cache.
     """
 
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, Reason] = field(default_factory=dict)
+    taken: Counter[str] = field(default_factory=Counter)
 
     def continued(self) -> Log:
         """Returns one that begins with all this, for what comes next."""
-        return Log(list(self.notes), dict(self.seconds), dict(self.reasons))
+        return Log(list(self.notes), dict(self.seconds), dict(self.reasons), self.taken.copy())
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
