@@ -190,6 +190,21 @@ def test_layers_and_filter_restrict() -> None:
     assert reasons["body.0"] == reasons["classifier"] == "not among the chosen layers"
 
 
+def test_excluded_layers_stay() -> None:
+    model = Small()
+    report = random_init(model, {"*": 0.5}, exclude=["body.[02]", "body.4", "first"]).report
+    assert replaced_names(report) == {"head", "classifier"}
+    reasons = {row.name: row.reason for row in report.layers}
+    assert reasons["body.0"] == reasons["first"] == "excluded (exclude=)"
+    assert reasons["body.4"] != reasons["body.0"]  # it could not have been replaced anyway
+    named = random_init(model, 0.9, layers=["body.*", "head"], exclude="body.*").report
+    assert replaced_names(named) == {"head"}
+    with pytest.raises(ValueError, match=r"must match a layer \(got 'body'; 'body\.\*' matches"):
+        random_init(model, 0.9, exclude=["head", "body"])
+    with pytest.raises(TypeError, match=r"exclude must be names or patterns .*got Conv2d"):
+        random_init(model, 0.9, exclude=[nn.Conv2d])
+
+
 @pytest.mark.parametrize(
     ("arguments", "kept"),
     [

@@ -59,6 +59,7 @@ def compress(
     evaluate: Evaluate | None = None,
     example_inputs: ExampleInputs | None = None,
     layers: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
     filter_fn: FilterFunction | None = None,
     keep_first: bool = True,
     init: Init = "fit",
@@ -144,6 +145,8 @@ def compress(
             called. None: the first calibration batch.
         layers: names or glob patterns of the layers that may be replaced, such as ``"layer4.*"``;
             None: all.
+        exclude: names or glob patterns of layers that stay as they are, also where ``rate`` or
+            ``layers`` names them.
         filter_fn: function that tells whether to replace a layer: ``filter_fn(module, name)`` is
             called with the model's own module for each layer that can be replaced (with the plain
             one, where it is compressed).
@@ -233,6 +236,7 @@ def compress(
         calibration=calibration,
         example_inputs=example_inputs,
         layers=layers,
+        exclude=exclude,
         filter_fn=filter_fn,
         keep_first=keep_first,
         init=init,

@@ -78,6 +78,7 @@ def task_of(
     calibration: Calibration | Iterable[Any] | None,
     example_inputs: ExampleInputs | None,
     layers: str | Iterable[str] | None,
+    exclude: str | Iterable[str] | None,
     filter_fn: FilterFunction | None,
     keep_first: bool,
     init: str,
@@ -102,7 +103,7 @@ def task_of(
         layer_rates: of layers; None: budgets are of the whole model.
         several: whether several models will be made.
         asked: budgets and whatever else all processes must be given alike.
-        model, method, calibration, example_inputs, layers, filter_fn, keep_first: as for
+        model, method, calibration, example_inputs, layers, exclude, filter_fn, keep_first: as for
             `compress`, and so are all others.
 
     Raises:
@@ -148,6 +149,7 @@ def task_of(
         calibration=moments,
         example_inputs=example_inputs,
         layers=layers,
+        exclude=exclude,
         filter_fn=filter_fn,
         keep_first=keep_first,
         processes=processes,

@@ -23,6 +23,7 @@ def look_at(task: Task, log: Log) -> Survey:
             found,
             rates=task.layer_rates,
             layers=task.layers,
+            exclude=task.exclude,
             filter_fn=task.filter_fn,
             keep_first=task.keep_first,
         )

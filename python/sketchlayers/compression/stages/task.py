@@ -40,6 +40,7 @@ class Task:
         calibration: finished moments; None without.
         example_inputs: of one call of the model; None: the first calibration batch.
         layers: names or patterns of the layers that are meant; None: all.
+        exclude: names or patterns of layers that stay as they are.
         filter_fn: tells which layers are meant; None: all.
         keep_first: leave the layer that runs first.
         processes: that share the work.
@@ -60,6 +61,7 @@ class Task:
     calibration: Calibration | None
     example_inputs: ExampleInputs | None
     layers: str | Iterable[str] | None
+    exclude: str | Iterable[str] | None
     filter_fn: FilterFunction | None
     keep_first: bool
     processes: Processes

@@ -44,6 +44,7 @@ class Reason:
 
     NEVER_CALLED: ClassVar[Reason]
     NOT_CHOSEN: ClassVar[Reason]
+    EXCLUDED: ClassVar[Reason]
     FIRST_KEPT: ClassVar[Reason]
     STAYS_DENSE: ClassVar[Reason]
     LAZY: ClassVar[Reason]
@@ -54,6 +55,7 @@ class Reason:
 
 Reason.NEVER_CALLED = Reason("never called on the calibration data", "never_called")
 Reason.NOT_CHOSEN = Reason("not among the chosen layers", "not_chosen")
+Reason.EXCLUDED = Reason("excluded (exclude=)", "excluded")
 Reason.FIRST_KEPT = Reason("the first layer is kept (keep_first=False takes it too)", "first_kept")
 Reason.STAYS_DENSE = Reason("stays dense at this rate", "stays_dense")
 Reason.LAZY = Reason("lazy: its shape is known only after a first forward call", "lazy")

@@ -19,23 +19,31 @@ def left_out(
     *,
     rates: Mapping[str, float] | None,
     layers: str | Iterable[str] | None,
+    exclude: str | Iterable[str] | None = None,
     filter_fn: FilterFunction | None,
     keep_first: bool,
 ) -> dict[str, Reason]:
     """Finds the compressible layers that the caller does not mean, by name with the reason.
 
-    A layer is meant if a pattern of ``rates`` and one of ``layers`` match its name and
-    ``filter_fn(module, name)`` is true, where given. The first layer is kept with ``keep_first``,
-    unless it is named in full or is the whole model.
+    A layer is meant if a pattern of ``rates`` and one of ``layers`` match its name, none of
+    ``exclude`` does, and ``filter_fn(module, name)`` is true, where given. The first layer is kept
+    with ``keep_first``, unless it is named in full or is the whole model.
 
     Raises:
-        ValueError: a pattern matches no layer, or none that can be compressed.
+        ValueError: a pattern matches no layer, or, but for ``exclude``, none that can be
+            compressed.
     """
     patterns = patterns_of("compress", layers)
+    excluded = patterns_of("compress", exclude, argument="exclude")
     for pattern in (*patterns_of("compress", rates), *patterns):
         _check_pattern(pattern, found)
+    for pattern in excluded:
+        _matched(pattern, found)
     reasons: dict[str, Reason] = {}
     for layer in found.compressible:
+        if match(layer.name, excluded) is not None:
+            reasons[layer.name] = Reason.EXCLUDED
+            continue
         named = layer.name in patterns or layer.name in (rates or ()) or layer.name == ""
         if (
             (rates is not None and match(layer.name, rates) is None)
@@ -48,8 +56,15 @@ def left_out(
     return reasons
 
 
-def patterns_of(owner: str, layers: str | Iterable[str] | None) -> list[str]:
+def patterns_of(
+    owner: str, layers: str | Iterable[str] | None, *, argument: str = "layers"
+) -> list[str]:
     """Returns the names and patterns that a caller gives as a list, empty for None.
+
+    Args:
+        owner: the function that is called.
+        layers: what the caller gives.
+        argument: what the function calls it.
 
     Raises:
         TypeError: there is something else among them.
@@ -62,8 +77,8 @@ def patterns_of(owner: str, layers: str | Iterable[str] | None) -> list[str]:
         if not isinstance(pattern, str):
             kind = pattern.__name__ if isinstance(pattern, type) else type(pattern).__name__
             raise TypeError(
-                f"{owner}: layers must be names or patterns such as 'layer4.*' (got {kind}); to "
-                "choose by class give filter_fn=lambda module, name: ..."
+                f"{owner}: {argument} must be names or patterns such as 'layer4.*' (got {kind}); "
+                "to choose by class give filter_fn=lambda module, name: ..."
             )
     return patterns  # type: ignore[return-value]
 
@@ -76,13 +91,19 @@ def match(name: str, patterns: Iterable[str]) -> str | None:
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
-def _check_pattern(pattern: str, found: Survey) -> None:
+def _matched(pattern: str, found: Survey) -> list[Layer]:
+    """The layers that a pattern matches, at least one."""
     matched = [layer for layer in found.layers if match(layer.name, [pattern])]
     if pattern == "" and any(layer.name == "" for layer in found.layers):
         matched = [layer for layer in found.layers if layer.name == ""]
     if not matched:
         hint = suggestion(pattern, [layer.name for layer in found.layers])
         raise ValueError(f"compress: a pattern must match a layer (got {pattern!r}{hint})")
+    return matched
+
+
+def _check_pattern(pattern: str, found: Survey) -> None:
+    matched = _matched(pattern, found)
     if all(layer.reason is not None for layer in matched):
         raise ValueError(
             "compress: a pattern must match a layer that can be compressed "
