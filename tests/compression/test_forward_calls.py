@@ -207,7 +207,8 @@ def test_batches_stay_whole() -> None:
             sizes.add(len(x))
             return super().forward(x).reshape(8, 8, 8)
 
-    _, report = smaller(Fixed(), batches(), rate=0.7, reestimate_batch_norm=True)
+    options = {"reestimate_batch_norm": True, "measure_latency": False}
+    _, report = smaller(Fixed(), batches(), rate=0.7, **options)
     assert sizes == {64} and report.output_change is not None
     smaller(Fixed(), batches(), flops_rate=0.7, rate=None)
     smaller(Fixed(), batches(), latency_rate=1.0, rate=None)
@@ -312,7 +313,8 @@ def test_refinement_takes_batches_that_the_model_can_run_with() -> None:
     loader = [torch.randn(48, 32) for _ in range(6)]
     sizes: set[int] = set()
     for model in (Exact(), Normalises()):
-        _, report = smaller(model, loader, rate=0.4, refine=Refinement(epochs=2, augment=None))
+        settings = Refinement(epochs=2, augment=None)
+        _, report = smaller(model, loader, rate=0.4, refine=settings, measure_latency=False)
         assert any("refined for 2 epochs" in note for note in report.notes)
     assert sizes == {48, 32}  # 32: what was tried, and gave other outputs
     with pytest.raises(ValueError, match="at least 2 calibration batches"):

@@ -15,6 +15,7 @@ from torch import nn
 import sketchlayers
 from sketchlayers import methods
 from sketchlayers.compression import Inspection, Report
+from sketchlayers.reports.rows import Latency
 from sketchlayers.reports.table import quantity
 
 
@@ -120,7 +121,8 @@ def test_table(converted: tuple[nn.Module, nn.Module, Report]) -> None:
     row = next(row for row in report.layers if row.name == "head")
     assert f"{row.parameters_before:,}" in head and f"{row.parameters_after:,}" in head
     mark = first.split()[-1]
-    assert f"{mark} the first layer is kept (keep_first=False takes it too)" in lines
+    share = f"{100 * 448 / report.parameters_before:.1f} %"
+    assert f"{mark}  {share}  the first layer is kept (keep_first=False takes it too)" in lines
     assert table[-1].split() == ["everything", "else", "32", "32"]
     whole = {line.split()[0]: line.split()[1:] for line in lines[len(table) + 1 :] if line}
     before, after = report.parameters_before, report.parameters_after
@@ -130,7 +132,6 @@ def test_table(converted: tuple[nn.Module, nn.Module, Report]) -> None:
     assert whole["file"][1:] == [*size, f"{report.bytes_after / report.bytes_before:.4g}"]
     counts = [report.multiply_adds_before, report.multiply_adds_after]
     assert whole["multiply-adds"][:4] == [word for n in counts for word in quantity(n).split()]
-    assert "milliseconds" not in whole  # nobody has measured them
     assert '"-": an unchanged layer (method), a layer or side without factors (rank)' in lines
     ends = {len(line) for line in table if set(line) == {"-"}}
     assert len(ends) == 1 and max(map(len, table)) == ends.pop() <= 120
@@ -231,7 +232,7 @@ def test_what_the_data_say(fitted: Report) -> None:
     assert dense and all(row.method is None and row.reason for row in dense)
     marks = {line.split()[-1] for line in lines if line.startswith(tuple(r.name for r in dense))}
     (mark,) = marks
-    assert any(line.startswith(f"{mark} stays dense at this rate") for line in lines)
+    assert any(line.startswith(mark) and "  stays dense at this rate" in line for line in lines)
     row = next(line for line in table if line.startswith(f"{dense[0].name} ")).split()
     assert row[1] == "dense" and row[3] == "-" and row[-2] == f"{dense[0].relative_error:.3f}"
     assert f"{len(dense)} dense with new weights; seed 1" in str(fitted)
@@ -285,14 +286,16 @@ def test_the_budget_stands_beside_what_it_is_of(fitted: Report) -> None:
     assert lines(report)["multiply-adds"].endswith("asked: 0.5")
     assert "asked" not in lines(report)["parameters"]
     assert report.to_dict()["budget"] == "flops_rate" and report.to_dict()["budget_rate"] == 0.4987
-    report = dataclasses.replace(
-        report, budget="latency_rate", latency_before=0.01234, latency_after=0.0061
-    )
-    words = lines(report)["milliseconds"].split()
-    assert words == ["milliseconds", "12.3", "6.1", "0.4943", "asked:", "0.5"]
-    assert "(expected from the times of single layers: 0.4987 of the original)" in str(report)
-    data = report.to_dict()
-    assert (data["latency_before"], data["latency_after"]) == (0.01234, 0.0061)
+    timed = Latency(1, 0.01234, 0.0061, calls=11, threads=2, device="cpu")
+    report = dataclasses.replace(report, budget="latency_rate", latencies=(timed,))
+    words = lines(report)["milliseconds,"].split()
+    assert words == ["milliseconds,", "1", "image", "12.3", "6.1", "0.4943", "asked:", "0.5"]
+    assert "expected from the times of single layers: 0.4987 of the milliseconds" in str(report)
+    assert report.advice is None and "not faster" not in str(report)
+    assert report.to_dict()["latencies"] == [
+        {"images": 1, "before": 0.01234, "after": 0.0061, "calls": 11, "threads": 2}
+        | {"device": "cpu", "rate": 0.0061 / 0.01234}
+    ]
 
 
 def test_signs_in_the_table_are_explained() -> None:
@@ -314,16 +317,55 @@ def test_signs_in_the_table_are_explained() -> None:
     assert not any(line.startswith(('"-"', "rank")) for line in lines)
 
 
-def test_latencies_of_both_networks_are_measured() -> None:
-    model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512))
-    x = torch.zeros(64, 512)
-    report = random_init(
-        model, None, method="svd", latency_rate=0.99, example_inputs=x, keep_first=False
-    ).report
-    assert report.latency_before is not None and report.latency_before > 0
-    assert report.latency_after is not None and report.latency_after > 0
-    assert any(line.startswith("milliseconds ") for line in str(report).splitlines())
-    assert random_init(model, 0.5, example_inputs=x).report.latency_before is None
+def test_a_network_that_is_not_faster(fitted: Report) -> None:
+    times = [Latency(n, 0.1, after, 3, 1, "cpu") for n, after in ((1, 0.121), (32, 0.05))]
+    report = dataclasses.replace(fitted, latencies=tuple(times))
+    advice = "smaller, but not faster (times the original's: 1.21 for 1 image): flops_rate="
+    assert report.advice is not None and report.advice.startswith(advice)
+    text = " ".join(str(report).split())
+    assert report.advice in text
+    assert "in PyTorch on 1 thread, uncompiled; medians of 3 calls of each network" in text
+    asked = dataclasses.replace(report, budget="latency_rate")
+    assert asked.advice is not None and "flops_rate" not in asked.advice
+    assert dataclasses.replace(report, latencies=times[1:]).advice is None
+    assert dataclasses.replace(report, latencies=()).advice is None
+
+
+def test_parameters_outside_of_layers_are_named() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stacked = nn.Parameter(torch.zeros(4, 16, 16))
+            self.position = nn.Parameter(torch.zeros(7))
+
+    model = nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 16), Experts(), nn.LayerNorm(16))
+    report = random_init(model, {"1": 0.5}).report
+    assert report.other_parameters == 4 * 256 + 7 + 32
+    assert [one.name for one in report.others] == [
+        *("2.stacked", "2.position", "3.weight", "3.bias")
+    ]
+    assert report.others[0].kind == "Experts" and report.others[0].shape == (4, 16, 16)
+    share = f"{100 * 1024 / report.parameters_before:.1f} %"
+    for printed in (report, sketchlayers.inspect(model)):
+        lines = str(printed).splitlines()
+        at = lines.index("parameters in no layer that can be replaced:")
+        assert lines[at + 1].split("  ")[-2:] == [share, "2.stacked (Experts, 4x16x16)"]
+        assert lines[at + 2].endswith("  3 more")
+    assert json.loads(report.to_json())["others"][1]["parameters"] == 7
+
+
+def test_reasons_come_by_their_share() -> None:
+    model = nn.Sequential(
+        nn.Linear(16, 16), nn.Embedding(10, 16), nn.Linear(16, 32), nn.Embedding(90, 16)
+    )
+    report = random_init(model, {"2": 0.5}).report
+    kept = report.kept
+    assert kept[0].names == ("3", "1") and kept[1].names == ("0",)
+    assert kept[0].share == 1600 / report.parameters_before
+    lines = str(report).splitlines()
+    at = lines.index("not replaced, with the share of all parameters:")
+    assert lines[at + 1].startswith("(1) ") and lines[at + 1].endswith("(2 layers, the largest: 3)")
+    assert lines[at + 2].startswith("(2) ") and "not among the chosen layers" in lines[at + 2]
 
 
 def test_accuracies_and_outputs_that_are_not_finite(fitted: Report) -> None:

@@ -30,6 +30,7 @@ def paired_times(
     *,
     least: int = LEAST_ROUNDS,
     sample: float = 0.0,
+    warm: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds of one call of every step, round by round.
@@ -44,6 +45,7 @@ def paired_times(
         device: Where the steps do their work.
         least: Rounds that are run however long they take.
         sample: Seconds that a step is timed for in a round, at least; a millisecond on a GPU.
+        warm: The steps have been run already; they need not be run before the first round.
         clock: Seconds since some moment.
 
     Returns:
@@ -53,6 +55,9 @@ def paired_times(
         sample = _GPU_SAMPLE_SECONDS
     calls = []
     for step in steps:
+        if warm and not sample:
+            calls.append(1)
+            continue
         step()
         once = _seconds(step, 1, device, clock)
         calls.append(math.ceil(sample / once) if 0 < once < sample else 1)

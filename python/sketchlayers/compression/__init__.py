@@ -8,15 +8,19 @@ from sketchlayers.compression.seeds import layer_seed
 from sketchlayers.reports.candidates import CandidateReport, Evaluation
 from sketchlayers.reports.inspection import Inspection, LayerInspection
 from sketchlayers.reports.report import Report
-from sketchlayers.reports.rows import LayerReport
+from sketchlayers.reports.rows import Latency, LayerReport, OtherParameter
+from sketchlayers.reports.unchanged import Kept
 
 __all__ = [
     "CandidateReport",
     "Compressed",
     "Evaluation",
     "Inspection",
+    "Kept",
+    "Latency",
     "LayerInspection",
     "LayerReport",
+    "OtherParameter",
     "Refinement",
     "Report",
     "Sweep",

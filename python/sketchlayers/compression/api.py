@@ -69,6 +69,7 @@ def compress(
     correct_bias: bool = True,
     reestimate_batch_norm: bool | Literal["auto"] = False,
     refine: bool | Refinement | None = None,
+    measure_latency: bool = True,
     forward: Forward | None = None,
     memory_budget: int = MEMORY_BUDGET,
     cache: str | os.PathLike[str] | None = None,
@@ -105,8 +106,8 @@ def compress(
     Forward calls are made of copies of the model, some ten for each batch, in the caller's thread
     and context, one after the other, each from its start to its end or to a layer that is looked
     at, where an exception ends it. Hooks run in all of them. Batches stay whole, as the loader
-    yields them (but for `Refinement` and where the graph of one would not fit in
-    ``memory_budget``), and all calls on a batch draw the same random numbers; the caller's
+    yields them (but for `Refinement`, where the graph of one would not fit in ``memory_budget``,
+    and for timing one image), and all calls on a batch draw the same random numbers; the caller's
     generators stay as they are.
 
     Args:
@@ -168,6 +169,9 @@ def compress(
         refine: True or a `Refinement`: afterwards train the factors, without labels, to give the
             original network's outputs; seconds to minutes. The result is never worse on images
             held out for that.
+        measure_latency: time one call of both networks at the end, with one image and with the
+            first batch (or ``example_inputs``), for the report: for two seconds, or 2 % of the
+            compression's time, but each call at least once.
         forward: ``forward(model, batch)`` calls the model where batches are of another kind.
         memory_budget: bytes for second moments in one pass, and for images and activations kept.
         cache: a folder, for any number of models. The calibration, and what is found and fitted for
@@ -239,6 +243,7 @@ def compress(
         exclude=exclude,
         filter_fn=filter_fn,
         keep_first=keep_first,
+        measure_latency=measure_latency,
         init=init,
         allocation=allocation,
         sequential=sequential,
@@ -403,7 +408,7 @@ def inspect(
     return Inspection(
         method=chosen.name,
         layers=tuple(_inspected(layer, chosen, kept.get(layer.name)) for layer in found.layers),
-        other_parameters=found.other_parameters,
+        others=found.others,
         other_bytes=found.other_bytes,
     )
 

@@ -101,5 +101,5 @@ def make(prepared: Prepared, budget: Budget | None) -> Outcome:
     if log.taken:
         taken = ", ".join(f"{count} {kind}" for kind, count in log.taken.items())
         log.notes.append(f"taken from the cache: {taken}")
-    finished = finish(task, found, measured, fits, prepared.costs, log)
+    finished = finish(task, found, measured, fits, log)
     return Outcome(found, measured, chosen, fits, finished, log)

@@ -33,7 +33,6 @@ def report_of(
 ) -> Report:
     """Returns the report of what was done to meet a budget; None: the layers' own rates."""
     method, settings = task.method, task.settings
-    latencies = outcome.finished.latencies or (None, None)
     return Report(
         method=method.name,
         options=method.options(),
@@ -41,7 +40,7 @@ def report_of(
         seed=settings.seed,
         rate_asked=budget.rate if budget is not None else dict(task.layer_rates or {}),
         layers=tuple(_layer_report(layer, outcome) for layer in outcome.found.layers),
-        other_parameters=outcome.found.other_parameters,
+        others=outcome.found.others,
         other_bytes=outcome.found.other_bytes,
         notes=tuple(outcome.log.notes),
         budget="rate" if budget is None else budget.argument,
@@ -50,8 +49,7 @@ def report_of(
         images=outcome.measured.images,
         sequential=outcome.fits.sequential,
         output_change=outcome.finished.change,
-        latency_before=latencies[0],
-        latency_after=latencies[1],
+        latencies=outcome.finished.latencies,
         evaluation=evaluation,
         seconds=outcome.log.seconds,
     )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sketchlayers.methods import Rank
 from sketchlayers.methods._rank import rank_text
 from sketchlayers.reports.export import Exported, Printed, ratio, sum_known
+from sketchlayers.reports.rows import OtherParameter
 from sketchlayers.reports.table import (
-    Footnotes,
     Table,
     fraction,
     joined,
@@ -17,6 +17,13 @@ from sketchlayers.reports.table import (
     percent,
     quantity,
     wrapped,
+)
+from sketchlayers.reports.unchanged import (
+    Kept,
+    kept_layers,
+    kept_lines,
+    marks_of,
+    other_lines,
 )
 
 
@@ -62,13 +69,13 @@ class Inspection(Printed):
     Attributes:
         method: name of the method.
         layers: every layer of the model in order of registration.
-        other_parameters: number of parameters outside of the layers, such as those of
-            normalisation.
-        other_bytes: size of those in a checkpoint.
+        others: parameters outside of the layers, such as those of normalisation.
+        other_bytes: size of those in a checkpoint, running statistics included.
     """
 
     _derived = (
         "parameters",
+        "other_parameters",
         "compressible_parameters",
         "smallest_parameters",
         "smallest_rate",
@@ -78,13 +85,24 @@ class Inspection(Printed):
 
     method: str
     layers: tuple[LayerInspection, ...]
-    other_parameters: int
+    others: tuple[OtherParameter, ...]
     other_bytes: int
 
     @property
     def parameters(self) -> int:
         """Number of parameters of the whole model."""
         return self.other_parameters + sum(row.parameters for row in self.layers)
+
+    @property
+    def other_parameters(self) -> int:
+        """Number of parameters outside of the layers."""
+        return sum(one.parameters for one in self.others)
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """The layers that stay as they are, by reason, with their share of all parameters."""
+        rows = ((row.name, row.reason, row.parameters) for row in self.layers)
+        return kept_layers(rows, self.parameters)
 
     @property
     def bytes(self) -> int:
@@ -112,7 +130,7 @@ class Inspection(Printed):
         return ratio(self.smallest_parameters, self.parameters)
 
     def __str__(self) -> str:
-        reasons = Footnotes()
+        marks = marks_of(self.kept)
         counted = self.multiply_adds is not None
         several = any(len(row.methods) > 1 for row in self.layers)
         headers = ["layer", "kind", "shape", "methods" if several else "ranks"]
@@ -127,7 +145,7 @@ class Inspection(Printed):
         for row in self.layers:
             sizes = ", ".join(row.methods) or "-" if several else _range_text(row)
             cells = [layer_name(row.name), row.kind, joined(row.shape), sizes]
-            add(row, *cells, last=reasons.mark(row.reason))
+            add(row, *cells, last=marks.get(row.reason or "", ""))
         count = self.other_parameters
         numbers = [f"{count:,}", percent(ratio(count, self.parameters)), f"{count:,}"]
         table.add("everything else", "", "", "", *numbers, *[""] * counted, "")
@@ -139,8 +157,9 @@ class Inspection(Printed):
             f"{len(self.layers)} layers, with {share} of the parameters; "
             f"smallest rate {fraction(self.smallest_rate)}, file size {megabytes(self.bytes)}"
         )
-        unchanged = reasons.lines("not replaced:")
+        unchanged = kept_lines(self.kept)
         legend = ['"-": the layer stays as it is'] if unchanged else []
+        unchanged += other_lines(self.others, self.parameters)
         return "\n".join([str(table), "", wrapped(summary), *legend, *unchanged])
 
 

@@ -91,7 +91,7 @@ def _draw_parameters(axes: Any, rows: Sequence[LayerReport]) -> None:
         own = [place for place in places if rows[place].becomes == label]
         if label is not None:
             after = [rows[place].parameters_after for place in own]
-            axes.barh(own, after, height=0.5, color=_colour(label), label=label)
+            axes.barh(own, after, height=0.5, color=colour_of(label), label=label)
     axes.set_xlabel("parameters")
     axes.xaxis.set_major_formatter(lambda value, _: quantity(round(value)))
     _tidy(axes)
@@ -100,12 +100,13 @@ def _draw_parameters(axes: Any, rows: Sequence[LayerReport]) -> None:
 def _draw_errors(axes: Any, rows: Sequence[LayerReport]) -> None:
     for place, row in enumerate(rows):
         if row.relative_error is not None:
-            axes.barh(place, row.relative_error, height=0.5, color=_colour(row.becomes))
+            axes.barh(place, row.relative_error, height=0.5, color=colour_of(row.becomes))
     axes.set_xlim(left=0)
     _tidy(axes)
 
 
-def _colour(label: str | None) -> str:
+def colour_of(label: str | None) -> str:
+    """Returns the colour of a method; another one for those that have none of their own."""
     return _COLOURS.get(label or "dense", RED)
 
 

@@ -1,4 +1,4 @@
-"""One layer of a model before and after."""
+"""What a report has a row for: a layer, a parameter outside of the layers, a time."""
 
 from __future__ import annotations
 
@@ -56,3 +56,52 @@ class LayerReport(Exported):
     def becomes(self) -> str | None:
         """The method, or "dense" for a dense layer with another weight; None if unchanged."""
         return "dense" if self.method is None and self.relative_error is not None else self.method
+
+
+@dataclass(frozen=True)
+class OtherParameter(Exported):
+    """A parameter that is in no layer: of a normalisation, or a module's own `nn.Parameter`.
+
+    Attributes:
+        name: qualified name in the model.
+        kind: class of the module that holds it.
+        shape: its shape; () for a lazy one.
+        parameters: number of its values.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Latency(Exported):
+    """How long one call of the original and of the smaller network takes.
+
+    The networks are called in turns in one process, in evaluation mode, without gradients and
+    uncompiled.
+
+    Attributes:
+        images: that one call is for; None where that is not known, as with a function that calls
+            the model.
+        before: median seconds of the original network.
+        after: the same of the smaller network.
+        calls: how many calls of each network were timed.
+        threads: of PyTorch on the CPU.
+        device: where the networks are.
+    """
+
+    _derived = ("rate",)
+
+    images: int | None
+    before: float
+    after: float
+    calls: int
+    threads: int
+    device: str
+
+    @property
+    def rate(self) -> float:
+        """Seconds after / before."""
+        return ratio(self.after, self.before)

@@ -141,6 +141,13 @@ def layer_name(name: str) -> str:
     return name or "(the model)"
 
 
+def error_text(error: float | None) -> str:
+    """Writes three decimals; "" for None."""
+    if error is None:
+        return ""
+    return "<0.001" if 0 < error < 0.001 else f"{error:.3f}"
+
+
 def percent(share: float) -> str:
     """Writes one decimal."""
     return f"{100 * share:.1f} %"

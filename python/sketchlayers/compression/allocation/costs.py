@@ -64,7 +64,6 @@ class Costs:
             ValueError: the unit needs calls and there are none.
         """
         self._unit = unit
-        self._call = call
         self._processes = processes
         if unit != "parameters" and any(layer.calls is None for layer in found.layers):
             raise ValueError(
@@ -98,15 +97,7 @@ class Costs:
             return sum(layer.multiply_adds or 0 for layer in found.layers)
         assert call is not None
         resting = evaluation_copy(model)
-        return self._processes.mean(_seconds(partial(call, resting))[0])
-
-    def latencies(self, original: nn.Module, small: nn.Module) -> tuple[float, float]:
-        """Measures seconds of one call of both networks, in turns, on the same input."""
-        assert self._call is not None
-        call, copies = self._call, [evaluation_copy(model) for model in (original, small)]
-        times = _seconds(*(partial(call, model) for model in copies))
-        before, after = map(self._processes.mean, times)
-        return before, after
+        return self._processes.mean(_seconds(partial(call, resting)))
 
     def _timed(self, layer: Layer) -> _Times:
         if layer.name not in self._times:
@@ -157,7 +148,7 @@ class _Times:
         mode = module.training
         try:
             module.eval()
-            seconds = sum(_seconds(partial(module, x.to(weight.dtype)))[0] for x in inputs)
+            seconds = sum(_seconds(partial(module, x.to(weight.dtype))) for x in inputs)
         finally:
             module.train(mode)
         return self._processes.mean(seconds)
@@ -171,9 +162,9 @@ def _multiply_adds(layer: Layer, method: Method, rank: Rank) -> int:
 
 
 @torch.no_grad()
-def _seconds(*calls: Callable[[], object]) -> list[float]:
-    """The median of some calls of each; taking turns, all meet the same load of the machine."""
+def _seconds(call: Callable[[], object]) -> float:
+    """The median of some calls."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with same_random_numbers():  # the models may draw some
-        times = paired_times(calls, 0.0, device, least=_ROUNDS)
-    return [statistics.median(own) for own in times]
+        (times,) = paired_times([call], 0.0, device, least=_ROUNDS)
+    return statistics.median(times)

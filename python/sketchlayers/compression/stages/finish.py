@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from sketchlayers.compression.allocation.costs import Costs
 from sketchlayers.compression.calibration.images import Images
 from sketchlayers.compression.calibration.outputs import OriginalOutputs
 from sketchlayers.compression.finishing.batch_norms import (
@@ -15,11 +14,18 @@ from sketchlayers.compression.finishing.batch_norms import (
     measured_batch_norms,
     put_buffers,
 )
+from sketchlayers.compression.finishing.latency import (
+    Timed,
+    calls_of_batch,
+    calls_of_examples,
+    measured_latencies,
+)
 from sketchlayers.compression.finishing.refine import Refined, Refinement, refine
 from sketchlayers.compression.stages.fit import Fits
 from sketchlayers.compression.stages.measure import Measured
 from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Survey
+from sketchlayers.reports.rows import Latency
 from sketchlayers.surgery.evaluation import evaluating, random_numbers
 from sketchlayers.surgery.replace import evaluation_copy, replace_layers
 from sketchlayers.surgery.sample import OutputsDifferError
@@ -37,7 +43,7 @@ class Finished:
         small: the smaller network; None: not made yet.
         batch_norms: buffers that have been measured in it.
         change: of the network's outputs, relative to them; None where it is not known.
-        latencies: seconds of one call, before and after; None unless budgets are of seconds.
+        latencies: of one call of both networks.
     """
 
     model: nn.Module
@@ -47,7 +53,7 @@ class Finished:
     small: nn.Module | None = None
     batch_norms: Statistics = field(default_factory=dict)
     change: float | None = None
-    latencies: tuple[float, float] | None = None
+    latencies: tuple[Latency, ...] = ()
 
     def result(self, *, inplace: bool) -> nn.Module:
         """Returns the smaller model: the original one, changed, if ``inplace``.
@@ -67,27 +73,38 @@ class Finished:
             raise
 
 
-def finish(
-    task: Task, found: Survey, measured: Measured, fits: Fits, costs: Costs, log: Log
-) -> Finished:
+def finish(task: Task, found: Survey, measured: Measured, fits: Fits, log: Log) -> Finished:
     """Puts the layers into a copy of the network; with images, refines and judges it."""
     modules = {layer.name: layer.module for layer in found.layers}
     swaps = {modules[name]: fitted.module for name, fitted in fits.layers.items()}
-    small, statistics, change, latencies = None, Statistics(), None, None
+    small, statistics, change = None, Statistics(), None
+    latencies: tuple[Latency, ...] = ()
     if task.images is not None:
         small = replace_layers(task.model, swaps, inplace=False)
         with evaluating(small):
             change, statistics = _finish(task, task.images, small, swaps, measured.outputs, log)
         put_buffers(small, statistics)
-    if task.unit == "seconds":
+    if calls := _calls_to_time(task):
         if small is None:
             small = replace_layers(task.model, swaps, inplace=False)
-        latencies = costs.latencies(task.model, small)
+        spent = sum(log.seconds.values())
+        with log.stage("latency"):
+            latencies = measured_latencies(task.model, small, calls, task.processes, spent=spent)
     given = task.given or task.model
     places = {name: fitted.module for name, fitted in fits.layers.items()}
     places |= {name: modules[name] for name in task.again if name not in places}
     in_place = {given.get_submodule(name): module for name, module in places.items()}
     return Finished(task.model, swaps, given, in_place, small, statistics, change, latencies)
+
+
+def _calls_to_time(task: Task) -> list[Timed]:
+    if not task.measure_latency:
+        return []
+    if task.example_inputs is not None:
+        return calls_of_examples(task.example_inputs)
+    if task.images is None:
+        return []
+    return calls_of_batch(task.images.sample.forward, task.images.sample.batches[0])
 
 
 def _finish(

@@ -43,6 +43,7 @@ class Task:
         exclude: names or patterns of layers that stay as they are.
         filter_fn: tells which layers are meant; None: all.
         keep_first: leave the layer that runs first.
+        measure_latency: time the networks, before and after.
         processes: that share the work.
         memory_budget: bytes of activations that are kept.
         progress: draw progress bars.
@@ -64,6 +65,7 @@ class Task:
     exclude: str | Iterable[str] | None
     filter_fn: FilterFunction | None
     keep_first: bool
+    measure_latency: bool
     processes: Processes
     memory_budget: int
     progress: bool | None

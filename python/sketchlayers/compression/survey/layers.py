@@ -15,6 +15,7 @@ from sketchlayers import methods
 from sketchlayers.compression.survey.reasons import Reason, Reasons
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init
+from sketchlayers.reports.rows import OtherParameter
 from sketchlayers.surgery.calls import Call, Shapes, record_calls
 
 _MATRIX_LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
@@ -62,19 +63,24 @@ class Survey:
     Attributes:
         layers: convolutions, linear layers, embeddings, recurrent and attention layers.
         first: name of the layer that runs first; None if there is none.
-        other_parameters: parameters outside of the layers (normalisation, free parameters).
-        other_bytes: what a checkpoint holds of that.
+        others: parameters outside of the layers (normalisation, free parameters).
+        other_bytes: what a checkpoint holds of those, and of buffers there.
     """
 
     layers: tuple[Layer, ...]
     first: str | None
-    other_parameters: int
+    others: tuple[OtherParameter, ...]
     other_bytes: int
 
     @property
     def parameters(self) -> int:
         """Number of parameters of the model, each counted once."""
         return self.other_parameters + sum(layer.parameters for layer in self.layers)
+
+    @property
+    def other_parameters(self) -> int:
+        """Number of parameters outside of the layers."""
+        return sum(one.parameters for one in self.others)
 
     @property
     def compressible(self) -> tuple[Layer, ...]:
@@ -111,7 +117,7 @@ def survey(
     """
     found = dict(_find_layers(model))
     calls = record_calls(model, found, examples, owner=owner) if examples else None
-    parameters, sizes = _count_by_owner(model, found)
+    parameters, sizes, others = _count_by_owner(model, found)
     reasons = Reasons(model, method, init, None if all_called else calls)
     layers = []
     for name, module in found.items():
@@ -133,7 +139,7 @@ def survey(
     return Survey(
         layers=tuple(layers),
         first=next((name for name in order if isinstance(found[name], kinds)), None),
-        other_parameters=parameters.get(None, 0),
+        others=others,
         other_bytes=sizes.get(None, 0),
     )
 
@@ -228,16 +234,25 @@ def _weight_shape(layer: nn.Module) -> tuple[int, ...]:
 
 def _count_by_owner(
     model: nn.Module, layers: Mapping[str, nn.Module]
-) -> tuple[dict[str | None, int], dict[str | None, int]]:
-    """Parameters and stored bytes by the innermost layer that holds them; None for no layer."""
-    parameters: dict[str | None, int] = {}
+) -> tuple[dict[str, int], dict[str | None, int], tuple[OtherParameter, ...]]:
+    """Parameters and stored bytes by the innermost layer that holds them, and what no layer holds.
+
+    The bytes of None are those of no layer, with buffers.
+    """
+    parameters: dict[str, int] = {}
+    others = []
     sizes: dict[str | None, int] = {}
     for name, tensor in stored_tensors(model):
         owner: str | None = name.rpartition(".")[0]
         while owner is not None and owner not in layers:
             owner = owner.rpartition(".")[0] if owner else None
         if isinstance(tensor, nn.Parameter):
+            shape = () if is_lazy(tensor) else tuple(tensor.shape)
             count = 0 if is_lazy(tensor) else tensor.numel()
-            parameters[owner] = parameters.get(owner, 0) + count
+            if owner is None:
+                kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+                others.append(OtherParameter(name, kind, shape, count))
+            else:
+                parameters[owner] = parameters.get(owner, 0) + count
         sizes[owner] = sizes.get(owner, 0) + stored_bytes(tensor)
-    return parameters, sizes
+    return parameters, sizes, tuple(others)
