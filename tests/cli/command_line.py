@@ -15,9 +15,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def without(contents: dict[str, Any], key: str) -> dict[str, Any]:
-    """The dict without an item."""
-    return {name: value for name, value in contents.items() if name != key}
+def without(contents: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The dict without some items."""
+    return {name: value for name, value in contents.items() if name not in keys}
 
 
 def assert_refused(

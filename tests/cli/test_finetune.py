@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sketchlayers
-from sketchlayers.cli.finetune import accuracy, finetune, scores_of
+from sketchlayers.cli.finetune import finetune, hits, scores_of
 from sketchlayers.cli.folders import LabelledImages, Preparation
 
 from .photos import write_photos
@@ -53,7 +53,7 @@ def test_it_learns_and_is_repeatable(
     statistics = model[1].running_mean.clone()
     finetune(model, images, PREPARE, **RECIPE, seed=5)
     lines = capsys.readouterr().err.splitlines()
-    assert accuracy(model, images, PREPARE, 7) > 0.9
+    assert hits(model, images, PREPARE, 7).double().mean() > 0.9
     assert not any(module.training for module in model.modules())
     assert not torch.equal(model[1].running_mean, statistics)
     assert [line.partition(":")[2].split(":")[0] for line in lines] == [
@@ -72,7 +72,7 @@ def test_accuracy_counts(images: LabelledImages) -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, None]:
             return torch.tensor([1.0, 0.0, 0.5]).expand(len(x), 3), None
 
-    assert accuracy(Red(), images, PREPARE, 4) == pytest.approx(1 / 3)
+    assert hits(Red(), images, PREPARE, 4).double().mean() == pytest.approx(1 / 3)
 
 
 def test_a_loss_that_is_not_finite_is_told(images: LabelledImages) -> None:

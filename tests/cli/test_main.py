@@ -45,9 +45,10 @@ def test_help_of_compress_begins_with_what_everybody_needs(
         "positional arguments", "options", "budget", "images", "training and accuracy", "output"
     ]  # fmt: skip
     assert groups["options"] == []  # everything but --help has a group that says what it is about
-    assert groups["budget"] == ["--rate", "--flops-rate", "--latency-rate"]
+    budgets = ["--rate", "--flops-rate", "--latency-rate", "--rates", "--max-drop"]
+    assert groups["budget"] == budgets
     assert "--calibration" in groups["images"] and "--finetune" in groups["training and accuracy"]
-    assert {"--out", "--plot", "--force", "--json"} == set(groups["output"])
+    assert {"--out", "--plot", "--html", "--force", "--json"} < set(groups["output"])
     assert list(groups)[-2:] == ["options of --method sketch", "examples"]
     sketch = ["--num-sketches", "--mixing", "--scale", "--blocks", "--signs", "--frame"]
     assert groups["options of --method sketch"] == sketch

@@ -30,7 +30,11 @@ def test_weights_of_others(tmp_path: Path) -> None:
         for key, value in loaded.model.state_dict().items():
             assert torch.equal(value, state[key])
     assert read(tmp_path / "weights.safetensors", trust=False).keys() == state.keys()
-    path = sketchlayers.save(source, tmp_path / "model.safetensors")
+    bare = sketchlayers.save(source, tmp_path / "bare.safetensors")  # it does not say of what
+    again = open_model(NAME, bare, 4, trust=False).model
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+    architecture = {"name": NAME, "num_classes": 4}
+    path = sketchlayers.save(source, tmp_path / "model.safetensors", architecture=architecture)
     with pytest.raises(WrongInput, match=r"holds a model of its own: give it as MODEL"):
         open_model(NAME, path, 4, trust=False)
 

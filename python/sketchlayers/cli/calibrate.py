@@ -11,10 +11,12 @@ from sketchlayers.cli.options import (
     add_computing,
     add_model,
     add_shared,
+    add_verbosity,
     check_destination,
     chosen_device,
     chosen_model,
     image_batches,
+    progress_of,
     written,
 )
 from sketchlayers.compression.calibration.calibrate import calibrate
@@ -26,9 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("images").add_argument
     add("--calibration", required=True, type=Path, metavar="DIR", help="folder of images")
     add_shared(add, "--images", "--batch-size")
-    add = parser.add_argument_group("output").add_argument
+    group = parser.add_argument_group("output")
+    add = group.add_argument
     add("--out", required=True, type=Path, metavar="FILE", help="a .safetensors file to write")
     add_shared(add, "--force")
+    add_verbosity(group)
     add_model(parser)
     add_shared(parser.add_argument_group("layers").add_argument, "--layers")
     add_computing(parser)
@@ -45,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         image_batches(args, loaded),
         layers=args.layers,
         memory_budget=args.memory_budget,
+        progress=progress_of(args),
     )
     result.save(args.out)
     print(result)

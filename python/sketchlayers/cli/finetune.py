@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -96,18 +96,18 @@ def finetune(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: LabelledImages, prepare: Preparation, batch: int) -> float:
-    """Returns the fraction of the images whose class has the highest score."""
+def hits(model: nn.Module, images: LabelledImages, prepare: Preparation, batch: int) -> Tensor:
+    """Returns for each image whether its class has the highest score."""
     device = device_of(model)
-    right = 0
+    found = []
     with (
         evaluating(model),
         progress_bar("accuracy", len(images), unit="image") as advance,
     ):
         for inputs, labels in _batches(images, prepare, range(len(images)), batch):
-            right += int((scores_of(model(inputs.to(device))).argmax(1).cpu() == labels).sum())
+            found.append(scores_of(model(inputs.to(device))).argmax(1).cpu() == labels)
             advance(len(labels))
-    return right / len(images)
+    return torch.cat(found)
 
 
 def scores_of(output: object) -> Tensor:
@@ -117,6 +117,8 @@ def scores_of(output: object) -> Tensor:
         WrongInput: there are none.
     """
     first = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(output, Mapping):
+        first = output.get("logits", first)
     if isinstance(first, Tensor) and first.ndim == 2:
         return first
     got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
@@ -146,7 +148,7 @@ class Labels:
         self._accuracy: dict[str, float] = {}
         if self._train is None and self._val is None:
             return
-        self._prepare = Preparation.of(loaded.name, args.input_size)
+        self._prepare = loaded.preparation(args.input_size)
         for option, images in (("--train", self._train), ("--val", self._val)):
             if images is not None:
                 self._check(option, images, loaded.model)
@@ -156,10 +158,15 @@ class Labels:
                 f"--train and --val must have the same classes (got {differing[0]!r} in one only)"
             )
 
+    def hits(self, model: nn.Module) -> Tensor:
+        """Returns for each held-out image whether a network is right, always in the same order."""
+        assert self._val is not None
+        return hits(model, self._val, self._prepare, self._args.batch_size)
+
     def measure(self, which: str, model: nn.Module) -> None:
         """Takes note of a network's accuracy on held-out images, if there are any."""
         if self._val is not None:
-            share = accuracy(model, self._val, self._prepare, self._args.batch_size)
+            share = self.hits(model).double().mean().item()
             self._accuracy[which] = share
             tell(f"accuracy on {len(self._val):,} held-out images, {which}: {percent(share)}")
 

@@ -140,12 +140,15 @@ class Preparation:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, name: str | None, size: Sequence[int] | None) -> Preparation:
+    def of(
+        cls, name: str | None, size: Sequence[int] | None, usual: Preparation | None = None
+    ) -> Preparation:
         """Returns that of torchvision's weights for a model, or ImageNet's where there are none.
 
         Args:
             name: of the torchvision model; None for another one.
             size: of the input, in place of the usual one.
+            usual: what another model says of itself; None: torchvision's.
 
         Raises:
             WrongInput: the size is none of images.
@@ -153,13 +156,19 @@ class Preparation:
         """
         if size is not None and (len(size) != 3 or size[0] not in (1, 3)):
             raise WrongInput(f"images have sizes such as 3x224x224 or 1x28x28 (got {joined(size)})")
+        usual = usual or cls._of_torchvision(name)
+        channels, height, width = size or usual.size
+        mean, std = usual.mean, usual.std
+        if channels == 1:
+            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+        return cls((channels, height, width), usual.enlarged, usual.interpolation, mean, std)
+
+    @classmethod
+    def _of_torchvision(cls, name: str | None) -> Preparation:
         usual = _transforms_of(name)
         (crop, *_), (shorter, *_) = usual.crop_size, usual.resize_size
         mean, std = tuple(usual.mean), tuple(usual.std)
-        channels, height, width = size or (3, crop, crop)
-        if channels == 1:
-            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-        return cls((channels, height, width), shorter / crop, usual.interpolation, mean, std)
+        return cls((3, crop, crop), shorter / crop, usual.interpolation, mean, std)
 
     def load(self, path: Path) -> Tensor:
         """Reads one image, uint8, and resizes and crops it to the input's size.

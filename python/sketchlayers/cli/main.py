@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
 from sketchlayers._version import __version__
-from sketchlayers.cli.messages import is_told, tell, warnings_at_the_end
+from sketchlayers.cli.config import with_config
+from sketchlayers.cli.messages import be_quiet, is_told, warn, warnings_at_the_end
 
 COMMANDS = {
     "compress": "compress a trained model with some images, and save it",
@@ -31,8 +33,11 @@ WRONG_INPUT = 2
 """Exit code when arguments or files are wrong, or something that they need is missing."""
 
 
-def build_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Returns the parser of all commands, with the arguments of the chosen one."""
+def build_parser(
+    chosen: str | None,
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
+    """Returns the parser of all commands and, with its arguments, that of the chosen one."""
+    parser_of_chosen = None
     parser = argparse.ArgumentParser(
         prog="sketchlayers",
         description="Compress trained PyTorch networks with some images, without labels. The "
@@ -44,7 +49,8 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
         subparser = commands.add_parser(name, help=summary, description=summary)
         if name == chosen:
             _module(name).add_arguments(subparser)
-    return parser
+            parser_of_chosen = subparser
+    return parser, parser_of_chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,22 +68,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((argument for argument in arguments if argument in COMMANDS), None)
+    verbose = False
     try:
-        args = build_parser(chosen).parse_args(arguments)
+        parser, inner = build_parser(chosen)
+        if chosen is not None and inner is not None:
+            at = arguments.index(chosen) + 1
+            arguments[at:] = with_config(inner, arguments[at:])
+        args = parser.parse_args(arguments)
+        verbose = getattr(args, "verbose", False)
+        be_quiet(getattr(args, "quiet", False))
         with warnings_at_the_end():
             return int(_module(args.command).run(args))
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if verbose and is_told(error):
+            traceback.print_exc()
         if not is_told(error):
-            tell(
+            warn(
                 f"sketchlayers {chosen}: something unexpected went wrong; please report it with "
                 "what follows and the output of `sketchlayers doctor`"
             )
             raise
         message = " ".join(str(error).split()).removeprefix(f"{chosen}: ")
-        tell(f"sketchlayers {chosen}: {message.removeprefix('compress: ')}")
+        warn(f"sketchlayers {chosen}: {message.removeprefix('compress: ')}")
         return WRONG_INPUT
+    finally:
+        be_quiet(False)
 
 
 def _module(command: str) -> ModuleType:

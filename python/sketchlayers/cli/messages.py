@@ -32,8 +32,23 @@ def _is_public(name: str) -> bool:
     return any(name in module.__all__ for module in (sketchlayers, nn, compression))
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Sets whether `tell` says nothing."""
+    global _quiet
+    _quiet = quiet
+
+
 def tell(line: str) -> None:
-    """Says what goes on."""
+    """Says what goes on, unless the user wants to hear of errors and warnings alone."""
+    if not _quiet:
+        warn(line)
+
+
+def warn(line: str) -> None:
+    """Says what is wrong, or may be."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -45,4 +60,4 @@ def warnings_at_the_end() -> Iterator[None]:
         yield
     messages = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
     for message in dict.fromkeys(messages):
-        tell(f"warning: {message}")
+        warn(f"warning: {message}")

@@ -1,4 +1,4 @@
-"""Models as a command line names them: by torchvision's name, or by a file.
+"""Models as a command line names them: by torchvision's name, another source, or a file.
 
 A file is one of `sketchlayers.save`, or a whole pickled model, of a user who trusts it. Weights for
 a named model may come from a safetensors file or from one of ``torch.save``.
@@ -24,7 +24,9 @@ from sketchlayers._runtime.extras import missing
 from sketchlayers._runtime.files import shortened
 from sketchlayers.checkpoint import load, read_description
 from sketchlayers.checkpoint.architecture import build_torchvision, torchvision_names
+from sketchlayers.cli.folders import Preparation
 from sketchlayers.cli.messages import WrongInput
+from sketchlayers.cli.sources import Source, is_source, open_source
 
 TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 """Networks that transform their inputs themselves, as their published weights need it."""
@@ -42,26 +44,49 @@ class Loaded:
         architecture: name and options of the torchvision model; None for a pickled model.
         reports: of how it was compressed before, oldest first.
         trained: whether its weights come from a file.
+        source: where else it comes from than torchvision or a file.
     """
 
     model: nn.Module
     architecture: Mapping[str, Any] | None = None
     reports: Sequence[Mapping[str, Any]] = ()
     trained: bool = True
+    source: Source | None = None
+
+    @property
+    def pickled(self) -> bool:
+        """Whether nothing but a pickled file says how to make the model."""
+        return self.architecture is None and self.source is None
 
     @property
     def name(self) -> str | None:
         """Name of the torchvision model; None for another one."""
         return None if self.architecture is None else self.architecture["name"]
 
+    def preparation(self, size: Sequence[int] | None) -> Preparation:
+        """Returns how images become its inputs.
+
+        Args:
+            size: of the input, in place of the usual one.
+        """
+        usual = None if self.source is None else self.source.preparation
+        return Preparation.of(self.name, size, usual)
+
+    def opening(self, path: Path) -> str:
+        """Returns the Python that opens a file of this model, compressed."""
+        if self.source is None:
+            return f"import sketchlayers; model = sketchlayers.load({str(path)!r})"
+        into = f"sketchlayers.load({str(path)!r}, into={self.source.dense})"
+        return f"import sketchlayers; {self.source.imports}; model = {into}.eval()"
+
 
 def open_model(
     name: str, weights: Path | None, num_classes: int | None, *, trust: bool, on_meta: bool = False
 ) -> Loaded:
-    """Opens the model of this name or in this file; torchvision's are in evaluation mode.
+    """Opens the model of this name or in this file; named ones are in evaluation mode.
 
     Args:
-        name: of a torchvision classification model, or a path.
+        name: of a torchvision classification model or of another source, or a path.
         weights: state dict to load into the named model.
         num_classes: of the named model; None for 1000.
         trust: read pickled objects, too.
@@ -70,7 +95,7 @@ def open_model(
     Raises:
         WrongInput: there is no such model, or options do not go together.
         FileNotFoundError, ValueError: a file is missing or damaged.
-        ImportError: it is a name, and torchvision is not installed.
+        ImportError: it is a name, and the package that has it is not installed.
     """
     names = torchvision_names()
     if name in names:
@@ -81,22 +106,26 @@ def open_model(
         model = build_torchvision(**architecture, on_meta=on_meta)
         if on_meta:
             model.to("meta")  # the statistics of batch norms, too
-        if weights is not None:
-            _load_weights(model, weights)
-        return Loaded(model, architecture, trained=weights is not None)
+        reports = () if weights is None else _load_weights(model, weights)
+        return Loaded(model, architecture, reports, trained=weights is not None)
     path = Path(name)
+    if is_source(name) and not path.is_file():
+        source = open_source(name, num_classes)
+        reports = () if weights is None else _load_weights(source.model, weights)
+        trained = source.trained or weights is not None
+        return Loaded(source.model, None, reports, trained, source)
     if not path.is_file():
         close = difflib.get_close_matches(name, names, n=3)
         hint = f"; close names: {', '.join(close)}" if close else ""
         if not names and not path.suffix:
             raise ImportError(missing(f"a network of the name {name}", "torchvision", "cli"))
         raise WrongInput(
-            "MODEL must be the name of a torchvision classification model, or a file "
-            f"(got {name!r}{hint})"
+            "MODEL must be the name of a torchvision classification model, timm/NAME, hf/FOLDER, "
+            f"package.module:factory or a file (got {name!r}{hint})"
         )
     for option, value in (("--weights", weights), ("--num-classes", num_classes)):
         if value is not None:
-            raise WrongInput(f"{option} goes with a torchvision name, not with a file")
+            raise WrongInput(f"{option} goes with the name of a model, not with a file")
     return _open_file(path, trust=trust)
 
 
@@ -114,9 +143,17 @@ def _open_file(path: Path, *, trust: bool) -> Loaded:
     raise WrongInput(f"{path} must hold a model (got {type(contents).__name__})")
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def _load_weights(model: nn.Module, path: Path) -> Sequence[Mapping[str, Any]]:
+    """Puts the weights of a file into a model; returns how they were compressed before."""
     if is_checkpoint(path):
-        raise WrongInput(f"{path} holds a model of its own: give it as MODEL, without --weights")
+        described = read_description(path)
+        if described.architecture is not None:
+            raise WrongInput(
+                f"{path} holds a model of its own: give it as MODEL, without --weights"
+            )
+        load(path, into=model)
+        model.eval()
+        return described.reports
     contents = read(path, trust=False)
     for key in ("state_dict", "model"):
         if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping):
@@ -127,6 +164,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(_with_usual_names(contents))
     except RuntimeError as error:
         raise WrongInput(f"{path} does not fit the model: {shortened(error)}") from error
+    return ()
 
 
 def _with_usual_names(state: Mapping[str, Any]) -> dict[str, Any]:

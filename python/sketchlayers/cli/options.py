@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import methods
-from sketchlayers.cli.folders import ImageBatches, Preparation, find_images, spread
+from sketchlayers.cli.folders import ImageBatches, find_images, spread
 from sketchlayers.cli.kinds import gibibytes, input_size, positive
 from sketchlayers.cli.messages import WrongInput, tell
 from sketchlayers.cli.models import Loaded, open_model
@@ -41,6 +41,11 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "PATTERN",
         "help": "only layers whose names match, such as 'layer4.*'; any number of times",
     },
+    "--exclude": {
+        "action": "append",
+        "metavar": "PATTERN",
+        "help": "layers that stay as they are, such as 'head.*'; any number of times",
+    },
     "--keep-first": {
         "action": argparse.BooleanOptionalAction,
         "default": True,
@@ -48,6 +53,12 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
     "--force": {"action": "store_true", "help": "overwrite files that exist"},
     "--json": {"action": "store_true", "help": "print JSON instead of the table"},
+    "--config": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "a .toml, .json or .yaml file with options, by their long names, and MODEL as "
+        "'model'; the command line goes before it",
+    },
 }
 
 
@@ -57,13 +68,30 @@ def add_shared(add: Add, *options: str) -> None:
         add(option, **_SHARED[option])
 
 
+def add_verbosity(group: Any) -> None:
+    """How much is said; in a parser, or in a group of its arguments."""
+    add = group.add_mutually_exclusive_group().add_argument
+    add(
+        *("-q", "--quiet"),
+        action="store_true",
+        help="no progress and no remarks: the report, errors and warnings alone",
+    )
+    add(
+        *("-v", "--verbose"),
+        action="store_true",
+        help="more: versions, progress in files too, reports of all --rates, tracebacks of errors",
+    )
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model, and what else is said of it."""
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="name of a torchvision classification model, a file written by `sketchlayers "
-        "compress`, or, with --trust-pickle, a file with a whole pickled model",
+        help="name of a torchvision classification model, timm/NAME, hf/FOLDER (a local folder of "
+        "transformers), package.module:factory (a function of yours that returns the model), a "
+        "file written by `sketchlayers compress`, or, with --trust-pickle, a file with a whole "
+        "pickled model",
     )
     add = parser.add_argument_group("model").add_argument
     add(
@@ -184,7 +212,7 @@ def example_input(model: nn.Module, size: tuple[int, ...] | None) -> Tensor | No
 
 def image_batches(args: argparse.Namespace, loaded: Loaded) -> ImageBatches:
     """Batches of those images of the folder ``--calibration`` that are to be used."""
-    prepare = Preparation.of(loaded.name, args.input_size)
+    prepare = loaded.preparation(args.input_size)
     found = find_images(args.calibration)
     chosen = spread(found, args.images or IMAGES)
     folders = len({file.parent for file in chosen})
@@ -193,6 +221,16 @@ def image_batches(args: argparse.Namespace, loaded: Loaded) -> ImageBatches:
         f"folder{'s' * (folders != 1)}, as {joined(prepare.size)}"
     )
     return ImageBatches(chosen, prepare, args.batch_size)
+
+
+def progress_of(args: argparse.Namespace) -> bool | None:
+    """Whether to draw progress bars: by -q, by -v, or on a terminal."""
+    return False if args.quiet else True if args.verbose else None
+
+
+def images_of(args: argparse.Namespace) -> int:
+    """How many images of the folder ``--calibration`` are to be used."""
+    return min(args.images or IMAGES, len(find_images(args.calibration)))
 
 
 def written(path: Path) -> str:
