@@ -153,7 +153,10 @@ class OutputNorm:
         """
         if self.second_moment is None:
             return torch.eye(self.weight.shape[1]).to(self.weight)
-        _, ridge = ridged_cholesky(self.owner, "second_moment", self.second_moment)
+        ridge = _last_checked.ridge_of(self.second_moment)
+        if ridge is None:
+            _, ridge = ridged_cholesky(self.owner, "second_moment", self.second_moment)
+            _last_checked.note_ridge(self.second_moment, ridge)
         if not ridge:
             return self.second_moment
         moment = self.second_moment.clone()
@@ -206,17 +209,28 @@ _LARGE = 1 << 20
 
 
 class _LastChecked:
-    """Knows the last large moment that was found to be one: its checks take their time."""
+    """Knows the last large moment that was found to be one, and its ridge: both take their time."""
 
     def __init__(self) -> None:
         self._storage: StorageWeakRef | None = None  # while it is known, its address is not reused
         self._facts: tuple[object, ...] = ()
+        self._ridge: float | None = None
 
     def note(self, moment: Tensor) -> None:
         """Takes a moment that has passed all checks."""
         if not moment.is_inference():
+            self._ridge = None
             self._storage = StorageWeakRef(moment.untyped_storage())
             self._facts = self._facts_of(moment)
+
+    def note_ridge(self, moment: Tensor, ridge: float) -> None:
+        """Takes the ridge of the moment, if that is the last one."""
+        if self.is_of(moment):
+            self._ridge = ridge
+
+    def ridge_of(self, moment: Tensor) -> float | None:
+        """Returns the moment's ridge, as far as it is known."""
+        return self._ridge if self.is_of(moment) else None
 
     def is_of(self, moment: Tensor) -> bool:
         """Tells whether the moment is that one, and has not been written to."""

@@ -21,11 +21,11 @@ from sketchlayers.compression.calibration.outputs import OriginalOutputs
 from sketchlayers.surgery.replay import Plan, Replays
 from sketchlayers.surgery.sample import Sample
 
-SQUARED_ERRORS = (0.01, 0.04, 0.15, 0.4)
+SQUARED_ERRORS = (0.02, 0.1, 0.4)
 """Candidates nearest to these squared errors are put into the network."""
 _FEWEST_IMAGES, _MOST_IMAGES = 16, 256
 _OVERFLOW = 1e6
-_PASSES = 4  # what all measurements together may cost, in passes over the calibration images
+_PASSES = 3  # what all measurements together may cost, in passes over the calibration images
 
 
 class Point(NamedTuple):
