@@ -73,6 +73,17 @@ def test_the_smallest_that_loses_little(folder: Path, capsys: pytest.CaptureFixt
     assert [one["chosen"] for one in report["candidates"]].count(True) == 1
 
 
+def test_a_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SVD, "--cache", "cache", "--json", "--out"]
+    assert main([*arguments, "one.safetensors", "--rate", "0.8"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "two.safetensors", "--rate", "0.7"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any(note.startswith("taken from the cache: ") for note in notes)
+    wrong = [*SVD, "--cache", "one.safetensors", "--rate", "0.7", "--out", "three.safetensors"]
+    assert_refused(folder, capsys, wrong, "--cache must be a folder")
+
+
 def test_dry_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(folder)
     arguments = [*SVD, "--rate", "0.6", "--out", "s.safetensors", "--html", "r.html", "--dry-run"]
@@ -89,6 +100,8 @@ def test_dry_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["0.8", "0.6"]
     assert main([*MODEL, "--rate", "2=0.5", "--method", "tucker2", "--dry-run", "-q"]) == 0
     assert capsys.readouterr().err == ""
+    assert main([*MODEL, "--rate", "0.5", "--dry-run", "--json"]) == 0  # images are not needed
+    assert json.loads(capsys.readouterr().out)["method"] == "auto"
     assert files(folder) == before
 
 

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """Compresses, writes the files and prints the report."""
     check(args)
     rates = _rates(args)
-    method = chosen_method(args, "sketch" if args.calibration is None else "auto")
+    scratch = args.calibration is None and not (args.dry_run and args.init == "fit")
+    method = chosen_method(args, "sketch" if scratch else "auto")
     method.require_extension()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed % 2**63)  # a named network without weights starts at random
@@ -134,6 +135,7 @@ def _how(
         "refine": None if args.refine is None else Refinement(epochs=args.refine),
         "measure_latency": args.measure_latency,
         "memory_budget": args.memory_budget,
+        "cache": args.cache,
         "progress": progress_of(args),
         "seed": args.seed,
     }

@@ -46,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument_group("layers").add_argument, "--layers", "--exclude", "--keep-first"
     )
     _add_fit(parser)
-    add_computing(parser)
+    add_computing(parser).add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="a folder where the calibration and every fitted layer are kept, so that the same "
+        "command, or one with another rate, goes on where one was stopped",
+    )
     add_sketch_options(parser)
 
 
@@ -238,7 +244,8 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuses what can be known to be wrong before anything is read."""
-    if args.calibration is None and args.method is None and args.init == "fit":
+    by_default = args.method is None and args.init == "fit"
+    if args.calibration is None and by_default and not args.dry_run:
         raise WrongInput(
             "a trained network needs images: --calibration DIR, without labels; fitted to the "
             "weights alone by a sketch it would be at chance. To train from scratch say "
@@ -246,6 +253,8 @@ def check(args: argparse.Namespace) -> None:
         )
     _check_files(args)
     _check_budget(args)
+    if args.cache is not None and args.cache.exists() and not args.cache.is_dir():
+        raise WrongInput(f"--cache must be a folder (got {args.cache})")
     if not has_images(args):
         for option in ("images", "sequential", "sensitivity", "refine"):
             if getattr(args, option):
@@ -300,7 +309,7 @@ def _check_budget(args: argparse.Namespace) -> None:
 
 def file_of(path: Path, rate: float | None) -> Path:
     """Returns the file for one of several rates: "small-0.5.safetensors"."""
-    return path if rate is None else path.with_name(f"{path.stem}-{rate:g}{path.suffix}")
+    return path if rate is None else path.with_name(f"{path.stem}-{rate}{path.suffix}")
 
 
 def has_images(args: argparse.Namespace) -> bool:

@@ -120,9 +120,10 @@ def add_method(add: Add, default: str) -> None:
     add("--method", help=f"one of {', '.join(methods.names())} (default: {default})")
 
 
-def add_computing(parser: argparse.ArgumentParser) -> None:
-    """Where, and with how much memory."""
-    add = parser.add_argument_group("computing").add_argument
+def add_computing(parser: argparse.ArgumentParser) -> Any:
+    """Where, and with how much memory; returns the group."""
+    group = parser.add_argument_group("computing")
+    add = group.add_argument
     add("--device", default="cpu", help="where to compute, such as cuda (default: %(default)s)")
     add(
         "--memory-budget",
@@ -132,6 +133,7 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
         help="memory for second moments in one pass, and for images and feature maps that are kept "
         f"(default: {MEMORY_BUDGET / 2**30:g})",
     )
+    return group
 
 
 def add_sketch_options(parser: argparse.ArgumentParser) -> None:

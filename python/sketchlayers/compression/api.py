@@ -185,7 +185,7 @@ def compress(
             is made of its weights, and what ``model`` has learnt since is lost. None: compressed
             layers are folded before they are compressed again. In both cases rates and sizes are
             those of the plain network; compressed layers that are not meant (``layers``,
-            ``filter_fn``, a dict of rates) stay as they are.
+            ``exclude``, ``filter_fn``, a dict of rates) stay as they are.
         inplace: change ``model`` itself. Handles of hooks on replaced layers then stay valid.
         progress: draw progress bars; None: on a terminal.
         seed: what the layers' seeds are derived from, together with the layers' names, so that a
