@@ -10,6 +10,8 @@ from torch import nn
 from sketchlayers import methods
 from sketchlayers.compression.stages.survey import look_at
 from sketchlayers.compression.stages.task import Log, Task
+from sketchlayers.compression.survey.layers import survey
+from sketchlayers.methods import Method
 from sketchlayers.surgery.replace import replace_layers
 
 
@@ -33,7 +35,7 @@ def from_plain_layers(task: Task, original: nn.Module | None) -> Task:
     if original is None:
         plain = replace_layers(given, folded_layers(given), inplace=False)
     else:
-        _check_alike(given, original)
+        _check_alike(given, original, task.method)
         plain = original
     images = None if task.images is None else task.images.of(plain)
     whole = dataclasses.replace(task, model=plain, images=images)
@@ -70,15 +72,10 @@ def _compressed(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def _check_alike(given: nn.Module, original: nn.Module) -> None:
+def _check_alike(given: nn.Module, original: nn.Module, method: Method) -> None:
     """Raises unless both have weights of the same shapes at the same places."""
     shapes = [
-        {
-            name: tuple(module.weight.shape)  # type: ignore[attr-defined]
-            for name, module in model.named_modules()
-            if isinstance(module, (nn.Conv2d, nn.Linear, *methods.compressed_layers()))
-            and not any(name.startswith(f"{outer}.") for outer in _compressed(model))
-        }
+        {layer.name: layer.shape for layer in survey(model, method, init="random").layers}
         for model in (given, original)
     ]
     for name in {**shapes[0], **shapes[1]}:

@@ -139,7 +139,7 @@ def compress(
             same order, such as ``(predicted == labels)``. The report then has the original's and
             the smaller network's; with scores also the standard error of the drop, from the
             differences example by example, which is much smaller than that of either. Models are
-            in evaluation mode, without gradients.
+            in evaluation mode, without gradients. Of several processes the mean counts.
         example_inputs: inputs of one call of the model: a tensor, a tuple of arguments or a dict of
             keyword arguments. A copy of the model runs on them once, in eval mode, which tells the
             order of execution, the multiply-adds, and, without images, which layers are never
@@ -303,7 +303,7 @@ def sweep(
             ``latency_rate``, ``max_drop`` and ``inplace``; also options of the method.
 
     Returns:
-        The `Sweep`: models and reports by the rate that was asked.
+        The `Sweep`: models and reports by the rate that was asked. All models are in memory.
 
     Raises:
         SweepError: ``evaluate`` has failed or returned what is not finite. Models that were made

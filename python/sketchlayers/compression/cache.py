@@ -168,8 +168,14 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def hash_of(tensor: Tensor) -> str:
-    """Returns a hash of a tensor's type, shape and bytes."""
-    values = tensor.detach().cpu().contiguous()
+    """Returns a hash of a tensor's type, shape and bytes; of a subclass, of its parts."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, how = tensor.__tensor_flatten__()
+        return digest(
+            type(tensor).__qualname__, repr(how), *(hash_of(getattr(tensor, x)) for x in names)
+        )
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     found = hashlib.blake2b(f"{values.dtype} {tuple(values.shape)}".encode(), digest_size=16)
     found.update(values.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from sketchlayers.compression.result import Compressed
 from sketchlayers.reports.candidates import CandidateReport, candidates_table, draw_candidates
 
@@ -44,11 +42,6 @@ class Sweep(Mapping[float, Compressed]):
 
     def __len__(self) -> int:
         return len(self._members)
-
-    @property
-    def models(self) -> dict[float, nn.Module]:
-        """The models alone."""
-        return {rate: member.model for rate, member in self._members.items()}
 
     @property
     def rows(self) -> tuple[CandidateReport, ...]:
