@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import sketchlayers
 from sketchlayers import LowRankLinear, SKConv2d, SKLinear
-from sketchlayers.compression import api
+from sketchlayers.compression import result
 from sketchlayers.compression.stages import finish
 from sketchlayers.methods import Sketch
 
@@ -221,7 +221,7 @@ def test_a_failure_leaves_the_model_as_it_was(
     elif at == "swap":
         monkeypatch.setattr(finish, "replace_layers", fails)
     elif at == "report":
-        monkeypatch.setattr(api, "_layer_report", fails)
+        monkeypatch.setattr(result, "_layer_report", fails)
     elif at == "filter":
         arguments["filter_fn"] = fails
     else:
