@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from sketchlayers.distributed import broadcast_model
     from sketchlayers.inference import clear_cache, optimize_for_inference
     from sketchlayers.nn import (
+        CPConv1d,
         CPConv2d,
+        CPConv3d,
+        CPConvTranspose1d,
+        CPConvTranspose2d,
+        CPConvTranspose3d,
         DictionaryConv2d,
         DictionaryLinear,
         FreshConv2d,
@@ -42,7 +47,12 @@ if TYPE_CHECKING:
         LowRankLinear,
         SKConv2d,
         SKLinear,
+        TuckerConv1d,
         TuckerConv2d,
+        TuckerConv3d,
+        TuckerConvTranspose1d,
+        TuckerConvTranspose2d,
+        TuckerConvTranspose3d,
     )
     from sketchlayers.nn.batch_norm import fuse_batch_norm
     from sketchlayers.optim import param_groups
@@ -67,7 +77,12 @@ _OUTSIDE_OF_NN = {
 }
 
 __all__ = [
+    "CPConv1d",
     "CPConv2d",
+    "CPConv3d",
+    "CPConvTranspose1d",
+    "CPConvTranspose2d",
+    "CPConvTranspose3d",
     "Calibration",
     "DictionaryConv2d",
     "DictionaryLinear",
@@ -79,7 +94,12 @@ __all__ = [
     "SKConv2d",
     "SKLinear",
     "Sweep",
+    "TuckerConv1d",
     "TuckerConv2d",
+    "TuckerConv3d",
+    "TuckerConvTranspose1d",
+    "TuckerConvTranspose2d",
+    "TuckerConvTranspose3d",
     "__version__",
     "broadcast_model",
     "calibrate",

@@ -72,7 +72,11 @@ def test_which_layers_become_what(method: Method) -> None:
     pixels = built(nn.Conv2d(8, 9, 1))
     assert type(pixels) is expected and len(list(pixels.children())) == 2
     assert method.refusal(nn.Conv2d(8, 16, 3, groups=8)) == "depthwise convolution"
-    assert "is not a layer that" in method.refusal(nn.Conv1d(8, 8, 3))
+    assert "is not a layer that" in method.refusal(nn.Bilinear(8, 8, 3))
+    for dense in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        name = expected.__name__.replace("Conv2d", dense.__name__)
+        assert type(built(dense(8, 9, 3))).__name__ == name
+        assert method.refusal(dense(8, 16, 3, groups=8)) == "depthwise convolution"
     assert not method.ranks(nn.Linear(3, 1)) and not method.ranks(nn.Conv2d(1, 1, 1))
 
 

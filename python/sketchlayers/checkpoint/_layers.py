@@ -16,15 +16,16 @@ from sketchlayers.nn._config import (
     check_names,
     configuration,
     dense_arguments,
+    dense_class,
     needs_extension,
 )
-from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._geometry import CONVOLUTIONS, Geometry
 from sketchlayers.nn._seeded import SeededModule
 from sketchlayers.surgery.meta import WithoutValues
 
 from ._container import WrongFileError
 
-_PLAIN: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
+_PLAIN: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear)
 
 # What all layers together make from their seeds, and no file holds, may take this many times the
 # memory of the dense weights, and these bytes a layer, all in float32: what sensible layers need,
@@ -175,10 +176,12 @@ def _check_sizes(
 ) -> None:
     """Raises unless the dense layer of this configuration is that which the network has."""
     own = dense_arguments(old)
-    plain = nn.Linear if "in_features" in own else nn.Conv2d
+    plain = dense_class(old)
     expected = configuration(plain, own)
     found = {key: value for key, value in config.items() if key in own}
-    is_same_kind = issubclass(kind, plain) or issubclass(kind, Configured)
+    is_same_kind = issubclass(kind, (plain, Configured))
+    if issubclass(kind, Configured):  # other sizes do not fit its constructor
+        is_same_kind = getattr(kind, "transposed", False) == getattr(old, "transposed", False)
     if found != expected or not is_same_kind:
         raise WrongFileError(
             f"the network must have a layer {name!r} with {_listed(found)} "

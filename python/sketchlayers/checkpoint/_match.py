@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sketchlayers._runtime.parallel import has_shards
+from sketchlayers.nn._geometry import CHANNELS_LAST
 from sketchlayers.nn._seeded import SeededModule
 from sketchlayers.surgery.replace import replace_layers
 
@@ -104,7 +105,7 @@ class Match:
             value = value.to(devices[name])
             if name in self.channels_last:
                 # Not `contiguous`, to which all strides of a 1x1 kernel are good enough.
-                inner = torch.empty_like(value, memory_format=torch.channels_last)
+                inner = torch.empty_like(value, memory_format=CHANNELS_LAST[value.dim()])
                 value = inner.copy_(value)
             if isinstance(own, nn.Parameter):
                 trained = own.requires_grad and (value.is_floating_point() or value.is_complex())
@@ -167,9 +168,12 @@ def match(
     _check_ties(state, sources)
     channels_last = part.get("channels_last", [])
     if not isinstance(channels_last, list) or not all(
-        isinstance(name, str) and name in state and state[name].dim() == 4 for name in channels_last
+        isinstance(name, str) and name in state and state[name].dim() in CHANNELS_LAST
+        for name in channels_last
     ):
-        raise WrongFileError("its channels_last must be a list of tensors of four dimensions")
+        raise WrongFileError(
+            "its channels_last must be a list of tensors of four or five dimensions"
+        )
     found = Match(model, new, state, sources, frozenset(channels_last), device)
     if found.has_values:
         _check_kept_buffers(model, new)

@@ -102,7 +102,7 @@ def _contents(
     part: dict[str, Any] = {"layers": describe(model)}
     if aliases:
         part["aliases"] = aliases
-    if inner := [name for name, x in tensors.items() if memory_format(x) == torch.channels_last]:
+    if inner := [n for n, x in tensors.items() if memory_format(x) != torch.contiguous_format]:
         part["channels_last"] = inner
     if architecture is not None:
         part["architecture"] = _checked(architecture, part, tensors)

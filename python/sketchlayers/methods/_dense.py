@@ -13,23 +13,32 @@ from torch.nn.utils import skip_init
 from sketchlayers.methods._method import Method
 from sketchlayers.methods._rank import Rank
 from sketchlayers.nn import dense_arguments
-from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._config import dense_class
+from sketchlayers.nn._geometry import Geometry, is_depthwise
+from sketchlayers.nn._layer import CompressedLayer
 
 
 class DenseMethod(Method):
-    """``nn.Conv2d`` and ``nn.Linear`` become layers of the two classes in `layers`, in this order.
+    """Convolutions and ``nn.Linear`` become layers of the classes in `layers` for their kind.
 
     A fully connected layer has the sizes of a 1x1 convolution.
     """
 
+    layers: ClassVar[tuple[type[CompressedLayer], ...]]
+
     _takes_depthwise: ClassVar[bool] = False
 
     def refusal(self, layer: nn.Module) -> str | None:
-        """See `Method.refusal`: takes ``nn.Conv2d`` and ``nn.Linear``."""
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        """See `Method.refusal`: takes the layers that one of `layers` stands for."""
+        if self._replacement(layer) is None:
             return f"{type(layer).__name__} is not a layer that {self.name} takes"
-        is_depthwise = isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
-        return "depthwise convolution" if is_depthwise and not self._takes_depthwise else None
+        refused = is_depthwise(layer) and not self._takes_depthwise
+        return "depthwise convolution" if refused else None
+
+    @classmethod
+    def _replacement(cls, layer: nn.Module) -> type[CompressedLayer] | None:
+        """The class that takes the layer's place; None for a layer of another kind."""
+        return next((kind for kind in cls.layers if isinstance(layer, kind._dense_class)), None)
 
     def ranks(self, layer: nn.Module) -> Sequence[Rank]:
         """See `Method.ranks`."""
@@ -47,8 +56,7 @@ class DenseMethod(Method):
     @torch.no_grad()
     def multiply_adds(self, layer: nn.Module, rank: Rank, input_shape: Sequence[int]) -> int:
         """See `Method.multiply_adds`: of a replacement without memory."""
-        kind: type[nn.Module] = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
-        shape: nn.Module = skip_init(kind, **dense_arguments(layer), device="meta")
+        shape: nn.Module = skip_init(dense_class(layer), **dense_arguments(layer), device="meta")
         built: Any = self.build(shape.train(layer.training), rank, init="random", seed=0)
         return int(built.multiply_adds(input_shape))
 
@@ -56,13 +64,13 @@ class DenseMethod(Method):
         self, layer: nn.Module, rank: Rank, *, start: nn.Module | None = None, **how: Any
     ) -> nn.Module:
         """See `Method.build`."""
-        convolution, linear = self.layers
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        made: Any = self._replacement(layer)
+        if made is None:
+            kinds = [f"nn.{kind._dense_class.__name__}" for kind in self.layers]
             raise TypeError(
-                f"{type(self).__name__}: the layer must be nn.Conv2d or nn.Linear "
+                f"{type(self).__name__}: the layer must be {', '.join(kinds[:-1])} or {kinds[-1]} "
                 f"(got {type(layer).__name__})"
             )
-        made: Any = linear if isinstance(layer, nn.Linear) else convolution
         convert = made.from_linear if isinstance(layer, nn.Linear) else made.from_conv
         arguments = self._arguments(layer, rank)
         if start is not None:
@@ -71,7 +79,7 @@ class DenseMethod(Method):
         return built
 
     @abstractmethod
-    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
         """Arguments of ``from_conv`` or ``from_linear``: the size, and this method's options."""
 
     def _from_start(self, how: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,15 @@ from sketchlayers import decompose
 from sketchlayers.methods._curve import squared_errors
 from sketchlayers.methods._dense import DenseMethod
 from sketchlayers.methods._rank import Candidate, Rank, one_number
-from sketchlayers.nn import LowRankLinear, TuckerConv2d
+from sketchlayers.nn import LowRankLinear
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
+from sketchlayers.nn._layer import CompressedLayer
 from sketchlayers.nn.factored._layer import chain_multiply_adds
+from sketchlayers.nn.factored.other_axes import TUCKER_LAYERS
+
+MOST_INPUTS = 10_000
+"""Inputs of one output of a convolution up to which its second moment is factorised in a fit."""
 
 Parts = Iterable[Geometry | None]
 
@@ -23,7 +28,23 @@ Parts = Iterable[Geometry | None]
 class Factored(DenseMethod):
     """A linear layer becomes two of low rank, and so does a convolution but for subclasses."""
 
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (TuckerConv2d, LowRankLinear)
+    layers: ClassVar[tuple[type[CompressedLayer], ...]] = (*TUCKER_LAYERS, LowRankLinear)
+
+    _most_inputs: ClassVar[int | None] = None
+    """Inputs of one output of a convolution above which fits would take too long; None for all."""
+
+    def refusal(self, layer: nn.Module) -> str | None:
+        """See `Method.refusal`."""
+        reason = super().refusal(layer)
+        if reason is not None or self._most_inputs is None:
+            return reason
+        geometry = Geometry.of(layer)
+        if geometry.taps == 1 or geometry.patch <= self._most_inputs:
+            return None
+        return (
+            f"{geometry.patch:,} inputs to an output, more than {self.name} fits "
+            f"({self._most_inputs:,}); method 'svd' takes it"
+        )
 
     @abstractmethod
     def _parts(self, layer: nn.Module, rank: Rank) -> Parts:
@@ -37,7 +58,7 @@ class Factored(DenseMethod):
         parts = [part for part in self._parts(layer, rank) if part is not None]
         return chain_multiply_adds(type(self).__name__, layer, parts, input_shape)
 
-    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
         return {"rank": one_number(type(self).__name__, rank)}
 
     def curve(self, layer: nn.Module, **norm: Tensor | None) -> list[Candidate]:

@@ -10,7 +10,9 @@ from torch import nn
 
 from sketchlayers.methods._method import Method, get, register
 from sketchlayers.methods._rank import Rank
-from sketchlayers.nn import CPConv2d, LowRankLinear, SKConv2d, SKLinear, TuckerConv2d
+from sketchlayers.methods.cp import CP
+from sketchlayers.methods.sketch import Sketch
+from sketchlayers.methods.svd import SVD
 
 
 @register("auto")
@@ -26,12 +28,8 @@ class Auto(Method):
             factors cannot be as near to a trained weight as factors that are fitted.
     """
 
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (
-        TuckerConv2d,
-        CPConv2d,
-        LowRankLinear,
-        SKConv2d,
-        SKLinear,
+    layers: ClassVar[tuple[type[nn.Module], ...]] = tuple(
+        dict.fromkeys((*SVD.layers, *CP.layers, *Sketch.layers))
     )
 
     candidates: tuple[str, ...] = ("tucker2", "svd", "cp")

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from sketchlayers import decompose
 from sketchlayers.methods._curve import interpolated, spread, squared_errors
-from sketchlayers.methods._factored import Factored, Parts
+from sketchlayers.methods._factored import MOST_INPUTS, Factored, Parts
 from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
-from sketchlayers.nn import CPConv2d, LowRankLinear
+from sketchlayers.nn import LowRankLinear
 from sketchlayers.nn._checks import number_above, whole_number
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
+from sketchlayers.nn._layer import CompressedLayer
 from sketchlayers.nn.factored.cp import cp_parts
+from sketchlayers.nn.factored.other_axes import CP_LAYERS
 
 _SMALL_PATCH, _LARGE_PATCH = 1200, 3000
 """Inputs of one output up to which a layer is small, and from which on it is large.
@@ -47,7 +49,9 @@ class CP(Factored):
         tolerance: change of the relative error at which a fit ends.
     """
 
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (CPConv2d, LowRankLinear)
+    layers: ClassVar[tuple[type[CompressedLayer], ...]] = (*CP_LAYERS, LowRankLinear)
+
+    _most_inputs: ClassVar[int | None] = MOST_INPUTS
 
     starts: int = 1
     max_sweeps: int = 120
@@ -59,13 +63,13 @@ class CP(Factored):
         object.__setattr__(self, "tolerance", number_above("CP", "tolerance", self.tolerance, 0))
 
     def _parts(self, layer: nn.Module, rank: Rank) -> Parts:
-        return cp_parts(Geometry.of(layer), one_number("CP", rank))
+        return cp_parts(Geometry.of(layer), one_number("CP", rank)).chain
 
     def iterates(self, layer: nn.Module) -> bool:
         """See `Method.iterates`."""
         return Geometry.of(layer).taps > 1
 
-    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
         how = {} if isinstance(layer, nn.Linear) else self.options()
         if how:
             how["max_sweeps"] = self._most_sweeps(layer)

@@ -14,6 +14,7 @@ from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import DictionaryConv2d, DictionaryLinear
 from sketchlayers.nn._checks import number_above, one_of, whole_number
 from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._layer import CompressedLayer
 from sketchlayers.nn.generated.dictionary import LENGTH, RIDGE
 
 
@@ -33,7 +34,7 @@ class Dictionary(DenseMethod):
         ridge: of the regression, in parts of the kernel's mean diagonal.
     """
 
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (DictionaryConv2d, DictionaryLinear)
+    layers: ClassVar[tuple[type[CompressedLayer], ...]] = (DictionaryConv2d, DictionaryLinear)
     _takes_depthwise = True
 
     kernel: Literal["auto", "spatial", "covariance"] = "auto"
@@ -51,7 +52,7 @@ class Dictionary(DenseMethod):
     def _weights(self, layer: nn.Module, rank: Rank) -> int:
         return one_number("Dictionary", rank) * Geometry.of(layer).out_channels
 
-    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
         geometry = Geometry.of(layer)
         kernel = self.kernel
         if kernel == "auto":

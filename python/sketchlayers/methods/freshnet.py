@@ -15,6 +15,7 @@ from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import FreshConv2d, HashedLinear
 from sketchlayers.nn._checks import number_above
 from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._layer import CompressedLayer
 from sketchlayers.nn.generated.fresh import ALPHA, BETA, MOST_TAPS, bucket_bounds
 
 
@@ -30,7 +31,7 @@ class FreshNet(DenseMethod):
         beta: its second parameter.
     """
 
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (FreshConv2d, HashedLinear)
+    layers: ClassVar[tuple[type[CompressedLayer], ...]] = (FreshConv2d, HashedLinear)
     _takes_depthwise = True
 
     alpha: float = ALPHA
@@ -54,7 +55,7 @@ class FreshNet(DenseMethod):
     def _weights(self, layer: nn.Module, rank: Rank) -> int:
         return one_number("FreshNet", rank)
 
-    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
         buckets = {"buckets": one_number("FreshNet", rank)}
         if isinstance(layer, nn.Linear):
             return buckets

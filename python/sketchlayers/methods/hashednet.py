@@ -11,6 +11,7 @@ from sketchlayers.methods._dense import DenseMethod
 from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import HashedConv2d, HashedLinear
+from sketchlayers.nn._layer import CompressedLayer
 
 
 @register("hashednet")
@@ -21,11 +22,11 @@ class HashedNet(DenseMethod):
     For training: a trained weight is hardly any nearer to shared values than to zero.
     """
 
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (HashedConv2d, HashedLinear)
+    layers: ClassVar[tuple[type[CompressedLayer], ...]] = (HashedConv2d, HashedLinear)
     _takes_depthwise = True
 
     def _weights(self, layer: nn.Module, rank: Rank) -> int:
         return one_number("HashedNet", rank)
 
-    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
         return {"buckets": one_number("HashedNet", rank)}

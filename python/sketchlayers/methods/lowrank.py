@@ -12,6 +12,7 @@ from sketchlayers.methods._method import Method, register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
 from sketchlayers.nn import LowRankConv2d, LowRankLinear
 from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._layer import CompressedLayer
 from sketchlayers.nn.factored.low_rank_conv import low_rank_parts
 
 
@@ -23,7 +24,7 @@ class LowRank(Factored):
     Every group of a grouped convolution has the same rank. A linear layer becomes two.
     """
 
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (LowRankConv2d, LowRankLinear)
+    layers: ClassVar[tuple[type[CompressedLayer], ...]] = (LowRankConv2d, LowRankLinear)
 
     def _parts(self, layer: nn.Module, rank: Rank) -> Parts:
         return low_rank_parts(Geometry.of(layer), one_number("LowRank", rank))

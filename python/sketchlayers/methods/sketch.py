@@ -15,6 +15,7 @@ from sketchlayers.methods._rank import Rank, one_number
 from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._checks import one_of, whole_number
 from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._layer import CompressedLayer
 from sketchlayers.nn.sketch._layer import scale_factor
 from sketchlayers.nn.sketch._sizes import fitting_blocks, max_rank, weights_per_rank
 
@@ -34,7 +35,7 @@ class Sketch(DenseMethod):
         frame: None, or "signs" to multiply elementwise by fixed random signs made from the seed.
     """
 
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (SKConv2d, SKLinear)
+    layers: ClassVar[tuple[type[CompressedLayer], ...]] = (SKConv2d, SKLinear)
 
     num_sketches: int = 1
     mixing: Literal["spatial", "channel"] = "spatial"
@@ -64,7 +65,7 @@ class Sketch(DenseMethod):
         per_rank = weights_per_rank(Geometry.of(layer), self.num_sketches)
         return one_number("Sketch", rank) * per_rank
 
-    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
         geometry = Geometry.of(layer)
         sizes = geometry.group_inputs, geometry.group_outputs
         arguments = {"rank": one_number("Sketch", rank)} | self.options()

@@ -26,6 +26,6 @@ class SVD(Factored):
     def _parts(self, layer: nn.Module, rank: Rank) -> Parts:
         return tucker_parts(Geometry.of(layer), (None, one_number("SVD", rank)))
 
-    def _arguments(self, layer: nn.Conv2d | nn.Linear, rank: Rank) -> dict[str, Any]:
+    def _arguments(self, layer: nn.Module, rank: Rank) -> dict[str, Any]:
         number = one_number("SVD", rank)
         return {"rank": number} if isinstance(layer, nn.Linear) else {"ranks": (None, number)}

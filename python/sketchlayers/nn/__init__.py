@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from sketchlayers.nn.factored.cp import CPConv2d
     from sketchlayers.nn.factored.low_rank import LowRankLinear
     from sketchlayers.nn.factored.low_rank_conv import LowRankConv2d
+    from sketchlayers.nn.factored.other_axes import (
+        CPConv1d,
+        CPConv3d,
+        CPConvTranspose1d,
+        CPConvTranspose2d,
+        CPConvTranspose3d,
+        TuckerConv1d,
+        TuckerConv3d,
+        TuckerConvTranspose1d,
+        TuckerConvTranspose2d,
+        TuckerConvTranspose3d,
+    )
     from sketchlayers.nn.factored.tucker import TuckerConv2d
     from sketchlayers.nn.generated.dictionary import DictionaryConv2d, DictionaryLinear
     from sketchlayers.nn.generated.fresh import FreshConv2d
@@ -23,7 +35,12 @@ if TYPE_CHECKING:
     from sketchlayers.nn.sketch.linear import SKLinear
 
 _PUBLIC = {
+    "CPConv1d": "factored.other_axes",
     "CPConv2d": "factored.cp",
+    "CPConv3d": "factored.other_axes",
+    "CPConvTranspose1d": "factored.other_axes",
+    "CPConvTranspose2d": "factored.other_axes",
+    "CPConvTranspose3d": "factored.other_axes",
     "Configured": "_config",
     "DictionaryConv2d": "generated.dictionary",
     "DictionaryLinear": "generated.dictionary",
@@ -35,12 +52,22 @@ _PUBLIC = {
     "Plan": "sketch._layer",
     "SKConv2d": "sketch.conv",
     "SKLinear": "sketch.linear",
+    "TuckerConv1d": "factored.other_axes",
     "TuckerConv2d": "factored.tucker",
+    "TuckerConv3d": "factored.other_axes",
+    "TuckerConvTranspose1d": "factored.other_axes",
+    "TuckerConvTranspose2d": "factored.other_axes",
+    "TuckerConvTranspose3d": "factored.other_axes",
     "dense_arguments": "_config",
 }
 
 __all__ = [
+    "CPConv1d",
     "CPConv2d",
+    "CPConv3d",
+    "CPConvTranspose1d",
+    "CPConvTranspose2d",
+    "CPConvTranspose3d",
     "Configured",
     "DictionaryConv2d",
     "DictionaryLinear",
@@ -52,7 +79,12 @@ __all__ = [
     "Plan",
     "SKConv2d",
     "SKLinear",
+    "TuckerConv1d",
     "TuckerConv2d",
+    "TuckerConv3d",
+    "TuckerConvTranspose1d",
+    "TuckerConvTranspose2d",
+    "TuckerConvTranspose3d",
     "dense_arguments",
 ]
 

@@ -30,20 +30,22 @@ def whole_number(owner: str, name: str, value: int, least: int = 1, most: int | 
     return number
 
 
-def pair(
-    owner: str, name: str, value: int | Sequence[int], least: int, most: int
-) -> tuple[int, int]:
-    """Return ``value`` as two whole numbers; one number stands for both.
+def whole_numbers(
+    owner: str, name: str, value: int | Sequence[int], count: int, least: int, most: int
+) -> tuple[int, ...]:
+    """Return ``value`` as so many whole numbers; one number stands for all.
 
     Raises:
         TypeError: not whole numbers.
-        ValueError: more or fewer than two, below ``least`` or above ``most``.
+        ValueError: more or fewer, below ``least`` or above ``most``.
     """
-    values = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(values) != 2:
-        raise ValueError(f"{owner}: {name} must be an int or two of them (got {name}={value!r})")
-    first, second = (whole_number(owner, name, number, least, most) for number in values)
-    return first, second
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * count
+    if len(values) != count:
+        number = ("one", "two", "three")[count - 1]
+        raise ValueError(
+            f"{owner}: {name} must be an int or {number} of them (got {name}={value!r})"
+        )
+    return tuple(whole_number(owner, name, number, least, most) for number in values)
 
 
 def one_of(owner: str, name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -20,9 +20,9 @@ class Configured(nn.Module):
     """A layer that tells its configuration and is made from one, so that files can hold it.
 
     The base of all compressed layers, and of a layer of one's own that `sketchlayers.save` is to
-    write. Such a layer has the constructor of ``nn.Conv2d`` or ``nn.Linear`` with more arguments,
-    keeps the arguments as attributes of the same names, pairs whole, and tells the others by
-    `options`. A file holds it if a registered method has its class among its ``layers``.
+    write. Such a layer has the constructor of a convolution or of ``nn.Linear`` with more
+    arguments, keeps the arguments as attributes of the same names, tuples whole, and tells the
+    others by `options`. A file holds it if a registered method has its class among its ``layers``.
     """
 
     # Whether the layer computes with the operators of this package's compiled extension.
@@ -70,15 +70,20 @@ def needs_extension(kind: type[nn.Module]) -> bool:
 
 
 def dense_arguments(layer: Any) -> dict[str, Any]:
-    """Arguments of the ``nn.Conv2d`` or ``nn.Linear`` of a layer's sizes; it may be one itself.
+    """Arguments of the convolution or ``nn.Linear`` of a layer's sizes; it may be one itself.
 
     All but device and dtype, by name; pairs are tuples.
     """
     if hasattr(layer, "in_features"):
         sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
     else:
-        sizes = Geometry.of(layer)._asdict()
+        sizes = Geometry.of(layer).arguments()
     return sizes | {"bias": layer.bias is not None}
+
+
+def dense_class(layer: Any) -> type[nn.Module]:
+    """PyTorch's class of a layer's sizes: a convolution, or ``nn.Linear``."""
+    return nn.Linear if hasattr(layer, "in_features") else Geometry.of(layer).dense_class
 
 
 def configuration(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,17 +116,23 @@ def _without_defaults(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any
     return {
         name: arguments[name]
         for name, default in _parameters(kind).items()
-        if name in arguments and arguments[name] != default
+        if name in arguments and not _is_default(arguments[name], default)
     }
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """One number stands for those of all axes."""
+    if isinstance(value, tuple) and isinstance(default, int):
+        default = (default,) * len(value)
+    return bool(value == default)
 
 
 @functools.cache
 def _parameters(kind: type) -> dict[str, Any]:
-    """Names and defaults of a constructor's arguments, pairs whole; ``nn.Module`` for none."""
+    """Names and defaults of a constructor's arguments; ``nn.Module`` for none."""
     signature = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    pairs = Geometry._field_defaults
     return {
-        part.name: nn.Module if part.default is part.empty else pairs.get(part.name, part.default)
+        part.name: nn.Module if part.default is part.empty else part.default
         for part in signature
         if part.name != "self"
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from sketchlayers import _extension
+from sketchlayers.nn._geometry import CHANNELS_LAST
 
 
 def fingerprint(*tensors: Tensor | None) -> tuple[object, ...] | None:
@@ -45,7 +45,8 @@ def fingerprint(*tensors: Tensor | None) -> tuple[object, ...] | None:
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    last = CHANNELS_LAST.get(tensor.dim())
+    return last is not None and tensor.is_contiguous(memory_format=last)
 
 
 @functools.cache

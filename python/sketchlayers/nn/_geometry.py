@@ -1,16 +1,16 @@
-"""The arguments of ``nn.Conv2d`` without bias, device and dtype, and what follows from them."""
+"""The arguments of a convolution without bias, device and dtype, and what follows from them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from sketchlayers.nn._checks import one_of, pair, whole_number
+from sketchlayers.nn._checks import one_of, whole_number, whole_numbers
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -20,27 +20,47 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _LARGEST_SIZE = 2**31 - 1
 _LARGEST_STEP = 2**15
 
+_AXES = ("D", "H", "W")
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The memory format with the channels innermost, by the dimensions of a tensor."""
+
 Sides = tuple[int, int]
+DenseConv = (
+    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+)
+CONVOLUTIONS: tuple[type[DenseConv], ...] = get_args(DenseConv)
+"""PyTorch's convolutions: ordinary ones by the number of their axes, then transposed ones."""
 
 
 class Geometry(NamedTuple):
-    """Arguments of ``nn.Conv2d`` in its order, without the bias; pairs are whole."""
+    """Arguments of ``nn.Conv2d`` in its order, without the bias, or those of another convolution.
+
+    Those with a number for each axis are whole tuples.
+
+    Attributes:
+        output_padding: of a transposed convolution; None for an ordinary one.
+    """
 
     in_channels: int
     out_channels: int
-    kernel_size: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: str | tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    kernel_size: tuple[int, ...] = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    padding: str | tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     padding_mode: PaddingMode = "zeros"
+    output_padding: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, layer: Any) -> Self:
         """Those of a layer, compressed or not; a fully connected one is a 1x1 convolution."""
         if hasattr(layer, "in_features"):
             return cls(layer.in_features, layer.out_features)
-        return cls(*(getattr(layer, name) for name in cls._fields))
+        *names, output_padding = cls._fields
+        more = getattr(layer, output_padding) if getattr(layer, "transposed", False) else None
+        arguments: dict[str, Any] = {name: getattr(layer, name) for name in names}
+        return cls(**arguments, output_padding=more)
 
     @classmethod
     def checked(
@@ -54,8 +74,11 @@ class Geometry(NamedTuple):
         dilation: int | Sequence[int],
         groups: int,
         padding_mode: PaddingMode,
+        output_padding: int | Sequence[int] | None = None,
+        *,
+        axes: int = 2,
     ) -> Self:
-        """From the arguments of a constructor.
+        """From the arguments of a constructor, of a layer with so many axes.
 
         Raises:
             TypeError: an argument of another type.
@@ -70,26 +93,59 @@ class Geometry(NamedTuple):
                     f"{owner}: {name} must be divisible by groups "
                     f"(got {name}={channels}, groups={groups})"
                 )
-        kernel = pair(owner, "kernel_size", kernel_size, 1, _LARGEST_SIZE)
-        strides = pair(owner, "stride", stride, 1, _LARGEST_STEP)
-        dilations = pair(owner, "dilation", dilation, 1, _LARGEST_STEP)
-        paddings: str | tuple[int, int]
+        kernel = whole_numbers(owner, "kernel_size", kernel_size, axes, 1, _LARGEST_SIZE)
+        strides = whole_numbers(owner, "stride", stride, axes, 1, _LARGEST_STEP)
+        dilations = whole_numbers(owner, "dilation", dilation, axes, 1, _LARGEST_STEP)
+        paddings: str | tuple[int, ...]
         if isinstance(padding, str):
+            if output_padding is not None:
+                raise TypeError(
+                    f"{owner}: padding must be an int or a sequence of them (got {padding!r})"
+                )
             one_of(owner, "padding", padding, ("same", "valid"))
-            if padding == "same" and strides != (1, 1):
+            if padding == "same" and set(strides) != {1}:
                 raise ValueError(
                     f"{owner}: stride must be 1 with padding='same' (got stride={strides})"
                 )
             paddings = padding
         else:
-            paddings = pair(owner, "padding", padding, 0, _LARGEST_STEP)
-        one_of(owner, "padding_mode", padding_mode, _PADDING_MODES)
+            paddings = whole_numbers(owner, "padding", padding, axes, 0, _LARGEST_STEP)
+        modes = _PADDING_MODES if output_padding is None else ("zeros",)
+        one_of(owner, "padding_mode", padding_mode, modes)
         geometry = cls(
             in_channels, out_channels, kernel, strides, paddings, dilations, groups, padding_mode
         )
         for _, after in padding_amounts(geometry):
             whole_number(owner, "padding='same' of a side", after, 0, _LARGEST_STEP)
-        return geometry
+        if output_padding is None:
+            return geometry
+        more = whole_numbers(owner, "output_padding", output_padding, axes, 0, _LARGEST_STEP)
+        if any(extra >= max(by) for extra, *by in zip(more, strides, dilations, strict=True)):
+            raise ValueError(
+                f"{owner}: output_padding must be smaller than stride or dilation "
+                f"(got output_padding={more}, stride={strides}, dilation={dilations})"
+            )
+        return geometry._replace(output_padding=more)
+
+    @property
+    def dense_class(self) -> type[DenseConv]:
+        """PyTorch's convolution of this geometry."""
+        ordinary, transposed = CONVOLUTIONS[:3], CONVOLUTIONS[3:]
+        kinds = ordinary if self.output_padding is None else transposed
+        return kinds[len(self.kernel_size) - 1]
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of PyTorch's convolution, by name."""
+        arguments = self._asdict()
+        if self.output_padding is None:
+            del arguments["output_padding"]
+        return arguments
+
+    def pointwise(self, in_channels: int, out_channels: int) -> Self:
+        """An ordinary convolution, of as many axes and groups, whose kernel is one position."""
+        ones, zeros = (1,) * len(self.kernel_size), (0,) * len(self.kernel_size)
+        sizes = in_channels, out_channels
+        return type(self)(*sizes, ones, ones, zeros, ones, self.groups)
 
     @property
     def group_inputs(self) -> int:
@@ -116,17 +172,19 @@ class Geometry(NamedTuple):
         """Entries of the weight."""
         return self.out_channels * self.patch
 
-    def one_way(self, axis: int) -> Self:
-        """The vertical (0) or horizontal (1) half of a separable convolution."""
+    def along(self, axes: Collection[int]) -> Self:
+        """The part of a separable convolution along some of its axes."""
 
-        def half(values: tuple[int, int], other: int) -> tuple[int, int]:
-            return (values[0], other) if axis == 0 else (other, values[1])
+        def part(values: tuple[int, ...], other: int) -> tuple[int, ...]:
+            return tuple(own if axis in axes else other for axis, own in enumerate(values))
 
+        more = self.output_padding
         return self._replace(
-            kernel_size=half(self.kernel_size, 1),
-            stride=half(self.stride, 1),
-            dilation=half(self.dilation, 1),
-            padding=self.padding if isinstance(self.padding, str) else half(self.padding, 0),
+            kernel_size=part(self.kernel_size, 1),
+            stride=part(self.stride, 1),
+            dilation=part(self.dilation, 1),
+            padding=self.padding if isinstance(self.padding, str) else part(self.padding, 0),
+            output_padding=None if more is None else part(more, 0),
         )
 
     def shrinking_ranks(self, weights_per_rank: int) -> range:
@@ -134,6 +192,11 @@ class Geometry(NamedTuple):
         if not self.weights:
             return range(0)
         return range(1, (self.weights - 1) // weights_per_rank + 1)
+
+
+def is_depthwise(layer: Any) -> bool:
+    """Whether this is a convolution with a group for each of several input channels."""
+    return 1 < getattr(layer, "groups", 1) == layer.in_channels
 
 
 def padding_amounts(conv: Any) -> list[Sides]:
@@ -167,33 +230,32 @@ def pad(conv: Any, input: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return input, tuple(before for before, _ in sides)
 
 
-def output_size(conv: Any, size: Sequence[int]) -> list[int]:
+def output_size(conv: Geometry, size: Sequence[int]) -> list[int]:
     """Sizes of the output's axes for those of the input."""
-    if getattr(conv, "transposed", False):
+    spans = [
+        dilation * (kernel - 1) + 1
+        for dilation, kernel in zip(conv.dilation, conv.kernel_size, strict=True)
+    ]
+    sides = padding_amounts(conv)
+    if conv.output_padding is not None:
         return [
-            (length - 1) * stride - 2 * padding + dilation * (kernel - 1) + more + 1
-            for length, stride, padding, dilation, kernel, more in zip(
-                size,
-                conv.stride,
-                conv.padding,
-                conv.dilation,
-                conv.kernel_size,
-                conv.output_padding,
-                strict=True,
+            (length - 1) * stride - before - after + span + more
+            for length, stride, (before, after), span, more in zip(
+                size, conv.stride, sides, spans, conv.output_padding, strict=True
             )
         ]
     return [
-        (length + before + after - dilation * (kernel - 1) - 1) // stride + 1
-        for length, (before, after), kernel, stride, dilation in zip(
-            size, padding_amounts(conv), conv.kernel_size, conv.stride, conv.dilation, strict=True
+        (length + before + after - span) // stride + 1
+        for length, (before, after), span, stride in zip(
+            size, sides, spans, conv.stride, strict=True
         )
     ]
 
 
 def batch_and_size(
     owner: str, layer: Any, input_shape: Sequence[int]
-) -> tuple[int, tuple[int, int]]:
-    """Number of images, and their height and width, for an input with or without a batch axis.
+) -> tuple[int, tuple[int, ...]]:
+    """Number of images, and the sizes of their axes, for an input with or without a batch axis.
 
     The rows of a fully connected layer's input are images of one pixel.
 
@@ -207,21 +269,24 @@ def batch_and_size(
                 f"(got input_shape={tuple(input_shape)})"
             )
         return math.prod(input_shape[:-1]), (1, 1)
-    shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
-    fits = len(shape) == 4 and shape[1] == layer.in_channels and min(shape[2:]) >= 1
-    if min(output_size(layer, shape[2:]) if fits else [0]) < 1:
+    geometry = Geometry.of(layer)
+    axes, channels = len(geometry.kernel_size), geometry.in_channels
+    shape = (1, *input_shape) if len(input_shape) == axes + 1 else tuple(input_shape)
+    fits = len(shape) == axes + 2 and shape[1] == channels and min(shape[2:]) >= 1
+    if min(output_size(geometry, shape[2:]) if fits else [0]) < 1:
+        size = ", ".join(_AXES[-axes:])
         raise RuntimeError(
-            f"{owner}: input_shape must be (N, {layer.in_channels}, H, W) or "
-            f"({layer.in_channels}, H, W), at least as large as the kernel "
+            f"{owner}: input_shape must be (N, {channels}, {size}) or "
+            f"({channels}, {size}), at least as large as the kernel "
             f"(got input_shape={tuple(input_shape)})"
         )
-    for length, sides in zip(shape[2:], padding_amounts(layer), strict=True):
+    for length, sides in zip(shape[2:], padding_amounts(geometry), strict=True):
         if length + sum(sides) > _LARGEST_SIZE:
             raise RuntimeError(
-                f"{owner}: height and width of input_shape must be below 2^31 with padding "
+                f"{owner}: sizes in input_shape must be below 2^31 with padding "
                 f"(got input_shape={tuple(input_shape)})"
             )
-    return shape[0], (shape[2], shape[3])
+    return shape[0], shape[2:]
 
 
 def ordinary_weight(layer: Any) -> Tensor:
@@ -263,20 +328,23 @@ def geometry_repr(conv: Any) -> list[str]:
         f"kernel_size={conv.kernel_size}",
         f"stride={conv.stride}",
     ]
-    given = Geometry.of(conv)._asdict() | {"bias": conv.bias is not None}
-    defaults = Geometry._field_defaults | {"bias": True}
-    names = ("padding", "dilation", "groups", "bias", "padding_mode")
+    geometry = Geometry.of(conv)
+    given = geometry._asdict() | {"bias": conv.bias is not None}
+    zeros = (0,) * len(geometry.kernel_size)
+    defaults = geometry.pointwise(1, 1)._asdict() | {"groups": 1, "bias": True}
+    defaults["output_padding"] = None if geometry.output_padding is None else zeros
+    names = ("padding", "output_padding", "dilation", "groups", "bias", "padding_mode")
     return parts + [f"{name}={given[name]}" for name in names if given[name] != defaults[name]]
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
     """Channels-last where the strides say so and cannot mean contiguous, also for 1x1 kernels."""
+    last = CHANNELS_LAST.get(tensor.dim())
     shape = torch.empty(tensor.shape, device="meta")
-    if tensor.dim() != 4 or tensor.stride() == shape.stride():
+    if last is None or tensor.stride() == shape.stride():
         return torch.contiguous_format
-    shape = torch.empty(tensor.shape, device="meta", memory_format=torch.channels_last)
-    same = tensor.stride() == shape.stride()
-    return torch.channels_last if same else torch.contiguous_format
+    shape = torch.empty(tensor.shape, device="meta", memory_format=last)
+    return last if tensor.stride() == shape.stride() else torch.contiguous_format
 
 
 def _halves(total: int) -> tuple[int, int]:

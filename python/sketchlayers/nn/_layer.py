@@ -1,9 +1,9 @@
-"""What every layer shares that stands for an ``nn.Conv2d`` or an ``nn.Linear``.
+"""What every layer shares that stands for a convolution or an ``nn.Linear``.
 
 A family of layers (sketches, factors, generated weights) says how a layer is built, what its dense
-weight is and how it is fitted. `Conv2dLayer` and `LinearLayer` have the dense layer's arguments and
-``from_conv`` and ``from_linear``, once for all; the decorator `stands_for_dense` writes the
-signatures and docstrings that a class has of them.
+weight is and how it is fitted. `ConvLayer`, `ConvTransposeLayer` and `LinearLayer` have the dense
+layer's arguments and ``from_conv`` and ``from_linear``, once for all; the decorator
+`stands_for_dense` writes the signatures and docstrings that a class has of them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from sketchlayers.decompose._checks import check_finite
 from ._checks import check_one_given, checked_rate, one_of, refuse_other_layers, whole_number
 from ._config import NO_PART, Configured, dense_arguments
 from ._geometry import (
+    CHANNELS_LAST,
+    DenseConv,
     Geometry,
     PaddingMode,
     effective_dilation,
     geometry_repr,
     memory_format,
+    ordinary_weight,
+    own_weight,
     pad,
 )
 from ._weight import computed_weight
@@ -56,7 +60,7 @@ class CompressedLayer(Configured):
     """
 
     # The plain layer that this one stands for.
-    _dense_class: ClassVar[type[nn.Conv2d] | type[nn.Linear]]
+    _dense_class: ClassVar[type[DenseConv] | type[nn.Linear]]
     if TYPE_CHECKING:  # TorchScript would read the annotations, and a family may compute its bias
         bias: nn.Parameter | None
         # Of the parameters that the weight is made from, as they were constructed: later they may
@@ -80,6 +84,7 @@ class CompressedLayer(Configured):
         "_groups",
         "_kernel",
         "_weight_shape",
+        "_outputs",
         "_patch",
     ]
 
@@ -120,11 +125,11 @@ class CompressedLayer(Configured):
 
     def _add_bias(self, bias: bool, factory: Factory) -> None:
         """Register the parameter ``bias``, not initialised, or None."""
-        made = torch.empty(self._weight_shape[0], **factory) if bias else None
+        made = torch.empty(self._outputs, **factory) if bias else None
         self.register_parameter("bias", None if made is None else nn.Parameter(made))
 
     def _draw_bias(self, generator: torch.Generator | None = None) -> None:
-        """Draw the bias as ``nn.Conv2d`` draws it."""
+        """Draw the bias as the dense layer draws it."""
         if self.bias is not None:
             bound = 1 / math.sqrt(self._patch)
             nn.init.uniform_(self.bias, -bound, bound, generator=generator)
@@ -157,7 +162,7 @@ class CompressedLayer(Configured):
         if number is not None:
             return whole_number(owner, name, number, *bounds)
         assert rate is not None
-        kept = self._weight_shape[0] if bias else 0
+        kept = self._outputs if bias else 0
         dense = math.prod(self._weight_shape) + kept
         wanted = round((checked_rate(owner, rate) * dense - kept) / parameters)
         return min(max(bounds[0], wanted), bounds[1])
@@ -186,7 +191,7 @@ class CompressedLayer(Configured):
     @property
     def rate(self) -> float:
         """Parameters of this layer over those of the dense one, biases included."""
-        kept = 0 if self.bias is None else self._weight_shape[0]
+        kept = 0 if self.bias is None else self._outputs
         return (self._entries + kept) / (math.prod(self._weight_shape) + kept)
 
     def _count_entries(self) -> int:
@@ -208,14 +213,19 @@ class CompressedLayer(Configured):
         raise NotImplementedError
 
     @property
+    def _outputs(self) -> int:
+        """Channels or features that the layer returns, which the bias has an entry for."""
+        return self._weight_shape[0]
+
+    @property
     def _patch(self) -> int:
-        """``n``, the number of inputs of one output."""
+        """``n``, the number of inputs of one output; of a transposed one, by which it is drawn."""
         return math.prod(self._weight_shape[1:])
 
     @classmethod
     def _from_dense(
         cls,
-        dense: nn.Conv2d | nn.Linear,
+        dense: DenseConv | nn.Linear,
         size: Sequence[Any],
         init: str,
         norm: Norm,
@@ -247,7 +257,7 @@ class CompressedLayer(Configured):
         layer._fill_stored(own, norm)
         parameters = layer._weight_parameters()
         for parameter in parameters:
-            if parameter.dim() == 4:
+            if parameter.dim() == weight.dim() and weight.dim() in CHANNELS_LAST:
                 parameter.data = parameter.data.to(memory_format=memory_format(weight))
         if init == "random":
             layer._draw(**how)
@@ -290,7 +300,11 @@ def scale_outputs(layer: nn.Module, name: str, scale: Tensor, shift: Tensor) -> 
     parameter = layer.get_parameter(name)
     with torch.no_grad():
         rows = scale.reshape(-1, *[1] * (parameter.dim() - 1))
-        parameter.copy_(parameter.to(scale.dtype) * rows)
+        if name == "weight" and getattr(layer, "transposed", False):  # has no row for each output
+            scaled = own_weight(layer, ordinary_weight(layer).to(scale.dtype) * rows)
+        else:
+            scaled = parameter.to(scale.dtype) * rows
+        parameter.copy_(scaled)
         if isinstance(layer.bias, Tensor):
             layer.bias.copy_(layer.bias.to(scale.dtype) * scale + shift)
         else:
@@ -298,13 +312,21 @@ def scale_outputs(layer: nn.Module, name: str, scale: Tensor, shift: Tensor) -> 
     return layer
 
 
-class Conv2dLayer(CompressedLayer):
-    """A layer in place of a convolution; has the attributes of ``nn.Conv2d``."""
+class ConvLayer(CompressedLayer):
+    """A layer in place of a convolution; has the attributes of PyTorch's."""
 
-    # Never other than these; tools that count operations or export read them of any convolution.
+    # Tools that count operations or export read it of any convolution.
     transposed: ClassVar[bool] = False
-    output_padding: ClassVar[tuple[int, int]] = (0, 0)
-    _dense_class = nn.Conv2d
+    _axes: ClassVar[int]
+    if TYPE_CHECKING:  # TorchScript would read the annotations
+        in_channels: int
+        out_channels: int
+        kernel_size: tuple[int, ...]
+        stride: tuple[int, ...]
+        padding: str | tuple[int, ...]
+        dilation: tuple[int, ...]
+        groups: int
+        padding_mode: PaddingMode
 
     def __init__(
         self,
@@ -331,22 +353,23 @@ class Conv2dLayer(CompressedLayer):
             dilation,
             groups,
             padding_mode,
+            axes=self._axes,
         )
-        self.in_channels = geometry.in_channels
-        self.out_channels = geometry.out_channels
-        self.kernel_size = geometry.kernel_size
-        self.stride = geometry.stride
-        self.padding = geometry.padding
-        self.dilation = geometry.dilation
-        self.groups = geometry.groups
-        self.padding_mode = geometry.padding_mode
-        self._construct(bias, {"device": device, "dtype": dtype}, **options)
+        self._begin(geometry, bias, {"device": device, "dtype": dtype}, options)
+
+    def _begin(
+        self, geometry: Geometry, bias: bool, factory: Factory, options: dict[str, Any]
+    ) -> None:
+        """Take the attributes of this geometry, and construct the rest."""
+        for name, value in geometry.arguments().items():
+            setattr(self, name, value)
+        self._construct(bias, factory, **options)
         self._entries = self._count_entries()
 
     @classmethod
     def from_conv(
         cls,
-        conv: nn.Conv2d,
+        conv: DenseConv,
         *size: Any,
         init: str = "fit",
         second_moment: Tensor | None = None,
@@ -356,15 +379,16 @@ class Conv2dLayer(CompressedLayer):
         """A layer of this class in place of ``conv``, which is left as it is."""
         return cls._from_dense(conv, size, init, (second_moment, sensitivity), options)
 
-    def fold(self) -> nn.Conv2d:
+    def fold(self) -> DenseConv:
         """The plain convolution with this layer's weight, of the same device, type and format."""
-        folded: nn.Conv2d = self._folded()
+        folded: DenseConv = self._folded()
         return folded
 
     def _applied(self, input: Tensor, weight: Tensor) -> Tensor:
         input, padding = pad(self, input)
         dilation = effective_dilation(self)
-        return F.conv2d(input, weight, self.bias, self.stride, padding, dilation, self.groups)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self._axes - 1]
+        return convolve(input, weight, self.bias, self.stride, padding, dilation, self.groups)
 
     @property
     def _weight_shape(self) -> tuple[int, ...]:
@@ -373,6 +397,96 @@ class Conv2dLayer(CompressedLayer):
     def extra_repr(self) -> str:
         """Arguments of the constructor that are not the default ones, and the rate."""
         return ", ".join([*geometry_repr(self), *self._options_repr(), f"rate={self.rate:.3g}"])
+
+
+class Conv1dLayer(ConvLayer):
+    """A layer in place of an ``nn.Conv1d``."""
+
+    output_padding: ClassVar[tuple[int, ...]] = (0,)
+    _axes = 1
+    _dense_class = nn.Conv1d
+
+
+class Conv2dLayer(ConvLayer):
+    """A layer in place of an ``nn.Conv2d``."""
+
+    output_padding: ClassVar[tuple[int, ...]] = (0, 0)
+    _axes = 2
+    _dense_class = nn.Conv2d
+
+
+class Conv3dLayer(ConvLayer):
+    """A layer in place of an ``nn.Conv3d``."""
+
+    output_padding: ClassVar[tuple[int, ...]] = (0, 0, 0)
+    _axes = 3
+    _dense_class = nn.Conv3d
+
+
+class ConvTransposeLayer(ConvLayer):
+    """A layer in place of a transposed convolution; has the attributes of PyTorch's."""
+
+    transposed: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: Literal["zeros"] = "zeros",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        geometry = Geometry.checked(
+            type(self).__name__,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            output_padding,
+            axes=self._axes,
+        )
+        self._begin(geometry, bias, {"device": device, "dtype": dtype}, options)
+
+    @property
+    def _weight_shape(self) -> tuple[int, ...]:
+        return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+
+    @property
+    def _outputs(self) -> int:
+        return self.out_channels
+
+
+class ConvTranspose1dLayer(ConvTransposeLayer):
+    """A layer in place of an ``nn.ConvTranspose1d``."""
+
+    _axes = 1
+    _dense_class = nn.ConvTranspose1d
+
+
+class ConvTranspose2dLayer(ConvTransposeLayer):
+    """A layer in place of an ``nn.ConvTranspose2d``."""
+
+    _axes = 2
+    _dense_class = nn.ConvTranspose2d
+
+
+class ConvTranspose3dLayer(ConvTransposeLayer):
+    """A layer in place of an ``nn.ConvTranspose3d``."""
+
+    _axes = 3
+    _dense_class = nn.ConvTranspose3d
 
 
 class LinearLayer(CompressedLayer):
@@ -439,19 +553,39 @@ def draw_normal(
         parameter.copy_(values.normal_(0, deviation, generator=generator))
 
 
-_CONV2D = """\
+_CONV = """\
         in_channels: ``d2``, of all groups together.
         out_channels: ``d1``, of all groups together.
-        kernel_size: ``(h, w)`` or one number for both.
-        stride: as in ``nn.Conv2d``.
-        padding: number, pair, ``"same"`` or ``"valid"``.
-        dilation: as in ``nn.Conv2d``.
-        groups: as in ``nn.Conv2d``.
+        kernel_size: {kernel_size}.
+        stride: as in ``nn.{dense}``.
+        padding: {numbers}, ``"same"`` or ``"valid"``.
+        dilation: as in ``nn.{dense}``.
+        groups: as in ``nn.{dense}``.
         bias: learn a bias.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
         device: of parameters and buffers; may be ``"meta"``.
         dtype: of the parameters.
 """
+_CONV_TRANSPOSE = """\
+        in_channels: ``d2``, of all groups together.
+        out_channels: ``d1``, of all groups together.
+        kernel_size: {kernel_size}.
+        stride: as in ``nn.{dense}``.
+        padding: as in ``nn.{dense}``.
+        output_padding: as in ``nn.{dense}``.
+        groups: as in ``nn.{dense}``.
+        bias: learn a bias.
+        dilation: as in ``nn.{dense}``.
+        padding_mode: ``"zeros"``.
+        device: of parameters and buffers; may be ``"meta"``.
+        dtype: of the parameters.
+"""
+_KERNEL_SIZE = {
+    1: "``w``",
+    2: "``(h, w)`` or one number for both",
+    3: "``(d, h, w)`` or one number for all",
+}
+_NUMBERS = {1: "number", 2: "number, pair", 3: "number, three of them"}
 _LINEAR = """\
         in_features: ``d2``.
         out_features: ``d1``.
@@ -476,8 +610,15 @@ A layer of this class in place of ``{given}``, which is left as it is.
             {options}: see the class.
 """
 _NORM = {
-    "Conv2d": """\
+    "Conv": """\
             second_moment: ``E[x x^T]`` of the input patches in the order of ``F.unfold``,
+                ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
+            sensitivity: weight of the output's errors, ``(d1,)``, or a matrix for each group
+                ``(groups, T, T)`` with ``T = d1 / groups``, ``(T, T)`` for one.
+""",
+    "ConvTranspose": """\
+            second_moment: ``E[x x^T]`` of the patches of the input with zeros between its pixels,
+                by which a transposed convolution is an ordinary one, in the order of ``F.unfold``,
                 ``(n, n)`` or ``(groups, n, n)``: the fit is in the norm of the output's change.
             sensitivity: weight of the output's errors, ``(d1,)``, or a matrix for each group
                 ``(groups, T, T)`` with ``T = d1 / groups``, ``(T, T)`` for one.
@@ -506,6 +647,8 @@ _WITHOUT_EXTENSION = """\
         ImportError: the compiled extension is missing, or was built for another PyTorch.
 """
 
+_BASES: tuple[type[CompressedLayer], ...] = (ConvTransposeLayer, ConvLayer, LinearLayer)
+
 L = TypeVar("L", bound=type[CompressedLayer])
 
 
@@ -523,14 +666,14 @@ def stands_for_dense(kind: L) -> L:
         if part.kind is keyword_only and part.name not in getattr(kind, "_without", ())
     ]
     kind._own = tuple(part.name for part in own)
-    shared = Conv2dLayer if issubclass(kind, Conv2dLayer) else LinearLayer
-    dense = shared._dense_class.__name__
+    shared = next(base for base in _BASES if issubclass(kind, base))
+    dense = kind._dense_class.__name__
 
-    constructor = shared.__init__
+    constructor: Any = shared.__init__
     common = [*inspect.signature(constructor).parameters.values()][:-1]
     _replace(kind, "__init__", constructor, [*common, *own], "None")
 
-    convert: Any = Conv2dLayer.from_conv if shared is Conv2dLayer else LinearLayer.from_linear
+    convert: Any = LinearLayer.from_linear if shared is LinearLayer else ConvLayer.from_conv
     cls, given, _, *norm, _ = inspect.signature(convert.__func__).parameters.values()
     size, *others = own
     size = size.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -545,7 +688,8 @@ def stands_for_dense(kind: L) -> L:
         kind.__doc__ = _documented_class(kind, dense)
         options = ", ".join(kind._own)
         told = _CONVERTED.format(given=given.name, dense=dense, options=options)
-        method.__doc__ = told + kind._documented_fit + _NORM[dense] + _RAISED
+        norm_told = _NORM[shared.__name__.removesuffix("Layer")]
+        method.__doc__ = told + kind._documented_fit + norm_told + _RAISED
     return kind
 
 
@@ -572,6 +716,15 @@ def _replace(
     return method
 
 
+def _documented_sizes(kind: type[CompressedLayer], dense: str) -> str:
+    """The arguments of the dense layer."""
+    if not issubclass(kind, ConvLayer):
+        return _LINEAR
+    told = _CONV_TRANSPOSE if issubclass(kind, ConvTransposeLayer) else _CONV
+    axes = kind._axes
+    return told.format(dense=dense, kernel_size=_KERNEL_SIZE[axes], numbers=_NUMBERS[axes])
+
+
 def _documented_class(kind: type[CompressedLayer], dense: str) -> str:
     """The docstring with the dense layer's arguments, those of the family, and what is raised."""
     head, _, rest = (kind.__doc__ or "").partition("    Args:\n")
@@ -580,7 +733,7 @@ def _documented_class(kind: type[CompressedLayer], dense: str) -> str:
     if raised and kind._needs_extension:
         raised = raised.replace("Raises:\n", "Raises:\n" + _WITHOUT_EXTENSION)
     rest, _, example = rest.partition("    Example:\n")
-    shared = _CONV2D if dense == "Conv2d" else _LINEAR
+    shared = _documented_sizes(kind, dense)
     rate = _RATE.format(dense=dense, size=kind._own[0])
     arguments = f"{shared}{own}{rate}{kind._documented}"
     return f"{head}    Args:\n{arguments}\n{rest}{raised}    Example:\n{example}"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sketchlayers.nn._geometry import CONVOLUTIONS
 from sketchlayers.nn._layer import CompressedLayer, scale_outputs
 
 
@@ -23,9 +24,9 @@ def fuse_batch_norm(layer: nn.Module, norm: nn.Module) -> nn.Module:
     `sketchlayers.fold`.
 
     Args:
-        layer: a layer of this package, ``nn.Conv2d`` or ``nn.Linear``.
-        norm: ``nn.BatchNorm2d``, ``nn.BatchNorm1d`` behind a fully connected layer, or
-            ``nn.SyncBatchNorm``, of as many features as the layer has outputs.
+        layer: a layer of this package, a convolution of PyTorch, or ``nn.Linear``.
+        norm: ``nn.BatchNorm1d``, ``nn.BatchNorm2d``, ``nn.BatchNorm3d`` or ``nn.SyncBatchNorm``, of
+            as many features as the layer has outputs.
 
     Raises:
         TypeError: another module.
@@ -36,10 +37,10 @@ def fuse_batch_norm(layer: nn.Module, norm: nn.Module) -> nn.Module:
         >>> layer = sketchlayers.TuckerConv2d(8, 16, 3, ranks=(4, 8)).eval()
         >>> fused = sketchlayers.fuse_batch_norm(layer, nn.BatchNorm2d(16).eval())
     """
-    dense = isinstance(layer, nn.Conv2d | nn.Linear)
+    dense = isinstance(layer, (*CONVOLUTIONS, nn.Linear))
     if not dense and not isinstance(layer, CompressedLayer):
         raise TypeError(
-            "fuse_batch_norm: layer must be a layer of sketchlayers, nn.Conv2d or nn.Linear "
+            "fuse_batch_norm: layer must be a layer of sketchlayers, a convolution or nn.Linear "
             f"(got {type(layer).__name__})"
         )
     if not isinstance(norm, _BatchNorm):

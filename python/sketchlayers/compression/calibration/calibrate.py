@@ -34,6 +34,7 @@ from sketchlayers.compression.survey.selection import (
     suggestion,
 )
 from sketchlayers.nn._checks import whole_number
+from sketchlayers.nn._geometry import is_depthwise
 from sketchlayers.reports.table import quantity
 from sketchlayers.surgery.batches import (
     Forward,
@@ -52,6 +53,8 @@ from sketchlayers.surgery.batches import (
 )
 from sketchlayers.surgery.evaluation import evaluating, random_numbers, same_random_numbers
 
+MOST_INPUTS = 16_000
+"""Inputs of a convolution's patches up to which second moments are summed."""
 MEMORY_BUDGET = 4 << 30
 """Bytes that the sums of one pass may take by default: 4 GiB."""
 
@@ -79,11 +82,12 @@ def calibrate(
     Source of the norm: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, "Distribution-Aware Tensor
     Decomposition for Compression of Convolutional Neural Networks", NeurIPS 2025, arXiv 2511.04494.
 
-    All ``nn.Conv2d`` and ``nn.Linear`` layers are calibrated but depthwise ones and those that no
-    method can replace (parametrised ones, those with a forward of their own); the reasons are in
-    `Calibration.missing`. Patches are never held but for a small part of a batch. If the moments
-    of all layers do not fit in ``memory_budget``, the loader is run through several times, for some
-    layers each time, and finished moments wait in a temporary file.
+    All convolutions and ``nn.Linear`` layers are calibrated but depthwise ones and those that no
+    method can replace (parametrised ones, those with a forward of their own), and convolutions with
+    patches of more than 16,000 inputs; the reasons are in `Calibration.missing`. Patches are never
+    held but for a small part of a batch. If the moments of all layers do not fit in
+    ``memory_budget``, the loader is run through several times, for some layers each time, and
+    finished moments wait in a temporary file.
 
     The model runs in evaluation mode without gradients; its modes, buffers and hooks and the random
     numbers of PyTorch, Python and NumPy are as before, whatever happens. An outer autocast applies
@@ -223,6 +227,13 @@ def _prepare(
     geometries = {
         name: PatchGeometry.of(layer) for name, layer in found.items() if name not in missing
     }
+    for name, geometry in list(geometries.items()):
+        if geometry.kind != "linear" and geometry.inputs > MOST_INPUTS:
+            missing[name] = Reason(
+                f"its patches have {geometry.inputs:,} inputs, too many for second moments "
+                f"(at most {MOST_INPUTS:,})"
+            )
+            del geometries[name]
     sizes = {name: working_bytes(geometry) for name, geometry in geometries.items()}
     for name, size in sizes.items():
         if size > memory_budget:
@@ -279,7 +290,7 @@ def _left_out(
     reasons = {}
     for name, layer in found.items():
         reason = unusual_layer(layer)
-        if reason is None and _is_depthwise(layer):
+        if reason is None and is_depthwise(layer):
             reason = Reason("depthwise convolution")
         if reason is None and (
             (chosen is not None and match(name, chosen) is None)
@@ -289,10 +300,6 @@ def _left_out(
         if reason is not None:
             reasons[name] = reason
     return reasons
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
 
 
 def _passes(sizes: Mapping[str, int], budget: int) -> tuple[tuple[str, ...], ...]:

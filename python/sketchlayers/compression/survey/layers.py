@@ -15,6 +15,7 @@ from sketchlayers import methods
 from sketchlayers.compression.survey.reasons import Reason, Reasons
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init
+from sketchlayers.nn._geometry import CONVOLUTIONS
 from sketchlayers.reports.rows import OtherParameter
 from sketchlayers.surgery.calls import Call, Shapes, record_calls
 
@@ -208,11 +209,11 @@ def _find_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def dense_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns all 2-D convolutions and linear layers outside of compressed layers, by name."""
+    """Returns all convolutions and linear layers outside of compressed layers, by name."""
     return {
         name: layer
         for name, layer in _find_layers(model)
-        if isinstance(layer, nn.Conv2d | nn.Linear)
+        if isinstance(layer, (*CONVOLUTIONS, nn.Linear))
     }
 
 

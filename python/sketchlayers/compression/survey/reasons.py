@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from sketchlayers import methods
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init
+from sketchlayers.nn._geometry import CONVOLUTIONS
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -133,9 +134,9 @@ def unusual_layer(layer: nn.Module) -> Reason | None:
 
 def _unusual(layer: nn.Module) -> str | None:
     kind = type(layer).__name__
-    if not isinstance(layer, nn.Conv2d | nn.Linear):
+    base = next((dense for dense in (*CONVOLUTIONS, nn.Linear) if isinstance(layer, dense)), None)
+    if base is None:
         return None
-    base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
     computed = [key for key in ("weight", "bias") if key not in layer._parameters]
     if computed:
         return f"parametrised: its {' and '.join(computed)} is computed{_sources(layer)}"

@@ -1,4 +1,4 @@
-"""What `TuckerConv2d`, `CPConv2d`, `LowRankConv2d` and `LowRankLinear` share: plain layers."""
+"""What layers of factors share: they are plain layers, one after the other."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sketchlayers._runtime.parallel import own_class
 from sketchlayers.nn._checks import check_one_given, checked_rate, whole_number
-from sketchlayers.nn._geometry import Geometry, batch_and_size, output_size
+from sketchlayers.nn._geometry import (
+    CONVOLUTIONS,
+    Geometry,
+    batch_and_size,
+    output_size,
+    own_weight,
+)
 from sketchlayers.nn._groups import Group, groups_of, overall_error
-from sketchlayers.nn._layer import CompressedLayer, Factory, Norm, draw_normal, scale_outputs
+from sketchlayers.nn._layer import CompressedLayer, Norm, draw_normal, scale_outputs
 
 R = TypeVar("R")
+_PLAIN: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear)
 
 
 class Fit(NamedTuple):
@@ -77,7 +84,7 @@ class FactoredLayer(CompressedLayer):
             weight = part.get_parameter("weight")
             if weight.is_meta:
                 return
-            deviation = math.sqrt((2 if part is last else 1) / weight[0].numel())
+            deviation = math.sqrt((2 if part is last else 1) / Geometry.of(part).patch)
             draw_normal(weight, deviation, generator)
         self._draw_bias(generator)
 
@@ -98,7 +105,7 @@ class FactoredLayer(CompressedLayer):
                 adapter, which computes with more than this weight.
         """
         kind = type_before_parametrizations(part)
-        if kind not in (nn.Conv2d, nn.Linear) and own_class(part) not in (nn.Conv2d, nn.Linear):
+        if kind not in _PLAIN and own_class(part) not in _PLAIN:
             raise RuntimeError(
                 f"{type(self).__name__}: its parts must be plain layers to have one weight (got "
                 f"{kind.__module__}.{kind.__name__}); take the weight, or fold the model, before "
@@ -133,8 +140,8 @@ class FactoredLayer(CompressedLayer):
             for group, begin in zip(groups, begins, strict=True)
         ]
         by_part = zip(*(fit.weights for fit in fits), strict=True)
-        for parameter, weights in zip(self._weight_parameters(), by_part, strict=True):
-            parameter.detach().copy_(torch.cat(weights).reshape(parameter.shape))
+        for part, weights in zip(self.parts(), by_part, strict=True):
+            self._weight_of(part).detach().copy_(own_weight(part, torch.cat(weights)))
         return overall_error(groups, [fit.relative_error for fit in fits])
 
     def _checked_start(self, start: FactoredLayer) -> list[Any]:
@@ -219,7 +226,7 @@ class FactoredLayer(CompressedLayer):
             TypeError: the rate is not a number.
             ValueError: the rate is out of range, or the layer would grow at any rank.
         """
-        owner, kept = type(self).__name__, self._weight_shape[0] if bias else 0
+        owner, kept = type(self).__name__, self._outputs if bias else 0
         target = checked_rate(owner, rate) * (math.prod(self._weight_shape) + kept)
         if not ranks:
             raise ValueError(
@@ -234,15 +241,6 @@ class FactoredLayer(CompressedLayer):
         close = ranks[max(0, above - 1) : above + 1]
         return min(close, key=lambda rank: abs(parameters(rank) - target))
 
-    def _by_group(self, part: nn.Conv2d) -> Tensor:
-        """Its weight with the group in front: ``(groups, outputs, inputs, h, w)``."""
-        return self._weight_of(part).unflatten(0, (self._groups, -1))
-
-
-def convolution(geometry: Geometry, bias: bool, factory: Factory) -> nn.Conv2d:
-    """The plain convolution of this geometry."""
-    return nn.Conv2d(**geometry._asdict(), bias=bias, **factory)
-
 
 def chain_multiply_adds(
     owner: str, layer: nn.Module, parts: Iterable[Geometry], input_shape: Sequence[int]
@@ -255,6 +253,8 @@ def chain_multiply_adds(
     batch, size = batch_and_size(owner, layer, input_shape)
     count, pixels = 0, list(size)
     for part in parts:
-        pixels = output_size(part, pixels)
-        count += math.prod(pixels) * part.weights
+        before, pixels = pixels, output_size(part, pixels)
+        # Every input of a transposed convolution meets the weight once.
+        positions = pixels if part.output_padding is None else before
+        count += math.prod(positions) * part.weights
     return batch * count

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any, ClassVar, NamedTuple
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,11 @@ from sketchlayers import decompose
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
-from sketchlayers.nn.factored._layer import FactoredLayer, Fit, convolution
+from sketchlayers.nn.factored._conv import FactoredConv, convolution, sizes_along
+from sketchlayers.nn.factored._layer import Fit
+
+AXES = ("planes", "rows", "columns")
+"""Names of the depthwise parts; those of fewer axes have the last ones."""
 
 _DOCUMENTED_FIT = """\
             init: ``"fit"`` approximates the weight (`sketchlayers.decompose.cp`; the global optimum
@@ -27,8 +32,98 @@ _DOCUMENTED_FIT = """\
 """
 
 
+class CPConv(FactoredConv):
+    """A convolution of any number of axes whose weight is a CP decomposition."""
+
+    _fit_options: ClassVar[dict[str, Any]] = {
+        "seed": None,
+        "start": None,
+        "starts": 4,
+        "max_sweeps": 240,
+        "tolerance": 1e-6,
+    }
+    _documented_fit = _DOCUMENTED_FIT
+    if TYPE_CHECKING:  # None in classes of fewer axes, and a constant for TorchScript there
+        planes: Any
+        rows: Any
+        columns: Any
+
+    def _construct(
+        self, bias: bool, factory: Factory, *, rank: int | None = None, rate: float | None = None
+    ) -> None:
+        nn.Module.__init__(self)
+        geometry = Geometry.of(self)
+        full = min(geometry.patch, geometry.group_outputs * geometry.taps)
+        self.rank = self._checked_rank(rank, rate, bias, full, cp_weights(geometry, 1))
+        parts = cp_parts(geometry, self.rank)
+        # Absent parts are modules too, so that no other code takes them for attributes of a user.
+        self.input = convolution(parts.input, False, factory)
+        for name, part in zip(AXES[-self._axes :], parts.kernel, strict=True):
+            self.add_module(name, part and convolution(part, False, factory))
+        self.output = convolution(parts.output, bias, factory)
+        self.reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``(N, in, *size)`` or ``(in, *size)``."""
+        input = self.input(input)
+        if self.planes is not None:
+            input = self.planes(input)
+        if self.rows is not None:
+            input = self.rows(input)
+        if self.columns is not None:
+            input = self.columns(input)
+        return self.output(input)
+
+    def _product(self) -> Tensor:
+        first, *kernel, last = self.parts()
+        filters = self._ordinary(first)
+        for part in kernel:
+            filters = filters * self._ordinary(part)
+        by_group = filters.unflatten(0, (self.groups, self.rank))
+        outputs = self._by_group(last).flatten(2)
+        return torch.einsum("gtr,grs...->gts...", outputs, by_group).flatten(0, 1)
+
+    def _starts(self) -> list[tuple[Tensor, ...]]:
+        inputs, *spatial, outputs = (
+            self._by_group(part).detach().flatten(2) for part in self.parts()
+        )
+        kernel = [
+            next(axes) if size > 1 else outputs.new_ones(self.groups, self.rank, 1)
+            for axes in [iter(spatial)]
+            for size in self.kernel_size
+        ]
+        factors = (outputs, inputs.mT, *(part.mT for part in kernel))
+        return list(zip(*factors, strict=True))
+
+    def _fit_group(self, group: Group, *, seed: int | None = None, **how: Any) -> Fit:
+        if math.prod(self.kernel_size) == 1:
+            pair = decompose.svd(group.weight, self.rank, **group.norm)
+            return Fit((pair.right, pair.left), pair.relative_error)
+        fitted = decompose.cp(group.weight, self.rank, **group.norm, seed=seed or 0, **how)
+        outputs, inputs, *kernel = (factor.mT for factor in fitted.factors)
+        # A factor of one position is part of another.
+        single = [part for part in kernel if part.shape[1] == 1]
+        first, *others = [part for part in kernel if part.shape[1] > 1]
+        filters = (math.prod(single, start=first), *others)
+        return Fit((inputs, *filters, outputs.mT), fitted.relative_error)
+
+
+class CPConvTranspose(CPConv):
+    """A transposed convolution whose weight is a CP decomposition."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve ``(N, in, *size)`` or ``(in, *size)``; the size is as of PyTorch's layer."""
+        if output_size is None:
+            return super().forward(input)
+        wanted = output_size[-self._axes :]
+        *parts, last = self.parts()
+        for part, axes in zip(parts, _axes_of_parts(self.kernel_size), strict=True):
+            input = part(input, sizes_along(axes, wanted, input)) if axes else part(input)
+        return last(input)
+
+
 @stands_for_dense
-class CPConv2d(Conv2dLayer, FactoredLayer):
+class CPConv2d(Conv2dLayer, CPConv):
     r"""Convolution whose weight is a CP decomposition, in place of ``nn.Conv2d``.
 
     The weight is::
@@ -55,101 +150,59 @@ class CPConv2d(Conv2dLayer, FactoredLayer):
         torch.Size([8, 192, 16, 16])
     """
 
-    _fit_options: ClassVar[dict[str, Any]] = {
-        "seed": None,
-        "start": None,
-        "starts": 4,
-        "max_sweeps": 240,
-        "tolerance": 1e-6,
-    }
-    _documented_fit = _DOCUMENTED_FIT
-
-    def _construct(
-        self, bias: bool, factory: Factory, *, rank: int | None = None, rate: float | None = None
-    ) -> None:
-        nn.Module.__init__(self)
-        geometry = Geometry.of(self)
-        full = min(geometry.patch, geometry.group_outputs * prod(geometry.kernel_size))
-        self.rank = self._checked_rank(rank, rate, bias, full, cp_weights(geometry, 1))
-        parts = cp_parts(geometry, self.rank)
-        # Absent parts are modules too, so that no other code takes them for attributes of a user.
-        self.rows: nn.Conv2d | None
-        self.columns: nn.Conv2d | None
-        self.input = convolution(parts.input, False, factory)
-        self.add_module("rows", parts.rows and convolution(parts.rows, False, factory))
-        self.add_module("columns", parts.columns and convolution(parts.columns, False, factory))
-        self.output = convolution(parts.output, bias, factory)
-        self.reset_parameters()
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``(N, in, H, W)`` or ``(in, H, W)``."""
-        input = self.input(input)
-        if self.rows is not None:
-            input = self.rows(input)
-        if self.columns is not None:
-            input = self.columns(input)
-        return self.output(input)
-
-    def dense_weight(self) -> Tensor:
-        """``(out, in / groups, h, w)``, differentiable in the factors."""
-        filters: Tensor = self._weight_of(self.input)
-        for part in (self.rows, self.columns):
-            if part is not None:
-                filters = filters * self._weight_of(part)
-        by_group = filters.unflatten(0, (self.groups, self.rank))
-        outputs = self._weight_of(self.output).unflatten(0, (self.groups, -1))[..., 0, 0]
-        return torch.einsum("gtr,grshw->gtshw", outputs, by_group).flatten(0, 1)
-
-    def _starts(self) -> list[tuple[Tensor, ...]]:
-        inputs, *spatial, outputs = (
-            self._weight_of(part).detach().unflatten(0, (self.groups, -1)).flatten(2)
-            for part in self.parts()
-        )
-        kernel = [
-            next(axes) if size > 1 else outputs.new_ones(self.groups, self.rank, 1)
-            for axes in [iter(spatial)]
-            for size in self.kernel_size
-        ]
-        factors = (outputs, inputs.mT, *(part.mT for part in kernel))
-        return list(zip(*factors, strict=True))
-
-    def _fit_group(self, group: Group, *, seed: int | None = None, **how: Any) -> Fit:
-        h, w = self.kernel_size
-        if (h, w) == (1, 1):
-            pair = decompose.svd(group.weight, self.rank, **group.norm)
-            return Fit((pair.right, pair.left), pair.relative_error)
-        factors = decompose.cp(group.weight, self.rank, **group.norm, seed=seed or 0, **how)
-        outputs, inputs, *kernel = factors.factors
-        rows, columns = (part.mT for part in kernel)
-        spatial = (rows, columns) if h > 1 and w > 1 else (rows * columns,)
-        return Fit((inputs.mT, *spatial, outputs), factors.relative_error)
+    planes = None
+    __constants__: ClassVar[list[str]] = ["planes"]
 
 
 class CPParts(NamedTuple):
-    """The convolutions of the chain."""
+    """The convolutions of the chain.
+
+    Attributes:
+        input: from the input's channels to the components.
+        kernel: depthwise, one for each axis of the kernel; None where it has one position.
+        output: from the components to the output's channels.
+    """
 
     input: Geometry
-    rows: Geometry | None
-    columns: Geometry | None
+    kernel: tuple[Geometry | None, ...]
     output: Geometry
+
+    @property
+    def chain(self) -> list[Geometry]:
+        """All that there are, in order."""
+        return [self.input, *(part for part in self.kernel if part is not None), self.output]
 
 
 def cp_parts(geometry: Geometry, rank: int) -> CPParts:
-    """The convolutions that a `CPConv2d` of this rank is made of."""
-    groups, (h, w) = geometry.groups, geometry.kernel_size
-    inner = rank * groups
+    """The convolutions that a CP layer of this rank is made of."""
+    inner = rank * geometry.groups
+    output = geometry.pointwise(inner, geometry.out_channels)
+    if geometry.taps == 1:
+        absent = (None,) * len(geometry.kernel_size)
+        return CPParts(geometry._replace(out_channels=inner), absent, output)
+    input = geometry.pointwise(geometry.in_channels, inner)
     depthwise = geometry._replace(in_channels=inner, out_channels=inner, groups=inner)
-    output = Geometry(inner, geometry.out_channels, groups=groups)
-    if (h, w) == (1, 1):
-        return CPParts(geometry._replace(out_channels=inner), None, None, output)
-    input = Geometry(geometry.in_channels, inner, groups=groups)
-    if w == 1:
-        return CPParts(input, depthwise, None, output)
-    if h == 1:
-        return CPParts(input, None, depthwise, output)
-    return CPParts(input, depthwise.one_way(0), depthwise.one_way(1), output)
+    kernel: list[Geometry | None] = [None] * len(geometry.kernel_size)
+    for axes in _axes_of_parts(geometry.kernel_size)[1:]:
+        own = next(axis for axis in axes if geometry.kernel_size[axis] > 1)
+        kernel[own] = depthwise.along(axes)
+    return CPParts(input, tuple(kernel), output)
+
+
+def _axes_of_parts(kernel_size: Sequence[int]) -> list[list[int]]:
+    """Which axes of the kernel the parts before the last one have, of the parts that there are.
+
+    An axis of one position, which may have a stride and padding, is the first other one's too, or
+    that of the input where there is no other.
+    """
+    single = [axis for axis, size in enumerate(kernel_size) if size == 1]
+    others = [[axis] for axis, size in enumerate(kernel_size) if size > 1]
+    if not others:
+        return [single]
+    others[0] += single
+    return [[], *others]
 
 
 def cp_weights(geometry: Geometry, rank: int) -> int:
     """Entries of all factors together, proportional to the rank."""
-    return sum(part.weights for part in cp_parts(geometry, rank) if part is not None)
+    return sum(part.weights for part in cp_parts(geometry, rank).chain)

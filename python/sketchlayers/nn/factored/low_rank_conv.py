@@ -11,7 +11,8 @@ from sketchlayers import decompose
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
-from sketchlayers.nn.factored._layer import FactoredLayer, Fit, convolution
+from sketchlayers.nn.factored._conv import FactoredConv, convolution
+from sketchlayers.nn.factored._layer import Fit
 
 _DOCUMENTED_FIT = """\
             init: ``"fit"`` approximates the weight in closed form
@@ -21,7 +22,7 @@ _DOCUMENTED_FIT = """\
 
 
 @stands_for_dense
-class LowRankConv2d(Conv2dLayer, FactoredLayer):
+class LowRankConv2d(Conv2dLayer, FactoredConv):
     r"""Convolution as a vertical and a horizontal one, in place of ``nn.Conv2d``.
 
     The weight is::
@@ -64,8 +65,7 @@ class LowRankConv2d(Conv2dLayer, FactoredLayer):
         """Convolve ``(N, in, H, W)`` or ``(in, H, W)``."""
         return self.horizontal(self.vertical(input))
 
-    def dense_weight(self) -> Tensor:
-        """``(out, in / groups, h, w)``, differentiable in the filters."""
+    def _product(self) -> Tensor:
         vertical = self._by_group(self.vertical)[..., 0]
         horizontal = self._by_group(self.horizontal)[..., 0, :]
         return torch.einsum("grsi,gtrj->gtsij", vertical, horizontal).flatten(0, 1)
@@ -79,8 +79,8 @@ def low_rank_parts(geometry: Geometry, rank: int) -> tuple[Geometry, Geometry]:
     """The vertical and the horizontal convolution of a `LowRankConv2d` of this rank."""
     inner = rank * geometry.groups
     return (
-        geometry._replace(out_channels=inner).one_way(0),
-        geometry._replace(in_channels=inner).one_way(1),
+        geometry._replace(out_channels=inner).along([0]),
+        geometry._replace(in_channels=inner).along([1]),
     )
 
 

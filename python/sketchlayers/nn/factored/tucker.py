@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from sketchlayers import decompose
 from sketchlayers.nn._checks import check_one_given, whole_number
-from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._geometry import DenseConv, Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
-from sketchlayers.nn.factored._layer import FactoredLayer, Fit, convolution
+from sketchlayers.nn.factored._conv import FactoredConv, convolution
+from sketchlayers.nn.factored._layer import Fit
 
 Ranks = tuple[int | None, int | None]
 
@@ -30,8 +31,81 @@ _DOCUMENTED_FIT = """\
 """
 
 
+class TuckerConv(FactoredConv):
+    """A convolution of any number of axes whose weight is a Tucker-2 decomposition."""
+
+    _fit_options: ClassVar[dict[str, Any]] = {
+        "seed": None,
+        "start": None,
+        "max_sweeps": 100,
+        "tolerance": 1e-6,
+    }
+    _documented_fit = _DOCUMENTED_FIT
+
+    def _construct(
+        self, bias: bool, factory: Factory, *, ranks: Ranks | None = None, rate: float | None = None
+    ) -> None:
+        owner = type(self).__name__
+        nn.Module.__init__(self)
+        geometry = Geometry.of(self)
+        check_one_given(owner, "ranks", ranks, rate)
+        if ranks is None:
+            weights = partial(tucker_weights, geometry)
+            self.ranks = self._nearest_rank(rate, bias, uniform_ranks(geometry), weights)
+        else:
+            self.ranks = checked_ranks(owner, geometry, ranks)
+        parts = tucker_parts(geometry, self.ranks)
+        # Absent parts are modules too, so that no other code takes them for attributes of a user.
+        self.input: DenseConv | None
+        self.output: DenseConv | None
+        self.add_module("input", parts.input and convolution(parts.input, False, factory))
+        self.core = convolution(parts.core, bias and parts.output is None, factory)
+        self.add_module("output", parts.output and convolution(parts.output, bias, factory))
+        self.reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``(N, in, *size)`` or ``(in, *size)``."""
+        if self.input is not None:
+            input = self.input(input)
+        input = self.core(input)
+        if self.output is not None:
+            input = self.output(input)
+        return input
+
+    def _product(self) -> Tensor:
+        weight = self._by_group(self.core)
+        if self.input is not None:
+            inputs = self._by_group(self.input).flatten(2)
+            weight = torch.einsum("gab...,gbs->gas...", weight, inputs)
+        if self.output is not None:
+            outputs = self._by_group(self.output).flatten(2)
+            weight = torch.einsum("gas...,gta->gts...", weight, outputs)
+        return weight.flatten(0, 1)
+
+    def _starts(self) -> list[Tensor | None]:
+        if self.input is None:
+            return [None] * self.groups
+        return list(self._by_group(self.input).detach().flatten(2))
+
+    def _fit_group(self, group: Group, *, seed: int | None = None, **how: Any) -> Fit:
+        return _fit(group, self.ranks, how)
+
+
+class TuckerConvTranspose(TuckerConv):
+    """A transposed convolution whose weight is a Tucker-2 decomposition."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve ``(N, in, *size)`` or ``(in, *size)``; the size is as of PyTorch's layer."""
+        if self.input is not None:
+            input = self.input(input)
+        input = self.core(input, output_size)
+        if self.output is not None:
+            input = self.output(input)
+        return input
+
+
 @stands_for_dense
-class TuckerConv2d(Conv2dLayer, FactoredLayer):
+class TuckerConv2d(Conv2dLayer, TuckerConv):
     r"""Convolution whose weight is a Tucker-2 decomposition, in place of ``nn.Conv2d``.
 
     The weight is::
@@ -58,63 +132,6 @@ class TuckerConv2d(Conv2dLayer, FactoredLayer):
         torch.Size([8, 192, 16, 16])
     """
 
-    _fit_options: ClassVar[dict[str, Any]] = {
-        "seed": None,
-        "start": None,
-        "max_sweeps": 100,
-        "tolerance": 1e-6,
-    }
-    _documented_fit = _DOCUMENTED_FIT
-
-    def _construct(
-        self, bias: bool, factory: Factory, *, ranks: Ranks | None = None, rate: float | None = None
-    ) -> None:
-        owner = type(self).__name__
-        nn.Module.__init__(self)
-        geometry = Geometry.of(self)
-        check_one_given(owner, "ranks", ranks, rate)
-        if ranks is None:
-            weights = partial(tucker_weights, geometry)
-            self.ranks = self._nearest_rank(rate, bias, uniform_ranks(geometry), weights)
-        else:
-            self.ranks = checked_ranks(owner, geometry, ranks)
-        parts = tucker_parts(geometry, self.ranks)
-        # Absent parts are modules too, so that no other code takes them for attributes of a user.
-        self.input: nn.Conv2d | None
-        self.output: nn.Conv2d | None
-        self.add_module("input", parts.input and convolution(parts.input, False, factory))
-        self.core = convolution(parts.core, bias and parts.output is None, factory)
-        self.add_module("output", parts.output and convolution(parts.output, bias, factory))
-        self.reset_parameters()
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``(N, in, H, W)`` or ``(in, H, W)``."""
-        if self.input is not None:
-            input = self.input(input)
-        input = self.core(input)
-        if self.output is not None:
-            input = self.output(input)
-        return input
-
-    def dense_weight(self) -> Tensor:
-        """``(out, in / groups, h, w)``, differentiable in the factors."""
-        weight = self._by_group(self.core)
-        if self.input is not None:
-            weight = torch.einsum("gabhw,gbs->gashw", weight, self._by_group(self.input)[..., 0, 0])
-        if self.output is not None:
-            weight = torch.einsum(
-                "gashw,gta->gtshw", weight, self._by_group(self.output)[..., 0, 0]
-            )
-        return weight.flatten(0, 1)
-
-    def _starts(self) -> list[Tensor | None]:
-        if self.input is None:
-            return [None] * self.groups
-        return list(self._by_group(self.input).detach()[..., 0, 0])
-
-    def _fit_group(self, group: Group, *, seed: int | None = None, **how: Any) -> Fit:
-        return _fit(group, self.ranks, how)
-
 
 class TuckerParts(NamedTuple):
     """The convolutions of the chain."""
@@ -125,14 +142,14 @@ class TuckerParts(NamedTuple):
 
 
 def tucker_parts(geometry: Geometry, ranks: Ranks) -> TuckerParts:
-    """The convolutions that a `TuckerConv2d` of these ranks is made of."""
+    """The convolutions that a Tucker layer of these ranks is made of."""
     groups, first, last, core = geometry.groups, None, None, geometry
     inputs, outputs = ranks
     if inputs is not None:
-        first = Geometry(geometry.in_channels, inputs * groups, groups=groups)
+        first = geometry.pointwise(geometry.in_channels, inputs * groups)
         core = core._replace(in_channels=inputs * groups)
     if outputs is not None:
-        last = Geometry(outputs * groups, geometry.out_channels, groups=groups)
+        last = geometry.pointwise(outputs * groups, geometry.out_channels)
         core = core._replace(out_channels=outputs * groups)
     return TuckerParts(first, core, last)
 
@@ -151,7 +168,7 @@ def uniform_ranks(geometry: Geometry) -> list[Ranks]:
     factorisations in two, ``(None, RT)``: they hold every weight of a rank with fewer parameters.
     """
     inputs, outputs = geometry.group_inputs, geometry.group_outputs
-    taps = geometry.patch // inputs if inputs else 0
+    taps = geometry.taps
     dense = geometry.weights
     if not dense:
         return []

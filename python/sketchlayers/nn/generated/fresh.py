@@ -83,10 +83,11 @@ class FreshConv2d(Conv2dLayer, HashedLayer):
         bounds = bucket_bounds(geometry)
         count = self._number_or_nearest("buckets", buckets, rate, bias, bounds)
         filters = geometry.out_channels * geometry.group_inputs
+        height, width = geometry.kernel_size
         self.frequency_buckets = frequency_buckets(
-            geometry.kernel_size, filters, count, alpha=alpha, beta=beta
+            (height, width), filters, count, alpha=alpha, beta=beta
         )
-        self._tables = _tables(geometry.kernel_size, self.frequency_buckets)
+        self._tables = _tables((height, width), self.frequency_buckets)
         self._finish((count,), bias, factory)
 
     def _make_seeded(self) -> dict[str, Tensor]:
