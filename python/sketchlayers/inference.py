@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers._runtime.timing import paired_times
-from sketchlayers.nn import SKConv2d, SKLinear
 from sketchlayers.nn._cache import WeightCache
-from sketchlayers.nn._geometry import memory_format
+from sketchlayers.nn._geometry import CHANNELS_LAST, memory_format
 from sketchlayers.nn.sketch._layer import SketchLayer
 from sketchlayers.reports.export import Exported, Printed
 from sketchlayers.reports.table import Footnotes, Table, layer_name, quantity
@@ -158,7 +157,7 @@ def optimize_for_inference(
     are within 3 % the one that needs least memory is taken.
 
     A layer that is faster factored stays sketched and has ``path = "factored"`` from then on.
-    Otherwise a plain ``nn.Conv2d`` or ``nn.Linear`` takes its place, as `sketchlayers.fold` does
+    Otherwise a plain convolution or ``nn.Linear`` takes its place, as `sketchlayers.fold` does
     it, and the factors and signs are gone.
 
     Left alone, with the reason in the report, are layers that the example does not call, whose
@@ -304,7 +303,7 @@ def _why_not(layer: SketchLayer, calls: _Calls) -> str | None:
     if computed:
         return f"its {' and '.join(computed)} is computed (parametrised or pruned)"
     own = "forward" in vars(layer)
-    if own or type(layer).forward not in (SKConv2d.forward, SKLinear.forward):
+    if own or type(layer).forward is not SketchLayer.forward:
         return "it has a forward of its own"
     if layer.s1.is_meta:
         return "on the meta device: nothing to measure"
@@ -319,11 +318,13 @@ def _forms(layer: SketchLayer, calls: _Calls, allow_dense: bool) -> dict[Form, n
     if not allow_dense:
         forms["folded"] = _with_path(layer, "folded")
         return forms
-    dense: nn.Conv2d | nn.Linear = layer.fold().eval()  # type: ignore[operator]
+    dense: nn.Module = layer.fold().eval()  # type: ignore[operator]
     forms["dense"] = dense
     formats = {memory_format(kind.empty("meta")) for kind in calls}
-    if torch.channels_last in formats and memory_format(dense.weight) != torch.channels_last:
-        forms["dense channels_last"] = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    weight = dense.get_parameter("weight")
+    last = CHANNELS_LAST.get(weight.dim())
+    if last in formats and memory_format(weight) != last:
+        forms["dense channels_last"] = copy.deepcopy(dense).to(memory_format=last)
     return forms
 
 

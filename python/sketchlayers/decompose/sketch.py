@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_finite, check_shape
+from ._checks import check_dimensions, check_finite, check_shape
 from ._norm import (
     as_moment,
     relative,
@@ -197,10 +197,7 @@ class _Problem:
         frame: Tensor | None,
         blocks: int,
     ) -> None:
-        if weight.dim() not in (2, 4):
-            raise RuntimeError(
-                f"{owner}: weight must have 2 or 4 dimensions (got shape={tuple(weight.shape)})"
-            )
+        check_dimensions(owner, weight, (2, 3, 4, 5))
         axes = 3 if blocks == 1 else 4
         if u1.dim() not in (axes, axes + 1) or u2.dim() != u1.dim():
             raise RuntimeError(

@@ -12,7 +12,7 @@ from torch import nn
 from sketchlayers.methods._dense import DenseMethod
 from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Rank, one_number
-from sketchlayers.nn import SKConv2d, SKLinear
+from sketchlayers.nn import SKConv1d, SKConv2d, SKConv3d, SKLinear
 from sketchlayers.nn._checks import one_of, whole_number
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._layer import CompressedLayer
@@ -35,7 +35,12 @@ class Sketch(DenseMethod):
         frame: None, or "signs" to multiply elementwise by fixed random signs made from the seed.
     """
 
-    layers: ClassVar[tuple[type[CompressedLayer], ...]] = (SKConv2d, SKLinear)
+    layers: ClassVar[tuple[type[CompressedLayer], ...]] = (
+        SKConv1d,
+        SKConv2d,
+        SKConv3d,
+        SKLinear,
+    )
 
     num_sketches: int = 1
     mixing: Literal["spatial", "channel"] = "spatial"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sketchlayers.nn.generated.fresh import FreshConv2d
     from sketchlayers.nn.generated.hashed import HashedConv2d, HashedLinear
     from sketchlayers.nn.sketch._layer import Plan
-    from sketchlayers.nn.sketch.conv import SKConv2d
+    from sketchlayers.nn.sketch.conv import SKConv1d, SKConv2d, SKConv3d
     from sketchlayers.nn.sketch.linear import SKLinear
 
 _PUBLIC = {
@@ -50,7 +50,9 @@ _PUBLIC = {
     "LowRankConv2d": "factored.low_rank_conv",
     "LowRankLinear": "factored.low_rank",
     "Plan": "sketch._layer",
+    "SKConv1d": "sketch.conv",
     "SKConv2d": "sketch.conv",
+    "SKConv3d": "sketch.conv",
     "SKLinear": "sketch.linear",
     "TuckerConv1d": "factored.other_axes",
     "TuckerConv2d": "factored.tucker",
@@ -77,7 +79,9 @@ __all__ = [
     "LowRankConv2d",
     "LowRankLinear",
     "Plan",
+    "SKConv1d",
     "SKConv2d",
+    "SKConv3d",
     "SKLinear",
     "TuckerConv1d",
     "TuckerConv2d",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -220,13 +220,16 @@ class SketchLayer(WeightCache, CompressedLayer):
         one_of(owner, "path", path, ("auto", "factored", "folded"))
         if path == "factored" and self._needs_folded:
             raise ValueError(
-                f"{owner}: path must be 'auto' or 'folded' with a frame "
+                f"{owner}: path must be 'auto' or 'folded' {self._why_folded}"
                 f"(got path='factored', frame={self.frame!r})"
             )
         self._path = path
         self._decisions = None
         if path == "factored":
             self._kept = None
+
+    # Why `_needs_folded`, for a message.
+    _why_folded: ClassVar[str] = "with a frame "
 
     @property
     def _needs_folded(self) -> bool:
@@ -242,9 +245,9 @@ class SketchLayer(WeightCache, CompressedLayer):
         self._follow_seed()
         if exporting():
             return _onnx.weight(self)
-        return ops.sk_weight(
-            self.s1,
-            self.s2,
+        weight = ops.sk_weight(
+            self._planar(self.s1),
+            self._planar(self.s2),
             self.u1,
             self.u2,
             mixing=self.mixing,
@@ -252,6 +255,11 @@ class SketchLayer(WeightCache, CompressedLayer):
             scale=self.scale,
             frame=self.frame_signs,
         )
+        return weight.reshape(self._weight_shape)
+
+    def _planar(self, factor: Tensor) -> Tensor:
+        """A factor with two axes of the kernel, as the operators take it, or with none."""
+        return factor
 
     def _exports_factors(self) -> bool:
         """Whether an ONNX export goes by the factors, where that is possible and less work.
@@ -379,7 +387,7 @@ class SketchLayer(WeightCache, CompressedLayer):
             in_channels=self._group_inputs * self._groups,
             out_channels=self._group_outputs * self._groups,
             groups=self._groups,
-            kernel=self._kernel or (1, 1),
+            kernel=tuple(self._planar(self.s1).shape[2:]) or (1, 1),
             input_pixels=math.prod(size),
             output_pixels=math.prod(output_size(Geometry.of(self), size)),
             sketch_rank=self.num_sketches * self.rank,
