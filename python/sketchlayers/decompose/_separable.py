@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -33,6 +34,15 @@ class SeparableMoment:
         self.channels = blocks.diagonal(dim1=1, dim2=3).sum(-1)
         traces = blocks.diagonal(dim1=0, dim2=2).sum(-1)
         self.positions = traces / traces.trace()
+
+    @property
+    def single(self) -> SeparableMoment:
+        """The same in float32, for preconditioners."""
+        quick = copy.copy(self)
+        quick.__dict__.pop("channel_root", None)
+        quick.__dict__.pop("channel_factor", None)
+        quick.channels, quick.positions = self.channels.float(), self.positions.float()
+        return quick
 
     def modes(self, kernel: Sequence[int]) -> list[Tensor]:
         """Channels ``(S, S)`` and each axis of the kernel ``(k, k)``, to multiply as Kronecker."""

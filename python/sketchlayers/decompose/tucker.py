@@ -14,9 +14,11 @@ the error is a function of the input factor alone, and that is minimised.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -35,6 +37,10 @@ from ._separable import SeparableMoment, preconditioner_factor
 from .svd import descending_eigh, spectrum, tail_errors, truncated
 
 _MODES = ("input", "output")
+# Inputs of patches above which sweeps in float32 are worth their rounding.
+_SMALL_PATCH = 1200
+# Of the mean of the diagonal, and gains of a sweep, below which float32 sees only its rounding.
+_SINGLE_RIDGE, _SINGLE_TOLERANCE = 3e-6, 1e-5
 
 
 class TuckerFactors(NamedTuple):
@@ -112,12 +118,7 @@ def tucker2(
         first = problem.start(basis, input_rank)
     else:
         first = start.detach().to(norm.weight).mT
-    point, errors = minimise(
-        lambda factor: _Point(problem, factor, output_rank),
-        torch.linalg.qr(first)[0],
-        max_sweeps=max_sweeps,
-        tolerance=tolerance,
-    )
+    point, errors = _minimise(problem, first, output_rank, max_sweeps, tolerance)
     return point.factors(errors)
 
 
@@ -163,14 +164,46 @@ def tucker2_errors(
         if rank is None or rank == channels:
             errors.append(all_channels)
             continue
-        point, _ = minimise(
-            problem.with_every_output,
-            torch.linalg.qr(problem.start(None, rank))[0],
-            max_sweeps=sweeps,
-            tolerance=0.0,
-        )
-        errors.append(point.errors())
+        errors.append(_estimate(problem, rank, sweeps).errors())
     return torch.stack(errors)
+
+
+def _minimise(
+    problem: _Problem, start: Tensor, rank: int | None, max_sweeps: int, tolerance: float
+) -> tuple[_Point, tuple[float, ...]]:
+    """The best input factor from a start; float32 takes the first sweeps of large problems."""
+    factor = torch.linalg.qr(start)[0]
+    errors: tuple[float, ...] = (1.0,)
+    if problem.is_large and max_sweeps > 1:
+        quick, errors = minimise(
+            lambda factor: _Point(problem.single, factor, rank),
+            factor.float(),
+            max_sweeps=max_sweeps - 1,
+            tolerance=max(tolerance, _SINGLE_TOLERANCE),
+        )
+        if math.isfinite(quick.square):
+            factor = torch.linalg.qr(quick.variables.double())[0]
+    point, more = minimise(
+        lambda factor: _Point(problem, factor, rank),
+        factor,
+        max_sweeps=max_sweeps - len(errors) + 1,
+        tolerance=tolerance,
+    )
+    # Errors of float32 are wrong by its rounding, which what comes after them tells.
+    before = accumulate(reversed([*errors[:-1], more[0]]), max)
+    return point, (*reversed(list(before)), *more[1:])
+
+
+def _estimate(problem: _Problem, rank: int, sweeps: int) -> _Point:
+    """A point near the best one, with every output; of large problems in float32."""
+    start = torch.linalg.qr(problem.start(None, rank))[0]
+    for one in [problem.single, problem] if problem.is_large else [problem]:
+        point, _ = minimise(
+            one.with_every_output, start.to(one.weighed), max_sweeps=sweeps, tolerance=0.0
+        )
+        if math.isfinite(point.square):
+            break
+    return point
 
 
 def _checked_ranks(
@@ -225,6 +258,24 @@ class _Problem:
         )
         self.square = float((self.weighed * self.target).sum())
 
+    @property
+    def is_large(self) -> bool:
+        """Whether float64 takes its time."""
+        return self.weighed[0].numel() > _SMALL_PATCH
+
+    @cached_property
+    def single(self) -> _Problem:
+        """The problem in float32, with a ridge that covers its rounding."""
+        quick = copy.copy(self)
+        quick.second_moment = self.second_moment.float()
+        diagonal = quick.second_moment.flatten(0, 1).diagonal()
+        ridge = _SINGLE_RIDGE * float(diagonal.mean())
+        diagonal.add_(ridge)
+        quick.weighed = (self.weighed + ridge * self.target).float()
+        quick.square = self.square + ridge * float(self.target.square().sum())
+        quick.separable = self.separable.single
+        return quick
+
     def with_every_output(self, input_factor: Tensor) -> _Point:
         return _Point(self, input_factor, None)
 
@@ -245,13 +296,14 @@ class _Point:
     """The best output factor and core for one input factor, with ``B = I (x) input_factor^T``.
 
     Attributes:
+        variables: the input factor, transposed, ``(S, RS)``.
         square: squared relative error; infinite where the input factor has dependent columns.
         leading: ``(T, RT)`` orthonormal, or None.
         core: ``(RT, p RS)``.
     """
 
     def __init__(self, problem: _Problem, input_factor: Tensor, output_rank: int | None) -> None:
-        self._problem, self._input_factor = problem, input_factor
+        self._problem, self.variables = problem, input_factor
         outputs, positions, channels = problem.weighed.shape
         size = positions * input_factor.shape[1]
         self._rows = (input_factor.mT @ problem.second_moment).reshape(size, -1)  # B Sigma
@@ -268,7 +320,7 @@ class _Point:
             self.leading = vectors[:, :output_rank].contiguous()
             projected = projected @ self.leading
         self._projected = projected
-        captured = float(projected.square().sum())
+        captured = float(projected.double().square().sum())
         self.core = torch.linalg.solve_triangular(factor.mT, projected, upper=True).mT
         self.square = max(0.0, 1 - captured / problem.square) if problem.square else 0.0
 
@@ -296,7 +348,8 @@ class _Point:
 
     def errors(self) -> Tensor:
         """Relative errors at the output ranks 0, 1, ..., ``T``, with every output in this one."""
-        gram = self._projected.mT @ self._projected
+        projected = self._projected.double()
+        gram = projected.mT @ projected
         captured = torch.linalg.eigvalsh(gram).clamp(min=0).flip(0).cumsum(0)
         square = self._problem.square
         lost = 1 - captured / square if square else torch.zeros_like(captured)
@@ -306,7 +359,7 @@ class _Point:
     def factors(self, errors: tuple[float, ...]) -> TuckerFactors:
         """With an orthonormal input factor, and outputs that are no longer weighed."""
         norm = self._problem.norm
-        basis, triangle = torch.linalg.qr(self._input_factor)
+        basis, triangle = torch.linalg.qr(self.variables)
         core = self.core.unflatten(1, (-1, basis.shape[1])) @ triangle.mT
         output_factor = None
         if self.leading is None:
