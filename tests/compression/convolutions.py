@@ -30,7 +30,7 @@ class UNet3d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         fine = self.enter(input)
-        coarse = self.up(self.down(fine))
+        coarse = self.up(self.down(fine), output_size=fine.shape[2:])
         return self.leave(self.join(torch.cat([fine, coarse], 1)))
 
 

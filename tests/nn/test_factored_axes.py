@@ -199,11 +199,13 @@ def test_memory_formats_carry_over(
 
 @pytest.mark.parametrize("family", ["Tucker", "CP"])
 @pytest.mark.parametrize("name", ["1d same", "3d", "transposed 1d", "transposed 2d uneven"])
-def test_exports(name: str, family: str) -> None:
+def test_exports_and_compiles(name: str, family: str) -> None:
     layer = dense(name)
     new, input = factored(layer, family), example(layer)
     program = torch.export.export(new.eval(), (input,))
     torch.testing.assert_close(program.module()(input), new(input))
+    compiled = torch.compile(new, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(input), new(input))
 
 
 @pytest.mark.parametrize("name", ["1d", "3d", "transposed 2d"])
