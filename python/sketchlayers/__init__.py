@@ -4,7 +4,7 @@ Trained networks: :func:`compress` makes one smaller with some images, without l
 CP or SVD in the norm of the layers' outputs, :func:`sweep` makes several sizes (:class:`Sweep`);
 :func:`inspect`, :func:`calibrate`, :func:`fold`, :func:`fuse_batch_norm`,
 :func:`optimize_for_inference`, :func:`clear_cache`. Files: :func:`save`, :func:`load`. Several
-processes: :func:`broadcast_model`.
+processes: :func:`broadcast_model`. Layers of one's own: :func:`register_layer`.
 
 Layers to train: :class:`SKConv2d`, :class:`SKLinear` (tensor sketching); of other papers
 :class:`TuckerConv2d`, :class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`,
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         TuckerConvTranspose3d,
     )
     from sketchlayers.nn.batch_norm import fuse_batch_norm
+    from sketchlayers.nn.plain import register_layer
     from sketchlayers.optim import param_groups
 
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
@@ -74,6 +75,7 @@ _OUTSIDE_OF_NN = {
     "load": "sketchlayers.checkpoint",
     "optimize_for_inference": "sketchlayers.inference",
     "param_groups": "sketchlayers.optim",
+    "register_layer": "sketchlayers.nn.plain",
     "save": "sketchlayers.checkpoint",
     "sweep": "sketchlayers.compression",
 }
@@ -115,6 +117,7 @@ __all__ = [
     "load",
     "optimize_for_inference",
     "param_groups",
+    "register_layer",
     "save",
     "sweep",
 ]

@@ -21,6 +21,7 @@ from sketchlayers.nn._config import (
 )
 from sketchlayers.nn._geometry import CONVOLUTIONS, Geometry
 from sketchlayers.nn._seeded import SeededModule
+from sketchlayers.nn.plain import PlainForm
 from sketchlayers.surgery.meta import WithoutValues
 
 from ._container import WrongFileError
@@ -73,6 +74,24 @@ def describe(model: nn.Module) -> dict[str, dict[str, Any]]:
     except WrongFileError as error:
         raise ValueError(f"save: {error}") from error
     return described
+
+
+def plain_forms(model: nn.Module) -> list[str]:
+    """Where the model has the plain form of a layer of another kind."""
+    places = model.named_modules(remove_duplicate=False)
+    return [name for name, module in places if isinstance(module, PlainForm)]
+
+
+def forms_of(part: Mapping[str, Any]) -> list[str]:
+    """Where a file's network has plain forms.
+
+    Raises:
+        WrongFileError: it is no description.
+    """
+    names = part.get("plain_forms", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise WrongFileError("its plain_forms must be a list of names")
+    return names
 
 
 def _remedy(layer: nn.Module) -> str:

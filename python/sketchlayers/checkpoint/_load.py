@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from sketchlayers._runtime.files import shortened
 from sketchlayers._runtime.parallel import has_shards, unwrapped
+from sketchlayers.surgery.forms import FormError, with_forms_at
 
 from ._container import Container, Entry, WrongFileError, opened
+from ._layers import forms_of
 from ._match import match
 from ._save import file_at
 from .architecture import build
@@ -98,10 +100,13 @@ def load(
         with opened(path) as container:
             part = _model_part(container)
             network = _network(part) if into is None else into
-            found = match(network, part, container.entries, device=place)
-            tensors = container.read() if found.has_values else _without_values(container.entries)
-        model = found.take(tensors)
-    except WrongFileError as error:
+            with with_forms_at(network, forms_of(part)) as network:
+                found = match(network, part, container.entries, device=place)
+                entries = container.entries
+                model = found.take(
+                    container.read() if found.has_values else _without_values(entries)
+                )
+    except (FormError, WrongFileError) as error:
         raise ValueError(f"load: {path} cannot be loaded: {error}") from error
     return model.eval() if into is None else model
 

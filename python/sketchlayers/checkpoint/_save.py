@@ -16,9 +16,10 @@ from sketchlayers._runtime.parallel import has_shards, unwrapped, whole
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.nn._geometry import memory_format
 from sketchlayers.reports.report import Report
+from sketchlayers.surgery.forms import FormError, with_forms_at
 
 from ._container import DTYPES, Entry, WrongFileError, has_nan, write
-from ._layers import describe
+from ._layers import describe, forms_of, plain_forms
 from ._match import match
 from .architecture import build
 
@@ -100,6 +101,8 @@ def _contents(
     """The tensors of a file, and its JSON objects; without values, tensors on the meta device."""
     tensors, aliases = _stored(model, "cpu" if with_values else "meta")
     part: dict[str, Any] = {"layers": describe(model)}
+    if forms := plain_forms(model):
+        part["plain_forms"] = forms
     if aliases:
         part["aliases"] = aliases
     if inner := [n for n, x in tensors.items() if memory_format(x) != torch.contiguous_format]:
@@ -154,7 +157,8 @@ def _checked(
     options = {key: value for key, value in named.items() if value is not None}
     try:
         network = build(options)
-        match(network, part, {name: Entry.of(x) for name, x in tensors.items()})
-    except WrongFileError as error:
+        with with_forms_at(network, forms_of(part)) as network:
+            match(network, part, {name: Entry.of(x) for name, x in tensors.items()})
+    except (FormError, WrongFileError) as error:
         raise ValueError(f"save: architecture must be that of the model ({error})") from error
     return options

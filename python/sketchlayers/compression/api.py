@@ -32,11 +32,13 @@ from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.compression.survey.selection import FilterFunction, left_out
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init
+from sketchlayers.nn.plain import PlainForm
 from sketchlayers.reports.inspection import Inspection, LayerInspection
 from sketchlayers.reports.report import Report
 from sketchlayers.surgery.batches import Forward
 from sketchlayers.surgery.calls import ExampleCall, ExampleInputs
 from sketchlayers.surgery.evaluation import outside_of_modes
+from sketchlayers.surgery.forms import folded_forms, on_plain_forms
 from sketchlayers.surgery.replace import replace_layers
 
 LARGE_ERROR = 0.3
@@ -46,6 +48,7 @@ LARGE_CHANGE = 0.5
 
 
 @outside_of_modes
+@on_plain_forms
 def compress(
     model: nn.Module,
     method: str | Method | None = None,
@@ -90,10 +93,11 @@ def compress(
     on the network's outputs, and ranks are chosen that damage these outputs least. Without images
     the weights alone are approximated, and the network needs training afterwards.
 
-    Layers that cannot be replaced stay as they are, each with its reason in the report: shared
-    modules, tied parameters, parametrised layers, layers used through their weight, convolutions of
-    other dimensions, depthwise ones, layers with a forward of their own, layers that would grow or
-    that the data never reach.
+    Attention layers and other kinds that hold matrices (`register_layer`) are taken apart, and the
+    parts replaced. Layers that cannot be replaced stay as they are, each with its reason in the
+    report: shared modules, tied parameters, parametrised layers, layers used through their weight,
+    convolutions of other dimensions, depthwise ones, layers with a forward of their own, layers
+    that would grow or that the data never reach.
 
     A replacement keeps the layer's device, dtype, memory format, mode, ``requires_grad`` (that of
     the weight for all its factors), all its hooks and the attributes that a user has set on the
@@ -270,6 +274,7 @@ def compress(
 
 
 @outside_of_modes
+@on_plain_forms
 def sweep(
     model: nn.Module,
     rates: Iterable[float] = (0.7, 0.5, 0.4, 0.3),
@@ -366,15 +371,22 @@ def fold(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         The model of plain layers.
 
     Raises:
-        ValueError: ``inplace`` and the model itself is a compressed layer.
+        ValueError: ``inplace`` and the model itself is a compressed layer, or holds the parts of
+            one.
         TypeError: the model is no module or cannot be copied.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fold: model must be an nn.Module (got {type(model).__name__})")
-    return replace_layers(model, folded_layers(model), inplace=inplace)
+    if inplace and isinstance(model, PlainForm):
+        raise ValueError(
+            "fold: inplace must be False where the model itself is the layer to fold "
+            f"(got {type(model).__name__})"
+        )
+    return folded_forms(replace_layers(model, folded_layers(model), inplace=inplace))
 
 
 @outside_of_modes
+@on_plain_forms
 def inspect(
     model: nn.Module,
     example_inputs: ExampleInputs | None = None,

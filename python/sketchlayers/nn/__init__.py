@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sketchlayers.nn.generated.dictionary import DictionaryConv2d, DictionaryLinear
     from sketchlayers.nn.generated.fresh import FreshConv2d
     from sketchlayers.nn.generated.hashed import HashedConv2d, HashedLinear
+    from sketchlayers.nn.plain.form import PlainForm
     from sketchlayers.nn.sketch._layer import Plan
     from sketchlayers.nn.sketch.conv import SKConv1d, SKConv2d, SKConv3d
     from sketchlayers.nn.sketch.linear import SKLinear
@@ -49,6 +50,7 @@ _PUBLIC = {
     "HashedLinear": "generated.hashed",
     "LowRankConv2d": "factored.low_rank_conv",
     "LowRankLinear": "factored.low_rank",
+    "PlainForm": "plain.form",
     "Plan": "sketch._layer",
     "SKConv1d": "sketch.conv",
     "SKConv2d": "sketch.conv",
@@ -78,6 +80,7 @@ __all__ = [
     "HashedLinear",
     "LowRankConv2d",
     "LowRankLinear",
+    "PlainForm",
     "Plan",
     "SKConv1d",
     "SKConv2d",

@@ -139,6 +139,15 @@ def _carry_over(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> 
 
     Not carried: attributes of the weight tensor itself, and what ``Module.compile`` left behind.
     """
+    carry_hooks(old, new, memo)
+    standard = _standard_attributes(old) | _standard_attributes(new)
+    for name, value in vars(old).items():
+        if name not in standard:
+            vars(new)[name] = value if memo is None else copy.deepcopy(value, memo)
+
+
+def carry_hooks(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> None:
+    """Gives ``new`` the mode and the hooks of ``old``: copies, if there is a memo."""
     take = (lambda x: x) if memo is None else functools.partial(copy.deepcopy, memo=memo)
     new.training = old.training
     for kind in _HOOKS:
@@ -151,10 +160,6 @@ def _carry_over(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None) -> 
         hooks.update({key: hook for key, hook in own.items() if key not in hooks})
         setattr(new, kind, hooks)
     new._is_full_backward_hook = old._is_full_backward_hook
-    standard = _standard_attributes(old) | _standard_attributes(new)
-    for name, value in vars(old).items():
-        if name not in standard:
-            vars(new)[name] = take(value)
 
 
 def _without_computed(hooks: Any) -> Any:

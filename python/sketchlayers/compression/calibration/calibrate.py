@@ -52,6 +52,7 @@ from sketchlayers.surgery.batches import (
     to_device,
 )
 from sketchlayers.surgery.evaluation import evaluating, random_numbers, same_random_numbers
+from sketchlayers.surgery.forms import on_plain_forms
 
 MOST_INPUTS = 16_000
 """Inputs of a convolution's patches up to which second moments are summed."""
@@ -59,6 +60,7 @@ MEMORY_BUDGET = 4 << 30
 """Bytes that the sums of one pass may take by default: 4 GiB."""
 
 
+@on_plain_forms
 def calibrate(
     model: nn.Module,
     loader: Iterable[Any],

@@ -18,6 +18,7 @@ from sketchlayers.compression.calibration.patches import PatchGeometry
 from sketchlayers.compression.survey.layers import dense_layers
 from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.reports.table import Footnotes, Table, quantity
+from sketchlayers.surgery.forms import in_plain_form
 
 ADVISED_PATCHES = 5
 """Patches for each input that a second moment should have: with fewer it is noisy."""
@@ -88,7 +89,8 @@ class Calibration(Mapping[str, LayerMoments]):
         Raises:
             ValueError: names, sizes, strides or the like differ; the first such layer is named.
         """
-        layers = dense_layers(model)
+        with in_plain_form(model) as plain:
+            layers = dense_layers(plain)
         for name, layer in layers.items():
             if name not in self._moments and name not in self.missing:
                 _fail_check(f"layer {name!r} of the model was not calibrated")

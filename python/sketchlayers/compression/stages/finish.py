@@ -27,6 +27,7 @@ from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Survey
 from sketchlayers.reports.rows import Latency
 from sketchlayers.surgery.evaluation import evaluating, random_numbers
+from sketchlayers.surgery.forms import without_needless
 from sketchlayers.surgery.replace import evaluation_copy, replace_layers
 from sketchlayers.surgery.sample import OutputsDifferError
 
@@ -61,9 +62,10 @@ class Finished:
         If anything fails the original one is as it was.
         """
         if not inplace:
-            if self.small is not None:
-                return self.small
-            return replace_layers(self.model, self.swaps, inplace=False)
+            small = self.small
+            if small is None:
+                small = replace_layers(self.model, self.swaps, inplace=False)
+            return without_needless(small)
         before = {name: self.given.get_buffer(name).clone() for name in self.batch_norms}
         try:
             put_buffers(self.given, self.batch_norms)

@@ -16,11 +16,12 @@ from sketchlayers import methods
 from sketchlayers.methods import Method
 from sketchlayers.methods._method import Init
 from sketchlayers.nn._geometry import CONVOLUTIONS
+from sketchlayers.nn.plain import PlainForm, form_of
+from sketchlayers.surgery.forms import form_refusal
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _READ_THROUGH_WEIGHT = {
-    "torch.nn.modules.activation.MultiheadAttention": ("out_proj",),
     "torch.nn.modules.transformer.TransformerEncoderLayer": ("linear1", "linear2"),
     "torchvision.models.swin_transformer.ShiftedWindowAttention": ("qkv", "proj"),
 }
@@ -73,6 +74,7 @@ class Reasons:
         called: Container[str] | None,
     ) -> None:
         """Takes the names of the layers that were called on the example inputs, None without."""
+        self.model = model
         self.method = method
         self.init = init
         self.called = called
@@ -86,6 +88,8 @@ class Reasons:
             kind = type(module).__name__
             return Reason(f"already compressed ({kind}); fold(model) makes it plain", COMPRESSED)
         reason = unusual_layer(module)
+        if reason is not Reason.LAZY and form_of(module) is not None:
+            return Reason(form_refusal(self.model, module) or "inside another layer")
         if reason is None:
             text = (
                 self.method.refusal(module)
@@ -146,7 +150,7 @@ def _unusual(layer: nn.Module) -> str | None:
         getattr(type(layer), name, None) is not getattr(base, name, None)
         for name in ("forward", "_conv_forward", "__call__")
     ):
-        return f"{kind} has a forward of its own"
+        return f"{kind} has a forward of its own (sketchlayers.register_layer makes it known)"
     if "forward" in vars(layer):
         return "its forward has been replaced"
     if len(layer._parameters) > 2 or layer._buffers or layer._modules:
@@ -205,6 +209,8 @@ def _readers(model: nn.Module) -> dict[str, str]:
     """Layers that a module around them uses through their weight: name -> class of that module."""
     readers: dict[str, str] = {}
     for prefix, module in model.named_modules():
+        if isinstance(module._modules.get("self_attn"), PlainForm):
+            continue  # an encoder layer of PyTorch then calls all of its children
         for kind in type(module).__mro__:
             for child in _READ_THROUGH_WEIGHT.get(f"{kind.__module__}.{kind.__qualname__}", ()):
                 readers[f"{prefix}.{child}" if prefix else child] = type(module).__name__

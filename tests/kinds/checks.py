@@ -1,0 +1,115 @@
+"""What holds for every kind of layer that `compress` takes, in a network of it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sketchlayers
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """All tensors of an output, in order."""
+    return [x for x in torch.utils._pytree.tree_leaves(output) if isinstance(x, Tensor)]
+
+
+def assert_same(found: Any, expected: Any, **tolerance: Any) -> None:
+    """The same outputs, whatever these are made of."""
+    found, expected = tensors(found), tensors(expected)
+    assert len(found) == len(expected) > 0
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, **tolerance)
+
+
+def check_model(
+    model: nn.Module,
+    batches: Sequence[Any],
+    taken: Sequence[str],
+    *,
+    tmp_path: Any,
+    call: Callable[[nn.Module, Any], Any] = lambda model, batch: model(batch),
+    method: str = "svd",
+    rate: float | Mapping[str, float] = MappingProxyType({"*": 0.6}),
+    exported: bool = True,
+    **options: Any,
+) -> nn.Module:
+    """Compresses a network in evaluation mode, and checks all that holds whatever it is made of.
+
+    Args:
+        model: the network.
+        batches: of calibration.
+        taken: layers that must be replaced.
+        tmp_path: for files.
+        call: of the network with a batch.
+        method: of `compress`.
+        rate: of `compress`; each layer by itself, unless given otherwise.
+        exported: whether ``torch.export`` takes the dense network, called with a batch.
+        options: of `compress`.
+    """
+    before = copy.deepcopy(model.state_dict())
+    modules = dict(model.named_modules())
+    if "calibration" not in options:
+        options["calibration"] = batches
+        options["forward"] = call
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # random weights cannot be approximated well
+        small, report = sketchlayers.compress(model, method, rate=rate, keep_first=False, **options)
+    assert dict(model.named_modules()) == modules, "the model has other modules"
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    replaced = {row.name for row in report.layers if row.method is not None}
+    missing = [name for name in taken if name not in replaced]
+    assert not missing, f"not replaced: {missing}; {replaced}"
+    assert report.parameters_before == sum(p.numel() for p in model.parameters())
+    assert report.parameters_after == sum(p.numel() for p in small.parameters())
+    with torch.no_grad():
+        outputs = call(small, batches[0])
+    _check_files(model, small, batches[0], call, tmp_path)
+    _check_fold(model, small, batches[0], call)
+    if exported:
+        with torch.no_grad():
+            program = torch.export.export(small, (batches[0],)).module()
+            assert_same(program(batches[0]), outputs)
+    _check_gradients(copy.deepcopy(small), batches[0], call)
+    return small
+
+
+def _check_files(
+    model: nn.Module, small: nn.Module, batch: Any, call: Callable[..., Any], tmp_path: Any
+) -> None:
+    path = sketchlayers.save(small, tmp_path / "small.safetensors")
+    again = sketchlayers.load(path, into=copy.deepcopy(model))
+    path = sketchlayers.save(model, tmp_path / "dense.safetensors")
+    dense = sketchlayers.load(path, into=copy.deepcopy(small))
+    with torch.no_grad():
+        assert_same(call(again.eval(), batch), call(small, batch), rtol=0, atol=0)
+        assert_same(call(dense.eval(), batch), call(model, batch), rtol=0, atol=0)
+    assert [type(module) for module in dense.modules()] == [type(x) for x in model.modules()]
+    other = copy.deepcopy(again)
+    other.load_state_dict(small.state_dict())
+
+
+def _check_fold(model: nn.Module, small: nn.Module, batch: Any, call: Callable[..., Any]) -> None:
+    folded = sketchlayers.fold(small)
+    assert [type(module) for module in folded.modules()] == [type(x) for x in model.modules()]
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(folded.state_dict())
+    with torch.no_grad():
+        expected = call(small, batch)
+        scale = max(float(x.abs().max()) for x in tensors(expected) if x.is_floating_point())
+        assert_same(call(folded, batch), expected, rtol=1e-3, atol=1e-4 * max(scale, 1e-3))
+        assert_same(call(copied, batch), call(folded, batch))
+
+
+def _check_gradients(small: nn.Module, batch: Any, call: Callable[..., Any]) -> None:
+    loss = sum(x.float().square().mean() for x in tensors(call(small, batch)) if x.requires_grad)
+    loss.backward()  # type: ignore[union-attr]
+    found = [p.grad for p in small.parameters() if p.grad is not None]
+    assert found
+    assert all(grad.isfinite().all() for grad in found)
