@@ -8,9 +8,9 @@ processes: :func:`broadcast_model`. Layers of one's own: :func:`register_layer`.
 
 Layers to train: :class:`SKConv2d`, :class:`SKLinear` (tensor sketching); of other papers
 :class:`TuckerConv2d`, :class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`,
-:class:`HashedConv2d`, :class:`HashedLinear`, :class:`FreshConv2d`, :class:`DictionaryConv2d`,
-:class:`DictionaryLinear`; :func:`param_groups` for their optimiser. Operators:
-:mod:`sketchlayers.ops`.
+:class:`LowRankEmbedding`, :class:`HashedConv2d`, :class:`HashedLinear`, :class:`FreshConv2d`,
+:class:`DictionaryConv2d`, :class:`DictionaryLinear`; :func:`param_groups` for their optimiser.
+Operators: :mod:`sketchlayers.ops`.
 
 Sources: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti: "Distribution-Aware Tensor Decomposition for
 Compression of Convolutional Neural Networks", NeurIPS 2025; Kasiviswanathan, Narodytska, Jin:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         HashedConv2d,
         HashedLinear,
         LowRankConv2d,
+        LowRankEmbedding,
         LowRankLinear,
         SKConv1d,
         SKConv2d,
@@ -94,6 +95,7 @@ __all__ = [
     "HashedConv2d",
     "HashedLinear",
     "LowRankConv2d",
+    "LowRankEmbedding",
     "LowRankLinear",
     "SKConv1d",
     "SKConv2d",

@@ -26,7 +26,7 @@ from sketchlayers.surgery.meta import WithoutValues
 
 from ._container import WrongFileError
 
-_PLAIN: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear)
+_PLAIN: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, nn.Embedding)
 
 # What all layers together make from their seeds, and no file holds, may take this many times the
 # memory of the dense weights, and these bytes a layer, all in float32: what sensible layers need,
@@ -153,7 +153,7 @@ def new_layers(model: nn.Module, described: Any) -> dict[str, nn.Module]:
         old = modules.get(name)
         if not isinstance(old, layers):
             raise WrongFileError(
-                f"the network must have a convolution or a fully connected layer {name!r} "
+                f"the network must have a convolution, a fully connected layer or a table {name!r} "
                 f"(got {'nothing' if old is None else type(old).__name__} there)"
             )
         if "same_as" in entry:
@@ -264,7 +264,8 @@ def _seeded_entries(layer: nn.Module) -> int:
 
 def _train_alike(new: nn.Module, old: nn.Module) -> None:
     """Gives the new parameters the ``requires_grad`` of the old weight, and of the old bias."""
-    trained = any(weight.requires_grad for weight in old.parameters() if weight is not old.bias)
+    bias, former = getattr(new, "bias", None), getattr(old, "bias", None)
+    trained = any(weight.requires_grad for weight in old.parameters() if weight is not former)
     new.requires_grad_(trained)
-    if isinstance(new.bias, nn.Parameter) and isinstance(old.bias, nn.Parameter):
-        new.bias.requires_grad_(old.bias.requires_grad)
+    if isinstance(bias, nn.Parameter) and isinstance(former, nn.Parameter):
+        bias.requires_grad_(former.requires_grad)

@@ -46,7 +46,8 @@ class DenseMethod(Method):
 
     def parameters(self, layer: nn.Module, rank: Rank) -> int:
         """See `Method.parameters`."""
-        bias = 0 if layer.bias is None else Geometry.of(layer).out_channels
+        has_bias = getattr(layer, "bias", None) is not None
+        bias = Geometry.of(layer).out_channels if has_bias else 0
         return self._weights(layer, rank) + bias
 
     @abstractmethod

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sketchlayers.nn._config import Configured, dense_arguments
     from sketchlayers.nn.factored.cp import CPConv2d
+    from sketchlayers.nn.factored.embedding import LowRankEmbedding
     from sketchlayers.nn.factored.low_rank import LowRankLinear
     from sketchlayers.nn.factored.low_rank_conv import LowRankConv2d
     from sketchlayers.nn.factored.other_axes import (
@@ -49,6 +50,7 @@ _PUBLIC = {
     "HashedConv2d": "generated.hashed",
     "HashedLinear": "generated.hashed",
     "LowRankConv2d": "factored.low_rank_conv",
+    "LowRankEmbedding": "factored.embedding",
     "LowRankLinear": "factored.low_rank",
     "PlainForm": "plain.form",
     "Plan": "sketch._layer",
@@ -79,6 +81,7 @@ __all__ = [
     "HashedConv2d",
     "HashedLinear",
     "LowRankConv2d",
+    "LowRankEmbedding",
     "LowRankLinear",
     "PlainForm",
     "Plan",

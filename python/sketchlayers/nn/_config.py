@@ -70,10 +70,15 @@ def needs_extension(kind: type[nn.Module]) -> bool:
 
 
 def dense_arguments(layer: Any) -> dict[str, Any]:
-    """Arguments of the convolution or ``nn.Linear`` of a layer's sizes; it may be one itself.
+    """Arguments of the plain layer of a layer's sizes; it may be one itself.
+
+    Plain layers are convolutions, ``nn.Linear`` and ``nn.Embedding``.
 
     All but device and dtype, by name; pairs are tuples.
     """
+    if hasattr(layer, "num_embeddings"):
+        names = ("num_embeddings", "embedding_dim", "padding_idx")
+        return {name: getattr(layer, name) for name in names}
     if hasattr(layer, "in_features"):
         sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
     else:
@@ -82,7 +87,9 @@ def dense_arguments(layer: Any) -> dict[str, Any]:
 
 
 def dense_class(layer: Any) -> type[nn.Module]:
-    """PyTorch's class of a layer's sizes: a convolution, or ``nn.Linear``."""
+    """PyTorch's class of a layer's sizes: a convolution, ``nn.Linear`` or ``nn.Embedding``."""
+    if hasattr(layer, "num_embeddings"):
+        return nn.Embedding
     return nn.Linear if hasattr(layer, "in_features") else Geometry.of(layer).dense_class
 
 

@@ -54,9 +54,11 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, layer: Any) -> Self:
-        """Those of a layer, compressed or not; a fully connected one is a 1x1 convolution."""
+        """Those of a layer, compressed or not; a matrix or a table is a 1x1 convolution."""
         if hasattr(layer, "in_features"):
             return cls(layer.in_features, layer.out_features)
+        if hasattr(layer, "num_embeddings"):
+            return cls(layer.num_embeddings, layer.embedding_dim)
         *names, output_padding = cls._fields
         more = getattr(layer, output_padding) if getattr(layer, "transposed", False) else None
         arguments: dict[str, Any] = {name: getattr(layer, name) for name in names}

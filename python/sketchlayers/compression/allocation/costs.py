@@ -141,14 +141,17 @@ class _Times:
     def _measure(self, module: nn.Module) -> float:
         weight = self._layer.module.get_parameter("weight")
         generator = torch.Generator(weight.device).manual_seed(0)
+        is_table = isinstance(self._layer.module, nn.Embedding)
         inputs = [
-            torch.randn(call.input_shape, generator=generator, device=weight.device)
+            torch.zeros(call.input_shape, dtype=torch.long, device=weight.device)
+            if is_table
+            else torch.randn(call.input_shape, generator=generator, device=weight.device).to(weight)
             for call in self._layer.calls or ()
         ]
         mode = module.training
         try:
             module.eval()
-            seconds = sum(_seconds(partial(module, x.to(weight.dtype))) for x in inputs)
+            seconds = sum(_seconds(partial(module, x)) for x in inputs)
         finally:
             module.train(mode)
         return self._processes.mean(seconds)

@@ -76,6 +76,9 @@ def measure(task: Task, found: Survey, log: Log) -> Measured:
             log.reasons[name] = why
         elif name in names:
             log.notes.append(f"{name}: fitted in the norm of its weight ({why})")
+    for name in names:
+        if order is not None and name not in calibration.missing and not order.calls(name):
+            log.reasons[name] = Reason.NEVER_CALLED  # of kinds that have no moments
     _note_few_patches(calibration, names, log)
     names = [layer.name for layer in log.open_layers(found)]
     sensitivities: Mapping[str, Tensor] = {}

@@ -163,6 +163,8 @@ def _multiply_adds(layer: nn.Module, call: Shapes) -> int | None:
     count = getattr(layer, "multiply_adds", None)
     if callable(count):
         return int(count(call.input_shape))
+    if isinstance(layer, nn.Embedding):
+        return 0
     shape = _weight_shape(layer)
     if not shape or not isinstance(layer, _MATRIX_LAYERS):
         return None

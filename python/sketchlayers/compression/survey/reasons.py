@@ -28,6 +28,8 @@ _READ_THROUGH_WEIGHT = {
 """Classes that hand the weights of some children to functions instead of calling them."""
 
 
+_BASES: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, nn.Embedding)
+
 COMPRESSED = "compressed"
 """The kind of the reason of layers that are compressed already."""
 
@@ -138,10 +140,11 @@ def unusual_layer(layer: nn.Module) -> Reason | None:
 
 def _unusual(layer: nn.Module) -> str | None:
     kind = type(layer).__name__
-    base = next((dense for dense in (*CONVOLUTIONS, nn.Linear) if isinstance(layer, dense)), None)
+    base = next((one for one in _BASES if isinstance(layer, one)), None)
     if base is None:
         return None
-    computed = [key for key in ("weight", "bias") if key not in layer._parameters]
+    names = ("weight",) if base is nn.Embedding else ("weight", "bias")
+    computed = [key for key in names if key not in layer._parameters]
     if computed:
         return f"parametrised: its {' and '.join(computed)} is computed{_sources(layer)}"
     if isinstance(layer, NonDynamicallyQuantizableLinear):
@@ -153,8 +156,12 @@ def _unusual(layer: nn.Module) -> str | None:
         return f"{kind} has a forward of its own (sketchlayers.register_layer makes it known)"
     if "forward" in vars(layer):
         return "its forward has been replaced"
-    if len(layer._parameters) > 2 or layer._buffers or layer._modules:
-        return f"{kind} holds more than a weight and a bias"
+    if len(layer._parameters) > len(names) or layer._buffers or layer._modules:
+        return f"{kind} holds more than a {' and a '.join(names)}"
+    if isinstance(layer, nn.Embedding):
+        for option in ("sparse", "max_norm", "scale_grad_by_freq"):
+            if getattr(layer, option):
+                return f"its option {option} needs the whole table"
     weight = layer._parameters["weight"]
     if weight is None or type(weight) is not nn.Parameter or weight.layout != torch.strided:
         return f"its weight is no plain dense parameter ({type(weight).__name__})"
