@@ -66,11 +66,9 @@ def test_without_data(model, sentences):
     small, report = sketchlayers.compress(model, "svd", rate={"words": 0.5})
     (row,) = [row for row in report.layers if row.name == "words"]
     change = torch.linalg.norm(small.words.weight - model.words.weight)
-    expected = float(change / torch.linalg.norm(model.words.weight))
+    expected = float(change.detach() / torch.linalg.norm(model.words.weight))
     assert row.relative_error == pytest.approx(expected, rel=1e-4)
-    assert_same(
-        small.words(sentences[0]), nn.functional.embedding(sentences[0], small.words.weight)
-    )
+    assert_same(small.words(sentences[0]), small.words.weight[sentences[0]])
 
 
 @pytest.mark.parametrize("rank", [1, 5, 24])
@@ -132,9 +130,9 @@ def test_a_table_that_is_never_used_stays(model, sentences):
     assert row.method is None and "called" in row.reason
 
 
-@pytest.mark.parametrize("budget", ["flops_rate", "latency_rate"])
+@pytest.mark.parametrize("budget", [{"flops_rate": 0.9}, {"latency_rate": 1.0}], ids=str)
 def test_other_budgets(model, sentences, budget):
-    small, _ = sketchlayers.compress(model, "svd", **{budget: 0.9}, calibration=sentences)
+    small, _ = sketchlayers.compress(model, "svd", **budget, calibration=sentences)
     assert small(sentences[0]).isfinite().all()
 
 

@@ -56,11 +56,7 @@ def in_plain_form(model: nn.Module, *, itself: bool = True) -> Iterator[nn.Modul
     Yields:
         The model; its form, if it is such a layer itself.
     """
-    forms = {
-        layer: _form(layer)
-        for layer in _layers(model)
-        if form_refusal(model, layer) is None and (itself or layer is not model or _is_one(layer))
-    }
+    forms = {layer: _form(layer) for layer in _layers(model, itself)}
     parts = {form: dict(form.named_modules()) for form in forms.values()}
     places = _put(model, forms)
     try:
@@ -164,24 +160,20 @@ def _tied(model: nn.Module, layer: nn.Module) -> str | None:
     return None
 
 
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
+def _layers(model: nn.Module, itself: bool) -> Iterator[nn.Module]:
     """Layers that have a plain form, none of them a part of another one or a compressed layer."""
     compressed = methods.compressed_layers()
     inside: list[str] = []
     for name, module in model.named_modules():
         if any(name.startswith(prefix) for prefix in inside):
             continue
-        found = form_of(module) is not None
-        if _is_one(module) or isinstance(module, compressed):
+        form = form_of(module)
+        taken = form is not None and form_refusal(model, module) is None
+        around = form is not None and form.looks_inside
+        if (taken and not around) or isinstance(module, compressed):
             inside.append(f"{name}." if name else "")
-        if found:
+        if taken and (itself or module is not model or not around):
             yield module
-
-
-def _is_one(module: nn.Module) -> bool:
-    """Whether a module is a layer that has a plain form, and no module around others."""
-    form = form_of(module)
-    return form is not None and not form.looks_inside
 
 
 def _form(layer: nn.Module) -> PlainForm:

@@ -156,7 +156,12 @@ def test_tied_parameters(through_view: bool, device: str) -> None:
 
 
 def test_attention_projections() -> None:
+    class OwnAttention(nn.MultiheadAttention):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
     model = nn.TransformerEncoderLayer(24, 2, 48, batch_first=True)
+    model.self_attn = OwnAttention(24, 2, batch_first=True)
     rows = {row.name: row for row in sketchlayers.inspect(model).layers}
     assert "used through its weight" in rows["self_attn.out_proj"].reason
     for name in ("linear1", "linear2"):

@@ -28,6 +28,9 @@ _OTHER_LAYERS = (
     nn.RNNCellBase,
 )
 
+_NOTED_SHARE = 0.01
+"""Of the model's parameters, from which on a module that is no known layer is listed."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -62,7 +65,8 @@ class Survey:
     """All layers of a model in the order of registration, and what lies outside of them.
 
     Attributes:
-        layers: convolutions, linear layers, embeddings, recurrent and attention layers.
+        layers: convolutions, linear layers, embeddings, recurrent and attention layers, and modules
+            of other kinds that hold much of the parameters.
         first: name of the layer that runs first; None if there is none.
         others: parameters outside of the layers (normalisation, free parameters).
         other_bytes: what a checkpoint holds of those, and of buffers there.
@@ -197,7 +201,12 @@ def stored_bytes(tensor: Tensor) -> int:
 
 
 def _find_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers by name; what a compressed layer is made of is not looked into."""
+    """Layers by name; what a compressed layer is made of is not looked into.
+
+    Layers are also modules of other kinds with much of the parameters in matrices of their own.
+    """
+    known = [parameter for parameter in model.parameters() if not is_lazy(parameter)]
+    least = max(1, math.ceil(_NOTED_SHARE * sum(parameter.numel() for parameter in known)))
     compressed = methods.compressed_layers()
     inside: list[str] = []
     for name, module in model.named_modules():
@@ -206,8 +215,16 @@ def _find_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, compressed):
             inside.append(f"{name}." if name else "")
             yield name, module
-        elif isinstance(module, (*_MATRIX_LAYERS, *_OTHER_LAYERS)):
+        elif isinstance(module, (*_MATRIX_LAYERS, *_OTHER_LAYERS)) or (
+            name and _own_matrices(module) >= least
+        ):
             yield name, module
+
+
+def _own_matrices(module: nn.Module) -> int:
+    """Entries of the parameters of two dimensions and more that a module holds itself."""
+    own = (p for p in module._parameters.values() if p is not None and not is_lazy(p))
+    return sum(parameter.numel() for parameter in own if parameter.dim() > 1)
 
 
 def dense_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -30,6 +30,8 @@ _READ_THROUGH_WEIGHT = {
 
 _BASES: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, nn.Embedding)
 
+_REGISTER = "sketchlayers.register_layer makes it known"
+
 COMPRESSED = "compressed"
 """The kind of the reason of layers that are compressed already."""
 
@@ -94,12 +96,22 @@ class Reasons:
             return Reason(form_refusal(self.model, module) or "inside another layer")
         if reason is None:
             text = (
-                self.method.refusal(module)
+                self._unknown(module)
+                or self.method.refusal(module)
                 or self._used_elsewhere(name, module)
                 or self._out_of_reach(module)
             )
             reason = None if text is None else Reason(text)
         return reason
+
+    def _unknown(self, module: nn.Module) -> str | None:
+        """Says that a module computes from the weights that it holds itself in a way of its own."""
+        if isinstance(module, nn.RNNBase):
+            return "a fused kernel computes all steps from its dense matrices"
+        kinds = (kind for kind in type(module).__mro__ if kind is not nn.Module)
+        if any(kind.__module__.startswith("torch.nn.") for kind in kinds):
+            return None
+        return f"{type(module).__name__} holds its weights itself ({_REGISTER})"
 
     def _used_elsewhere(self, name: str, module: nn.Module) -> str | None:
         path = name.split(".")
@@ -153,7 +165,7 @@ def _unusual(layer: nn.Module) -> str | None:
         getattr(type(layer), name, None) is not getattr(base, name, None)
         for name in ("forward", "_conv_forward", "__call__")
     ):
-        return f"{kind} has a forward of its own (sketchlayers.register_layer makes it known)"
+        return f"{kind} has a forward of its own ({_REGISTER})"
     if "forward" in vars(layer):
         return "its forward has been replaced"
     if len(layer._parameters) > len(names) or layer._buffers or layer._modules:

@@ -55,11 +55,11 @@ class LowRankEmbedding(Configured):
         owner = type(self).__name__
         check_one_given(owner, "rank", rank, rate)
         full = min(num_embeddings, embedding_dim)
-        if rank is None:
+        if rate is not None:
             weights = checked_rate(owner, rate) * num_embeddings * embedding_dim
             rank = min(full, max(1, round(weights / (num_embeddings + embedding_dim))))
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.rank = whole_number(owner, "rank", rank, 1, full)
+        self.rank = whole_number(owner, "rank", rank or 0, most=full)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.first = nn.Embedding(num_embeddings, self.rank, padding_idx, **factory)
         self.second = nn.Linear(self.rank, embedding_dim, False, **factory)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sketchlayers.nn.plain.attention import PlainAttention
 from sketchlayers.nn.plain.encoder import PlainEncoder
+from sketchlayers.nn.plain.experts import PlainExperts
 from sketchlayers.nn.plain.form import Plain, sharing
 from sketchlayers.nn.plain.registry import register_layer
 
@@ -20,6 +21,7 @@ def register() -> None:
     """Makes them known."""
     register_layer(nn.MultiheadAttention, PlainAttention)
     register_layer(nn.TransformerEncoder, PlainEncoder)
+    register_layer("transformers.models.*Experts", PlainExperts)
     for name in (
         "timm.layers.conv2d_same.Conv2dSame",
         "efficientnet_lite_pytorch.utils.Conv2dDynamicSamePadding",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def register_layer(
 
     Args:
         kind: the class, or its module and name, ``"timm.layers.conv2d_same.Conv2dSame"``, which is
-            then not imported.
+            then not imported; a pattern with ``*`` for several classes.
         form: makes a module of plain layers from a layer of this kind; instead of the functions.
         before: ``before(layer, input)`` is what the plain layer gets for an input of the layer,
             whose parameters are None here; None: the input as it is.
@@ -72,7 +73,7 @@ def form_of(layer: nn.Module) -> Form | None:
     if isinstance(layer, PlainForm) or "forward" in vars(layer):
         return None
     for kind in type(layer).__mro__:
-        form = _forms.get(_name(kind))
+        form = _find(_name(kind))
         if form is not None:
             own = type(layer)
             same = all(
@@ -81,6 +82,12 @@ def form_of(layer: nn.Module) -> Form | None:
             )
             return form if same else None
     return None
+
+
+def _find(name: str) -> Form | None:
+    if name in _forms:
+        return _forms[name]
+    return next((form for pattern, form in _forms.items() if fnmatchcase(name, pattern)), None)
 
 
 def _name(kind: type) -> str:
