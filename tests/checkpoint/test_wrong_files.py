@@ -142,7 +142,7 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
     "another family": (lambda parts: with_layer(parts, kind="SKLinear"), "there is no 'in_chann"),
     "a layer that is not there": (
         lambda parts: parts.with_model(layers={"body.0": {"kind": "Linear"}}).whole(),
-        "the network must have a convolution or a fully connected layer 'body.0' (got nothing",
+        "a fully connected layer or a table 'body.0' (got nothing",
     ),
     "a layer in place of another module": (
         lambda parts: parts.with_model(layers={"norm": {"kind": "Linear"}}).whole(),
@@ -347,7 +347,10 @@ def test_other_networks(good: bytes, tmp_path: Path) -> None:
         (tied, "norm.weight and norm.bias must be one tensor, as in the network"),
         (shared, "the file must have a layer 'again', as the network does"),
         (lazy, "(got LazyLinear with in_features=0"),
-        (nn.Identity, "the network must have a convolution or a fully connected layer 'features'"),
+        (
+            nn.Identity,
+            "the network must have a convolution, a fully connected layer or a table 'features'",
+        ),
     ):
         network = make()
         if make is lazy:

@@ -62,7 +62,7 @@ def test_every_network(network: str, method: str) -> None:
     assert len(report.replaced) > len(report.layers) / 4
     chosen = methods.get(method)
     for row in report.replaced:
-        layer = model.get_submodule(row.name)
+        layer = small.get_submodule(row.name).fold()
         assert row.parameters_after == chosen.parameters(layer, row.rank) < row.parameters_before
         assert row.multiply_adds_after
         assert isinstance(small.get_submodule(row.name), chosen.layers)

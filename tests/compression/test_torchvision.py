@@ -77,12 +77,13 @@ def test_all_on_the_meta_device(name: str) -> None:
     assert abs(report.rate - 0.5) <= 0.005, report.notes
     assert all(p.is_meta for p in small.parameters())
     for row in report.layers:
-        before, after = model.get_submodule(row.name), small.get_submodule(row.name)
-        if row.method is None:
-            assert row.reason
-            assert type(after) is type(before)
+        if row.method is not None:
+            assert small.get_submodule(row.name).weight.shape == row.shape
         else:
-            assert after.weight.shape == before.weight.shape == row.shape
+            assert row.reason
+            before, after = (dict(one.named_modules()).get(row.name) for one in (model, small))
+            if before is not None:  # the parts of attention layers are no modules of the model
+                assert type(after) is type(before) and before.weight.shape == row.shape
 
 
 # Values do not matter on the meta device, and drawing them takes long.

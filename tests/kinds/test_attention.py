@@ -162,7 +162,6 @@ def test_a_decoder_is_taken(tmp_path):
         sequences(),
         names,
         tmp_path=tmp_path,
-        exported=False,
         call=lambda model, x: model(x, x[:, :4] * 0.5),
     )
 

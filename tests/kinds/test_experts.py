@@ -100,7 +100,7 @@ def test_every_expert_is_taken(options, tmp_path):
     model = Mixture(**options).eval()
     first = model.experts.first
     taken = [f"experts.{name}.{n}" for name in (first, "down_proj") for n in range(EXPERTS)]
-    check_model(model, tokens(), ["stem", *taken], tmp_path=tmp_path, exported=False)
+    check_model(model, tokens(), ["stem", *taken], tmp_path=tmp_path)
 
 
 def test_the_compressed_network_can_be_exported():

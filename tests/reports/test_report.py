@@ -299,7 +299,7 @@ def test_the_budget_stands_beside_what_it_is_of(fitted: Report) -> None:
 
 
 def test_signs_in_the_table_are_explained() -> None:
-    model = nn.Sequential(nn.Embedding(9, 16), nn.Linear(16, 16), nn.Linear(16, 16))
+    model = nn.Sequential(nn.EmbeddingBag(9, 16), nn.Linear(16, 16), nn.Linear(16, 16))
     x = torch.zeros(1, 4, dtype=torch.int64)
     report = random_init(model, {"1": 0.5, "2": 0.5}, method="svd", example_inputs=x).report
     (line,) = [line for line in str(report).splitlines() if line.startswith('"-": ')]

@@ -78,7 +78,7 @@ LAYERS: list[tuple[str, Callable[[], nn.Module], str]] = [
     ("transposed", lambda: nn.ConvTranspose2d(24, 24, 3), "ConvTranspose2d is not a layer"),
     ("bilinear", lambda: nn.Bilinear(24, 24, 24), "Bilinear is not a layer"),
     ("embedding", lambda: nn.Embedding(24, 24), "Embedding is not a layer"),
-    ("recurrent", lambda: nn.GRU(24, 24), "GRU is not a layer"),
+    ("recurrent", lambda: nn.GRU(24, 24), "fused kernel"),
     ("depthwise", lambda: nn.Conv2d(24, 48, 3, groups=24), "depthwise convolution"),
     ("grows", lambda: nn.Conv2d(1, 24, 3), "would grow, even at the smallest rank"),
     ("grows by groups", lambda: nn.Conv2d(24, 24, 1, groups=12), "would grow"),

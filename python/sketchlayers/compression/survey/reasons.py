@@ -228,7 +228,7 @@ def _readers(model: nn.Module) -> dict[str, str]:
     """Layers that a module around them uses through their weight: name -> class of that module."""
     readers: dict[str, str] = {}
     for prefix, module in model.named_modules():
-        if isinstance(module._modules.get("self_attn"), PlainForm):
+        if isinstance(getattr(module, "self_attn", None), PlainForm):
             continue  # an encoder layer of PyTorch then calls all of its children
         for kind in type(module).__mro__:
             for child in _READ_THROUGH_WEIGHT.get(f"{kind.__module__}.{kind.__qualname__}", ()):
