@@ -283,6 +283,20 @@ def test_half_and_trained_parameters():
     assert folded.layers[1].self_attn.in_proj_weight.requires_grad
 
 
+def test_several_sizes():
+    model = encoder()
+    kinds = [type(module) for module in model.modules()]
+    made = sketchlayers.sweep(model, (0.8, 0.6), calibration=sequences(), method="svd")
+    assert [type(module) for module in model.modules()] == kinds
+    for rate in (0.8, 0.6):
+        small, report = made[rate]
+        assert report.rate == pytest.approx(rate, rel=0.02)
+        assert sum(p.numel() for p in small.parameters()) == report.parameters_after
+        folded = sketchlayers.fold(small)
+        assert [type(module) for module in folded.modules()] == kinds
+        assert_same(folded(sequences()[0]), small(sequences()[0]), rtol=1e-3, atol=1e-4)
+
+
 def test_in_place():
     model = encoder()
     expected, _ = sketchlayers.compress(model, "svd", rate=0.6, calibration=sequences())

@@ -62,6 +62,15 @@ def test_a_whole_rate_and_the_report(model, sentences):
     assert report.output_change < 0.2
 
 
+def test_tables_alone(model, sentences):
+    small, report = sketchlayers.compress(
+        model, "svd", rate=0.8, layers=["words"], calibration=sentences
+    )
+    assert [row.name for row in report.layers if row.method] == ["words"]
+    assert isinstance(small.words, LowRankEmbedding)
+    assert report.output_change < 0.2
+
+
 def test_without_data(model, sentences):
     small, report = sketchlayers.compress(model, "svd", rate={"words": 0.5})
     (row,) = [row for row in report.layers if row.name == "words"]

@@ -12,6 +12,7 @@ from torch import nn
 
 from sketchlayers.compression.calibration.calibrate import calibrate
 from sketchlayers.compression.calibration.calibration import Calibration
+from sketchlayers.compression.survey.layers import dense_layers
 from sketchlayers.nn._checks import whole_number
 from sketchlayers.surgery.batches import (
     Forward,
@@ -25,7 +26,7 @@ from sketchlayers.surgery.batches import (
     is_used_up_by_one_pass,
 )
 from sketchlayers.surgery.calls import Call, CallOrder
-from sketchlayers.surgery.evaluation import same_random_numbers
+from sketchlayers.surgery.evaluation import evaluating, same_random_numbers
 from sketchlayers.surgery.sample import take
 
 
@@ -99,6 +100,11 @@ class Images:
         """Returns the moments of some layers, over all images, and the order of their calls."""
         names, order = set(layers), CallOrder()
         with order.watching(self._model, names) as noted:
+            if names.isdisjoint(dense_layers(self._model)):  # tables alone, which have no moments
+                with evaluating(self._model), self._random_numbers():
+                    for batch in self.sample.batches:
+                        noted(self._forward, self._model, batch)
+                return Calibration({}, images=self.sample.images), order
             calibration = calibrate(
                 self._model,
                 self.sample.batches if self._complete else self._loader,
