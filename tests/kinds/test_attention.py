@@ -283,6 +283,15 @@ def test_half_and_trained_parameters():
     assert folded.layers[1].self_attn.in_proj_weight.requires_grad
 
 
+def test_compile():
+    small, _ = sketchlayers.compress(encoder(), "svd", rate=0.6, calibration=sequences())
+    compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
+    batch = sequences()[0]
+    with torch.no_grad():
+        for how in (calls()["plain"], calls()["causal"]):
+            assert_same(compiled(batch, **how), small(batch, **how))
+
+
 def test_several_sizes():
     model = encoder()
     kinds = [type(module) for module in model.modules()]

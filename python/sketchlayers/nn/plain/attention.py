@@ -166,11 +166,11 @@ class PlainAttention(PlainForm):
                     f"{type(self).__name__}: attn_mask must have shape {size} or "
                     f"{(len(q) * self.num_heads, *size)} (got {tuple(mask.shape)})"
                 )
-            mask = _added(mask, q.dtype)
+            mask = added(mask, q.dtype)
             mask = mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 else mask
         if key_padding_mask is None:
             return mask
-        keys = _added(key_padding_mask, q.dtype)[:, None, None, :]
+        keys = added(key_padding_mask, q.dtype)[:, None, None, :]
         return keys if mask is None else mask + keys
 
     def _extended(
@@ -199,7 +199,7 @@ class PlainAttention(PlainForm):
         return torch._nested_tensor_from_mask(output, ~hidden, mask_check=False), weights
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as numbers that are added to scores: minus infinity where a bool is True."""
     if mask.dtype != torch.bool:
         return mask

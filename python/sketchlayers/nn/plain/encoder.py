@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
 
+from sketchlayers.nn.plain.attention import added
 from sketchlayers.nn.plain.form import PlainForm
 
 
@@ -49,8 +50,13 @@ class PlainEncoder(PlainForm):
         is_causal: bool | None = None,
     ) -> Tensor:
         """As ``nn.TransformerEncoder``."""
-        plain: Any = SimpleNamespace(layers=self.layers, norm=None, use_nested_tensor=False)
-        output = nn.TransformerEncoder.forward(plain, src, mask, src_key_padding_mask, is_causal)
+        first: Any = self.layers[0]
+        length = _get_seq_len(src, first.self_attn.batch_first)
+        mask = None if mask is None else added(mask, src.dtype)
+        is_causal = _detect_is_causal_mask(mask, is_causal, length)
+        output = src
+        for layer in self.layers:
+            output = layer(output, mask, src_key_padding_mask, is_causal=is_causal)
         if src_key_padding_mask is not None and self._packs(src, mask, src_key_padding_mask):
             output = output.masked_fill(src_key_padding_mask.bool()[..., None], 0)
         return output if self.norm is None else self.norm(output)
