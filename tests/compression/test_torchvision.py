@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kinds.checks import check_afterwards
 from selection import slow_except
 from torch import nn
 
@@ -66,6 +68,17 @@ def test_one_of_every_family(family: str) -> None:
         again = folded(x)
     error = (again - output).norm() / output.norm()
     assert error < 1e-9
+
+
+@pytest.mark.parametrize("family", slow_except(("squeezenet",), FAMILIES))
+def test_one_of_every_family_in_files_folded_and_exported(family: str, tmp_path: Path) -> None:
+    build, size = FAMILIES[family]
+    torch.manual_seed(0)
+    model, x = build().double().eval(), torch.randn(2, 3, size, size, dtype=torch.float64)
+    bring_to_life(model, x)
+    rates = {"*": RATES.get(family, 0.5)}
+    small, _ = sketchlayers.compress(model, "svd", rate=rates, example_inputs=x, init="random")
+    check_afterwards(model, small, x, lambda model, x: model(x), tmp_path)
 
 
 @pytest.mark.parametrize("name", slow_except(QUICK_NAMES, models.list_models(module=models)))

@@ -76,11 +76,18 @@ def check_model(
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     _check_report(model, small, report, taken, share)
-    _check_files(model, small, batch, look, tmp_path)
-    _check_fold(model, small, batch, look)
-    _check_export(model, small, batch, look)
-    _check_gradients(copy.deepcopy(small), batch, look)
+    check_afterwards(model, small, batch, look, tmp_path)
     return small
+
+
+def check_afterwards(
+    model: nn.Module, small: nn.Module, batch: Any, call: Callable[..., Any], tmp_path: Any
+) -> None:
+    """Checks what can be done with a compressed network: files, fold, export and training."""
+    _check_files(model, small, batch, call, tmp_path)
+    _check_fold(model, small, batch, call)
+    _check_export(model, small, batch, call)
+    _check_gradients(copy.deepcopy(small), batch, call)
 
 
 def _check_report(
@@ -93,6 +100,8 @@ def _check_report(
     whole = sum(p.numel() for p in model.parameters())
     assert report.parameters_before == whole
     assert report.parameters_after == sum(p.numel() for p in small.parameters())
+    trained = all(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in small.parameters()) == trained
     inside = sum(row.parameters_before for row in replaced.values())
     assert inside >= share * whole, f"{inside / whole:.3f} of the parameters\n{report}"
 

@@ -8,11 +8,12 @@ import math
 
 import pytest
 import torch
-from tests.kinds.checks import assert_same, check_model
 from torch import nn
 
 import sketchlayers
 from sketchlayers.nn.plain import PlainForm, form_of
+
+from .checks import assert_same, check_model
 
 BATCH, QUERIES, KEYS, HEADS = 3, 5, 7, 2
 

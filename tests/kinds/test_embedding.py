@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.kinds.checks import assert_same, check_model
 from torch import nn
 
 import sketchlayers
 from sketchlayers import LowRankEmbedding
+
+from .checks import assert_same, check_model
 
 WORDS, LENGTH = 60, 8
 

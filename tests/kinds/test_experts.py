@@ -7,11 +7,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.kinds.checks import check_model
 from torch import nn
 
 import sketchlayers
 from sketchlayers.nn.plain.experts import PlainExperts
+
+from .checks import check_model
 
 EXPERTS, TOKENS = 3, 8
 

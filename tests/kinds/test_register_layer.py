@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.kinds.checks import assert_same, check_model
 from torch import nn
 
 import sketchlayers
 from sketchlayers import methods
 from sketchlayers.nn.plain import PlainForm
+
+from .checks import assert_same, check_model
 
 
 class CornerConv2d(nn.Conv2d):
@@ -273,5 +274,11 @@ def test_the_transposed_linear_layers_of_gpt2(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(utils.Conv1D(32, 16), nn.GELU(), utils.Conv1D(16, 32)).eval()
     rows = [torch.randn(8, 5, 16) for _ in range(5)]
+    model[0].weight.requires_grad_(False)
+    small, _ = sketchlayers.compress(model, "svd", rate={"*": 0.5}, calibration=rows)
+    trained = {name: p.requires_grad for name, p in small.named_parameters()}
+    assert trained["2.linear.first.weight"] and trained["2.linear.second.weight"]
+    assert not sketchlayers.fold(small)[0].weight.requires_grad
+    model[0].weight.requires_grad_()
     for method in ("svd", "sketch"):
         check_model(model, rows, ("0.linear", "2.linear"), method=method, tmp_path=tmp_path)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from selection import slow_except
-from tests.kinds.checks import check_model
+
+from .checks import check_model
 
 timm = pytest.importorskip("timm")
 

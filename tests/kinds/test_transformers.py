@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from selection import slow_except
-from tests.kinds.checks import check_model
 from torch import nn
+
+from .checks import check_model
 
 transformers = pytest.importorskip("transformers")
 

@@ -94,10 +94,11 @@ def compress(
     the weights alone are approximated, and the network needs training afterwards.
 
     Attention layers and other kinds that hold matrices (`register_layer`) are taken apart, and the
-    parts replaced. Layers that cannot be replaced stay as they are, each with its reason in the
-    report: shared modules, tied parameters, parametrised layers, layers used through their weight,
-    convolutions of other dimensions, depthwise ones, layers with a forward of their own, layers
-    that would grow or that the data never reach.
+    parts replaced; the model has them in the layers' places until the call ends. Layers that cannot
+    be replaced stay as they are, each with its reason in the report: shared modules, tied
+    parameters, parametrised layers, layers used through their weight, convolutions of other
+    dimensions, depthwise ones, recurrent layers, layers with a forward of their own, layers that
+    would grow or that the data never reach.
 
     A replacement keeps the layer's device, dtype, memory format, mode, ``requires_grad`` (that of
     the weight for all its factors), all its hooks and the attributes that a user has set on the
@@ -154,7 +155,7 @@ def compress(
             ``layers`` names them.
         filter_fn: function that tells whether to replace a layer: ``filter_fn(module, name)`` is
             called with the model's own module for each layer that can be replaced (with the plain
-            one, where it is compressed).
+            one, where it is compressed; with a part of one that is taken apart).
         keep_first: leave the layer that runs first as it is (the first registered one without
             ``example_inputs``), unless it is named in full in ``rate`` or ``layers``.
         init: "fit" approximates the weights, "random" starts training from scratch.

@@ -137,7 +137,7 @@ def sharing(weight: Tensor, bias: Tensor | None, like: nn.Conv2d | None = None) 
     """A plain layer whose parameters are these tensors, or share their memory if they are views.
 
     Args:
-        weight: of a linear layer, or of a convolution.
+        weight: of a linear layer, or of a convolution; trained if the tensor is that it views.
         bias: of the layer.
         like: a convolution with the stride, padding, dilation and groups; None: a linear layer.
     """
@@ -179,6 +179,7 @@ def dense_refusal(layer: nn.Module, names: tuple[str, ...] | None = None) -> str
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:
+    """The tensor itself, or one that shares its memory and is trained as what it is a view of."""
     if isinstance(tensor, nn.Parameter):
         return tensor
     base = tensor._base if tensor._base is not None else tensor

@@ -63,7 +63,7 @@ def _pad_static(conv: Any, input: Tensor) -> Tensor:
 
 def _transposed(layer: Any) -> Plain:
     """The linear layer of a ``Conv1D``, whose weight is (inputs, outputs)."""
-    return sharing(layer.weight.detach().T.requires_grad_(layer.weight.requires_grad), layer.bias)
+    return sharing(layer.weight.T, layer.bias)
 
 
 def _transpose_back(layer: nn.Module, plain: Any) -> None:
