@@ -293,6 +293,14 @@ def test_compile():
             assert_same(compiled(batch, **how), small(batch, **how))
 
 
+def test_a_budget_of_time():
+    small, report = sketchlayers.compress(
+        encoder(), "svd", latency_rate=1.0, calibration=sequences(), keep_first=False
+    )
+    assert report.latency_before > 0 and report.latency_after > 0
+    assert small(sequences()[0]).isfinite().all()
+
+
 def test_several_sizes():
     model = encoder()
     kinds = [type(module) for module in model.modules()]

@@ -18,7 +18,7 @@ NETWORKS = {
     "deit3_small_patch16_224": ({"img_size": 32, "depth": 1}, 32, 0.9),
     "beit_base_patch16_224": ({"img_size": 32, "depth": 1, "embed_dim": 96}, 32, 0.7),
     "cait_xxs24_224": ({"img_size": 32, "depth": 2}, 32, 0.9),
-    "mixer_s16_224": ({"img_size": 64, "num_blocks": 1}, 64, 0.9),
+    "mixer_s32_224": ({"img_size": 64}, 64, 0.9),
     "convnext_atto": ({"depths": (1, 1, 1, 1)}, 64, 0.8),
     "tf_efficientnet_lite0": ({}, 64, 0.8),
     "efficientnet_b0": ({}, 64, 0.8),

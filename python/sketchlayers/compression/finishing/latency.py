@@ -18,6 +18,7 @@ from sketchlayers.reports.rows import Latency
 from sketchlayers.surgery.batches import Forward, count_images, device_of
 from sketchlayers.surgery.calls import Call, ExampleCall, ExampleInputs
 from sketchlayers.surgery.evaluation import same_random_numbers
+from sketchlayers.surgery.forms import without_needless
 from sketchlayers.surgery.replace import evaluation_copy
 from sketchlayers.surgery.sample import select
 
@@ -73,7 +74,7 @@ def measured_latencies(
         return ()
     if not processes.agree(repr([images for _, images in calls])):
         return ()
-    networks = [evaluation_copy(model) for model in (original, small)]
+    networks = [without_needless(evaluation_copy(model)) for model in (original, small)]
     seconds = max(_SECONDS, _SHARE * spent) / len(calls)
     found = []
     with torch.no_grad(), same_random_numbers():
