@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,8 @@ from typing import Any, Literal
 from torch import nn
 
 from sketchlayers import methods
+from sketchlayers._runtime.progress import draws_bars
+from sketchlayers._runtime.watch import Watch, watching
 from sketchlayers.compression.again import folded_layers
 from sketchlayers.compression.arguments import (
     Allocation,
@@ -27,6 +30,7 @@ from sketchlayers.compression.candidates.sweep import Sweep
 from sketchlayers.compression.finishing.refine import Refinement
 from sketchlayers.compression.request import check_model, chosen_method, task_of
 from sketchlayers.compression.result import Compressed
+from sketchlayers.compression.stages.task import Task
 from sketchlayers.compression.survey.layers import Layer, survey
 from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.compression.survey.selection import FilterFunction, left_out
@@ -192,7 +196,9 @@ def compress(
             those of the plain network; compressed layers that are not meant (``layers``,
             ``exclude``, ``filter_fn``, a dict of rates) stay as they are.
         inplace: change ``model`` itself. Handles of hooks on replaced layers then stay valid.
-        progress: draw progress bars; None: on a terminal.
+        progress: draw progress bars, with an estimate of the whole time beside them; None: on a
+            terminal, and elsewhere a line for each stage and every 30 s. A call of a few seconds
+            prints nothing.
         seed: what the layers' seeds are derived from, together with the layers' names, so that a
             layer's numbers do not depend on the other layers. None draws one from PyTorch's default
             generator. Of several processes that have images, the first one's counts.
@@ -264,7 +270,7 @@ def compress(
         original=original,
         several=goal.max_drop is not None,
     )
-    with task.processes.together("compressing"):
+    with _watching("compress", task), task.processes.together("compressing"):
         maker = Maker(task, goal.budgets, evaluate)
         if goal.max_drop is not None:
             made = maker.smallest(goal.unit, goal.max_drop)
@@ -350,11 +356,17 @@ def sweep(
             "several": True,
         }
     )
-    with task.processes.together("compressing"):
+    with _watching("sweep", task), task.processes.together("compressing"):
         maker = Maker(task, goal.budgets, evaluate)
         for one in goal.budgets:
             maker.make(one)
         return maker.sweep
+
+
+def _watching(owner: str, task: Task) -> contextlib.AbstractContextManager[Watch]:
+    """Lines where no bars are drawn."""
+    lines = task.progress is not False and not draws_bars(task.progress)
+    return watching(owner, lines=lines)
 
 
 @outside_of_modes

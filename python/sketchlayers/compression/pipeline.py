@@ -10,15 +10,18 @@ in the caller's thread, runs alone, and ends, if by an exception, before the nex
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sketchlayers._runtime.watch import expect
 from sketchlayers.compression.allocation import ranks
 from sketchlayers.compression.allocation.costs import Budget, Costs
 from sketchlayers.compression.allocation.curves import Curve
 from sketchlayers.compression.allocation.ranks import Ranks
 from sketchlayers.compression.stages.allocate import allocate
 from sketchlayers.compression.stages.curves import curves
+from sketchlayers.compression.stages.expected import expected_seconds
 from sketchlayers.compression.stages.finish import Finished, finish
 from sketchlayers.compression.stages.fit import Fits, fit
 from sketchlayers.compression.stages.measure import Measured, measure
@@ -48,6 +51,7 @@ class Prepared:
     costs: Costs
     measured: Measured
     curves: Mapping[str, Curve]
+    expected: Mapping[str, float]
     log: Log
 
 
@@ -62,16 +66,21 @@ def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
         ValueError: a budget cannot be met.
     """
     log = Log(list(task.notes))
+    begin = time.perf_counter()
     found = look_at(task, log)
     examples = task.examples
+    images = max(1, sum(images for _, images in examples))
+    layers = log.open_layers(found)
+    expected = expected_seconds(task, layers, (time.perf_counter() - begin) / images)
+    expect(expected)
     call = examples[0][0] if examples else None
     costs = Costs(task.unit, found, task.model, call, task.processes)
     for budget in budgets:
-        ranks.check_budget(found, task.method, log.open_layers(found), budget, costs, log.reasons)
+        ranks.check_budget(found, task.method, layers, budget, costs, log.reasons)
     measured = measure(task, found, log)
     with log.stage("ranks"):
         curves_of_layers = curves(task, found, measured, log)
-    return Prepared(task, found, costs, measured, curves_of_layers, log)
+    return Prepared(task, found, costs, measured, curves_of_layers, expected, log)
 
 
 def smallest_rate(prepared: Prepared) -> float:
@@ -94,6 +103,7 @@ def make(prepared: Prepared, budget: Budget | None) -> Outcome:
     """
     task, found, measured = prepared.task, prepared.found, prepared.measured
     log = prepared.log.continued()
+    expect({"fit": prepared.expected.get("fit", 0.0)})
     with log.stage("ranks"):
         chosen = allocate(task, found, measured, prepared.curves, budget, prepared.costs, log)
     with log.stage("fit"):

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from sketchlayers import _extension
 from sketchlayers.methods._curve import interpolated, spread, squared_error
 from sketchlayers.methods._rank import Candidate, Rank
+from sketchlayers.methods._work import Work
 from sketchlayers.nn._config import needs_extension
-from sketchlayers.nn._geometry import ordinary_weight
+from sketchlayers.nn._geometry import Geometry, ordinary_weight
 
 Init = Literal["fit", "random"]
+_LARGEST_MOMENT = 10_000  # inputs of the largest layers that have a second moment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,18 @@ class Method(ABC):
             weight = ordinary_weight(built.fold())  # type: ignore[operator]
             errors[rank] = squared_error(layer, weight, norm)
         return interpolated(self.ranks(layer), partial(self.parameters, layer), errors)
+
+    def fit_work(self, layer: nn.Module) -> Work:
+        """What a fit computes, about, of the layer at half its size."""
+        sizes = Geometry.of(layer)
+        inputs, outputs = sizes.patch, sizes.group_outputs
+        moment = inputs**2 if inputs <= _LARGEST_MOMENT else 0
+        matrix = 10 * min(inputs, outputs) * inputs
+        return Work(sizes.groups * 2 * outputs * (moment + matrix), 50 * sizes.groups)
+
+    def curve_work(self, layer: nn.Module) -> Work:
+        """What `curve` computes, about."""
+        return self.fit_work(layer)
 
     def members(self, layer: nn.Module) -> tuple[Method, ...]:
         """Lists the methods to choose from: this one, unless it stands for several."""

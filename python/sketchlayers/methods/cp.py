@@ -13,6 +13,7 @@ from sketchlayers.methods._curve import interpolated, spread, squared_errors
 from sketchlayers.methods._factored import MOST_INPUTS, Factored, Parts
 from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
+from sketchlayers.methods._work import Work
 from sketchlayers.nn import LowRankLinear
 from sketchlayers.nn._checks import number_above, whole_number
 from sketchlayers.nn._geometry import Geometry
@@ -98,3 +99,29 @@ class CP(Factored):
         squares = squared_errors(layer, norm, errors).tolist()
         known = dict(zip(ranks, squares, strict=True))
         return interpolated(family, partial(self.parameters, layer), known)
+
+    def fit_work(self, layer: nn.Module) -> Work:
+        """See `Method.fit_work`: sweeps without and with second moment."""
+        if not self.iterates(layer):
+            return super().fit_work(layer)
+        plain, with_moment = _sweeps(layer, 0.5)
+        return plain.plus(with_moment).times(self._most_sweeps(layer) * self.starts)
+
+    def curve_work(self, layer: nn.Module) -> Work:
+        """See `Method.curve_work`: a few sweeps at each rank."""
+        if not self.iterates(layer):
+            return super().curve_work(layer)
+        plain, with_moment = _sweeps(layer, 0.4)
+        ranks = spread(self.ranks(layer), coarse=Geometry.of(layer).patch > _SMALL_PATCH)
+        return plain.times(12).plus(with_moment.times(4)).times(len(ranks))
+
+
+def _sweeps(layer: nn.Module, rate: float) -> tuple[Work, Work]:
+    """A sweep without and one with second moment, where the factors have this rate."""
+    sizes = Geometry.of(layer)
+    inputs, outputs = sizes.patch, sizes.group_outputs
+    rank = rate * inputs * outputs / (sizes.group_inputs + outputs)
+    plain = 4 * inputs * outputs * rank + 3 * rank**3
+    moment = 2 * inputs**2 * rank + 4 * inputs * rank**2
+    steps = sizes.groups
+    return Work(steps * plain, steps), Work(steps * (plain + moment), steps)

@@ -15,6 +15,7 @@ from sketchlayers.methods._curve import front_of, squared_errors
 from sketchlayers.methods._factored import MOST_INPUTS, Factored, Parts
 from sketchlayers.methods._method import register
 from sketchlayers.methods._rank import Candidate, Rank, one_number
+from sketchlayers.methods._work import Work
 from sketchlayers.nn._checks import number_above, whole_number
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
@@ -115,6 +116,28 @@ class Tucker2(Factored):
             error = float(squares[row, column])
             candidates.append(Candidate(ranks, self.parameters(layer, ranks), error))
         return candidates
+
+    def fit_work(self, layer: nn.Module) -> Work:
+        """See `Method.fit_work`: about ten sweeps."""
+        return _sweep(layer, 0.5).times(10) if self.iterates(layer) else super().fit_work(layer)
+
+    def curve_work(self, layer: nn.Module) -> Work:
+        """See `Method.curve_work`: a few sweeps at each input rank."""
+        if not self.iterates(layer):
+            return super().curve_work(layer)
+        is_small = Geometry.of(layer).patch < _LARGE_PATCH
+        sweeps = _SWEEPS if is_small else _SWEEPS_OF_LARGE
+        return _sweep(layer, 0.35).times(len(_INPUT_SHARES) * sweeps)
+
+
+def _sweep(layer: nn.Module, share: float) -> Work:
+    """A sweep with this share of the inputs."""
+    sizes = Geometry.of(layer)
+    inputs, outputs, rank = sizes.patch, sizes.group_outputs, share * sizes.group_inputs
+    core = sizes.taps * rank
+    moment = 2 * inputs**2 * rank + 2 * inputs * core * rank
+    solved = core**3 / 3 + 2 * outputs * core**2 + 4 * outputs * inputs * core
+    return Work(sizes.groups * (moment + solved), sizes.groups)
 
 
 def _every_row(squares: Tensor, known: list[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,12 +152,13 @@ def _fit_in_sequence(
 
     before = {name: _known(task, keys[name], choice, log) for name, choice in choices.items()}
     left = {name: choice for name, choice in choices.items() if before[name] is None}
-    starts = _fit_ahead(task, left, norms, log)
 
     def keep(name: str, one: Fitted) -> None:
         _keep(task, keys[name], one)
 
-    with progress_bar("fitting", len(choices), unit="layer", show=task.progress) as bar:
+    steps = len(left) + len(choices)
+    with progress_bar("fitting", steps, unit="layer", show=task.progress) as bar:
+        starts = _fit_ahead(task, left, norms, log, bar)
         done = fit_one_after_the_other(
             task.model,
             choices,
@@ -189,7 +190,11 @@ def _fit_in_sequence(
 
 
 def _fit_ahead(
-    task: Task, choices: Mapping[str, Choice], norms: Mapping[str, Norm], log: Log
+    task: Task,
+    choices: Mapping[str, Choice],
+    norms: Mapping[str, Norm],
+    log: Log,
+    advance: Callable[[int], None],
 ) -> dict[str, nn.Module]:
     """What the fits of small layers go on from in the sequence."""
     keys = {name: _key(task, "ahead", name, choice) for name, choice in choices.items()}
@@ -201,10 +206,13 @@ def _fit_ahead(
 
     def keep(name: str, module: nn.Module) -> None:
         _keep(task, keys[name], Fitted(module, None))
+        advance(1)
 
     left = {name: choice for name, choice in choices.items() if name not in before}
     correct_bias = task.settings.correct_bias
-    return before | fit_in_parallel(left, norms, correct_bias=correct_bias, keep=keep)
+    fitted = fit_in_parallel(left, norms, correct_bias=correct_bias, keep=keep)
+    advance(len(choices) - len(fitted))
+    return before | fitted
 
 
 def _key(task: Task, before: str, name: str, choice: Choice) -> str:

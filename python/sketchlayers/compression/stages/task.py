@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from sketchlayers._runtime.processes import Processes
+from sketchlayers._runtime.watch import current_watch
 from sketchlayers.compression.allocation.costs import Unit
 from sketchlayers.compression.arguments import Settings
 from sketchlayers.compression.cache import Cache
@@ -110,6 +111,8 @@ class Log:
     def stage(self, name: str) -> Iterator[None]:
         """Adds the seconds of the body to a stage's."""
         begin = time.perf_counter()
+        if (watch := current_watch()) is not None:
+            watch.enter(name)
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 

@@ -1,0 +1,85 @@
+"""How long the stages will take, about: before they begin, from the sizes of the layers."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+
+from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, images_to_measure_on
+from sketchlayers.compression.allocation.sensitivity import PROJECTIONS, images_to_look_at
+from sketchlayers.compression.stages.task import Task
+from sketchlayers.compression.survey.layers import Layer
+from sketchlayers.methods._work import Work
+
+_SPEED = 0.6
+"""Of a large matrix product, that all others reach on average."""
+_MOMENTS = 0.35
+"""Of the operations of products of all patches, that are computed (`PatchProducts`)."""
+_QUICK = 0.07
+"""Of a fit, that one takes which is only measured."""
+_IMAGES = 256
+"""That targets of sequential fits take."""
+
+
+def expected_seconds(task: Task, layers: list[Layer], seconds_an_image: float) -> dict[str, float]:
+    """Returns the seconds of the stages that take long, by name, in their order.
+
+    Args:
+        task: what is asked for.
+        layers: those that may be replaced.
+        seconds_an_image: of a forward call of the model.
+    """
+    if task.settings.init == "random" or not layers:
+        return {}
+    speed = _SPEED * _flops_per_second(torch.get_num_threads())
+    fits = sum(_largest_fit(task, layer).seconds(speed) for layer in layers)
+    if task.calibration is None and task.images is None:
+        return {"fit": fits}
+    curves = sum(_curve(task, layer).seconds(speed) for layer in layers)
+    expected = {"ranks": curves + len(SQUARED_ERRORS) * _QUICK * fits, "fit": fits}
+    if task.images is None:
+        return expected
+    sample = task.images.sample
+    moments = sum(map(_moment_flops, layers)) / speed
+    forward = seconds_an_image * sample.images
+    damage = len(layers) * len(SQUARED_ERRORS) * images_to_measure_on(sample, len(layers)) / 2
+    share = min(1.0, _IMAGES / max(1, sample.images))
+    return {
+        "calibration": 2 * forward + sample.images * moments,
+        "sensitivity": seconds_an_image * images_to_look_at(sample) * (1 + 2 * PROJECTIONS),
+        "ranks": expected["ranks"] + seconds_an_image * damage,
+        "fit": fits + share * (3 * forward + 2 * sample.images * moments),
+    }
+
+
+def _curve(task: Task, layer: Layer) -> Work:
+    works = [member.curve_work(layer.module) for member in task.method.members(layer.module)]
+    return functools.reduce(Work.plus, works, Work())
+
+
+def _largest_fit(task: Task, layer: Layer) -> Work:
+    works = [member.fit_work(layer.module) for member in task.method.members(layer.module)]
+    return max(works, key=lambda work: work.seconds(1e11), default=Work())
+
+
+def _moment_flops(layer: Layer) -> float:
+    """Of the second moment of one image's patches."""
+    if not layer.multiply_adds or len(layer.shape) < 2:
+        return 0.0
+    outputs, *inputs = layer.shape
+    patch = functools.reduce(int.__mul__, inputs, 1)
+    return 2 * _MOMENTS * layer.multiply_adds * patch / outputs
+
+
+@functools.lru_cache(maxsize=1)
+def _flops_per_second(threads: int) -> float:
+    """Of a product of two matrices in float32, measured once for a number of threads."""
+    matrix = torch.ones(512, 512)
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - begin)
+    return 2 * 512**3 / max(1e-6, min(seconds))
