@@ -242,6 +242,38 @@ def test_a_file_needs_the_same_registrations(network, images, tmp_path):
     assert all(torch.equal(x, before[key]) for key, x in network.state_dict().items())
 
 
+class CausalConv1d(nn.Conv1d):
+    """Pads in front only, as WaveNet's."""
+
+    def forward(self, input):
+        return super().forward(F.pad(input, (4, 0)))
+
+
+def test_a_convolution_of_one_axis(tmp_path):
+    sketchlayers.register_layer(CausalConv1d, before=lambda layer, x: F.pad(x, (4, 0)))
+    torch.manual_seed(0)
+    model = nn.Sequential(CausalConv1d(8, 16, 3, dilation=2), nn.ReLU(), nn.Conv1d(16, 8, 1)).eval()
+    sounds = [torch.randn(8, 8, 20) for _ in range(3)]
+    check_model(model, sounds, ("0.conv", "2"), tmp_path=tmp_path)
+
+
+def test_compressing_again(network, images):
+    register_own()
+    options = {"calibration": images, "keep_first": False}
+    small, _ = sketchlayers.compress(network, "svd", rate={"*": 0.8}, **options)
+    kinds = [type(module) for module in network.modules()]
+    for original in (None, network):
+        again, report = sketchlayers.compress(
+            small, "svd", rate={"*": 0.5}, original=original, **options
+        )
+        assert {row.name for row in report.layers if row.method} >= {"conv.conv", "linear.linear"}
+        assert sum(p.numel() for p in again.parameters()) == report.parameters_after
+        assert [type(module) for module in network.modules()] == kinds
+        folded = sketchlayers.fold(again)
+        assert [type(module) for module in folded.modules()] == kinds
+        assert_same(folded(images[0]), again(images[0]), rtol=1e-3, atol=1e-4)
+
+
 def test_wrong_registrations():
     with pytest.raises(TypeError, match="kind must be"):
         sketchlayers.register_layer(3)

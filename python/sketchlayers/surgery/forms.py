@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 def on_plain_forms(
     function: Callable[Concatenate[nn.Module, Arguments], Result],
 ) -> Callable[Concatenate[nn.Module, Arguments], Result]:
-    """Makes a function of a model see it `in_plain_form`.
+    """Makes a function of a model see it, and an ``original`` of it, `in_plain_form`.
 
     Raises:
         ValueError: it works in place, and the model itself is a layer that has a plain form.
@@ -30,8 +30,11 @@ def on_plain_forms(
     def call(model: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if not isinstance(model, nn.Module):
             return function(model, *args, **kwargs)  # that says what it must be
-        inplace = bool(kwargs.get("inplace"))
-        with in_plain_form(model, itself=not inplace) as plain:
+        inplace, original = bool(kwargs.get("inplace")), kwargs.get("original")
+        with contextlib.ExitStack() as stack:
+            plain = stack.enter_context(in_plain_form(model, itself=not inplace))
+            if isinstance(original, nn.Module) and original is not model:
+                kwargs["original"] = stack.enter_context(in_plain_form(original))
             if inplace and plain is not model:
                 raise ValueError(
                     f"{function.__name__}: inplace must be False where the model itself is the "

@@ -11,16 +11,17 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from sketchlayers.nn._config import dense_arguments
+from sketchlayers.nn._config import dense_arguments, dense_class
+from sketchlayers.nn._geometry import CONVOLUTIONS, DenseConv
 
-Plain = nn.Conv2d | nn.Linear
+Plain = DenseConv | nn.Linear
 
 
 class PlainForm(nn.Module):
     """A module in place of a layer of another kind, with the same outputs and the same arguments.
 
-    Its weights are those of children that are plain ``nn.Conv2d`` and ``nn.Linear`` layers, which
-    it calls, so that calibration sees their inputs and methods can replace them. A subclass makes
+    Its weights are those of children that are PyTorch's convolutions and ``nn.Linear`` layers. It
+    calls them, so that calibration sees their inputs and methods can replace them. A subclass makes
     the children in ``__init__``, of parameters that share the memory of the layer's (`sharing`),
     and writes their weights back in `restore`.
 
@@ -89,7 +90,7 @@ class Single:
 
     def refusal(self, layer: nn.Module) -> str | None:
         """See `PlainForm.refusal`."""
-        if self.dense is None and not isinstance(layer, nn.Conv2d | nn.Linear):
+        if self.dense is None and not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
             return f"{type(layer).__name__} was registered without dense=, and has no plain base"
         return dense_refusal(layer, ("weight", "bias"))
 
@@ -107,7 +108,7 @@ class SingleForm(PlainForm):
         self._how = how
         dense: Callable[[Any], Plain] = how.dense or same_parameters
         plain = dense(layer).train(layer.training)
-        self._part = "conv" if isinstance(plain, nn.Conv2d) else "linear"
+        self._part = "linear" if isinstance(plain, nn.Linear) else "conv"
         self.add_module(self._part, plain)
 
     @property
@@ -133,7 +134,7 @@ class SingleForm(PlainForm):
         (self._how.restore or take_parameters)(layer, self.plain(self._part))
 
 
-def sharing(weight: Tensor, bias: Tensor | None, like: nn.Conv2d | None = None) -> Plain:
+def sharing(weight: Tensor, bias: Tensor | None, like: nn.Module | None = None) -> Plain:
     """A plain layer whose parameters are these tensors, or share their memory if they are views.
 
     Args:
@@ -141,19 +142,19 @@ def sharing(weight: Tensor, bias: Tensor | None, like: nn.Conv2d | None = None) 
         bias: of the layer.
         like: a convolution with the stride, padding, dilation and groups; None: a linear layer.
     """
-    plain: Plain
+    plain: Any
     if like is None:
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:
-        plain = nn.Conv2d(**dense_arguments(like), device="meta")
+        plain = dense_class(like)(**dense_arguments(like), device="meta")
     plain.weight = _parameter(weight)
     plain.bias = None if bias is None else _parameter(bias)
     return plain
 
 
-def same_parameters(layer: nn.Conv2d | nn.Linear) -> Plain:
+def same_parameters(layer: Any) -> Plain:
     """The plain layer with the sizes and the parameters of one of a subclass."""
-    return sharing(layer.weight, layer.bias, layer if isinstance(layer, nn.Conv2d) else None)
+    return sharing(layer.weight, layer.bias, None if isinstance(layer, nn.Linear) else layer)
 
 
 def take_parameters(layer: nn.Module, plain: Any) -> None:
