@@ -9,7 +9,8 @@ of the layer's output: decomposed without looking at data, with the data and few
 seed.
 
 Found: on ResNet-20 at rate 0.3 four starts end between 0.6 % below and 5.2 % above the best of 20
-others, with a median of +0.6 %, which is why `methods.CP` makes four (docs/results.md).
+others, with a median of +0.6 %. Since its sweeps begin without the second moment, one start ends as
+near (docs/results.md).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def measure(layer: nn.Conv2d, second_moment: Tensor, args: argparse.Namespace) -
     fit = partial(decompose.cp, weight, rank, max_sweeps=args.sweeps, tolerance=METHOD.tolerance)
 
     plain = fit(starts=args.few, seed=args.seed)
-    change = weight - torch.einsum("tr,sr,ir,jr->tsij", *plain[:4])
+    change = weight - torch.einsum("tr,sr,ir,jr->tsij", *plain.factors)
     square, changed = (
         float(((matrix @ second_moment) * matrix).sum())
         for matrix in (weight.flatten(1), change.flatten(1))

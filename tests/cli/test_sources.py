@@ -64,8 +64,10 @@ def test_a_function_of_the_users_own(folder: Path, capsys: pytest.CaptureFixture
     again = ["compress", name, "--num-classes", "5", "--weights", "small.safetensors", "--json"]
     again += ["--method", "svd", "--rate", "0.99", "--no-keep-first", "--out", "twice.safetensors"]
     assert main(again) == 0
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["layers"]}
-    assert rows["2"]["reason"].startswith("already compressed")
+    report = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in report["layers"]}
+    assert rows["2"]["kind"] == "Linear" and rows["2"]["method"] == "svd"
+    assert any("folded" in note for note in report["notes"])
 
 
 def test_functions_that_make_no_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -377,7 +377,7 @@ def filled(shape, value):
             TypeError,
             r"weight must be real floating point",
         ),
-        ({"weight": torch.ones(6, 7, 2)}, RuntimeError, r"weight must have 2 or 4 dimensions"),
+        ({"weight": torch.ones(6)}, RuntimeError, r"weight must have 2 or 3 or 4 or 5 dimensions"),
         ({"weight": torch.ones(6, 8, 2, 2)}, RuntimeError, r"u1 and u2 must fit the weight"),
         ({"weight": torch.ones(5, 7, 2, 2)}, RuntimeError, r"u1 and u2 must fit the weight"),
         ({"u1": torch.ones(1, 3, 6)}, RuntimeError, r"u1 and u2 must fit the weight"),

@@ -196,3 +196,13 @@ def test_errors_are_told(changes, error, message):
     if "rank" not in changes:
         with pytest.raises(error, match=f"svd_errors: .*{message}"):
             svd_errors(**arguments)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_inputs_below_the_range_of_float32_are_none(sign):
+    """Their squares are rounding errors of any sign, as behind layers that have died."""
+    layer = Layer((6, 5, 1, 1))
+    moment = 1e-46 * sign * layer.second_moment
+    expected = svd(layer.weight, 3, second_moment=torch.zeros_like(moment))
+    found = svd(layer.weight, 3, second_moment=moment)
+    assert torch.equal(product(found), product(expected))

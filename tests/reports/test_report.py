@@ -332,24 +332,24 @@ def test_a_network_that_is_not_faster(fitted: Report) -> None:
 
 
 def test_parameters_outside_of_layers_are_named() -> None:
-    class Experts(nn.Module):
+    class Scales(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stacked = nn.Parameter(torch.zeros(4, 16, 16))
+            self.scales = nn.Parameter(torch.zeros(1024))
             self.position = nn.Parameter(torch.zeros(7))
 
-    model = nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 16), Experts(), nn.LayerNorm(16))
+    model = nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 16), Scales(), nn.LayerNorm(16))
     report = random_init(model, {"1": 0.5}).report
     assert report.other_parameters == 4 * 256 + 7 + 32
     assert [one.name for one in report.others] == [
-        *("2.stacked", "2.position", "3.weight", "3.bias")
+        *("2.scales", "2.position", "3.weight", "3.bias")
     ]
-    assert report.others[0].kind == "Experts" and report.others[0].shape == (4, 16, 16)
+    assert report.others[0].kind == "Scales" and report.others[0].shape == (1024,)
     share = f"{100 * 1024 / report.parameters_before:.1f} %"
     for printed in (report, sketchlayers.inspect(model)):
         lines = str(printed).splitlines()
         at = lines.index("parameters in no layer that can be replaced:")
-        assert lines[at + 1].split("  ")[-2:] == [share, "2.stacked (Experts, 4x16x16)"]
+        assert lines[at + 1].split("  ")[-2:] == [share, "2.scales (Scales, 1024)"]
         assert lines[at + 2].endswith("  3 more")
     assert json.loads(report.to_json())["others"][1]["parameters"] == 7
 

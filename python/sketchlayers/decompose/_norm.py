@@ -22,6 +22,7 @@ from ._checks import check_finite, check_shape
 SMALLEST_RIDGE = 1e-10
 _LARGEST_RIDGE = 1e-2
 _ASYMMETRY = 1e-3
+_NOTHING = torch.finfo(torch.float32).smallest_normal  # below are only rounding errors of float32
 _TILE = 160  # so small that PyTorch takes one thread for it, which waits for no other
 
 
@@ -172,7 +173,7 @@ def relative(square: float, reference: float) -> float:
 
 
 def as_moment(owner: str, name: str, moment: Tensor, *, is_diagonal: bool = False) -> Tensor:
-    """``moment`` in float64, exactly symmetric.
+    """``moment`` in float64, exactly symmetric; zero where it is nothing but rounding errors.
 
     Args:
         owner: name of the caller, for messages.
@@ -192,7 +193,10 @@ def as_moment(owner: str, name: str, moment: Tensor, *, is_diagonal: bool = Fals
     asymmetry = 0.0 if is_diagonal else _asymmetry(moment)
     if asymmetry > _ASYMMETRY * float(torch.linalg.vector_norm(moment)):
         raise ValueError(f"{owner}: {name} must be symmetric (got asymmetry={asymmetry:.3g})")
-    smallest = float((moment if is_diagonal else moment.diagonal(dim1=-2, dim2=-1)).min())
+    diagonal = moment if is_diagonal else moment.diagonal(dim1=-2, dim2=-1)
+    if diagonal.numel() and float(diagonal.abs().max()) < _NOTHING:
+        return torch.zeros_like(moment)
+    smallest = float(diagonal.min())
     if smallest < 0:
         raise ValueError(
             f"{owner}: {name} must be positive semidefinite (got {smallest:.3g} on the diagonal)"

@@ -119,7 +119,8 @@ def spectrum(norm: OutputNorm) -> tuple[Tensor, Tensor]:
         basis, rows = torch.linalg.qr(rows)
     image = norm.image if basis is None else norm.times_second_moment(rows)
     values, vectors = descending_eigh(image @ rows.mT)
-    if values[-1] < -_NEGATIVE * values[0].abs():
+    unseen = torch.finfo(torch.float32).smallest_normal * rows.square().sum()
+    if values[-1] < -_NEGATIVE * values[0].abs() - unseen:
         raise ValueError(
             f"{norm.owner}: second_moment must be positive semidefinite "
             f"(got an output with the mean square {float(values[-1]):.3g})"

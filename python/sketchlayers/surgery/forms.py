@@ -61,8 +61,10 @@ def in_plain_form(model: nn.Module, *, itself: bool = True) -> Iterator[nn.Modul
     """
     forms = {layer: _form(layer) for layer in _layers(model, itself)}
     parts = {form: dict(form.named_modules()) for form in forms.values()}
-    places = _put(model, forms)
+    places = _places(model, forms)
     try:
+        for parent, key, layer in places:
+            parent._modules[key] = forms[layer]
         yield forms.get(model, model)
     finally:
         for parent, key, layer in places:
@@ -136,8 +138,10 @@ def with_forms_at(model: nn.Module, names: Collection[str]) -> Iterator[nn.Modul
     for name, module in modules.items():
         if isinstance(module, PlainForm) and name not in names:
             new[module] = _original(module)
-    places = _put(model, new)
+    places = _places(model, new)
     try:
+        for parent, key, layer in places:
+            parent._modules[key] = new[layer]
         yield new.get(model, model)
     except BaseException:
         for parent, key, layer in places:
@@ -193,19 +197,16 @@ def _original(form: PlainForm) -> nn.Module:
     return layer
 
 
-def _put(
-    model: nn.Module, new: dict[nn.Module, PlainForm] | dict[nn.Module, nn.Module]
+def _places(
+    model: nn.Module, layers: Collection[nn.Module]
 ) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Puts modules in place of others; returns where these were."""
-    places = [
+    """Where these layers are: parent, key and layer."""
+    return [
         (parent, key, child)
         for parent in list(model.modules())
         for key, child in parent._modules.items()
-        if child is not None and child in new
+        if child is not None and child in layers
     ]
-    for parent, key, child in places:
-        parent._modules[key] = new[child]
-    return places
 
 
 def _own_memory(form: nn.Module) -> None:

@@ -47,9 +47,9 @@ def test_seconds_of_other_ranks_are_interpolated(monkeypatch: pytest.MonkeyPatch
     """With a clock that counts parameters: exact where timed, between the neighbours elsewhere."""
     timed: list[int] = []
 
-    def parameters_of(call: Callable[[], nn.Module]) -> list[float]:
+    def parameters_of(call: Callable[[], nn.Module]) -> float:
         timed.append(sum(p.numel() for p in call().parameters()))
-        return [1e-6 * timed[-1]]
+        return 1e-6 * timed[-1]
 
     model = nn.Linear(256, 100, bias=False)
     layer = survey(model, methods.SVD(), examples=[(ExampleCall(torch.zeros(1, 256)), 1)]).layers[0]

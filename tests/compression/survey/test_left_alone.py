@@ -73,9 +73,12 @@ def with_parameter_of_its_own() -> nn.Module:
 
 
 LAYERS: list[tuple[str, Callable[[], nn.Module], str]] = [
-    ("conv1d", lambda: nn.Conv1d(24, 24, 3), "Conv1d is not a layer that sketch takes"),
-    ("conv3d", lambda: nn.Conv3d(24, 24, 3), "Conv3d is not a layer"),
-    ("transposed", lambda: nn.ConvTranspose2d(24, 24, 3), "ConvTranspose2d is not a layer"),
+    (
+        "transposed",
+        lambda: nn.ConvTranspose2d(24, 24, 3),
+        "ConvTranspose2d is not a layer that sketch takes",
+    ),
+    ("transposed 1-D", lambda: nn.ConvTranspose1d(24, 24, 3), "ConvTranspose1d is not a layer"),
     ("bilinear", lambda: nn.Bilinear(24, 24, 24), "Bilinear is not a layer"),
     ("embedding", lambda: nn.Embedding(24, 24), "Embedding is not a layer"),
     ("recurrent", lambda: nn.GRU(24, 24), "fused kernel"),
