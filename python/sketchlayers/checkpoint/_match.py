@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class Match:
             result = replace_layers(
                 self.model, replacements, inplace=self.model not in replacements
             )
-            result.load_state_dict(values, assign=True)
+            result.load_state_dict(_with_versions(values, result), assign=True)
             if self.device is not None and self.has_values:
                 result.to(self.device)  # what no file holds
         return result
@@ -309,3 +310,10 @@ def _copied(value: object) -> Any:
     if not isinstance(value, dict | set | list):
         return None
     return value.copy() if value else ()  # most are empty, and an OrderedDict is slow to copy
+
+
+def _with_versions(values: Mapping[str, Tensor], model: nn.Module) -> OrderedDict[str, Tensor]:
+    """The tensors as a state dict of today's versions of the modules, which some ask for."""
+    state = OrderedDict(values)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return state

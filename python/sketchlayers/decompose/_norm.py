@@ -173,7 +173,7 @@ def relative(square: float, reference: float) -> float:
 
 
 def as_moment(owner: str, name: str, moment: Tensor, *, is_diagonal: bool = False) -> Tensor:
-    """``moment`` in float64, exactly symmetric; zero where it is nothing but rounding errors.
+    """``moment`` in float64, exactly symmetric; zero where it is rounding errors of float32 alone.
 
     Args:
         owner: name of the caller, for messages.
@@ -194,9 +194,9 @@ def as_moment(owner: str, name: str, moment: Tensor, *, is_diagonal: bool = Fals
     if asymmetry > _ASYMMETRY * float(torch.linalg.vector_norm(moment)):
         raise ValueError(f"{owner}: {name} must be symmetric (got asymmetry={asymmetry:.3g})")
     diagonal = moment if is_diagonal else moment.diagonal(dim1=-2, dim2=-1)
-    if diagonal.numel() and float(diagonal.abs().max()) < _NOTHING:
-        return torch.zeros_like(moment)
     smallest = float(diagonal.min())
+    if smallest < 0 and float(diagonal.abs().max()) < _NOTHING:
+        return torch.zeros_like(moment)
     if smallest < 0:
         raise ValueError(
             f"{owner}: {name} must be positive semidefinite (got {smallest:.3g} on the diagonal)"
