@@ -17,20 +17,11 @@ from torch import Tensor, nn
 import sketchlayers
 from sketchlayers.compression import Compressed, Refinement, SweepError
 
-from .networks import assert_unchanged, state_of
+from .networks import assert_unchanged, network, state_of
 
 IMAGES = [torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 SEEN = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(9))
 HOW: dict[str, Any] = {"method": "tucker2", "calibration": IMAGES}
-
-
-def network(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
-        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)),
-    ).eval()
 
 
 class Forward:

@@ -86,12 +86,7 @@ def run(args: argparse.Namespace) -> int:
     report = labels.finished(small, report)
     opening = _write(args, loaded, small, report)
     print(report.to_json() if args.json else report)
-    if args.plot is not None:
-        report.plot(args.plot)
-        tell(f"written: {args.plot}")
-    if opening:
-        tell(f"open it in Python: {opening}")
-    return 0
+    return _end(args, report, "it", opening)
 
 
 def _finish_all(args: argparse.Namespace, loaded: Loaded, sizes: Sweep) -> int:
@@ -102,11 +97,16 @@ def _finish_all(args: argparse.Namespace, loaded: Loaded, sizes: Sweep) -> int:
         opening = _write(args, loaded, small, report, rate) or opening
         if args.verbose and not args.json:
             print(f"\n{report}")
+    return _end(args, sizes, "the last one", opening)
+
+
+def _end(args: argparse.Namespace, done: Report | Sweep, what: str, opening: str) -> int:
+    """Draws the plot, and tells how to open what was written."""
     if args.plot is not None:
-        sizes.plot(args.plot)
+        done.plot(args.plot)
         tell(f"written: {args.plot}")
     if opening:
-        tell(f"open the last one in Python: {opening}")
+        tell(f"open {what} in Python: {opening}")
     return 0
 
 

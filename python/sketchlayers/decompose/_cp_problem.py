@@ -19,11 +19,8 @@ import torch
 from torch import Tensor
 
 from ._norm import OutputNorm
-from ._separable import SeparableMoment, preconditioner_factor
+from ._separable import SMALL_PATCH, SeparableMoment, preconditioner_factor
 from .svd import descending_eigh
-
-# Inputs of patches up to which PyTorch's threads wait for each other longer than they work.
-_SMALL_PATCH = 1200
 
 
 class Components(NamedTuple):
@@ -65,7 +62,7 @@ class Problem:
             self.weighed = norm.target @ self.second_moment
         self.square = float((self.weighed * norm.target).sum())
         self._target = norm.target.reshape(shape)
-        self.is_small = self._target.is_cpu and self._target[0].numel() <= _SMALL_PATCH
+        self.is_small = self._target.is_cpu and self._target[0].numel() <= SMALL_PATCH
 
     @cached_property
     def single(self) -> Problem:

@@ -10,6 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+# Inputs of a patch up to which a layer is small: its fit keeps one core busy, and PyTorch's threads
+# would wait for each other longer than they work. Above, float32 is worth its rounding.
+SMALL_PATCH = 1200
+
 # Of the preconditioners alone, relative to the mean of the diagonal: a matter of speed.
 _RIDGE = 1e-6
 _RIDGES = 6  # each ten times the one before

@@ -51,7 +51,7 @@ _SINGLE_RIDGE, _SINGLE_TOLERANCE = 1e-7, 1e-5
 # each further doubling of their number nearly as much as the last one without second moment, and
 # so much (a power) of what the few with it have gained. In layers of ResNet-20 the logarithm of the
 # error is then right within 0.09.
-_QUICK_SWEEPS, _QUICK_SWEEPS_WITH_MOMENT = 12, 4
+QUICK_SWEEPS, QUICK_SWEEPS_WITH_MOMENT = 12, 4
 _DOUBLING, _REST = 0.87, 0.5
 
 
@@ -197,7 +197,7 @@ def cp_errors(
 
 def _estimated_error(problem: Problem, plain: Problem, rank: int, max_sweeps: int) -> float:
     """What sweeps from one start will come to, from the first few of them."""
-    few = min(_QUICK_SWEEPS, max_sweeps)
+    few = min(QUICK_SWEEPS, max_sweeps)
     run = _descend(plain, plain.slices(rank)[1], _LARGEST_RIDGE, few, 0.0)
     errors = run.errors
     if errors[-1] == 0:
@@ -206,7 +206,7 @@ def _estimated_error(problem: Problem, plain: Problem, rank: int, max_sweeps: in
         _DOUBLING * math.log2(max_sweeps / few)
     )
     if problem is not plain:
-        few = min(_QUICK_SWEEPS_WITH_MOMENT, max_sweeps)
+        few = min(QUICK_SWEEPS_WITH_MOMENT, max_sweeps)
         errors = _descend(problem, run.point.variables, _LATE_RIDGE, few, 0.0).errors
         gain *= (errors[-1] / errors[0]) ** _REST if errors[-1] else 0.0
     return errors[-1] * gain

@@ -33,12 +33,10 @@ from ._checks import (
 )
 from ._lbfgs import minimise
 from ._norm import OutputNorm
-from ._separable import SeparableMoment, preconditioner_factor
+from ._separable import SMALL_PATCH, SeparableMoment, preconditioner_factor
 from .svd import descending_eigh, spectrum, tail_errors, truncated
 
 _MODES = ("input", "output")
-# Inputs of patches above which sweeps in float32 are worth their rounding.
-_SMALL_PATCH = 1200
 # Of the mean of the diagonal, and gains of a sweep, below which float32 sees only its rounding.
 _SINGLE_RIDGE, _SINGLE_TOLERANCE = 3e-6, 1e-5
 
@@ -261,7 +259,7 @@ class _Problem:
     @property
     def is_large(self) -> bool:
         """Whether float64 takes its time."""
-        return self.weighed[0].numel() > _SMALL_PATCH
+        return self.weighed[0].numel() > SMALL_PATCH
 
     @cached_property
     def single(self) -> _Problem:

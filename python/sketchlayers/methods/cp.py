@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from sketchlayers import decompose
+from sketchlayers.decompose._separable import SMALL_PATCH
+from sketchlayers.decompose.cp import QUICK_SWEEPS, QUICK_SWEEPS_WITH_MOMENT
 from sketchlayers.methods._curve import interpolated, spread, squared_errors
 from sketchlayers.methods._factored import MOST_INPUTS, Factored, Parts
 from sketchlayers.methods._method import register
@@ -22,11 +24,8 @@ from sketchlayers.nn._layer import CompressedLayer
 from sketchlayers.nn.factored.cp import cp_parts
 from sketchlayers.nn.factored.other_axes import CP_LAYERS
 
-_SMALL_PATCH, _LARGE_PATCH = 1200, 3000
-"""Inputs of one output up to which a layer is small, and from which on it is large.
-
-A sweep takes milliseconds in small ones and some tenths of a second in large ones.
-"""
+_LARGE_PATCH = 3000
+"""Inputs of one output above which a layer is large: a sweep takes some tenths of a second."""
 _MOST_SWEEPS_OF_LARGE = 40
 """Of a fit, where the method's own number is larger."""
 _SWEEPS_FROM_START = 30
@@ -89,7 +88,7 @@ class CP(Factored):
         if geometry.taps == 1:
             return super().curve(layer, **norm)
         family = self.ranks(layer)
-        ranks = spread(family, coarse=geometry.patch > _SMALL_PATCH)
+        ranks = spread(family, coarse=geometry.patch > SMALL_PATCH)
 
         def errors(group: Group) -> Tensor:
             numbers = [one_number("CP", rank) for rank in ranks]
@@ -112,8 +111,9 @@ class CP(Factored):
         if not self.iterates(layer):
             return super().curve_work(layer)
         plain, with_moment = _sweeps(layer, 0.4)
-        ranks = spread(self.ranks(layer), coarse=Geometry.of(layer).patch > _SMALL_PATCH)
-        return plain.times(12).plus(with_moment.times(4)).times(len(ranks))
+        quick = plain.times(QUICK_SWEEPS).plus(with_moment.times(QUICK_SWEEPS_WITH_MOMENT))
+        ranks = spread(self.ranks(layer), coarse=Geometry.of(layer).patch > SMALL_PATCH)
+        return quick.times(len(ranks))
 
 
 def _sweeps(layer: nn.Module, rate: float) -> tuple[Work, Work]:

@@ -15,9 +15,7 @@ from torch import nn
 from sketchlayers._runtime.threads import in_parallel
 from sketchlayers.compression.fitting.layer import Choice, Norm, approximate, naming
 from sketchlayers.compression.fitting.target import Target
-
-_SMALL_PATCH = 1200
-"""Inputs of an output up to which a layer is small; fits of larger ones keep all cores busy."""
+from sketchlayers.decompose._separable import SMALL_PATCH
 
 
 def fit_in_parallel(
@@ -62,5 +60,5 @@ def _size(choice: Choice, norm: Norm) -> int:
     if choice.method is None or norm.moments is None or not choice.method.iterates(choice.layer):
         return 0
     weight = choice.layer.get_parameter("weight")
-    is_small = weight.is_cpu and norm.moments.inputs <= _SMALL_PATCH
+    is_small = weight.is_cpu and norm.moments.inputs <= SMALL_PATCH
     return weight.numel() if is_small else 0

@@ -17,7 +17,7 @@ from sketchlayers.compression.fitting.target import Target, TargetSums
 from sketchlayers.surgery.replay import Plan, Replays
 from sketchlayers.surgery.sample import Sample
 
-_IMAGES, _PATCHES = 256, 100
+IMAGES, _PATCHES = 256, 100
 """Images, and patches for each input of a layer, that are enough for its target; batches spread
 over the sample have them. More lower the error by less than the fits differ from start to start."""
 
@@ -99,7 +99,7 @@ def fit_one_after_the_other(
 def _step(moments: LayerMoments, sample: Sample) -> int:
     """How many batches to go on by, so that the layer sees images and patches enough."""
     images = max(1, sample.images)
-    share = max(_IMAGES / images, _PATCHES * moments.inputs / max(1, moments.count))
+    share = max(IMAGES / images, _PATCHES * moments.inputs / max(1, moments.count))
     return max(1, min(int(1 / share), len(sample.batches)))
 
 

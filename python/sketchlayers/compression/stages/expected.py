@@ -9,6 +9,7 @@ import torch
 
 from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, images_to_measure_on
 from sketchlayers.compression.allocation.sensitivity import PROJECTIONS, images_to_look_at
+from sketchlayers.compression.fitting.sequence import IMAGES
 from sketchlayers.compression.stages.task import Task
 from sketchlayers.compression.survey.layers import Layer
 from sketchlayers.methods._work import Work
@@ -19,8 +20,6 @@ _MOMENTS = 0.35
 """Of the operations of products of all patches, that are computed (`PatchProducts`)."""
 _QUICK = 0.07
 """Of a fit, that one takes which is only measured."""
-_IMAGES = 256
-"""That targets of sequential fits take."""
 
 
 def expected_seconds(task: Task, layers: list[Layer], seconds_an_image: float) -> dict[str, float]:
@@ -45,7 +44,7 @@ def expected_seconds(task: Task, layers: list[Layer], seconds_an_image: float) -
     moments = sum(map(_moment_flops, layers)) / speed
     forward = seconds_an_image * sample.images
     damage = len(layers) * len(SQUARED_ERRORS) * images_to_measure_on(sample, len(layers)) / 2
-    share = min(1.0, _IMAGES / max(1, sample.images))
+    share = min(1.0, IMAGES / max(1, sample.images))
     return {
         "calibration": 2 * forward + sample.images * moments,
         "sensitivity": seconds_an_image * images_to_look_at(sample) * (1 + 2 * PROJECTIONS),
