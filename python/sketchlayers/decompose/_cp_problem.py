@@ -77,7 +77,8 @@ class Problem:
 
     @cached_property
     def separable(self) -> SeparableMoment:
-        """What ``Sigma`` is taken for in a start and as preconditioner."""
+        """What ``Sigma``, if there is one, is taken for in a start and as preconditioner."""
+        assert self.second_moment is not None
         return SeparableMoment(self.second_moment, self._target.flatten(2))
 
     @cached_property

@@ -27,13 +27,9 @@ class SeparableMoment:
         positions: ``(p, p)``, the traces of the ``Sigma_pp'`` relative to the trace of ``Sigma``.
     """
 
-    def __init__(self, second_moment: Tensor | None, like: Tensor) -> None:
-        """Of ``second_moment (n, n)``, or of the identity, for a weight ``like (T, S, p)``."""
+    def __init__(self, second_moment: Tensor, like: Tensor) -> None:
+        """Of ``second_moment (n, n)``, for a weight ``like (T, S, p)``."""
         channels, positions = like.shape[1:]
-        if second_moment is None:
-            self.channels = positions * torch.eye(channels).to(like)
-            self.positions = torch.eye(positions).to(like) / positions
-            return
         blocks = second_moment.reshape(channels, positions, channels, positions)
         self.channels = blocks.diagonal(dim1=1, dim2=3).sum(-1)
         traces = blocks.diagonal(dim1=0, dim2=2).sum(-1)
