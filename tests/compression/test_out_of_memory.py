@@ -79,7 +79,7 @@ ERRORS = (MemoryError("no more"), torch.OutOfMemoryError("no more"))
         (damage.DamageMeter, "measure", 2, True),  # other layers stand in the network's copy
         (torch.linalg, "eigh", 3, False),  # factorisations are under way
         (sequence, "approximate", 2, True),  # some layers have been replaced
-        (SVD, "build", 7, False),
+        (SVD, "build", 2, False),
         (finish, "put_buffers", 1, True),  # the network has been made, and is judged
         (replace, "_carry_over", 1, False),  # of a copy
         (replace, "_carry_over", 5, True),  # hooks of one layer have moved

@@ -79,7 +79,7 @@ def test_one_call(method: str, quick_cp: None) -> None:
     assert all(p.grad is not None for p in small.parameters())
 
 
-def test_auto_is_as_near_as_each_of_its_methods(quick_cp: None) -> None:
+def test_auto_is_as_near_as_each_of_its_methods() -> None:
     net, data = Trained(), batches()
     expected = {}
     for method in ("svd", "cp", "tucker2", "auto"):

@@ -16,8 +16,8 @@ from sketchlayers.nn._groups import Group, groups_of
 
 _SHARES = (0.0, 0.05, 0.1, 0.18, 0.28, 0.4, 0.55, 0.75, 1.0)
 """Ranks that are fitted for a curve, as fractions of the largest: errors bend where it is small."""
-_FEW_SHARES = (0.0, 0.1, 0.28, 0.55, 1.0)
-"""The same for layers whose fits take long."""
+_FEW_SHARES = (0.0, 0.1, 0.3, 0.65)
+"""The same for layers whose fits take long, the longest at the largest ranks."""
 _LISTED = 64
 """Ranks that a curve lists at most, those that were fitted apart."""
 _EXACT = 1e-14
@@ -27,7 +27,10 @@ T = TypeVar("T")
 
 
 def spread(ranks: Sequence[T], *, coarse: bool = False) -> list[T]:
-    """Chooses about ten members of a family, or five, both ends among them, denser at its start."""
+    """Chooses some members of a family, the first among them, denser at its start.
+
+    About ten, both ends among them; or, ``coarse``, four, the largest of them at two thirds.
+    """
     last = len(ranks) - 1
     shares = _FEW_SHARES if coarse else _SHARES
     places = {round(share * last) for share in shares} if ranks else set()
@@ -39,13 +42,14 @@ def interpolated(
 ) -> list[Candidate]:
     """Candidates of the uniform family from the squared errors of some of its ranks.
 
-    Between two known ranks the logarithm of the error is linear in the parameters. Errors that
-    rise with the rank, as those of a fit that has not converged may, count as those before.
+    Between two known ranks, and beyond the last one, the logarithm of the error is linear in the
+    parameters. Errors that rise with the rank, as those of a fit that has not converged may, count
+    as those before.
 
     Args:
         ranks: the uniform family.
         parameters: of the replacement at a rank.
-        errors: squared relative errors at some of the ranks, both ends among them.
+        errors: squared relative errors at some of the ranks, the first among them.
     """
     if not errors:
         return []
@@ -126,8 +130,9 @@ def _thinned(ranks: Sequence[Rank], fitted: Mapping[Rank, float]) -> list[Rank]:
 
 
 def _line(points: Sequence[tuple[int, float]], x: int) -> float:
-    """The piecewise linear function through the points, between the first and the last of them."""
-    for (left, low), (right, high) in pairwise(points):
-        if x <= right:
-            return low + (high - low) * (x - left) / (right - left)
-    return points[-1][1]
+    """The piecewise linear function through the points, from the first of them on."""
+    if len(points) == 1:
+        return points[0][1]
+    pairs = list(pairwise(points))
+    (left, low), (right, high) = next((pair for pair in pairs if x <= pair[1][0]), pairs[-1])
+    return low + (high - low) * (x - left) / (right - left)

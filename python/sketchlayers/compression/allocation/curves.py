@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, Damage, DamageMeter, Point
+from sketchlayers.compression.allocation.probes import probes
 from sketchlayers.compression.fitting.layer import (
-    Choice,
     Norm,
-    fit_alone,
-    folded,
     for_method,
     naming,
     power,
+    without_mean,
 )
-from sketchlayers.compression.fitting.target import Target
 from sketchlayers.compression.survey.layers import Layer
 from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._rank import Candidate
-
-_QUICK = {"max_sweeps": 8, "starts": 1}
-"""Options of methods for fits that are only measured: fewer sweeps than for those that are kept."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,9 @@ class Curve:
     alternatives: tuple[Alternative, ...]
 
 
-def curve_of(layer: Layer, method: Method, norm: Norm, meter: DamageMeter | None) -> Curve:
+def curve_of(
+    layer: Layer, method: Method, norm: Norm, meter: DamageMeter | None, *, correct_bias: bool
+) -> Curve:
     """Returns all that a layer could become.
 
     Args:
@@ -58,13 +52,22 @@ def curve_of(layer: Layer, method: Method, norm: Norm, meter: DamageMeter | None
         norm: how the layer's error is measured.
         meter: measures what errors do to the network; None: the squared relative error of the
             layer's output is its damage.
+        correct_bias: biases will take up the change of the mean, which then is no error.
 
     Raises:
         OutputsDifferError: the outputs of the network with a replacement are not as many.
     """
     with naming(layer.name):
+        whole = power(layer.module, norm)
+        if correct_bias:
+            norm = without_mean(layer.module, norm)
         candidates = _candidates(layer, method, norm)
-        damages = _damages(layer, candidates, norm, meter)
+        scale = power(layer.module, norm)
+        if meter is None:
+            damage_of = Damage([Point(whole, 1.0)])
+        else:
+            damage_of = _measured_damage(layer, norm, scale, meter, correct_bias=correct_bias)
+        damages = [damage_of(scale * candidate.squared_error) for _, candidate in candidates]
     return Curve(
         tuple(
             Alternative(member, one.rank, damage)
@@ -94,38 +97,14 @@ def _candidates(layer: Layer, method: Method, norm: Norm) -> list[tuple[Method, 
     return found
 
 
-def _damages(
-    layer: Layer,
-    candidates: Sequence[tuple[Method, Candidate]],
-    norm: Norm,
-    meter: DamageMeter | None,
-) -> list[float]:
-    if meter is None:
-        return [candidate.squared_error for _, candidate in candidates]
-    scale = power(layer.module, norm)
-    points = []
-    front = _front(candidates)
-    target = None if norm.moments is None else Target.of_weight(layer.module, norm.moments)
-    for wanted in SQUARED_ERRORS:
-        if not front:
-            break
-        method, candidate = min(
-            front, key=lambda pair: abs(math.log(max(pair[1].squared_error, 1e-12) / wanted))
-        )
-        front.remove((method, candidate))
-        quick = {option: _QUICK[option] for option in _QUICK if option in method.options()}
-        choice = Choice(layer.module, dataclasses.replace(method, **quick), candidate.rank, 0)
-        fitted = fit_alone(choice, norm, init="fit", target=target)
-        damage = meter.measure(layer.name, folded(fitted.module))
-        points.append(Point(scale * candidate.squared_error, damage))
-    damage_of = Damage(points)
-    return [damage_of(scale * candidate.squared_error) for _, candidate in candidates]
-
-
-def _front(candidates: Sequence[tuple[Method, Candidate]]) -> list[tuple[Method, Candidate]]:
-    """Those with less error than all that have no more parameters."""
-    kept: list[tuple[Method, Candidate]] = []
-    for pair in candidates:
-        if not kept or pair[1].squared_error < kept[-1][1].squared_error:
-            kept.append(pair)
-    return kept
+def _measured_damage(
+    layer: Layer, norm: Norm, scale: float, meter: DamageMeter, *, correct_bias: bool
+) -> Damage:
+    """What errors of the layer, of a weight with the squared size ``scale``, do to the network."""
+    some = probes(layer.module, norm, SQUARED_ERRORS, correct_bias=correct_bias)
+    return Damage(
+        [
+            Point(scale * squared_error, meter.measure(layer.name, probe))
+            for squared_error, probe in zip(SQUARED_ERRORS, some, strict=True)
+        ]
+    )

@@ -3,8 +3,8 @@
 The damage is the mean square of the change of the network's outputs. Where nothing is measured it
 is predicted: ``tr(F D Sigma D^T)`` with the change ``D`` of a weight, or, without sensitivities,
 the squared relative error of the layer's output. That is a second-order expansion: true for small
-errors, far too small for large ones and for some layers more than for others. So a few candidates
-of every layer are fitted, put into the network one at a time, and the damage of the others is
+errors, far too small for large ones and for some layers more than for others. So every layer is
+put into the network with a few errors (`probes`), one at a time, and the damage of others is
 interpolated.
 """
 
@@ -21,11 +21,11 @@ from sketchlayers.compression.calibration.outputs import OriginalOutputs
 from sketchlayers.surgery.replay import Plan, Replays
 from sketchlayers.surgery.sample import Sample
 
-SQUARED_ERRORS = (0.02, 0.1, 0.4)
-"""Candidates nearest to these squared errors are put into the network."""
+SQUARED_ERRORS = (0.03, 0.3)
+"""Relative errors with which layers are put into the network."""
 _FEWEST_IMAGES, _MOST_IMAGES = 16, 256
 _OVERFLOW = 1e6
-_PASSES = 3  # what all measurements together may cost, in passes over the calibration images
+_PASSES = 2  # what all measurements together may cost, in passes over the calibration images
 
 
 class Point(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -91,6 +91,15 @@ def power(layer: nn.Module, norm: Norm) -> float:
     return max(0.0, float((rows * image).sum()))
 
 
+def without_mean(layer: nn.Module, norm: Norm) -> Norm:
+    """The norm for a layer whose bias, if it has one, takes up what is wrong on average."""
+    if norm.moments is None or layer.bias is None:
+        return norm
+    target = Target.of_weight(layer, norm.moments)
+    moments = replace(norm.moments, second_moment=target.second_moment(centred=True))
+    return Norm(moments, norm.sensitivity)
+
+
 def fit_alone(
     choice: Choice,
     norm: Norm,
@@ -165,13 +174,14 @@ def with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
     like = layer.get_parameter("weight")
     values = torch.empty_like(like, dtype=torch.float64).copy_(own_weight(layer, weight))
     new = copy.copy(layer)
-    bias: Any = layer.bias
     new._parameters = {
-        "weight": nn.Parameter(values.detach(), like.requires_grad),
-        "bias": None
-        if bias is None
-        else nn.Parameter(bias.detach().double().clone(), bias.requires_grad),
+        name: None
+        if one is None
+        else nn.Parameter(one.detach().double().clone(), one.requires_grad)
+        for name, one in layer._parameters.items()
+        if name != "weight"
     }
+    new._parameters["weight"] = nn.Parameter(values.detach(), like.requires_grad)
     for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         setattr(new, kind, type(getattr(layer, kind))())
     return new

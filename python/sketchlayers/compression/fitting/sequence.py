@@ -17,7 +17,7 @@ from sketchlayers.compression.fitting.target import Target, TargetSums
 from sketchlayers.surgery.replay import Plan, Replays
 from sketchlayers.surgery.sample import Sample
 
-IMAGES, _PATCHES = 256, 100
+IMAGES, _PATCHES = 128, 100
 """Images, and patches for each input of a layer, that are enough for its target; batches spread
 over the sample have them. More lower the error by less than the fits differ from start to start."""
 

@@ -44,11 +44,13 @@ def _curves(
             norm = task.norm_of_fit(measured.norms[layer.name])
             key = task.cache.key(
                 *("curve", layer.name, task.method, norm.sensitivity is None, meter is None),
+                task.settings.correct_bias,
                 *([] if meter is None else [x.name for x in layers]),  # they share the images
             )
             curve = task.cache.get("curve", key, JSON, partial(_read, layer, task.method))
             if curve is None:
-                curve = curve_of(layer, task.method, norm, meter)
+                correct_bias = task.settings.correct_bias
+                curve = curve_of(layer, task.method, norm, meter, correct_bias=correct_bias)
                 task.cache.put("curve", key, JSON, partial(_write, layer, task.method, curve))
             else:
                 log.taken["curves"] += 1

@@ -18,8 +18,6 @@ _SPEED = 0.6
 """Of a large matrix product, that all others reach on average."""
 _MOMENTS = 0.35
 """Of the operations of products of all patches, that are computed (`PatchProducts`)."""
-_QUICK = 0.07
-"""Of a fit, that one takes which is only measured."""
 
 
 def expected_seconds(task: Task, layers: list[Layer], seconds_an_image: float) -> dict[str, float]:
@@ -37,9 +35,8 @@ def expected_seconds(task: Task, layers: list[Layer], seconds_an_image: float) -
     if task.calibration is None and task.images is None:
         return {"fit": fits}
     curves = sum(_curve(task, layer).seconds(speed) for layer in layers)
-    expected = {"ranks": curves + len(SQUARED_ERRORS) * _QUICK * fits, "fit": fits}
     if task.images is None:
-        return expected
+        return {"ranks": curves, "fit": fits}
     sample = task.images.sample
     moments = sum(map(_moment_flops, layers)) / speed
     forward = seconds_an_image * sample.images
@@ -48,7 +45,7 @@ def expected_seconds(task: Task, layers: list[Layer], seconds_an_image: float) -
     return {
         "calibration": 2 * forward + sample.images * moments,
         "sensitivity": seconds_an_image * images_to_look_at(sample) * (1 + 2 * PROJECTIONS),
-        "ranks": expected["ranks"] + seconds_an_image * damage,
+        "ranks": curves + seconds_an_image * damage,
         "fit": fits + share * (3 * forward + 2 * sample.images * moments),
     }
 
