@@ -20,6 +20,7 @@ _MEMORY = 10
 _SUFFICIENT = 1e-4  # share of the linear prediction that a step must gain (Armijo)
 _SHORTEST_STEP = 1e-4
 _ROUNDING = 1e-15  # of a squared relative error, which is a difference from 1
+_SMALL = 0.1  # an error below which it is not its own size that counts
 
 
 class Point(Protocol):
@@ -52,8 +53,8 @@ def minimise(
         evaluate: the function.
         start: its variables.
         max_sweeps: the most points to accept, the first included.
-        tolerance: stop when a sweep lowers the error by less than this part of it, and does so
-            once more without what past sweeps seemed to tell.
+        tolerance: stop when a sweep lowers the error by less than this part of it, or of 0.1 where
+            it is below, and does so once more without what past sweeps seemed to tell.
     """
     variables, point = start, evaluate(start)
     errors = [point.square**0.5]
@@ -71,7 +72,7 @@ def minimise(
             break
         length, point = step
         errors.append(point.square**0.5)
-        gains_little = errors[-2] - errors[-1] <= tolerance * errors[-1]
+        gains_little = errors[-2] - errors[-1] <= tolerance * max(errors[-1], _SMALL)
         is_last = len(errors) == max_sweeps or point.square <= _ROUNDING
         if is_last or (gains_little and not history.length):
             break

@@ -292,14 +292,22 @@ def ridged_cholesky(
     factor, info = torch.linalg.cholesky_ex(matrix)
     if not info and factor.diagonal().square().min() >= smallest * mean:
         return factor, 0.0
-    ridge = smallest
-    while ridge <= _LARGEST_RIDGE * 1.1:
+    ridges = [smallest]
+    while ridges[-1] * 10 <= _LARGEST_RIDGE * 1.1:
+        ridges.append(ridges[-1] * 10)
+    found = None
+    while ridges:  # mostly it is the first one; if not, each trial halves what is left
+        middle = 0 if ridges[0] == smallest else len(ridges) // 2
         shifted = matrix.clone()
-        shifted.diagonal().add_(ridge * mean)
+        shifted.diagonal().add_(ridges[middle] * mean)
         factor, info = torch.linalg.cholesky_ex(shifted)
-        if not info:
-            return factor, ridge * mean
-        ridge *= 10
+        if info:
+            ridges = ridges[middle + 1 :]
+        else:
+            found = factor, ridges[middle] * mean
+            ridges = ridges[:middle]
+    if found is not None:
+        return found
     raise ValueError(
         f"{owner}: {name} must be positive semidefinite (got a matrix that is not even "
         f"after adding {_LARGEST_RIDGE:g} of its mean diagonal)"

@@ -106,7 +106,8 @@ def cp(
         starts: how many there are.
         seed: of the random starts.
         max_sweeps: the most sweeps of a start, with and without second moment each.
-        tolerance: stop when a sweep lowers the error by less than this part of it.
+        tolerance: stop when a sweep lowers the error by less than this part of it, or of 0.1 where
+            it is below that.
 
     Raises:
         RuntimeError, TypeError, ValueError: as for `tucker2`.

@@ -89,7 +89,8 @@ def tucker2(
             the identity. A singular one gets a ridge of 1e-10 of its mean diagonal.
         start: input factor to begin with, ``(RS, S)``.
         max_sweeps: the most sweeps.
-        tolerance: stop when a sweep lowers the error by less than this part of it.
+        tolerance: stop when a sweep lowers the error by less than this part of it, or of 0.1 where
+            it is below that.
 
     Raises:
         RuntimeError: shapes that do not fit together.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers import decompose
+from sketchlayers.decompose._separable import SMALL_PATCH
 from sketchlayers.methods._curve import front_of, squared_errors
 from sketchlayers.methods._factored import MOST_INPUTS, Factored, Parts
 from sketchlayers.methods._method import register
@@ -21,12 +22,12 @@ from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn.factored.tucker import checked_ranks, tucker_parts, uniform_ranks
 
-_INPUT_SHARES = (0.05, 0.1, 0.17, 0.26, 0.38, 0.52, 0.7, 0.85)
-"""Input ranks that a curve is fitted at, as fractions of the largest useful one, itself added."""
+_INPUT_SHARES = (0.05, 0.1, 0.17, 0.26, 0.38, 0.52, 0.7, 0.85, 1.0)
+"""Input ranks that a curve is fitted at, as fractions of the largest useful one."""
+_INPUT_SHARES_OF_LARGE = (0.05, 0.12, 0.26, 0.45, 0.7)
+"""The same in large layers; the largest one is left out, which takes longest."""
 _SWEEPS, _SWEEPS_OF_LARGE = 4, 2
 """Sweeps of these fits, small and large layers: within 5 and 10 % of the final squared error."""
-_LARGE_PATCH = 3000
-"""Inputs of one output from which on a layer is large: a sweep takes seconds."""
 _STEEPEST = 0.1
 """Smallest ratio of neighbouring squared errors that interpolation follows, against outliers."""
 _LISTED = 200
@@ -95,9 +96,9 @@ class Tucker2(Factored):
         sizes = _sizes(geometry)
         dense = geometry.weights
         useful = int((sizes[:, -1] < dense).sum())  # input ranks, where outputs have no factor
-        inputs = sorted({*(max(1, round(share * useful)) for share in _INPUT_SHARES), useful})
+        shares, sweeps = _effort(geometry)
+        inputs = sorted({max(1, round(share * useful)) for share in shares})
         inputs = [rank for rank in inputs if 0 < rank < channels]
-        sweeps = _SWEEPS if geometry.patch < _LARGE_PATCH else _SWEEPS_OF_LARGE
 
         def errors(group: Group) -> Tensor:
             ranks = [*inputs, None]
@@ -125,9 +126,15 @@ class Tucker2(Factored):
         """See `Method.curve_work`: a few sweeps at each input rank."""
         if not self.iterates(layer):
             return super().curve_work(layer)
-        is_small = Geometry.of(layer).patch < _LARGE_PATCH
-        sweeps = _SWEEPS if is_small else _SWEEPS_OF_LARGE
-        return _sweep(layer, 0.35).times(len(_INPUT_SHARES) * sweeps)
+        shares, sweeps = _effort(Geometry.of(layer))
+        return _sweep(layer, 0.35).times(len(shares) * sweeps)
+
+
+def _effort(geometry: Geometry) -> tuple[tuple[float, ...], int]:
+    """Input ranks that a curve is fitted at, as shares of the largest useful one, and sweeps."""
+    if geometry.patch > SMALL_PATCH:
+        return _INPUT_SHARES_OF_LARGE, _SWEEPS_OF_LARGE
+    return _INPUT_SHARES, _SWEEPS
 
 
 def _sweep(layer: nn.Module, share: float) -> Work:
