@@ -10,17 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
+from sketchlayers._runtime.watch import duration
 from sketchlayers.cli.compress_options import has_images
 from sketchlayers.cli.messages import WrongInput, tell
 from sketchlayers.cli.models import Loaded
 from sketchlayers.cli.options import example_input, image_batches, images_of, progress_of
 from sketchlayers.compression.api import compress, sweep
+from sketchlayers.compression.stages.expected import expected_seconds
+from sketchlayers.compression.survey.layers import survey
 from sketchlayers.methods import Method
 from sketchlayers.reports.report import Report
 from sketchlayers.surgery.batches import device_of
-
-_PASSES = 10
-"""Passes over the images that a compression makes at least, by its forward calls alone."""
+from sketchlayers.surgery.calls import ExampleCall
 
 
 def dry_run(
@@ -38,11 +39,12 @@ def dry_run(
         WrongInput: the model does not run on its inputs.
     """
     by_layer = isinstance(rates.get("rate"), Mapping)
+    example = _example(args, loaded)
     how: dict[str, Any] = {
         "method": method,
         "init": "random",
         "allocation": None if by_layer else "uniform",
-        "example_inputs": _example(args, loaded),
+        "example_inputs": example,
         "layers": args.layers,
         "exclude": args.exclude,
         "keep_first": args.keep_first,
@@ -60,7 +62,7 @@ def dry_run(
             print(report.to_json() if args.json else report)
     except (TypeError, RuntimeError) as error:  # of the model, with these inputs
         raise WrongInput(str(error)) from error
-    _tell_time(args, report)
+    _tell_time(args, loaded, method, report, example)
     tell("a dry run: ranks are those of equal rates in all layers; nothing was fitted or written")
     return 0
 
@@ -73,14 +75,18 @@ def _example(args: argparse.Namespace, loaded: Loaded) -> Tensor | None:
     return batch[:1].to(device_of(loaded.model) or "cpu")
 
 
-def _tell_time(args: argparse.Namespace, report: Report) -> None:
-    """How long a compression takes at least, of which only the forward calls can be foreseen."""
-    if not has_images(args) or not report.latencies:
+def _tell_time(
+    args: argparse.Namespace, loaded: Loaded, method: Method, report: Report, example: Tensor | None
+) -> None:
+    """How long a compression will take, about."""
+    if args.init == "random" or example is None or not report.latencies:
         return
-    count = images_of(args)
-    seconds = _PASSES * report.latencies[0].before * count
-    told = f"{seconds:.2g} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
-    tell(
-        f"compressing calls the model some ten times with {count:,} images, which takes about "
-        f"{told} one by one; to this come the fits"
+    names = {row.name for row in report.replaced}
+    found = survey(loaded.model, method, init="fit", examples=[(ExampleCall((example,)), 1)])
+    seconds = expected_seconds(
+        method,
+        [layer for layer in found.layers if layer.name in names],
+        images=images_of(args) if has_images(args) else None,
+        seconds_an_image=report.latencies[0].before,
     )
+    tell(f"compressing will take about {duration(sum(seconds.values()), about=True)}")

@@ -71,7 +71,15 @@ def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
     examples = task.examples
     images = max(1, sum(images for _, images in examples))
     layers = log.open_layers(found)
-    expected = expected_seconds(task, layers, (time.perf_counter() - begin) / images)
+    expected: Mapping[str, float] = {}
+    if task.settings.init != "random":
+        expected = expected_seconds(
+            task.method,
+            layers,
+            images=None if task.images is None else task.images.sample.images,
+            seconds_an_image=(time.perf_counter() - begin) / images,
+            calibrated=task.calibration is not None,
+        )
     expect(expected)
     call = examples[0][0] if examples else None
     costs = Costs(task.unit, found, task.model, call, task.processes)

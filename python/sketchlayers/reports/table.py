@@ -149,8 +149,8 @@ def error_text(error: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """Writes one decimal."""
-    return f"{100 * share:.1f} %"
+    """Writes one decimal; what is not zero does not become it: "<0.1 %"."""
+    return "<0.1 %" if 0 < share < 5e-4 else f"{100 * share:.1f} %"
 
 
 def megabytes(count: float) -> str:

@@ -19,7 +19,6 @@ from torch import nn
 
 from sketchlayers.compression.calibration.outputs import OriginalOutputs
 from sketchlayers.surgery.replay import Plan, Replays
-from sketchlayers.surgery.sample import Sample
 
 SQUARED_ERRORS = (0.03, 0.3)
 """Relative errors with which layers are put into the network."""
@@ -68,9 +67,9 @@ class Damage:
         return math.exp(low + (high - low) * (x - left) / (right - left))
 
 
-def images_to_measure_on(sample: Sample, layers: int) -> int:
-    """Returns how many images to take: measuring all layers costs a few passes over the sample."""
-    affordable = _PASSES * sample.images // max(1, layers * len(SQUARED_ERRORS))
+def images_to_measure_on(images: int, layers: int) -> int:
+    """Returns how many of the images to take: all layers cost a few passes over all of them."""
+    affordable = _PASSES * images // max(1, layers * len(SQUARED_ERRORS))
     return max(_FEWEST_IMAGES, min(_MOST_IMAGES, affordable))
 
 

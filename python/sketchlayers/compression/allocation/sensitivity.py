@@ -38,9 +38,9 @@ def _random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
     return signs.to(outputs)
 
 
-def images_to_look_at(sample: Sample) -> int:
-    """Returns how many images to take: their backward passes cost a pass or two of calibration."""
-    return min(sample.images, max(_FEWEST_IMAGES, min(_MOST_IMAGES, sample.images // 4)))
+def images_to_look_at(images: int) -> int:
+    """Returns how many of the images to take: their backward passes cost as a pass or two."""
+    return min(images, max(_FEWEST_IMAGES, min(_MOST_IMAGES, images // 4)))
 
 
 def output_sensitivity(

@@ -25,7 +25,7 @@ def curves(task: Task, found: Survey, measured: Measured, log: Log) -> Mapping[s
     outputs = measured.outputs
     if outputs is None or not task.settings.weighted_allocation or not layers:
         return _curves(task, layers, measured, None, log)
-    outputs = outputs.first(images_to_measure_on(outputs.sample, len(layers)))
+    outputs = outputs.first(images_to_measure_on(outputs.sample.images, len(layers)))
     names = [layer.name for layer in layers]
     try:
         meter = DamageMeter(task.model, names, outputs, measured.plan)

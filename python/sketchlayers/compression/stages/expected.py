@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 
 import torch
 
 from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, images_to_measure_on
 from sketchlayers.compression.allocation.sensitivity import PROJECTIONS, images_to_look_at
 from sketchlayers.compression.fitting.sequence import IMAGES
-from sketchlayers.compression.stages.task import Task
 from sketchlayers.compression.survey.layers import Layer
+from sketchlayers.methods import Method
 from sketchlayers.methods._work import Work
 
 _SPEED = 0.6
@@ -20,43 +21,51 @@ _MOMENTS = 0.35
 """Of the operations of products of all patches, that are computed (`PatchProducts`)."""
 
 
-def expected_seconds(task: Task, layers: list[Layer], seconds_an_image: float) -> dict[str, float]:
+def expected_seconds(
+    method: Method,
+    layers: Sequence[Layer],
+    *,
+    images: int | None,
+    seconds_an_image: float,
+    calibrated: bool = False,
+) -> dict[str, float]:
     """Returns the seconds of the stages that take long, by name, in their order.
 
     Args:
-        task: what is asked for.
+        method: by which layers are replaced, and fitted.
         layers: those that may be replaced.
+        images: how many there are to calibrate on; None: none.
         seconds_an_image: of a forward call of the model.
+        calibrated: whether there are moments without images.
     """
-    if task.settings.init == "random" or not layers:
+    if not layers:
         return {}
     speed = _SPEED * _flops_per_second(torch.get_num_threads())
-    fits = sum(_largest_fit(task, layer).seconds(speed) for layer in layers)
-    if task.calibration is None and task.images is None:
+    fits = sum(_largest_fit(method, layer).seconds(speed) for layer in layers)
+    if images is None and not calibrated:
         return {"fit": fits}
-    curves = sum(_curve(task, layer).seconds(speed) for layer in layers)
-    if task.images is None:
+    curves = sum(_curve(method, layer).seconds(speed) for layer in layers)
+    if images is None:
         return {"ranks": curves, "fit": fits}
-    sample = task.images.sample
     moments = sum(map(_moment_flops, layers)) / speed
-    forward = seconds_an_image * sample.images
-    damage = len(layers) * len(SQUARED_ERRORS) * images_to_measure_on(sample, len(layers)) / 2
-    share = min(1.0, IMAGES / max(1, sample.images))
+    forward = seconds_an_image * images
+    damage = len(layers) * len(SQUARED_ERRORS) * images_to_measure_on(images, len(layers)) / 2
+    share = min(1.0, IMAGES / max(1, images))
     return {
-        "calibration": 2 * forward + sample.images * moments,
-        "sensitivity": seconds_an_image * images_to_look_at(sample) * (1 + 2 * PROJECTIONS),
+        "calibration": 2 * forward + images * moments,
+        "sensitivity": seconds_an_image * images_to_look_at(images) * (1 + 2 * PROJECTIONS),
         "ranks": curves + seconds_an_image * damage,
-        "fit": fits + share * (3 * forward + 2 * sample.images * moments),
+        "fit": fits + share * (3 * forward + 2 * images * moments),
     }
 
 
-def _curve(task: Task, layer: Layer) -> Work:
-    works = [member.curve_work(layer.module) for member in task.method.members(layer.module)]
+def _curve(method: Method, layer: Layer) -> Work:
+    works = [member.curve_work(layer.module) for member in method.members(layer.module)]
     return functools.reduce(Work.plus, works, Work())
 
 
-def _largest_fit(task: Task, layer: Layer) -> Work:
-    works = [member.fit_work(layer.module) for member in task.method.members(layer.module)]
+def _largest_fit(method: Method, layer: Layer) -> Work:
+    works = [member.fit_work(layer.module) for member in method.members(layer.module)]
     return max(works, key=lambda work: work.seconds(1e11), default=Work())
 
 

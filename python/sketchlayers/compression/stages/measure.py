@@ -165,7 +165,7 @@ def _sensitivities(task: Task, names: list[str], log: Log) -> Mapping[str, Tenso
         log.taken["sensitivity"] += 1
         return kept[0]
     sample = task.images.sample
-    sample = sample.first(images_to_look_at(sample))
+    sample = sample.first(images_to_look_at(sample.images))
     try:
         with log.stage("sensitivity"):
             found = output_sensitivity(
