@@ -13,6 +13,10 @@ from sketchlayers.methods._rank import Rank
 from sketchlayers.methods.cp import CP
 from sketchlayers.methods.sketch import Sketch
 from sketchlayers.methods.svd import SVD
+from sketchlayers.methods.tucker2 import Tucker2
+from sketchlayers.nn._geometry import Geometry
+
+_DECOMPOSITIONS = (Tucker2, SVD, CP)
 
 
 @register("auto")
@@ -51,11 +55,19 @@ class Auto(Method):
             get(name).require_extension()
 
     def members(self, layer: nn.Module) -> tuple[Method, ...]:
-        """See `Method.members`."""
+        """See `Method.members`.
+
+        Of a linear layer and a 1x1 convolution all decompositions are the same singular value
+        decomposition: the first one stands for all.
+        """
         methods = (get(name) for name in self.candidates)
-        return tuple(
+        found = [
             method for method in methods if method.refusal(layer) is None and method.ranks(layer)
-        )
+        ]
+        if len(found) < 2 or Geometry.of(layer).taps > 1:
+            return tuple(found)
+        first = next((method for method in found if isinstance(method, _DECOMPOSITIONS)), None)
+        return tuple(one for one in found if one is first or not isinstance(one, _DECOMPOSITIONS))
 
     def refusal(self, layer: nn.Module) -> str | None:
         """See `Method.refusal`: that of the first method, if all refuse."""
