@@ -20,7 +20,7 @@ class Pictures:
         size: height and width that the network gets.
         resize: what the shorter side is scaled to before the centre is cut out; None means `size`.
         normalisation: of the channels.
-        batch_size: images in a batch; None: 256 small ones, or 64 of more than 64x64.
+        batch_size: images in a batch; None: 256 small ones, or 32 of more than 64x64.
 
     Attributes:
         labels: of the images, int64 ``(N,)``; batches come without.
@@ -48,7 +48,7 @@ class Pictures:
         self._size = size
         self._resize = resize
         self._normalisation = normalisation
-        self._batch_size = batch_size or (256 if size <= 64 else 64)
+        self._batch_size = batch_size or (256 if size <= 64 else 32)
         self._pixels: Tensor | None = None
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ import sketchlayers
 from sketchlayers import methods
 from sketchlayers.compression import Inspection, Report
 from sketchlayers.reports.rows import Latency
-from sketchlayers.reports.table import quantity
+from sketchlayers.reports.table import percent, quantity
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_what_the_data_say(fitted: Report) -> None:
     table = lines[: lines.index("")]
     assert fitted.images == 32 and fitted.sequential and fitted.error_of == "output"
     assert fitted.output_change is not None
-    change = f"{100 * fitted.output_change:.1f} %"
+    change = percent(fitted.output_change)
     assert f"calibrated on 32 images; the network's outputs change by {change}" in lines
     explained = "output error: |change| / |output| of each layer, with its inputs as the layers "
     assert explained + "before it leave them" in lines

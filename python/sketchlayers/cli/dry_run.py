@@ -22,6 +22,7 @@ from sketchlayers.methods import Method
 from sketchlayers.reports.report import Report
 from sketchlayers.surgery.batches import device_of
 from sketchlayers.surgery.calls import ExampleCall
+from sketchlayers.surgery.forms import in_plain_form
 
 
 def dry_run(
@@ -82,7 +83,8 @@ def _tell_time(
     if args.init == "random" or example is None or not report.latencies:
         return
     names = {row.name for row in report.replaced}
-    found = survey(loaded.model, method, init="fit", examples=[(ExampleCall((example,)), 1)])
+    with in_plain_form(loaded.model) as plain:
+        found = survey(plain, method, examples=[(ExampleCall((example,)), 1)])
     seconds = expected_seconds(
         method,
         [layer for layer in found.layers if layer.name in names],

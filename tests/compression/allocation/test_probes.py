@@ -21,6 +21,13 @@ LAYERS = {
 SQUARED_ERRORS = (0.001, 0.03, 0.3, 0.99)
 
 
+def somewhat_wrong(layer: nn.Module) -> nn.Module:
+    """The layer with another weight, as a fit might have it."""
+    return with_weight(
+        layer, ordinary_weight(layer) + 0.1 * torch.randn_like(ordinary_weight(layer))
+    )
+
+
 def inputs_of(layer: nn.Module, count: int = 64) -> torch.Tensor:
     if isinstance(layer, nn.Linear):
         return torch.randn(count, layer.in_features) + 1.5
@@ -38,46 +45,49 @@ def test_errors_are_those_asked_for(name: str, weighted: bool) -> None:
         root = torch.randn(len(moments.mean), outputs, outputs, dtype=torch.float64)
         sensitivity = root @ root.mT
     norm = without_mean(layer, Norm(moments, sensitivity))
-    whole = power(layer, norm)
-    for wanted, probe in zip(
-        SQUARED_ERRORS, probes(layer, norm, SQUARED_ERRORS, correct_bias=True), strict=True
-    ):
+    fitted = somewhat_wrong(layer)
+    found = list(probes(layer, fitted, norm, SQUARED_ERRORS, correct_bias=True))
+    assert [wanted for wanted, _ in found] == list(SQUARED_ERRORS)
+    direction = (ordinary_weight(fitted) - ordinary_weight(layer)).flatten().double()
+    for wanted, probe in found:
         assert type(probe) is type(layer)
         assert probe.weight.shape == layer.weight.shape
         assert probe.weight.dtype == layer.weight.dtype
-        change = ordinary_weight(layer).double() - ordinary_weight(probe).double()
+        change = ordinary_weight(probe).double() - ordinary_weight(layer).double()
         changed = with_weight(layer, change)
-        assert power(changed, norm) / whole == pytest.approx(wanted, rel=1e-3)
+        assert power(changed, norm) / power(layer, norm) == pytest.approx(wanted, rel=1e-3)
+        assert torch.cosine_similarity(change.flatten(), direction, dim=0) > 0.999
 
 
 @pytest.mark.parametrize("name", ["linear", "grouped", "transposed"])
 @torch.no_grad()
 def test_bias_takes_up_the_mean(name: str) -> None:
     layer = LAYERS[name]()
-    inputs = inputs_of(layer)
+    inputs, fitted = inputs_of(layer), somewhat_wrong(layer)
     moments = sketchlayers.calibrate(layer, [inputs])[""]
     axes = [0, *range(2, inputs.dim())]
-    (probe,) = probes(layer, Norm(moments), [0.1], correct_bias=True)
+    ((_, probe),) = probes(layer, fitted, Norm(moments), [0.1], correct_bias=True)
     change = probe(inputs) - layer(inputs)
     assert change.abs().max() > 0.1
     assert change.mean(axes).abs().max() < 1e-4
-    (probe,) = probes(layer, Norm(moments), [0.1], correct_bias=False)
+    ((_, probe),) = probes(layer, fitted, Norm(moments), [0.1], correct_bias=False)
     assert torch.equal(probe.bias, layer.bias)
 
 
 def test_without_data_and_without_effect() -> None:
     layer = nn.Conv2d(4, 6, 3)
-    (probe,) = probes(layer, Norm(), [0.25], correct_bias=True)
+    fitted = somewhat_wrong(layer)
+    ((_, probe),) = probes(layer, fitted, Norm(), [0.25], correct_bias=True)
     change = (probe.weight - layer.weight).norm() / layer.weight.norm()
     assert change.item() == pytest.approx(0.5, rel=1e-4)
+    assert not list(probes(layer, layer, Norm(), [0.25], correct_bias=True))
     with torch.no_grad():
         layer.weight.zero_()
-    (probe,) = probes(layer, Norm(), [0.25], correct_bias=True)
-    assert torch.equal(probe.weight, layer.weight)
+    assert not list(probes(layer, layer, Norm(), [0.25], correct_bias=True))
 
 
 def test_a_table_has_no_bias() -> None:
-    table = nn.Embedding(20, 6, padding_idx=0)
-    (probe,) = probes(table, Norm(), [0.1], correct_bias=True)
-    assert probe(torch.tensor([0])).abs().max() < 1e-6
-    assert not torch.equal(probe.weight, table.weight)
+    table = nn.Embedding(20, 6)
+    ((_, probe),) = probes(table, somewhat_wrong(table), Norm(), [0.1], correct_bias=True)
+    change = (probe.weight - table.weight).square().sum() / table.weight.square().sum()
+    assert change.item() == pytest.approx(0.1, rel=1e-3)

@@ -223,6 +223,50 @@ def test_as_many_images_as_asked() -> None:
         calibrate(model, loader, memory_budget=1e9)  # type: ignore[arg-type]
 
 
+def test_a_part_of_the_images_is_enough() -> None:
+    """Layers with more patches than asked for take some images of every batch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+    loader = list(torch.randn(512, 2, 8, 8).split(64))
+    whole, part = calibrate(model, loader), calibrate(model, loader, patches_per_input=2)
+    seen: list[int] = []
+    handle = model[0].register_forward_hook(lambda *_: seen.append(1))
+    again = calibrate(model, DataLoader(TensorDataset(torch.cat(loader)), 64), patches_per_input=2)
+    handle.remove()
+    assert len(seen) == len(loader)
+    assert_equal(again, part)
+    assert part.images == 512 and part.advised_images == whole.advised_images
+    for name in ("0", "3"):
+        assert part[name].count == whole[name].count
+    # 36 patches an image for 18 inputs: the fewest images are enough, a quarter of all.
+    moments, all_moments = part["0"], whole["0"]
+    difference = (moments.second_moment - all_moments.second_moment).norm()
+    assert 0 < difference < 0.1 * all_moments.second_moment.norm()
+    covariance = moments.second_moment[0] - torch.outer(moments.mean[0], moments.mean[0])
+    assert torch.linalg.eigvalsh(covariance)[0] > 0  # of the same images
+    assert torch.equal(part["3"].second_moment, whole["3"].second_moment)  # 2 x 288 > 512
+
+
+def test_all_images_are_taken_where_their_number_is_unknown() -> None:
+    model, loader = nn.Conv2d(2, 4, 3), list(torch.randn(256, 2, 8, 8).split(32))
+    some = calibrate(model, iter(loader), patches_per_input=1)
+    assert_equal(some, calibrate(model, loader))
+    some = calibrate(model, iter(loader), patches_per_input=1, max_images=256)
+    assert_equal(some, calibrate(model, loader, patches_per_input=1))
+    with pytest.raises(ValueError, match="patches_per_input must be at least 1"):
+        calibrate(model, loader, patches_per_input=0)
+
+
+def test_images_that_are_not_taken_are_checked_too() -> None:
+    loader = list(torch.randn(256, 2, 8, 8).split(32))
+    model = nn.Conv2d(2, 4, 3)
+    for image in range(32):
+        batches = [batch.clone() for batch in loader]
+        batches[5][image, 1, 3, 3] = float("nan")
+        with pytest.raises(ValueError, match="NaN 1 times in batch 6"):
+            calibrate(model, batches, patches_per_input=1)
+
+
 # ---------------------------------------------------------------------------------------- memory
 
 

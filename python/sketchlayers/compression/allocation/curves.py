@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
 
 from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, Damage, DamageMeter, Point
 from sketchlayers.compression.allocation.probes import probes
 from sketchlayers.compression.fitting.layer import (
+    Choice,
     Norm,
+    fit_alone,
+    folded,
     for_method,
     naming,
     power,
@@ -16,6 +23,11 @@ from sketchlayers.compression.fitting.layer import (
 from sketchlayers.compression.survey.layers import Layer
 from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._rank import Candidate
+
+_FITTED = 0.02
+"""The squared error, about, of the fit whose error is scaled."""
+_QUICK = {"max_sweeps": 2, "starts": 1}
+"""Its options: fewer sweeps than of those that are kept."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +70,17 @@ def curve_of(
         OutputsDifferError: the outputs of the network with a replacement are not as many.
     """
     with naming(layer.name):
-        whole = power(layer.module, norm)
-        if correct_bias:
-            norm = without_mean(layer.module, norm)
-        candidates = _candidates(layer, method, norm)
-        scale = power(layer.module, norm)
-        if meter is None:
-            damage_of = Damage([Point(whole, 1.0)])
+        centred = without_mean(layer.module, norm) if correct_bias else norm
+        candidates = _candidates(layer, method, centred)
+        scale = power(layer.module, centred)
+        if meter is None:  # that of losing the whole output is 1
+            damage_of = Damage([Point(power(layer.module, norm), 1.0)])
         else:
-            damage_of = _measured_damage(layer, norm, scale, meter, correct_bias=correct_bias)
+            fitted = _quick_fit(layer, candidates, norm, correct_bias=correct_bias)
+            some = probes(layer.module, fitted, centred, SQUARED_ERRORS, correct_bias=correct_bias)
+            damage_of = Damage(
+                [Point(scale * error, meter.measure(layer.name, probe)) for error, probe in some]
+            )
         damages = [damage_of(scale * candidate.squared_error) for _, candidate in candidates]
     return Curve(
         tuple(
@@ -97,14 +111,27 @@ def _candidates(layer: Layer, method: Method, norm: Norm) -> list[tuple[Method, 
     return found
 
 
-def _measured_damage(
-    layer: Layer, norm: Norm, scale: float, meter: DamageMeter, *, correct_bias: bool
-) -> Damage:
-    """What errors of the layer, of a weight with the squared size ``scale``, do to the network."""
-    some = probes(layer.module, norm, SQUARED_ERRORS, correct_bias=correct_bias)
-    return Damage(
-        [
-            Point(scale * squared_error, meter.measure(layer.name, probe))
-            for squared_error, probe in zip(SQUARED_ERRORS, some, strict=True)
-        ]
+def _quick_fit(
+    layer: Layer,
+    candidates: Sequence[tuple[Method, Candidate]],
+    norm: Norm,
+    *,
+    correct_bias: bool,
+) -> nn.Module:
+    """A candidate of a middling error and of the method that is best there, as a plain layer."""
+    method, candidate = min(
+        _front(candidates),
+        key=lambda pair: abs(math.log(max(pair[1].squared_error, 1e-12) / _FITTED)),
     )
+    quick = {option: _QUICK[option] for option in _QUICK if option in method.options()}
+    choice = Choice(layer.module, replace(method, **quick), candidate.rank, 0)
+    return folded(fit_alone(choice, norm, init="fit", correct_bias=correct_bias).module)
+
+
+def _front(candidates: Sequence[tuple[Method, Candidate]]) -> list[tuple[Method, Candidate]]:
+    """Those with less error than all that have no more parameters."""
+    kept: list[tuple[Method, Candidate]] = []
+    for pair in candidates:
+        if not kept or pair[1].squared_error < kept[-1][1].squared_error:
+            kept.append(pair)
+    return kept

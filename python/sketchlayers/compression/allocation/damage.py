@@ -21,7 +21,7 @@ from sketchlayers.compression.calibration.outputs import OriginalOutputs
 from sketchlayers.surgery.replay import Plan, Replays
 
 SQUARED_ERRORS = (0.03, 0.3)
-"""Relative errors with which layers are put into the network."""
+"""Squared relative errors with which layers are put into the network."""
 _FEWEST_IMAGES, _MOST_IMAGES = 16, 256
 _OVERFLOW = 1e6
 _PASSES = 2  # what all measurements together may cost, in passes over the calibration images

@@ -1,7 +1,8 @@
 """Layers that are wrong by a given amount, to see what that does to a network.
 
-What the smallest singular components of a weight carry is taken away in part: in the norm of the
-outputs that is what every method loses, and no fit is needed for it.
+What a method gets wrong is taken from one quick fit and scaled: errors of different kinds do
+different harm. Those of a singular value decomposition are alike at neighbouring positions, so that
+pooling keeps them, and those of CP are not.
 """
 
 from __future__ import annotations
@@ -14,53 +15,53 @@ import torch
 from torch import Tensor, nn
 
 from sketchlayers.compression.calibration.moments import LayerMoments
-from sketchlayers.compression.fitting.layer import Norm, for_method, with_weight
-from sketchlayers.decompose._norm import OutputNorm
-from sketchlayers.decompose.svd import spectrum, tail_errors
+from sketchlayers.compression.fitting.layer import Norm, power, with_weight
 from sketchlayers.nn._geometry import ordinary_weight
-from sketchlayers.nn._groups import groups_of
+
+_NOTHING = 1e-12
+"""Squared relative error below which there is only rounding."""
 
 
 @torch.no_grad()
 def probes(
-    layer: nn.Module, norm: Norm, squared_errors: Sequence[float], *, correct_bias: bool
-) -> Iterator[nn.Module]:
+    layer: nn.Module,
+    fitted: nn.Module,
+    norm: Norm,
+    squared_errors: Sequence[float],
+    *,
+    correct_bias: bool,
+) -> Iterator[tuple[float, nn.Module]]:
     """Yields the plain layer with each of some squared relative errors in a norm.
+
+    There are none where the replacement has no error.
 
     Args:
         layer: the original.
+        fitted: a replacement, as a plain layer, whose error is scaled.
         norm: in which the errors are meant.
-        squared_errors: between 0 and 1.
+        squared_errors: of the layers.
         correct_bias: the bias takes up the change of the mean.
     """
-    weight = ordinary_weight(layer).detach().double().cpu()
-    moment = None if norm.moments is None else for_method(norm.moments.second_moment)
-    spectra = []
-    count = getattr(layer, "groups", 1)
-    for group in groups_of("compress", weight, count, moment, for_method(norm.sensitivity)):
-        found = OutputNorm("compress", group.weight, group.second_moment, group.sensitivity)
-        spectra.append((found, *spectrum(found)))
+    weight = _weight(layer)
+    error = weight - _weight(fitted)
+    size, whole = power(with_weight(layer, error), norm), power(layer, norm)
+    if size <= _NOTHING * whole:
+        return
     for squared_error in squared_errors:
-        changes = torch.cat([_change(*one, squared_error) for one in spectra])
-        probe = with_weight(layer, weight - changes.reshape(weight.shape))
+        change = math.sqrt(squared_error * whole / size) * error
+        probe = with_weight(layer, weight - change)
         if correct_bias and norm.moments is not None:
-            _correct_bias(probe, changes, norm.moments)
-        yield probe.to(layer.get_parameter("weight").dtype)
+            _correct_bias(probe, change, norm.moments)
+        yield squared_error, probe.to(layer.get_parameter("weight").dtype)
 
 
-def _change(norm: OutputNorm, values: Tensor, vectors: Tensor, squared_error: float) -> Tensor:
-    """What is taken away from a weight, ``(T, n)``: least components, so much of them."""
-    tails = tail_errors(values).square()
-    rank = int((tails >= squared_error).sum()) - 1  # they fall
-    if rank < 0:  # a weight without effect
-        return torch.zeros_like(norm.weight)
-    lost = vectors[:, rank:]
-    share = math.sqrt(squared_error / float(tails[rank]))
-    return share * norm.restore(lost) @ (lost.mT @ norm.target)
+def _weight(layer: nn.Module) -> Tensor:
+    return ordinary_weight(layer).detach().double().cpu()
 
 
-def _correct_bias(layer: nn.Module, changes: Tensor, moments: LayerMoments) -> None:
+def _correct_bias(layer: nn.Module, change: Tensor, moments: LayerMoments) -> None:
     bias: Any = getattr(layer, "bias", None)
     if bias is not None:
-        by_group = changes.unflatten(0, (len(moments.mean), -1))
-        bias += (by_group @ moments.mean[..., None]).reshape(bias.shape).to(bias)
+        groups, patch = moments.mean.shape
+        mean = change.reshape(groups, -1, patch) @ moments.mean[..., None]
+        bias += mean.reshape(bias.shape).to(bias)

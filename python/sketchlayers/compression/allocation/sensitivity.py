@@ -8,12 +8,16 @@ in place of the outputs' this is the Fisher information, by which fits came out 
 any weight.)
 
 ``J^T J`` is not formed: for random signs ``v``, ``E[(J^T v)(J^T v)^T] = J^T J``, and ``J^T v`` is
-one backward pass.
+one backward pass. Of a layer with more outputs than passes the sum may be singular, as if some
+errors did no harm. So it is shrunk towards a multiple of the identity, by as much as images differ
+(Ledoit and Wolf, Journal of Multivariate Analysis 2004).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +33,9 @@ from sketchlayers.surgery.sample import Sample, outputs_of
 
 PROJECTIONS = 3
 """Backward passes for each image, each with random weights for the outputs."""
-_FEWEST_IMAGES, _MOST_IMAGES = 128, 512
+_FEWEST_IMAGES, _MOST_IMAGES = 128, 256
+_FAST_BYTES = 1 << 29
+"""Of a graph. Larger ones take up to twice as long, since the system has to find the memory."""
 
 
 def _random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -40,7 +46,7 @@ def _random_signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
 
 def images_to_look_at(images: int) -> int:
     """Returns how many of the images to take: their backward passes cost as a pass or two."""
-    return min(images, max(_FEWEST_IMAGES, min(_MOST_IMAGES, images // 4)))
+    return min(images, max(_FEWEST_IMAGES, min(_MOST_IMAGES, images // 8)))
 
 
 def output_sensitivity(
@@ -70,26 +76,34 @@ def output_sensitivity(
         GradientError: the gradients cannot be taken.
     """
     model = evaluation_copy(model)
-    outputs: dict[str, list[Tensor]] = {}
-
-    def watch(name: str, layer: nn.Module) -> None:
-        def keep(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-            if not output.requires_grad:
-                output = output.detach().requires_grad_()
-            outputs.setdefault(name, []).append(output)
-            return output.clone()  # what follows may work in place
-
-        layer.register_forward_hook(keep)
-
-    found = {name: model.get_submodule(name) for name in layers}
-    for name, layer in found.items():
-        watch(name, layer)
-    sums = {name: _zeros(layer) for name, layer in found.items()}
-    images = 0
+    size = max(1, _graph_bytes(model, sample.first(1)) // sample.first(1).images)
+    allowed, fast = (max(1, most // size) for most in (memory_budget, _FAST_BYTES))
     try:
-        first = sample.first(1)
-        most = max(1, memory_budget * first.images // max(1, _graph_bytes(model, first)))
-        sample = sample.in_batches_of(most)
+        images, found = _sums(model, layers, sample.in_batches_of(min(fast, allowed)))
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        try:  # some models take batches of one size alone
+            images, found = _sums(model, layers, sample.in_batches_of(allowed))
+        except RuntimeError as again:
+            if is_out_of_memory(again):
+                raise
+            raise GradientError(str(again).partition("\n")[0]) from again
+    images = int(processes.sum(torch.tensor(float(images), dtype=torch.float64, device="cpu")))
+    means = {name: one.shrunk(processes) / (PROJECTIONS * images) for name, one in found.items()}
+    return {name: mean for name, mean in means.items() if mean.any() and mean.isfinite().all()}
+
+
+class GradientError(RuntimeError):
+    """The gradients of a model's outputs cannot be taken."""
+
+
+def _sums(model: nn.Module, names: Sequence[str], sample: Sample) -> tuple[int, dict[str, _Sum]]:
+    """The number of images, and the sums of layers of a copy of the model, by their names."""
+    layers = {name: model.get_submodule(name) for name in names}
+    sums = {name: _Sum(layer) for name, layer in layers.items()}
+    images = 0
+    with _outputs_watched(layers) as outputs:
         for call, batch in zip(sample.calls(), sample.batches, strict=True):
             outputs.clear()
             with torch.inference_mode(False), torch.enable_grad():
@@ -99,18 +113,25 @@ def output_sensitivity(
             for gradients in _drawn_back(results, [x for _, x in reached], images):
                 for (name, _), gradient in zip(reached, gradients, strict=True):
                     if gradient is not None:
-                        _add(sums[name], gradient, found[name])
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        raise GradientError(str(error).partition("\n")[0]) from error
-    images = int(processes.sum(torch.tensor(float(images), dtype=torch.float64, device="cpu")))
-    sums = {name: processes.sum(total) / (PROJECTIONS * images) for name, total in sums.items()}
-    return {name: total for name, total in sums.items() if total.any() and total.isfinite().all()}
+                        sums[name].add(gradient)
+    return images, sums
 
 
-class GradientError(RuntimeError):
-    """The gradients of a model's outputs cannot be taken."""
+@contextlib.contextmanager
+def _outputs_watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+    """Notes what the layers return, by name; gradients get to all of it."""
+    outputs: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, _: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        outputs.setdefault(name, []).append(output)
+        return output.clone()  # what follows may work in place
+
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(partial(keep, name)).remove)
+        yield outputs
 
 
 def _drawn_back(
@@ -155,20 +176,56 @@ def _graph_bytes(model: nn.Module, sample: Sample) -> int:
     return sum(kept.values())
 
 
-def _zeros(layer: nn.Module) -> Tensor:
-    geometry = Geometry.of(layer)
-    groups, outputs = geometry.groups, geometry.group_outputs
-    return torch.zeros(groups, outputs, outputs, dtype=torch.float64, device="cpu")
+class _Sum:
+    """Products of the gradients of a layer's outputs, summed over positions, passes and images."""
 
+    def __init__(self, layer: nn.Module) -> None:
+        geometry = Geometry.of(layer)
+        groups, outputs = geometry.groups, geometry.group_outputs
+        self._layer = layer
+        self._total = torch.zeros(groups, outputs, outputs, dtype=torch.float64, device="cpu")
+        self._squares = self._total.new_zeros(groups)  # of the norms of each image's products
+        self._count = 0
 
-def _add(total: Tensor, gradient: Tensor, layer: nn.Module) -> None:
-    """Adds the products of the gradients at all positions."""
-    groups, outputs = total.shape[:2]
-    if isinstance(layer, nn.Linear):
-        rows = gradient.reshape(1, -1, outputs).mT
-    else:
-        batched = gradient.ndim == 2 + len(Geometry.of(layer).kernel_size)
-        images = gradient if batched else gradient.unsqueeze(0)
-        rows = images.transpose(0, 1).reshape(groups, outputs, -1)
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    total += (rows @ rows.mT).double().cpu()
+    def add(self, gradient: Tensor) -> None:
+        """Adds the products of the gradients at all positions."""
+        if gradient.numel() == 0:
+            return
+        rows = self._rows(gradient)
+        images, groups, outputs, positions = rows.shape
+        if positions < outputs:  # for the norm, products of positions are as good
+            grams = rows.mT @ rows
+            together = rows.permute(1, 2, 0, 3).reshape(groups, outputs, -1)
+            total = (together @ together.mT).double()
+        else:
+            grams = rows @ rows.mT
+            total = grams.sum(0, dtype=torch.float64)
+        norms = torch.linalg.vector_norm(grams, dim=(-2, -1), dtype=torch.float64)
+        self._total += total.cpu()
+        self._squares += norms.square().sum(0).cpu()
+        self._count += images
+
+    def _rows(self, gradient: Tensor) -> Tensor:
+        """``(images, groups, T, positions)``."""
+        groups, outputs = self._total.shape[:2]
+        if gradient.dtype != torch.float64:
+            gradient = gradient.float()
+        if isinstance(self._layer, nn.Linear):
+            images = gradient.shape[0] if gradient.ndim > 1 else 1
+            return gradient.reshape(images, 1, -1, outputs).mT
+        batched = gradient.ndim == 2 + len(Geometry.of(self._layer).kernel_size)
+        images = gradient.shape[0] if batched else 1
+        return gradient.reshape(images, groups, outputs, -1)
+
+    def shrunk(self, processes: Processes) -> Tensor:
+        """The sum ``(groups, T, T)``, nearer to a multiple of the identity."""
+        total, squares = processes.sum(self._total), processes.sum(self._squares)
+        count = float(processes.sum(squares.new_tensor(float(self._count))))
+        if count < 2:
+            return total
+        variance = count / (count - 1) * (squares - total.square().sum((-2, -1)) / count)
+        mean = total.diagonal(dim1=-2, dim2=-1).mean(-1)
+        centre = torch.diag_embed(mean[:, None].expand(total.shape[:2]))
+        distance = (total - centre).square().sum((-2, -1))
+        share = (variance / distance).clamp(0, 1).nan_to_num(0)  # nothing by nothing
+        return total.lerp(centre, share[:, None, None])

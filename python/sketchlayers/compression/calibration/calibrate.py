@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +59,9 @@ MOST_INPUTS = 16_000
 """Inputs of a convolution's patches up to which second moments are summed."""
 MEMORY_BUDGET = 4 << 30
 """Bytes that the sums of one pass may take by default: 4 GiB."""
+ENOUGH_IMAGES, ENOUGH_PATCHES = 128, 100
+"""Images, and patches for each input of a layer, that are enough to compress it: more lower the
+error by less than fits differ from start to start."""
 
 
 @on_plain_forms
@@ -69,6 +73,7 @@ def calibrate(
     filter_fn: FilterFunction | None = None,
     memory_budget: int = MEMORY_BUDGET,
     max_images: int | None = None,
+    patches_per_input: int | None = None,
     forward: Forward | None = None,
     into: Calibration | None = None,
     distributed: bool = True,
@@ -109,6 +114,9 @@ def calibrate(
             The model's own activations and about 0.3 GB of working memory come on top.
         max_images: stop after the batch with which so many images (of this process) are reached;
             None takes all.
+        patches_per_input: a layer that would see more patches for each of its inputs takes a part
+            of the images, at least 128, drawn at random from every batch; as many as come if the
+            loader has no length. ``compress`` takes 100. None: all images.
         forward: ``forward(model, batch)`` calls the model where the batches are of another kind.
         into: a calibration of the same model to continue: the result is that of one run over the
             images of both, for the same layers.
@@ -130,6 +138,8 @@ def calibrate(
     with processes.together("the calibration"):
         with processes.together("the preparation"):
             check_forward("calibrate", forward)
+            if patches_per_input is not None:
+                whole_number("calibrate", "patches_per_input", patches_per_input)
             plan = _prepare(model, loader, layers, filter_fn, memory_budget, max_images, into)
         if not processes.agree(repr((plan.passes, plan.geometries))):
             raise ValueError(
@@ -144,7 +154,15 @@ def calibrate(
             unit="batch" if max_images is None else "image",
             show=progress if processes.rank == 0 else False,
         ) as advance:
-            run = _Run(model, loader, forward or call_model, max_images, advance)
+            run = _Run(
+                model,
+                loader,
+                forward or call_model,
+                max_images,
+                patches_per_input,
+                processes.count,
+                advance,
+            )
             for names in plan.passes:
                 sums = {name: MomentSums(plan.geometries[name]) for name in names}
                 with processes.together("the pass over the images"):
@@ -331,15 +349,21 @@ class _Run:
         loader: Iterable[Any],
         forward: Forward,
         max_images: int | None,
+        patches_per_input: int | None,
+        processes: int,
         advance: Callable[[int], None],
     ) -> None:
         self._model = model
         self._loader = loader
         self._forward = forward
         self._max_images = max_images
+        self._patches_per_input = patches_per_input
+        self._processes = processes
         self._advance = advance
         self._passes = 0
         self._batch = 0  # the number of the batch that the model is running on
+        self._images_in_batch = 0
+        self._expected: int | None = None  # images in all, of all processes
         self.images = 0
 
     def once(self, sums: Mapping[str, MomentSums]) -> None:
@@ -355,7 +379,9 @@ class _Run:
                 stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
             for batch in self._loader:
                 self._batch += 1
-                images = count_images(batch)
+                images = self._images_in_batch = count_images(batch)
+                if self._batch == 1:
+                    self._expected = self._images_expected(images)
                 if images:
                     self._call(to_device(batch, device))
                 self.images += images
@@ -368,6 +394,20 @@ class _Run:
                 "calibrate: the loader must yield the same images in each pass "
                 f"(got {seen} and then {self.images})"
             )
+
+    def _images_expected(self, in_first_batch: int) -> int | None:
+        batches = batches_in(self._loader)
+        counts = [] if self._max_images is None else [self._max_images]
+        counts += [] if batches is None else [batches * in_first_batch]
+        return self._processes * min(counts) if counts else None
+
+    def _share(self, inputs: int, patches: int) -> float:
+        """What part of the batch's images a layer takes that has so many patches in it."""
+        if not self._expected or self._patches_per_input is None:
+            return 1.0
+        patches_expected = patches * self._expected / self._images_in_batch
+        enough = self._patches_per_input * inputs / patches_expected
+        return max(ENOUGH_IMAGES / self._expected, enough)
 
     def _call(self, batch: Any) -> None:
         try:
@@ -385,7 +425,8 @@ class _Run:
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
         ) -> None:
             try:
-                sums.add(args[0] if args else kwargs["input"])
+                share = partial(self._share, sums.inputs)
+                sums.add(args[0] if args else kwargs["input"], share)
             except NonFiniteError as error:
                 raise _non_finite(name, f"{error.found} in batch {self._batch}") from error
 

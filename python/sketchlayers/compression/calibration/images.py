@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from sketchlayers.compression.calibration.calibrate import calibrate
+from sketchlayers.compression.calibration.calibrate import ENOUGH_PATCHES, calibrate
 from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.survey.layers import dense_layers
 from sketchlayers.nn._checks import whole_number
@@ -110,6 +110,7 @@ class Images:
                 self.sample.batches if self._complete else self._loader,
                 filter_fn=lambda _, name: name in names,
                 memory_budget=self._memory_budget,
+                patches_per_input=ENOUGH_PATCHES,
                 forward=partial(noted, self._forward),
                 progress=self._progress,
             )

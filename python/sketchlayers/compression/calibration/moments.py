@@ -23,6 +23,8 @@ from sketchlayers.compression.calibration.products import products
 
 Reduce = Callable[[Tensor], Tensor]
 """Makes a sum of this process that of all processes."""
+Share = Callable[[int], float]
+"""What part of so many patches to take."""
 
 _CPU = torch.device("cpu")
 
@@ -34,7 +36,8 @@ class LayerMoments:
     Attributes:
         second_moment: ``E[x x^T]`` over all images and output positions, (groups, n, n) float64.
         mean: ``E[x]``, (groups, n) float64.
-        count: how many patches a group has seen.
+        count: how many patches a group has had; a part of them, drawn at random, may have been
+            enough for the moments (``patches_per_input`` of `calibrate`).
         geometry: how the layer cuts its input into patches.
     """
 
@@ -76,11 +79,21 @@ class MomentSums:
     def __init__(self, geometry: PatchGeometry) -> None:
         """Takes the geometry of the layer."""
         self._geometry = geometry
+        self._generator = torch.Generator("cpu").manual_seed(0)
         with exactly(_CPU):
             self._begin()
 
-    def add(self, inputs: Tensor) -> None:
-        """Adds all patches of the input of one call of the layer.
+    @property
+    def inputs(self) -> int:
+        """Length of a patch."""
+        return self._geometry.inputs
+
+    def add(self, inputs: Tensor, share: Share | None = None) -> None:
+        """Adds the patches of the input of one call of the layer.
+
+        Args:
+            inputs: of the layer.
+            share: what part of them to take, whole images drawn at random; None: all.
 
         Raises:
             ValueError: a value is NaN or infinite, or the values are too large to be summed up.
@@ -91,15 +104,18 @@ class MomentSums:
             device = _CPU
         with exactly(device):
             maps = self._geometry.maps(inputs.detach().to(device))
-            total = self._sum(maps)
             count = self._geometry.count(maps)
             if count == 0:
                 return
+            if share is not None:
+                maps = self._drawn(maps, share(count))
+            total = self._sum(maps)
             if self._count == 0 and device != self._device:
                 self._begin(device)
             self._total += total.to(self._device)
             self._products.add(maps.to(self._device))
             self._count += count
+            self._drawn_count += self._geometry.count(maps)
 
     def take(self, reduce: Reduce | None = None) -> LayerMoments | None:
         """Returns the moments so far, on the CPU, and starts again; None without patches.
@@ -111,24 +127,36 @@ class MomentSums:
             ValueError: a product of values was too large for their type.
         """
         with exactly(self._device):
-            moment, total, count = self._products.take(), self._total, self._count
+            moment, total = self._products.take(), self._total
+            counts = torch.tensor([self._count, self._drawn_count], device="cpu").double()
             self._begin()
             if reduce is not None:
-                moment, total = reduce(moment), reduce(total)
-                count = int(reduce(torch.tensor(float(count), dtype=torch.float64, device="cpu")))
+                moment, total, counts = reduce(moment), reduce(total), reduce(counts)
+            count, drawn = map(int, counts.tolist())
             if count == 0:
                 return None
-            moment /= count
+            moment /= drawn
             if not moment.diagonal(dim1=1, dim2=2).isfinite().all():
                 raise NonFiniteError("values whose squares are too large for their type")
-            return LayerMoments(moment.cpu(), (total / count).cpu(), count, self._geometry)
+            return LayerMoments(moment.cpu(), (total / drawn).cpu(), count, self._geometry)
 
     def _begin(self, device: torch.device = _CPU) -> None:
         shape = self._geometry.groups, self._geometry.inputs
         self._device = device
-        self._count = 0
+        self._count = self._drawn_count = 0
         self._total = torch.zeros(shape, dtype=torch.float64, device=device)
         self._products = products(self._geometry, device)
+
+    def _drawn(self, maps: Tensor, share: float) -> Tensor:
+        """Some of the maps, which all are finite."""
+        images = len(maps)
+        count = math.ceil(share * images)
+        if count >= images:
+            return maps
+        if not maps.sum(dtype=torch.float64).isfinite():
+            raise NonFiniteError(_what_is_not_finite(maps))
+        order = torch.randperm(images, generator=self._generator, device="cpu")
+        return maps[order[:count].sort().values.to(maps.device)]
 
     def _sum(self, maps: Tensor) -> Tensor:
         """Sum of all patches, (groups, n) float64: the patches of the sum of all images."""

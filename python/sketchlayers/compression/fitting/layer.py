@@ -100,26 +100,18 @@ def without_mean(layer: nn.Module, norm: Norm) -> Norm:
     return Norm(moments, norm.sensitivity)
 
 
-def fit_alone(
-    choice: Choice,
-    norm: Norm,
-    *,
-    init: Init,
-    correct_bias: bool = True,
-    target: Target | None = None,
-) -> Fitted:
+def fit_alone(choice: Choice, norm: Norm, *, init: Init, correct_bias: bool = True) -> Fitted:
     """Builds a replacement fitted to the layer's weight, or started at random.
 
     With moments and a bias the fit is in the norm of the covariance, and the bias takes up the
-    change of the mean: ``b~ = b + (W - W~) E[x]``. Fits of one layer may share ``target``, its own
-    outputs.
+    change of the mean: ``b~ = b + (W - W~) E[x]``.
     """
     assert choice.method is not None and choice.rank is not None
     build = partial(choice.method.build, choice.layer, choice.rank, init=init, seed=choice.seed)
     if init == "random" or norm.moments is None:
         module = build()
         return Fitted(module, getattr(module, "fit_error", None))
-    target = target or Target.of_weight(choice.layer, norm.moments)
+    target = Target.of_weight(choice.layer, norm.moments)
     module = approximate(choice, target, norm.sensitivity, correct_bias=correct_bias)
     return Fitted(module, target.relative_error(choice.layer, module))
 

@@ -11,15 +11,12 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from sketchlayers._runtime.processes import Processes
+from sketchlayers.compression.calibration.calibrate import ENOUGH_IMAGES, ENOUGH_PATCHES
 from sketchlayers.compression.calibration.moments import LayerMoments, NonFiniteError
 from sketchlayers.compression.fitting.layer import Choice, Fitted, Norm, approximate, folded, naming
 from sketchlayers.compression.fitting.target import Target, TargetSums
 from sketchlayers.surgery.replay import Plan, Replays
 from sketchlayers.surgery.sample import Sample
-
-IMAGES, _PATCHES = 128, 100
-"""Images, and patches for each input of a layer, that are enough for its target; batches spread
-over the sample have them. More lower the error by less than the fits differ from start to start."""
 
 
 def fit_one_after_the_other(
@@ -97,9 +94,9 @@ def fit_one_after_the_other(
 
 
 def _step(moments: LayerMoments, sample: Sample) -> int:
-    """How many batches to go on by, so that the layer sees images and patches enough."""
+    """How many batches to go on by; some, spread over the sample, have images enough."""
     images = max(1, sample.images)
-    share = max(IMAGES / images, _PATCHES * moments.inputs / max(1, moments.count))
+    share = max(ENOUGH_IMAGES / images, ENOUGH_PATCHES * moments.inputs / max(1, moments.count))
     return max(1, min(int(1 / share), len(sample.batches)))
 
 

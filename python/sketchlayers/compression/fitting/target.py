@@ -34,6 +34,8 @@ _NOISES = 7
 """Variances of the noise that are tried, each ten times the one before."""
 WIDE = 8
 """Inputs for each output from which on a layer is so wide that nothing factorises its moment."""
+_HARDLY = 0.1
+"""Part of the input power below which inputs hardly vary."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,18 @@ class Target:
 
         (groups, n, n) and (groups, 1, 1). A group without any input is left at zero. The noise is a
         bound on the rounding errors' norm. A larger one, where that is not enough, is looked for
-        only where methods factorise the covariance: not for layers with far more inputs than
-        outputs.
+        only where inputs hardly vary and where methods factorise the covariance: not for layers
+        with far more inputs than outputs.
         """
         second, mean = self.inputs.second_moment, self.inputs.mean
         size, outputs = second.shape[-1], self.cross.shape[1]
-        noise = ROUNDING * size * second.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
+        power = second.diagonal(dim1=1, dim2=2).mean(-1)
+        noise = ROUNDING * size * power[:, None, None]
         covariance = torch.baddbmm(second, mean[:, :, None], mean[:, None, :], alpha=-1)
         diagonal = covariance.diagonal(dim1=1, dim2=2)
+        look = size < WIDE * outputs or bool((diagonal.mean(-1) < _HARDLY * power).any())
         diagonal += noise[..., 0]
-        for _ in range(_NOISES if size < WIDE * outputs else 0):
+        for _ in range(_NOISES if look else 0):
             _, info = torch.linalg.cholesky_ex(covariance)
             failed = (info != 0)[:, None, None] & (noise > 0)
             if not failed.any():

@@ -10,7 +10,7 @@ import torch
 
 from sketchlayers.compression.allocation.damage import SQUARED_ERRORS, images_to_measure_on
 from sketchlayers.compression.allocation.sensitivity import PROJECTIONS, images_to_look_at
-from sketchlayers.compression.fitting.sequence import IMAGES
+from sketchlayers.compression.calibration.calibrate import ENOUGH_IMAGES, ENOUGH_PATCHES
 from sketchlayers.compression.survey.layers import Layer
 from sketchlayers.methods import Method
 from sketchlayers.methods._work import Work
@@ -47,15 +47,15 @@ def expected_seconds(
     curves = sum(_curve(method, layer).seconds(speed) for layer in layers)
     if images is None:
         return {"ranks": curves, "fit": fits}
-    moments = sum(map(_moment_flops, layers)) / speed
+    moments = sum(_moment_flops(layer, images) for layer in layers) / speed
     forward = seconds_an_image * images
     damage = len(layers) * len(SQUARED_ERRORS) * images_to_measure_on(images, len(layers)) / 2
-    share = min(1.0, IMAGES / max(1, images))
+    share = min(1.0, ENOUGH_IMAGES / max(1, images))
     return {
-        "calibration": 2 * forward + images * moments,
+        "calibration": 2 * forward + moments,
         "sensitivity": seconds_an_image * images_to_look_at(images) * (1 + 2 * PROJECTIONS),
         "ranks": curves + seconds_an_image * damage,
-        "fit": fits + share * (3 * forward + 2 * images * moments),
+        "fit": fits + 3 * share * forward + 2 * moments,
     }
 
 
@@ -69,13 +69,15 @@ def _largest_fit(method: Method, layer: Layer) -> Work:
     return max(works, key=lambda work: work.seconds(1e11), default=Work())
 
 
-def _moment_flops(layer: Layer) -> float:
-    """Of the second moment of one image's patches."""
+def _moment_flops(layer: Layer, images: int) -> float:
+    """Of the second moment of as many patches as are taken from the images."""
     if not layer.multiply_adds or len(layer.shape) < 2:
         return 0.0
     outputs, *inputs = layer.shape
     patch = functools.reduce(int.__mul__, inputs, 1)
-    return 2 * _MOMENTS * layer.multiply_adds * patch / outputs
+    patches = layer.multiply_adds / (outputs * patch)  # of an image
+    taken = min(images * patches, max(ENOUGH_IMAGES * patches, ENOUGH_PATCHES * patch))
+    return 2 * _MOMENTS * taken * patch**2
 
 
 @functools.lru_cache(maxsize=1)
