@@ -50,8 +50,9 @@ _SINGLE_RIDGE, _SINGLE_TOLERANCE = 1e-7, 1e-5
 # For errors that are only estimated: sweeps without and with second moment. Sweeps gain by powers:
 # each further doubling of their number nearly as much as the last one without second moment, and
 # so much (a power) of what the few with it have gained. In layers of ResNet-20 the logarithm of the
-# error is then right within 0.09. In large layers those with second moment gain the same at a large
-# rank as at the next one.
+# error is then right within 0.1, and up to 0.4 too high in two layers of 16 channels at errors of
+# less than 4 %. In large layers those with second moment gain the same at a large rank as at the
+# next one.
 QUICK_SWEEPS, QUICK_SWEEPS_WITH_MOMENT = 12, 4
 _DOUBLING, _REST = 0.87, 0.5
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from sketchlayers.compression.calibration.calibrate import ENOUGH_PATCHES, calibrate
 from sketchlayers.compression.calibration.calibration import Calibration
+from sketchlayers.compression.calibration.outputs import KeptOutputs
 from sketchlayers.compression.survey.layers import dense_layers
 from sketchlayers.nn._checks import whole_number
 from sketchlayers.surgery.batches import (
@@ -96,9 +97,17 @@ class Images:
         sample = self.sample
         return list(zip(sample.calls(), map(count_images, sample.batches), strict=True))
 
-    def calibrate(self, layers: Iterable[str]) -> tuple[Calibration, CallOrder]:
-        """Returns the moments of some layers, over all images, and the order of their calls."""
+    def calibrate(
+        self, layers: Iterable[str], outputs: KeptOutputs
+    ) -> tuple[Calibration, CallOrder]:
+        """Returns the moments of some layers, over all images, and the order of their calls.
+
+        Args:
+            layers: their names.
+            outputs: gets those of the sample's first batches, if these are sure to come first.
+        """
         names, order = set(layers), CallOrder()
+        forward = outputs.through(self._forward) if self._complete else self._forward
         with order.watching(self._model, names) as noted:
             if names.isdisjoint(dense_layers(self._model)):  # tables alone, which have no moments
                 with evaluating(self._model), self._random_numbers():
@@ -111,7 +120,7 @@ class Images:
                 filter_fn=lambda _, name: name in names,
                 memory_budget=self._memory_budget,
                 patches_per_input=ENOUGH_PATCHES,
-                forward=partial(noted, self._forward),
+                forward=partial(noted, forward),
                 progress=self._progress,
             )
         return calibration, order

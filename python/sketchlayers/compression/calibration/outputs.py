@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers._runtime.processes import Processes
+from sketchlayers.surgery.batches import Forward
 from sketchlayers.surgery.replace import evaluation_copy
 from sketchlayers.surgery.sample import (
     OutputsDifferError,
@@ -19,6 +21,44 @@ from sketchlayers.surgery.sample import (
 )
 
 
+class KeptOutputs:
+    """What a network returned for the first batches when it was run for something else.
+
+    Attributes:
+        targets: the outputs, batch by batch.
+    """
+
+    def __init__(self, batches: int, most_bytes: int) -> None:
+        """Empty.
+
+        Args:
+            batches: how many to keep at most.
+            most_bytes: of outputs that are kept.
+        """
+        self.targets: list[list[Tensor]] = []
+        self._batches, self._bytes = batches, most_bytes
+
+    def through(self, forward: Forward) -> Forward:
+        """Returns the same calls of a model, whose results are kept, from the first one on."""
+
+        def call(model: nn.Module, batch: Any) -> object:
+            result = forward(model, batch)
+            if len(self.targets) < self._batches and self._bytes > 0:
+                self._keep(result)
+            return result
+
+        return call
+
+    def _keep(self, result: object) -> None:
+        try:
+            target = outputs_of(result)
+        except Exception:  # whoever needs them runs into it again
+            self._bytes = 0
+            return
+        self._bytes -= sum(x.nbytes for x in target)
+        self.targets.append(target)
+
+
 class OriginalOutputs:
     """The outputs of the original network on some batches.
 
@@ -27,7 +67,13 @@ class OriginalOutputs:
     """
 
     def __init__(
-        self, model: nn.Module, sample: Sample, processes: Processes, *, most_bytes: int
+        self,
+        model: nn.Module,
+        sample: Sample,
+        processes: Processes,
+        *,
+        most_bytes: int,
+        known: Sequence[list[Tensor]] = (),
     ) -> None:
         """Runs a copy of the model.
 
@@ -36,6 +82,7 @@ class OriginalOutputs:
             sample: the images.
             processes: whose images count together.
             most_bytes: of outputs that are kept; one batch's are in any case.
+            known: outputs for the first batches.
 
         Raises:
             OutputsDifferError: the number of outputs depends on what is in the images.
@@ -44,9 +91,10 @@ class OriginalOutputs:
         self._processes = processes
         self._targets: list[list[Tensor]] = []
         original = evaluation_copy(model)
-        for call in sample.calls():
+        for number, call in enumerate(sample.calls()):
             with torch.no_grad():
-                self._targets.append(outputs_of(call(original)))
+                known_one = known[number] if number < len(known) else None
+                self._targets.append(known_one or outputs_of(call(original)))
             most_bytes -= sum(x.nbytes for x in self._targets[-1])
             if most_bytes < 0:
                 break

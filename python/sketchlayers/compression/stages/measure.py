@@ -27,7 +27,7 @@ from sketchlayers.compression.cache import (
 )
 from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.calibration.images import Images
-from sketchlayers.compression.calibration.outputs import OriginalOutputs
+from sketchlayers.compression.calibration.outputs import KeptOutputs, OriginalOutputs
 from sketchlayers.compression.fitting.layer import (
     Norm,
 )
@@ -65,10 +65,11 @@ def measure(task: Task, found: Survey, log: Log) -> Measured:
     """Finds how errors are measured; layers that no data reach stay as they are."""
     names = [layer.name for layer in log.open_layers(found)]
     calibration, order = task.calibration, None
+    known: list[list[Tensor]] = []
     if task.images is not None and names:
         with log.stage("calibration"):
-            calibration, order = _calibrated(task, task.images, names, log)
-    outputs = None if task.images is None else _original_outputs(task, task.images, log)
+            calibration, order, known = _calibrated(task, task.images, names, log)
+    outputs = None if task.images is None else _original_outputs(task, task.images, known, log)
     if calibration is None:
         return Measured({name: Norm() for name in names}, outputs=outputs)
     for name, why in calibration.missing.items():
@@ -94,8 +95,11 @@ def measure(task: Task, found: Survey, log: Log) -> Measured:
 
 def _calibrated(
     task: Task, images: Images, names: list[str], log: Log
-) -> tuple[Calibration, CallOrder]:
-    """Moments and the order of calls, from the cache or from a pass over the images."""
+) -> tuple[Calibration, CallOrder, list[list[Tensor]]]:
+    """Moments, the order of calls and the first outputs, by a pass over the images.
+
+    The cache has the moments and the order alone.
+    """
     cache, key = task.cache, task.cache.key("calibration", names)
     kept = cache.get("order", key, JSON, read_json)
     if kept is not None:
@@ -106,13 +110,14 @@ def _calibrated(
             log.taken["calibration"] += 1
             order = CallOrder()
             order.sequences = dict.fromkeys(map(tuple, sequences))
-            return calibration, order
-    calibration, order = images.calibrate(names)
+            return calibration, order, []
+    outputs = KeptOutputs(len(images.sample.first(JUDGED_IMAGES).batches), task.memory_budget)
+    calibration, order = images.calibrate(names, outputs)
     if cache.in_use:
         found = [list(order.sequences), _checksum(calibration)]
         cache.put("calibration", key, TENSORS, calibration.save)
         cache.put("order", key, JSON, lambda path: write_json(path, found))
-    return calibration, order
+    return calibration, order, outputs.targets
 
 
 def _read_calibration(checksum: str, path: Path) -> Calibration:
@@ -127,7 +132,9 @@ def _checksum(calibration: Calibration) -> str:
     return digest(*calibration, *map(hash_of, tensors))
 
 
-def _original_outputs(task: Task, images: Images, log: Log) -> OriginalOutputs | None:
+def _original_outputs(
+    task: Task, images: Images, known: list[list[Tensor]], log: Log
+) -> OriginalOutputs | None:
     try:
         with log.stage("calibration"):
             return OriginalOutputs(
@@ -135,6 +142,7 @@ def _original_outputs(task: Task, images: Images, log: Log) -> OriginalOutputs |
                 images.sample.first(JUDGED_IMAGES),
                 task.processes,
                 most_bytes=task.memory_budget,
+                known=known,
             )
     except OutputsDifferError as error:
         log.notes.append(f"layers are fitted by their own outputs: {error}")
