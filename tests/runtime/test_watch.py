@@ -73,6 +73,16 @@ def test_what_is_left_follows_the_pace(clock: Clock) -> None:
     assert watch.left() == pytest.approx(50.0)  # half of 25 s more by its pace, half by the past's
 
 
+def test_later_stages_follow_the_present_one(clock: Clock) -> None:
+    watch = Watch("compress", lines=False, clock=clock)
+    watch.expect({"calibration": 100.0, "fit": 60.0})
+    watch.enter("calibration")
+    assert watch.left() == pytest.approx(160.0)
+    clock.now = 20.0
+    watch.advance(0.8)  # four times as fast as expected: 25 s in all
+    assert watch.left() == pytest.approx(0.8 * (25 + 15) + 0.2 * (100 + 60) - 20)
+
+
 def test_bars_tell_how_far_a_stage_is() -> None:
     with watching("compress", lines=False) as watch:
         watch.expect({"fit": 10.0})

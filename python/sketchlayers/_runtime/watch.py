@@ -70,8 +70,7 @@ class Watch:
     def _leave(self, now: float) -> None:
         expected = self._expected.pop(self._stage, 0.0) if self._stage else 0.0
         if expected > 1:
-            pace = (now - self._stage_begin) / expected
-            self._pace = min(_MOST_OFF, max(1 / _MOST_OFF, pace))
+            self._pace = _bounded((now - self._stage_begin) / expected)
 
     def advance(self, share: float) -> None:
         """So much of the present stage is done, from 0 to 1."""
@@ -88,11 +87,15 @@ class Watch:
         expected = self._expected.get(self._stage or "")
         if expected is None and not self._expected:
             return None
-        whole = self._pace * (expected or 0.0)
+        pace = self._pace
+        whole = pace * (expected or 0.0)
         if self._share > _KNOWN:  # its own pace counts the more, the further it is
-            whole += self._share * (passed / self._share - whole)
+            own = passed / self._share
+            whole += self._share * (own - whole)
+            if expected:
+                pace += self._share * (_bounded(own / expected) - pace)
         later = [seconds for stage, seconds in self._expected.items() if stage != self._stage]
-        return max(whole - passed, 0.0) + self._pace * sum(later)
+        return max(whole - passed, 0.0) + pace * sum(later)
 
     def tick(self) -> None:
         """Writes a line if it is time for one."""
@@ -109,6 +112,10 @@ class Watch:
             if left is not None:
                 text += f", about {duration(left, about=True)} left"
         self._write(text)
+
+
+def _bounded(pace: float) -> float:
+    return min(_MOST_OFF, max(1 / _MOST_OFF, pace))
 
 
 def duration(seconds: float, *, about: bool = False) -> str:

@@ -69,7 +69,7 @@ def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
     begin = time.perf_counter()
     found = look_at(task, log)
     examples = task.examples
-    images = max(1, sum(images for _, images in examples))
+    images = max(1, examples[0][1]) if examples else 1  # of the call that was made
     layers = log.open_layers(found)
     expected: Mapping[str, float] = {}
     if task.settings.init != "random":

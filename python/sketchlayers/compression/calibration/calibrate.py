@@ -59,7 +59,7 @@ MOST_INPUTS = 16_000
 """Inputs of a convolution's patches up to which second moments are summed."""
 MEMORY_BUDGET = 4 << 30
 """Bytes that the sums of one pass may take by default: 4 GiB."""
-ENOUGH_IMAGES, ENOUGH_PATCHES = 128, 100
+ENOUGH_IMAGES, ENOUGH_PATCHES = 64, 100
 """Images, and patches for each input of a layer, that are enough to compress it: more lower the
 error by less than fits differ from start to start."""
 
@@ -115,7 +115,7 @@ def calibrate(
         max_images: stop after the batch with which so many images (of this process) are reached;
             None takes all.
         patches_per_input: a layer that would see more patches for each of its inputs takes a part
-            of the images, at least 128, drawn at random from every batch; as many as come if the
+            of the images, at least 64, drawn at random from every batch; as many as come if the
             loader has no length. ``compress`` takes 100. None: all images.
         forward: ``forward(model, batch)`` calls the model where the batches are of another kind.
         into: a calibration of the same model to continue: the result is that of one run over the

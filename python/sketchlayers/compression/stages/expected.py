@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 
@@ -35,7 +36,7 @@ def expected_seconds(
         method: by which layers are replaced, and fitted.
         layers: those that may be replaced.
         images: how many there are to calibrate on; None: none.
-        seconds_an_image: of a forward call of the model.
+        seconds_an_image: of a forward call of the model, perhaps the first, which takes longer.
         calibrated: whether there are moments without images.
     """
     if not layers:
@@ -47,6 +48,7 @@ def expected_seconds(
     curves = sum(_curve(method, layer).seconds(speed) for layer in layers)
     if images is None:
         return {"ranks": curves, "fit": fits}
+    seconds_an_image = _warm(seconds_an_image, layers, speed)
     moments = sum(_moment_flops(layer, images) for layer in layers) / speed
     forward = seconds_an_image * images
     damage = len(layers) * len(SQUARED_ERRORS) * images_to_measure_on(images, len(layers)) / 2
@@ -57,6 +59,12 @@ def expected_seconds(
         "ranks": curves + seconds_an_image * damage,
         "fit": fits + 3 * share * forward + 2 * moments,
     }
+
+
+def _warm(first: float, layers: Sequence[Layer], speed: float) -> float:
+    """Seconds of later calls: between those of the first and those of the operations alone."""
+    operations = 2 * sum(layer.multiply_adds or 0 for layer in layers) / speed
+    return math.sqrt(first * operations) if 0 < operations < first else first
 
 
 def _curve(method: Method, layer: Layer) -> Work:
@@ -83,10 +91,10 @@ def _moment_flops(layer: Layer, images: int) -> float:
 @functools.lru_cache(maxsize=1)
 def _flops_per_second(threads: int) -> float:
     """Of a product of two matrices in float32, measured once for a number of threads."""
-    matrix = torch.ones(512, 512)
+    matrix = torch.ones(1024, 1024)
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         begin = time.perf_counter()
         torch.mm(matrix, matrix)
         seconds.append(time.perf_counter() - begin)
-    return 2 * 512**3 / max(1e-6, min(seconds))
+    return 2 * 1024**3 / max(1e-6, min(seconds))
