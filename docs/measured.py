@@ -405,7 +405,7 @@ def int8_accuracy(method: str, form: str) -> str:
 def decision() -> str:
     """What to take for which purpose, and why."""
     twenty, costs = "resnet20", results("compress_cost_cpu_intel_xeon")
-    large, larger = (one(costs, network="resnet50", method=name) for name in ("tucker2", "auto"))
+    large = one(costs, network="resnet50")
     layer = {"layer": "3x3 192->192 @8", "mode": "training", "batch": "64", "method": "channel"}
     plain, eight = (speed(f"{name}_cpu_amd_epyc", **layer) for name in ("figures", "blocks"))
     frame = float(
@@ -427,8 +427,7 @@ def decision() -> str:
             [
                 "the same for a large network, in less time or to run faster",
                 '`method="tucker2"`',
-                f"ResNet-50: {float(large['seconds']) / 60:.0f} in place of "
-                f"{float(larger['seconds']) / 60:.0f} minutes; ResNet-20: "
+                f"ResNet-50: {float(large['seconds']) / 60:.0f} minutes; ResNet-20: "
                 f"{accuracy(twenty, 'tucker2', '0.5')} % at 0.5",
             ],
             [

@@ -9,8 +9,8 @@ Without --weights the network is drawn at random and its batch norms take their 
 first images: times and memory depend on shapes, hardly on values. Memory is the most that the
 process has held since it began, so that one process measures one run.
 
-Found: on two threads of an AMD EPYC half of ResNet-50's parameters take 16 minutes and 9.6 GiB with
-1,024 images, half of ResNet-20's 31 seconds by Tucker-2 and 96 by auto (docs/compressing.md).
+Found: on two threads of an Intel Xeon half of ResNet-50's parameters take 10 minutes and 7.2 GiB by
+Tucker-2 with 1,024 images, half of ResNet-18's 3 minutes by auto with 256 (docs/compressing.md).
 """
 
 from __future__ import annotations
