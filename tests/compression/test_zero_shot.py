@@ -146,7 +146,7 @@ def test_budgets_of_multiply_adds_and_seconds() -> None:
 
 def test_a_calibration_file_serves_again(tmp_path: Path) -> None:
     net, data = Trained(), batches()
-    calibration = sketchlayers.calibrate(net, data)
+    calibration = sketchlayers.calibrate(net, data, patches_per_input=100)  # as `compress` does
     calibration.save(tmp_path / "moments.safetensors")
     again = Calibration.load(tmp_path / "moments.safetensors")
     results = [
