@@ -88,7 +88,8 @@ def svd_errors(
         RuntimeError, TypeError, ValueError: as for `svd`.
     """
     check_dimensions("svd_errors", weight, (2, 3, 4, 5))
-    return tail_errors(values_alone(OutputNorm("svd_errors", weight, second_moment, sensitivity)))
+    norm = OutputNorm("svd_errors", weight, second_moment, sensitivity)
+    return tail_errors(squared_singular_values(norm))
 
 
 def truncated(norm: OutputNorm, shape: torch.Size, rank: int) -> LowRankFactors:
@@ -118,7 +119,7 @@ def spectrum(norm: OutputNorm) -> tuple[Tensor, Tensor]:
     return _checked(norm, values, power), vectors if basis is None else basis @ vectors
 
 
-def values_alone(norm: OutputNorm) -> Tensor:
+def squared_singular_values(norm: OutputNorm) -> Tensor:
     """What `spectrum` returns first, in a fraction of its time.
 
     Raises:

@@ -34,7 +34,7 @@ from ._checks import (
 from ._lbfgs import minimise
 from ._norm import OutputNorm
 from ._separable import SMALL_PATCH, SeparableMoment, preconditioner_factor
-from .svd import descending_eigh, spectrum, tail_errors, truncated, values_alone
+from .svd import descending_eigh, spectrum, squared_singular_values, tail_errors, truncated
 
 _MODES = ("input", "output")
 # Of the mean of the diagonal, and gains of a sweep, below which float32 sees only its rounding.
@@ -153,7 +153,7 @@ def tucker2_errors(
     check_count(owner, "sweeps", sweeps)
     norm = OutputNorm(owner, weight, second_moment, sensitivity)
     outputs, channels = weight.shape[:2]
-    values = values_alone(norm)
+    values = squared_singular_values(norm)
     all_channels = torch.nn.functional.pad(tail_errors(values), (0, outputs - len(values)))
     if all(rank in (None, channels) for rank in input_ranks):
         return all_channels.repeat(len(input_ranks), 1)

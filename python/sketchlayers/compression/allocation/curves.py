@@ -22,6 +22,7 @@ from sketchlayers.compression.fitting.layer import (
 )
 from sketchlayers.compression.survey.layers import Layer
 from sketchlayers.methods import Method, Rank
+from sketchlayers.methods._curve import front_of
 from sketchlayers.methods._rank import Candidate
 
 _FITTED = 0.02
@@ -119,19 +120,13 @@ def _quick_fit(
     correct_bias: bool,
 ) -> nn.Module:
     """A candidate of a middling error and of the method that is best there, as a plain layer."""
-    method, candidate = min(
-        _front(candidates),
-        key=lambda pair: abs(math.log(max(pair[1].squared_error, 1e-12) / _FITTED)),
+    sizes = [candidate.parameters for _, candidate in candidates]
+    errors = [candidate.squared_error for _, candidate in candidates]
+    place = min(
+        front_of(sizes, errors, below=sizes[-1] + 1),
+        key=lambda place: abs(math.log(max(errors[place], 1e-12) / _FITTED)),
     )
+    method, candidate = candidates[place]
     quick = {option: _QUICK[option] for option in _QUICK if option in method.options()}
     choice = Choice(layer.module, replace(method, **quick), candidate.rank, 0)
     return folded(fit_alone(choice, norm, init="fit", correct_bias=correct_bias).module)
-
-
-def _front(candidates: Sequence[tuple[Method, Candidate]]) -> list[tuple[Method, Candidate]]:
-    """Those with less error than all that have no more parameters."""
-    kept: list[tuple[Method, Candidate]] = []
-    for pair in candidates:
-        if not kept or pair[1].squared_error < kept[-1][1].squared_error:
-            kept.append(pair)
-    return kept

@@ -85,9 +85,9 @@ class Target:
         """The covariance with noise that makes it positive definite, and the noise's variance.
 
         (groups, n, n) and (groups, 1, 1). A group without any input is left at zero. The noise is a
-        bound on the rounding errors' norm. A larger one, where that is not enough, is looked for
-        only where inputs hardly vary and where methods factorise the covariance: not for layers
-        with far more inputs than outputs.
+        bound on the rounding errors' norm. Where that is not enough, a larger one is looked for if
+        inputs hardly vary or if methods factorise the covariance, which they do not for layers with
+        far more inputs than outputs.
         """
         second, mean = self.inputs.second_moment, self.inputs.mean
         size, outputs = second.shape[-1], self.cross.shape[1]
