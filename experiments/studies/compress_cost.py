@@ -9,8 +9,9 @@ Without --weights the network is drawn at random and its batch norms take their 
 first images: times and memory depend on shapes, hardly on values. Memory is the most that the
 process has held since it began, so that one process measures one run.
 
-Found: on two threads of an Intel Xeon half of ResNet-50's parameters take 10 minutes and 7.2 GiB by
-Tucker-2 with 1,024 images, half of ResNet-18's 3 minutes by auto with 256 (docs/compressing.md).
+Found: on two threads of an Intel Xeon half of ResNet-50's parameters take 7.5 minutes and 6.8 GiB
+by Tucker-2 with 1,024 images, half of ResNet-18's 3 to 4 minutes by auto with 256, and half of
+VGG-16's 13 (docs/compressing.md).
 """
 
 from __future__ import annotations

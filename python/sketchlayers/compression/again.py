@@ -12,12 +12,8 @@ from sketchlayers.compression.stages.survey import look_at
 from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import survey
 from sketchlayers.methods import Method
+from sketchlayers.surgery.forms import folded_layers
 from sketchlayers.surgery.replace import replace_layers
-
-
-def folded_layers(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Returns the plain layer with the same outputs for every compressed layer."""
-    return {module: module.fold() for module in _compressed(model).values()}  # type: ignore[operator]
 
 
 def from_plain_layers(task: Task, original: nn.Module | None) -> Task:

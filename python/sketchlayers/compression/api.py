@@ -14,7 +14,6 @@ from torch import nn
 from sketchlayers import methods
 from sketchlayers._runtime.progress import draws_bars
 from sketchlayers._runtime.watch import Watch, watching
-from sketchlayers.compression.again import folded_layers
 from sketchlayers.compression.arguments import (
     Allocation,
     BudgetName,
@@ -42,7 +41,7 @@ from sketchlayers.reports.report import Report
 from sketchlayers.surgery.batches import Forward
 from sketchlayers.surgery.calls import ExampleCall, ExampleInputs
 from sketchlayers.surgery.evaluation import outside_of_modes
-from sketchlayers.surgery.forms import folded_forms, on_plain_forms
+from sketchlayers.surgery.forms import folded_forms, folded_layers, on_plain_forms
 from sketchlayers.surgery.replace import replace_layers
 
 LARGE_ERROR = 0.3

@@ -126,18 +126,3 @@ def _target(
             f"compress: inputs of {name!r} must be finite in the smaller network "
             f"(got {error.found})"
         ) from error
-
-
-def images_within(budget: int, plan: Plan | None, sample: Sample) -> tuple[Sample, int]:
-    """Returns the batches that may take part, and the bytes that an image takes.
-
-    Args:
-        budget: bytes for activations of both networks that are kept.
-        plan: says how many they are.
-        sample: the images.
-    """
-    if plan is None:
-        return sample, 0
-    first = sample.first(1)
-    size = -(-2 * plan.most_bytes() // first.images)
-    return sample.at_most(budget // max(1, size)), size

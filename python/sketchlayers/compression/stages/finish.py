@@ -27,7 +27,7 @@ from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Survey
 from sketchlayers.reports.rows import Latency
 from sketchlayers.surgery.evaluation import evaluating, random_numbers
-from sketchlayers.surgery.forms import without_needless
+from sketchlayers.surgery.forms import folded_copy, without_needless
 from sketchlayers.surgery.replace import evaluation_copy, replace_layers
 from sketchlayers.surgery.sample import OutputsDifferError
 
@@ -117,11 +117,13 @@ def _finish(
     outputs: OriginalOutputs | None,
     log: Log,
 ) -> tuple[float | None, Statistics]:
-    change = _change(outputs, small, log)
+    plain = folded_copy(small)
+    change = _change(outputs, plain, log)
     statistics = Statistics()
     if task.settings.reestimate_batch_norm:
         with log.stage("batch norm"):
-            change, statistics = _reestimate(task, images, small, outputs, change, log)
+            change, statistics = _reestimate(task, images, plain, outputs, change, log)
+        put_buffers(small, statistics)
     if task.settings.refinement is not None:
         with log.stage("refinement"):
             done = _refine(task, task.settings.refinement, images, small, swaps)
@@ -129,7 +131,7 @@ def _finish(
             f"refined for {done.epochs} epochs: on held-out images the outputs change by "
             f"{done.after:.3f} instead of {done.before:.3f}"
         )
-        change = _change(outputs, small, log)
+        change = _change(outputs, folded_copy(small), log)
     return change, statistics
 
 
@@ -175,17 +177,16 @@ def _change(outputs: OriginalOutputs | None, small: nn.Module, log: Log) -> floa
 def _reestimate(
     task: Task,
     images: Images,
-    small: nn.Module,
+    plain: nn.Module,
     outputs: OriginalOutputs | None,
     before: float | None,
     log: Log,
 ) -> tuple[float | None, Statistics]:
-    statistics = measured_batch_norms(small, images.sample, task.processes)
-    previous = put_buffers(small, statistics)
-    change = _change(outputs, small, log)
+    statistics = measured_batch_norms(plain, images.sample, task.processes)
+    put_buffers(plain, statistics)
+    change = _change(outputs, plain, log)
     auto = task.settings.reestimate_batch_norm == "auto"
     if auto and before is not None and change is not None and not change < before:
-        put_buffers(small, previous)
         log.notes.append(
             "batch norms were left as they are: with new statistics the outputs would "
             f"change by {change:.3f} instead of {before:.3f}"

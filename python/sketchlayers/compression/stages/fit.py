@@ -21,7 +21,7 @@ from sketchlayers.compression.fitting.layer import (
     seeded,
 )
 from sketchlayers.compression.fitting.parallel import fit_in_parallel
-from sketchlayers.compression.fitting.sequence import fit_one_after_the_other, images_within
+from sketchlayers.compression.fitting.sequence import fit_one_after_the_other
 from sketchlayers.compression.fitting.stored import Stored, restored, stored_form
 from sketchlayers.compression.seeds import layer_seed
 from sketchlayers.compression.stages.measure import Measured
@@ -139,7 +139,8 @@ def _fit_in_sequence(
     measured: Measured,
     log: Log,
 ) -> dict[str, Fitted]:
-    sample, size = images_within(task.memory_budget, measured.plan, images.sample)
+    size = 2 * measured.image_bytes  # in both networks
+    sample = images.sample.at_most(task.memory_budget // max(1, size))
     if sample.images < images.sample.images:
         log.notes.append(
             f"{sample.images} of {images.sample.images} images took part in the sequential fit: "

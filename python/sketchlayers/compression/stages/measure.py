@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sketchlayers.compression.allocation.sensitivity import (
     GradientError,
@@ -36,7 +36,7 @@ from sketchlayers.compression.survey.layers import Layer, Survey
 from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.surgery.calls import CallOrder, OrderError
 from sketchlayers.surgery.replay import Plan, plan_replays
-from sketchlayers.surgery.sample import OutputsDifferError
+from sketchlayers.surgery.sample import OutputsDifferError, Sample
 
 JUDGED_IMAGES = 512
 """Images, or some more, on which the change of the network's outputs is measured."""
@@ -52,6 +52,7 @@ class Measured:
         order: of the layers' calls; None without images.
         outputs: of the original network; None without images, or where they cannot be compared.
         plan: for repeated forward calls on the images; None: each computes everything.
+        image_bytes: of activations that such calls keep for an image.
     """
 
     norms: Mapping[str, Norm]
@@ -59,6 +60,7 @@ class Measured:
     order: CallOrder | None = None
     outputs: OriginalOutputs | None = None
     plan: Plan | None = None
+    image_bytes: int = 0
 
 
 def measure(task: Task, found: Survey, log: Log) -> Measured:
@@ -86,11 +88,17 @@ def measure(task: Task, found: Survey, log: Log) -> Measured:
     if outputs is not None:
         sensitivities = _sensitivities(task, [name for name in names if name in calibration], log)
     norms = {name: Norm(calibration.get(name), sensitivities.get(name)) for name in names}
-    plan = None
+    plan, image_bytes = None, 0
     if task.images is not None:
         layers = [layer.name for layer in in_order(log.open_layers(found), order)]
-        plan = plan_replays(task.model, layers, task.images.sample.calls())
-    return Measured(norms, calibration.images, order, outputs, plan)
+        plan, image_bytes = _plan(task.model, layers, task.images.sample)
+    return Measured(norms, calibration.images, order, outputs, plan, image_bytes)
+
+
+def _plan(model: nn.Module, layers: list[str], sample: Sample) -> tuple[Plan | None, int]:
+    """The plan, and the bytes that are kept for an image."""
+    plan = plan_replays(model, layers, sample.calls())
+    return plan, 0 if plan is None else -(-plan.most_bytes() // sample.first(1).images)
 
 
 def _calibrated(
