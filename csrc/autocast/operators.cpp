@@ -31,7 +31,7 @@ void call_as_it_is(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 template <c10::DispatchKey key>
 void register_operators(torch::Library& m) {
-  for (const char* name : {"sk_conv2d_factored", "sk_linear_factored"}) {
+  for (const char* name : {"sk_conv2d_factored", "sk_linear_factored", "tucker_conv2d_fused"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<call_lowered<key>>());
   }
   for (const char* name : {"sk_conv2d_factored_backward", "sk_linear_factored_backward",

@@ -17,6 +17,7 @@ namespace sketchlayers::cpu {
 constexpr int64_t kOutputStep = 48;  // a multiple of kColumnStep, and of the rows of a block
 
 // What a task keeps beside the second-level cache's other guests.
+constexpr int64_t kFeatureFloats = 1 << 15;
 constexpr int64_t kSourceFloats = 1 << 16;
 constexpr int64_t kSignFloats = 1 << 16;
 
@@ -37,7 +38,8 @@ class ConvPlan {
         sampling(sampling_),
         in_place(in_place_),
         pointwise(is_pointwise(sampling)),
-        tile_rows(cpu::tile_rows(conv, sampling, in_place)),
+        tile_rows(
+            cpu::tile_rows(tile_positions(conv), conv.images * conv.groups, sampling, in_place)),
         layout(sampling, tile_rows, in_place),
         out_block(conv.outputs) {
     // Taps are 32-bit offsets into a channel.
@@ -115,6 +117,11 @@ class ConvPlan {
   int64_t out_block;    // outputs that share their features
 
  private:
+  static int64_t tile_positions(const TwoSidedConv& conv) {
+    constexpr int64_t kFewest = 64;
+    constexpr int64_t kMost = 1024;
+    return std::clamp<int64_t>(kFeatureFloats / conv.features(), kFewest, kMost);
+  }
   // Whole steps, at least one, of what there is.
   static int64_t chunk(int64_t wanted, int64_t size) {
     return std::min(std::max(wanted / kColumnStep, int64_t{1}) * kColumnStep, whole_steps(size));

@@ -141,6 +141,26 @@ class FeatureStage {
   const ImageView<const T> input_;
 };
 
+// Writes the sum of some products, `rows` channels of a tile, to where it belongs in an image.
+// `buffer` has room for them in the target's layout.
+template <typename T>
+void store_products(const Product* parts, int count, int64_t rows, int64_t columns,
+                    const float* bias, const TileLayout& layout, const Sampling& sampling,
+                    const Tile& tile, const ImageView<T>& image, float* buffer) {
+  const int64_t width = layout.pitch();
+  if constexpr (std::is_same_v<T, float>) {
+    const bool contiguous = (image.column == 1 || width == 1) && image.row == width;
+    if (contiguous && width == sampling.target.columns && columns == tile.rows * width) {
+      vector_kernels().product(parts, count, rows, columns, bias,
+                               image.data + tile.first_row * image.row, image.channel, false);
+      return;
+    }
+  }
+  vector_kernels().product(parts, count, rows, columns, bias, buffer, layout.columns(), false);
+  store_window(buffer, layout.columns(), width, rows, image, tile.first_row, tile.rows,
+               sampling.target.columns);
+}
+
 template <typename T>
 class OutputStage {
  public:
@@ -167,35 +187,14 @@ class OutputStage {
         const int64_t channel = tile.group * plan_.conv.outputs + p;
         const float* bias = plan_.conv.bias ? plan_.conv.bias + channel : nullptr;
         const ImageView<T> image = output_.at(tile.image, channel);
-        store(parts, count, rows, columns, bias, tile, image, target);
+        store_products(parts, count, rows, columns, bias, plan_.layout, plan_.sampling, tile, image,
+                       target);
         p += rows;
       }
     }
   }
 
  private:
-  static bool contiguous_rows(const ImageView<T>& view, int64_t columns) {
-    return (view.column == 1 || columns == 1) && view.row == columns;
-  }
-
-  // Outputs of one block, from the sum of products to where they belong.
-  void store(const Product* parts, int count, int64_t rows, int64_t columns, const float* bias,
-             const Tile& tile, const ImageView<T>& image, float* buffer) const {
-    if constexpr (std::is_same_v<T, float>) {
-      if (contiguous_rows(image, plan_.layout.pitch()) &&
-          plan_.layout.pitch() == plan_.sampling.target.columns &&
-          columns == tile.rows * plan_.layout.pitch()) {
-        vector_kernels().product(parts, count, rows, columns, bias,
-                                 image.data + tile.first_row * image.row, image.channel, false);
-        return;
-      }
-    }
-    vector_kernels().product(parts, count, rows, columns, bias, buffer, plan_.layout.columns(),
-                             false);
-    store_window(buffer, plan_.layout.columns(), plan_.layout.pitch(), rows, image, tile.first_row,
-                 tile.rows, plan_.sampling.target.columns);
-  }
-
   // Signs of outputs [o, o + rows), o a multiple of kColumnStep; one branch at most has them.
   void expand_output_signs(int64_t group, int64_t o, int64_t rows, float* out) const {
     for (const Branch& branch : plan_.conv.branches) {

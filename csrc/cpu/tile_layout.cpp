@@ -7,9 +7,15 @@
 namespace sketchlayers::cpu {
 namespace {
 
-constexpr int64_t kFeatureFloats = 1 << 15;  // that a task keeps in the second-level cache
-constexpr int64_t kMostPositions = 1024;
-constexpr int64_t kFewestPositions = 64;
+// Bits [begin, end) of masks of kColumnStep bits each.
+void set_bits(int64_t begin, int64_t end, uint16_t* masks) {
+  for (int64_t i = begin; i < end;) {
+    const int64_t bit = i % kColumnStep;
+    const int64_t count = std::min(kColumnStep - bit, end - i);
+    masks[i / kColumnStep] |= static_cast<uint16_t>(((1u << count) - 1) << bit);
+    i += count;
+  }
+}
 
 }  // namespace
 
@@ -42,6 +48,17 @@ TileLayout::TileLayout(const Sampling& sampling, int64_t rows, bool masked)
   }
 }
 
+std::vector<uint16_t> TileLayout::column_masks(int64_t column, int64_t rows) const {
+  const int64_t begin = std::max<int64_t>(0, -column);
+  const int64_t end = std::min(sampling_.target.columns, sampling_.sources[0].columns - column);
+  if (begin == 0 && end == sampling_.target.columns) return {};
+  std::vector<uint16_t> result(static_cast<size_t>(columns_ / kColumnStep), 0);
+  for (int64_t row = 0; row < rows; ++row) {
+    set_bits(row * pitch_ + begin, row * pitch_ + end, result.data());
+  }
+  return result;
+}
+
 std::vector<uint16_t> TileLayout::masks(int64_t first, int64_t last) const {
   const ImageGrid& source = sampling_.sources[0];
   const int64_t steps = columns_ / kColumnStep;
@@ -53,13 +70,7 @@ std::vector<uint16_t> TileLayout::masks(int64_t first, int64_t last) const {
     for (int64_t row = first; row < last; ++row) {
       if (row + tap.row < 0 || row + tap.row >= source.rows) continue;
       const int64_t start = (row - first) * pitch_;
-      for (int64_t i = start + begin; i < start + end;) {
-        const int64_t bit = i % kColumnStep;
-        const int64_t count = std::min(kColumnStep - bit, start + end - i);
-        result[static_cast<size_t>(t * steps + i / kColumnStep)] |=
-            static_cast<uint16_t>(((1u << count) - 1) << bit);
-        i += count;
-      }
+      set_bits(start + begin, start + end, result.data() + t * steps);
     }
   }
   return result;
@@ -77,6 +88,16 @@ int64_t TileLayout::shared_zeros(int64_t needed) const {
   return shared;
 }
 
+bool tiles_fit(const Sampling& sampling, int64_t channels) {
+  constexpr int64_t kMostFloats = int64_t{1} << 22;
+  const Reach reach(sampling);
+  if (reach.last_row - reach.first_row > kMostFloats ||
+      reach.last_column - reach.first_column > kMostFloats) {
+    return false;  // what is computed next could overflow
+  }
+  return TileLayout(sampling, 1, false).channel() <= kMostFloats / channels;
+}
+
 bool is_pointwise(const Sampling& sampling) {
   return sampling.taps.size() == 1 && sampling.taps[0].row == 0 && sampling.taps[0].column == 0 &&
          sampling.source_row_step == 1 && sampling.source_column_step == 1 &&
@@ -84,14 +105,11 @@ bool is_pointwise(const Sampling& sampling) {
          sampling.sources[0].rows == sampling.target.rows;
 }
 
-int64_t tile_rows(const TwoSidedConv& conv, const Sampling& sampling, bool masked) {
+int64_t tile_rows(int64_t positions, int64_t others, const Sampling& sampling, bool masked) {
   const int64_t rows = sampling.target.rows;
   const int64_t pitch = TileLayout(sampling, 1, masked).pitch();
-  const int64_t positions =
-      std::clamp<int64_t>(kFeatureFloats / conv.features(), kFewestPositions, kMostPositions);
   const int64_t most = std::clamp<int64_t>(positions / pitch, 1, rows);
   const int64_t threads = at::get_num_threads();
-  const int64_t others = conv.images * conv.groups;
   const int64_t fewest = ceil_divide(rows, most);
   // Cutting further costs the rows that neighbouring tiles both need.
   const Reach reach(sampling);

@@ -53,6 +53,9 @@ class TileLayout {
     }
   }
 
+  // Masks of taps at this offset along a row, for any `rows` target rows whose sources all exist;
+  // none if every position counts.
+  std::vector<uint16_t> column_masks(int64_t column, int64_t rows) const;
   // Masks of all taps for target rows [first, last): mask[tap * steps + step].
   std::vector<uint16_t> masks(int64_t first, int64_t last) const;
 
@@ -94,10 +97,15 @@ bool reads_in_place(const Sampling& sampling, const ImageView<const T>& input) {
          (sampling.taps.size() == 1 || input.channel % kAliasing != 0);
 }
 
+// Whether the buffers of a tile with so many channels or features stay small: taps far apart would
+// need rows upon rows of zeros.
+bool tiles_fit(const Sampling& sampling, int64_t channels);
+
 // One tap that reads what it writes.
 bool is_pointwise(const Sampling& sampling);
 
-// Rows of a tile: as many as stay in cache, in tiles of equal size, enough for all threads.
-int64_t tile_rows(const TwoSidedConv& conv, const Sampling& sampling, bool masked);
+// Rows of a tile of about so many positions, in tiles of equal size, enough for all threads when
+// there are `others` of each.
+int64_t tile_rows(int64_t positions, int64_t others, const Sampling& sampling, bool masked);
 
 }  // namespace sketchlayers::cpu

@@ -12,8 +12,6 @@
 namespace sketchlayers::cpu {
 namespace {
 
-constexpr int64_t kMostFloats = int64_t{1} << 22;
-
 bool is_empty(const TwoSidedConv& conv, const Sampling& sampling) {
   return conv.images * sampling.target.rows * sampling.target.columns == 0;
 }
@@ -54,13 +52,7 @@ void run_shared(const ConvPlan& plan, int64_t threads, const FeatureStage<T>& fe
 }  // namespace
 
 bool fits(const TwoSidedConv& conv, const Sampling& sampling) {
-  const Reach reach(sampling);
-  if (reach.last_row - reach.first_row > kMostFloats ||
-      reach.last_column - reach.first_column > kMostFloats) {
-    return false;  // what is computed next could overflow
-  }
-  return TileLayout(sampling, 1, false).channel() * std::max(conv.features(), kOutputStep) <=
-         kMostFloats;
+  return tiles_fit(sampling, std::max(conv.features(), kOutputStep));
 }
 
 template <typename T>

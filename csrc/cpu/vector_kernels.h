@@ -47,6 +47,11 @@ struct VectorKernels {
   void (*product)(const Product* parts, int count, int64_t rows, int64_t columns, const float* bias,
                   float* out, int64_t out_row, bool add);
 
+  // out[m][n] = sum over parts and taps of w[m * w_row + w_tap[t]] * b[m * b_outer + b_tap[t] + n]:
+  // every row has a b of its own. All taps of a part have its mask (mask_tap is 0).
+  void (*depthwise)(const Product* parts, int count, int64_t rows, int64_t columns, float* out,
+                    int64_t out_row);
+
   // Rows of `out` get `before` zeros, a row of `in`, and `after` zeros.
   void (*copy_rows)(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
                     int64_t out_row, int64_t before, int64_t after);

@@ -107,6 +107,7 @@ constexpr int most_rows(int vectors) {
 }
 
 constexpr int64_t kPrefetchTaps = 32;
+constexpr int64_t kPrefetchRows = 16;  // of b, where there is one tap
 constexpr int64_t kLineFloats = 16;
 
 template <int MR, int NV>
@@ -130,6 +131,28 @@ __attribute__((noinline)) void block(const Product* parts, int count, int64_t ro
     // processor sees what comes next: some channels ahead, all lines that the taps will read.
     // Offsets rise or fall from the first tap to the last.
     if (taps == 0) continue;
+    if (taps == 1 && !(kTakesMasks && p.mask)) {  // a matrix product
+      const float* w = w_outer + w_tap[0];
+      const float* b = b_outer + b_tap[0];
+      for (int64_t o = 0; o < p.outer; ++o) {
+        SKETCHLAYERS_UNROLL
+        for (int v = 0; v < NV * kLanes; v += kLineFloats) {
+          __builtin_prefetch(b + kPrefetchRows * p.b_outer + v);
+        }
+        Vector x[NV];
+        SKETCHLAYERS_UNROLL
+        for (int v = 0; v < NV; ++v) x[v] = load(b + v * kLanes);
+        SKETCHLAYERS_UNROLL
+        for (int m = 0; m < MR; ++m) {
+          const float factor = w[m * w_row];
+          SKETCHLAYERS_UNROLL
+          for (int v = 0; v < NV; ++v) sum[m][v] += factor * x[v];
+        }
+        w += p.w_outer;
+        b += p.b_outer;
+      }
+      continue;
+    }
     const int64_t ahead = (kPrefetchTaps + taps - 1) / taps * p.b_outer;
     const int64_t lowest = b_tap[0] < b_tap[taps - 1] ? b_tap[0] : b_tap[taps - 1];
     const int64_t highest = b_tap[0] + b_tap[taps - 1] - lowest + NV * kLanes;
@@ -221,6 +244,69 @@ void product(const Product* parts, int count, int64_t rows, int64_t columns, con
     const int64_t end = vectors * i / strips;
     strip<kMostVectors>(end - vector, parts, count, rows, vector * kLanes, bias, out, out_row, add);
     vector = end;
+  }
+}
+
+// ----------------------------------------------------------------------------------- depthwise
+
+// So many steps of columns at a time, as their sums, and their masks, fit into registers.
+constexpr int kMostSteps = kLanes == 16 ? 6 : kLanes == 8 ? 2 : 1;
+constexpr int kStepVectors = kColumnStep / kLanes;
+
+template <int Steps>
+void depthwise_columns(const Product* parts, int count, int64_t row, int64_t column, float* out) {
+  Vector sum[Steps * kStepVectors];
+  SKETCHLAYERS_UNROLL
+  for (int v = 0; v < Steps * kStepVectors; ++v) sum[v] = Vector{};
+  for (int part = 0; part < count; ++part) {
+    const Product& p = parts[part];
+    const float* w = p.w + row * p.w_row;
+    const float* b = p.b + row * p.b_outer + column;
+    const auto accumulate = [&](const auto& read) {
+      for (int64_t t = 0; t < p.taps; ++t) {
+        const float factor = w[p.w_tap[t]];
+        const float* x = b + p.b_tap[t];
+        SKETCHLAYERS_UNROLL
+        for (int v = 0; v < Steps * kStepVectors; ++v) sum[v] += factor * read(x, v);
+      }
+    };
+    if (kTakesMasks && p.mask) {
+      uint16_t mask[Steps];
+      SKETCHLAYERS_UNROLL
+      for (int s = 0; s < Steps; ++s) mask[s] = p.mask[column / kColumnStep + s];
+      accumulate([&](const float* x, int v) {
+        return load_masked(x + v * kLanes, mask[v / kStepVectors], v % kStepVectors * kLanes);
+      });
+    } else {
+      accumulate([](const float* x, int v) { return load(x + v * kLanes); });
+    }
+  }
+  SKETCHLAYERS_UNROLL
+  for (int v = 0; v < Steps * kStepVectors; ++v) store(out + column + v * kLanes, sum[v]);
+}
+
+template <int Steps>
+void depthwise_rest(int64_t steps, const Product* parts, int count, int64_t row, int64_t column,
+                    float* out) {
+  if constexpr (Steps > 0) {
+    if (steps == Steps) {
+      depthwise_columns<Steps>(parts, count, row, column, out);
+    } else {
+      depthwise_rest<Steps - 1>(steps, parts, count, row, column, out);
+    }
+  }
+}
+
+void depthwise(const Product* parts, int count, int64_t rows, int64_t columns, float* out,
+               int64_t out_row) {
+  const int64_t steps = columns / kColumnStep;
+  for (int64_t row = 0; row < rows; ++row) {
+    float* target = out + row * out_row;
+    int64_t step = 0;
+    for (; step + kMostSteps <= steps; step += kMostSteps) {
+      depthwise_columns<kMostSteps>(parts, count, row, step * kColumnStep, target);
+    }
+    depthwise_rest<kMostSteps - 1>(steps - step, parts, count, row, step * kColumnStep, target);
   }
 }
 
@@ -484,7 +570,7 @@ void combine_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_
 
 }  // namespace
 
-constexpr VectorKernels kKernels = {kTakesMasks,  product,        copy_rows,      transpose,
-                                    expand_signs, sketch_vectors, combine_vectors};
+constexpr VectorKernels kKernels = {kTakesMasks, product,      depthwise,      copy_rows,
+                                    transpose,   expand_signs, sketch_vectors, combine_vectors};
 
 }  // namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE

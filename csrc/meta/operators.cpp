@@ -10,6 +10,7 @@
 #include "ops/sk_conv2d.h"
 #include "ops/sk_linear.h"
 #include "ops/sk_weight.h"
+#include "ops/tucker_conv2d.h"
 #include "signs.h"
 
 namespace sketchlayers {
@@ -72,6 +73,11 @@ at::Tensor sk_conv2d_factored_meta(const ConvCall& call) {
                           common_memory_format(call.input, call.tensors.s1));
 }
 
+at::Tensor tucker_conv2d_fused_meta(const TuckerCall& call) {
+  return at::empty_symint(check_call(call).output_sizes, call.input.options(),
+                          common_memory_format(call.input, call.factors.core));
+}
+
 template <typename Call>
 LayerGradients layer_gradients_meta(const Call& call) {
   check_call(call);
@@ -100,6 +106,7 @@ TORCH_LIBRARY_IMPL(sketchlayers, Meta, m) {
   m.impl("sk_linear_factored_backward",
          TORCH_FN(LinearBackwardCall::unpacked<layer_gradients_meta<LinearBackwardCall>>));
   m.impl("sk_conv2d_factored", TORCH_FN(ConvCall::unpacked<sk_conv2d_factored_meta>));
+  m.impl("tucker_conv2d_fused", TORCH_FN(TuckerCall::unpacked<tucker_conv2d_fused_meta>));
   m.impl("sk_conv2d_factored_backward",
          TORCH_FN(ConvBackwardCall::unpacked<layer_gradients_meta<ConvBackwardCall>>));
 }

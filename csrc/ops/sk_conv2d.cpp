@@ -1,7 +1,6 @@
 #include "ops/sk_conv2d.h"
 
 #include <ATen/ops/conv2d.h>
-#include <c10/util/safe_numerics.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
@@ -27,70 +26,25 @@ LayerGradients sk_conv2d_factored_backward(const ConvBackwardCall& call) {
                  groups, call.arguments.mixing, call.arguments.num_sketches, call.arguments.scale);
 }
 
-std::vector<int64_t> effective_dilation(const ConvArguments& conv, const at::Tensor& filter) {
-  std::vector<int64_t> dilation = conv.dilation;
-  for (const int axis : {0, 1}) {
-    if (filter.sym_size(axis + 2).maybe_as_int() == 1) dilation[axis] = 1;
-  }
-  return dilation;
-}
-
 namespace {
-
-void check_geometry(const char* op, const Sketch& sketch, const ConvArguments& conv) {
-  const auto check_pair = [op](const char* name, const std::vector<int64_t>& pair, int64_t least) {
-    const auto allowed = [least](int64_t n) { return n >= least && n <= kLargestConvStep; };
-    TORCH_CHECK_VALUE(pair.size() == 2 && allowed(pair[0]) && allowed(pair[1]), op, ": ", name,
-                      " must be two numbers from ", least, " to ", kLargestConvStep, " (got ",
-                      c10::ArrayRef<int64_t>(pair), ")");
-  };
-  check_pair("stride", conv.stride, 1);
-  check_pair("padding", conv.padding, 0);
-  check_pair("dilation", conv.dilation, 1);
-  TORCH_CHECK(conv.groups == sketch.groups, op,
-              ": groups must be the first size of u1 (got groups=", conv.groups, " and ",
-              sketch.groups, ")");
-  const int64_t inputs = sketch.groups * sketch.in_channels;
-  const int64_t outputs = sketch.groups * sketch.out_channels;
-  TORCH_CHECK_VALUE(inputs <= kLargestConvSize && outputs <= kLargestConvSize, op,
-                    ": a convolution must have fewer than 2^31 channels (got ", inputs,
-                    " input and ", outputs, " output channels)");
-}
-
-// (size + 2 padding - dilation (kernel - 1) - 1) / stride + 1
-c10::SymInt output_size(const char* op, const c10::SymInt& size, int64_t kernel, int64_t stride,
-                        int64_t padding, int64_t dilation) {
-  const auto known = size.maybe_as_int();  // a guard on a symbolic one would say nothing
-  TORCH_CHECK(!known || (*known >= 1 && *known <= kLargestConvSize - 2 * padding), op,
-              ": height and width must be at least 1, and with padding below 2^31 (got size ", size,
-              " with padding ", padding, ")");
-  const c10::SymInt padded = size + 2 * padding;
-  // The largest kernel is asked for first, for which the product does not overflow.
-  TORCH_CHECK(kernel <= kLargestConvSize && padded >= dilation * (kernel - 1) + 1, op,
-              ": the kernel must fit into the padded input (got kernel ", kernel, " with dilation ",
-              dilation, " for size ", size, " with padding ", padding, ")");
-  return (padded - dilation * (kernel - 1) - 1) / stride + 1;
-}
 
 std::vector<c10::SymInt> check_conv_input(const char* op, const at::Tensor& input,
                                           const std::optional<at::Tensor>& bias,
                                           const at::Tensor& s1, const Sketch& sketch,
                                           const ConvArguments& conv) {
   TORCH_CHECK(!sketch.is_linear, op, ": s1 and s2 must have 4 dimensions (got 2)");
-  check_geometry(op, sketch, conv);
   const int64_t channels = sketch.groups * sketch.in_channels;
+  const int64_t outputs = sketch.groups * sketch.out_channels;
+  check_conv_arguments(op, conv, channels, outputs);
+  TORCH_CHECK(conv.groups == sketch.groups, op,
+              ": groups must be the first size of u1 (got groups=", conv.groups, " and ",
+              sketch.groups, ")");
   TORCH_CHECK(input.dim() == 4 && input.sym_size(1) == channels, op,
               ": input must have shape (batch, ", channels, ", height, width) (got ",
               input.sym_sizes(), ")");
   check_operand(op, "input", input, s1);
   check_bias(op, bias, s1, sketch);
-  std::vector<c10::SymInt> sizes{input.sym_size(0), sketch.groups * sketch.out_channels,
-                                 output_size(op, input.sym_size(2), sketch.kernel_h, conv.stride[0],
-                                             conv.padding[0], conv.dilation[0]),
-                                 output_size(op, input.sym_size(3), sketch.kernel_w, conv.stride[1],
-                                             conv.padding[1], conv.dilation[1])};
-  check_result_sizes(op, sizes);
-  return sizes;
+  return conv_output_sizes(op, input, outputs, sketch.kernel_h, sketch.kernel_w, conv);
 }
 
 }  // namespace
@@ -110,15 +64,6 @@ CheckedConv check_call(const ConvBackwardCall& call) {
 }
 
 namespace {
-
-// A symbolic size stays unknown to the planner, so that choosing adds no guard.
-std::optional<int64_t> product_if_known(const c10::SymInt& a, const c10::SymInt& b) {
-  const auto first = a.maybe_as_int();
-  const auto second = b.maybe_as_int();
-  int64_t product = 0;
-  if (!first || !second || c10::mul_overflows(*first, *second, &product)) return std::nullopt;
-  return product;
-}
 
 Path plan_path(const at::Tensor& input, const std::vector<c10::SymInt>& output_sizes,
                const at::Tensor& s1, const at::Tensor& s2, const Sketch& sketch) {

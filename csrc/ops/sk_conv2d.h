@@ -3,25 +3,10 @@
 #include <array>
 #include <vector>
 
+#include "ops/conv_arguments.h"
 #include "ops/sketch.h"
 
 namespace sketchlayers {
-
-// The most that stride, padding and dilation may be, far more than any network has. Above it
-// PyTorch's convolutions overflow, or on some processors crash: they multiply by channels and bytes
-// in 32 bits, and read as far beyond a small image.
-constexpr int64_t kLargestConvStep = int64_t{1} << 15;
-
-// The most channels, and the largest height and width, padded: PyTorch's convolutions count them in
-// 32 bits.
-constexpr int64_t kLargestConvSize = (int64_t{1} << 31) - 1;
-
-struct ConvArguments {
-  std::vector<int64_t> stride{1, 1};
-  std::vector<int64_t> padding{0, 0};
-  std::vector<int64_t> dilation{1, 1};
-  int64_t groups = 1;
-};
 
 // conv2d(input, W_hat, bias) for input (batch, channels, height, width) or without the batch;
 // `path` is "auto", "factored" or "folded".
@@ -84,10 +69,6 @@ struct ConvBackwardCall {
 
 at::Tensor sk_conv2d_factored(const ConvCall& call);
 LayerGradients sk_conv2d_factored_backward(const ConvBackwardCall& call);
-
-// The dilation for PyTorch's convolutions: 1 along an axis with one tap, where any other changes
-// nothing, and crashes some of them (PyTorch 2.14 in float16 on CPUs).
-std::vector<int64_t> effective_dilation(const ConvArguments& conv, const at::Tensor& filter);
 
 struct CheckedConv {
   Sketch sketch;

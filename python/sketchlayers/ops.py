@@ -53,6 +53,7 @@ from sketchlayers._extension import flops
 
 Mixing = Literal["spatial", "channel"]
 Path = Literal["auto", "factored", "folded"]
+ChainPath = Literal["auto", "fused", "plain"]
 
 _operators = _extension.operators()
 
@@ -360,4 +361,78 @@ def sk_conv2d(
         scale=scale,
         frame=frame,
         path=path,
+    )
+
+
+def tucker_conv2d(
+    input: Tensor,
+    inputs: Tensor | None,
+    core: Tensor,
+    outputs: Tensor | None,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    path: ChainPath = "auto",
+) -> Tensor:
+    """A convolution whose weight is a Tucker-2 decomposition (Kim et al., ICLR 2016, 1511.06530).
+
+    ``conv2d(conv2d(conv2d(input, inputs), core, ...), outputs, bias)``, a 1x1 convolution, one with
+    the stride, padding and dilation, and another 1x1 one; in one pass over tiles of pixels, without
+    the images between them in memory.
+
+    Args:
+        input: Tensor of shape ``(batch, d2, height, width)``, or without the batch.
+        inputs: Tensor of shape ``(g*RS, d2/g, 1, 1)``; ``None`` is no factor, ``RS = d2/g``.
+        core: Tensor of shape ``(g*RT, RS, h, w)``; or ``(g*R, 1, h, w)`` between factors of
+            ``R = RS = RT`` features, each of which then has a filter of its own.
+        outputs: Tensor of shape ``(d1, RT, 1, 1)``; ``None`` is no factor, ``RT = d1/g``.
+        bias: Tensor of shape ``(d1,)``.
+        stride, padding, dilation: One number, or one for each axis, at most 32768.
+        groups: ``g``.
+        path: ``"fused"``, ``"plain"`` for PyTorch's convolutions one after the other, or ``"auto"``
+            for the one that is expected to be faster.
+
+    Returns:
+        Tensor of shape ``(batch, d1, height, width)``; channels_last if ``input`` or ``core`` is,
+        whichever the path.
+    """
+    _tell_counters()
+    return _operators.tucker_conv2d(
+        input, inputs, core, outputs, bias, stride, padding, dilation, groups, path=path
+    )
+
+
+def cp_conv2d(
+    input: Tensor,
+    inputs: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    outputs: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    path: ChainPath = "auto",
+) -> Tensor:
+    """A convolution whose weight is a CP decomposition (Lebedev et al., ICLR 2015, 1412.6553).
+
+    A :func:`tucker_conv2d` of the depthwise core ``rows * columns``.
+
+    Args:
+        rows: Tensor of shape ``(g*R, 1, h, 1)``.
+        columns: Tensor of shape ``(g*R, 1, 1, w)``.
+        input, inputs, outputs, bias, stride, padding, dilation, groups, path: As for
+            :func:`tucker_conv2d`, with ``R = RS = RT``.
+
+    Returns:
+        As :func:`tucker_conv2d`.
+    """
+    _tell_counters()
+    return _operators.cp_conv2d(
+        input, inputs, rows, columns, outputs, bias, stride, padding, dilation, groups, path=path
     )

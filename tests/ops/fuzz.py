@@ -43,7 +43,19 @@ _NUMBERS += (2**34, 2**39, 2**40, 2**62, 2**63 - 1, 2**63, 2**64)
 _MEMORY = 1 << 30  # bytes
 _VAST = 1 << 22  # elements of all tensors together
 _FLOATS = (0.0, -0.0, -1.0, 1e-320, 1e308, math.inf, -math.inf, math.nan)
-_STRINGS = ("", "auto", "factored", "folded", "spatial", "channel", "Spatial", "\0", "é" * 99)
+_STRINGS = (
+    "",
+    "auto",
+    "factored",
+    "folded",
+    "fused",
+    "plain",
+    "spatial",
+    "channel",
+    "Spatial",
+    "\0",
+    "é" * 99,
+)
 
 # Relative error of a result in the norm of all its elements, and in units of its elements.
 _TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -301,11 +313,11 @@ class Maker:
     def _sk_linear_factored_backward(self) -> Call:
         return self._backward(self._linear_call())
 
-    def _conv_call(self, unbatched: bool = False) -> Call:
+    def _geometry(self, kernels: Sequence[int]) -> list[list[int]]:
+        """Stride, padding and dilation, and sizes of the input and of the output."""
         draw = self.draw
-        self._sketch(linear=False)
         stride, dilation, padding, sizes, results = [], [], [], [], []
-        for kernel in self._kernel:
+        for kernel in kernels:
             far = draw.random() < 0.02  # numbers that are allowed, though nobody would take them
             stride.append(draw.choice((1, 1, 1, 2, 3, 5)))
             dilation.append(draw.choice((1, 1, 1, 2, 3)))
@@ -318,7 +330,13 @@ class Maker:
             results.append((sizes[-1] + 2 * padding[-1] - extent) // stride[-1] + 1)
         if max(sizes) > 16:  # a dilated kernel that only a large image would hold
             stride, dilation, padding, sizes, results = [[n] * 2 for n in (1, 1, 2, 5, 0)]
-            results = [10 - kernel for kernel in self._kernel]
+            results = [10 - kernel for kernel in kernels]
+        return [stride, padding, dilation, sizes, results]
+
+    def _conv_call(self, unbatched: bool = False) -> Call:
+        draw = self.draw
+        self._sketch(linear=False)
+        stride, padding, dilation, sizes, results = self._geometry(self._kernel)
         lead = [] if unbatched and draw.random() < 0.2 else [draw.choice((0, 1, 1, 2, 3))]
         x = self._tensor(*lead, self._channels, *sizes)
         operands = [x, self._s1, self._s2, self._u1, self._u2, self._bias()]
@@ -346,6 +364,51 @@ class Maker:
         ]
         args = [self._tensor(*forward.shapes[0]), *forward.args[:5], mask, *forward.args[6:]]
         return Call("", args, forward.kwargs, tuple(results), self._dtype)
+
+    # Chains of factors.
+
+    def _chain_call(self, unbatched: bool, cp: bool = False) -> Call:
+        draw = self.draw
+        groups = draw.choice((1, 1, 2, 3))
+        channels, outputs, first, second = (self._size() for _ in range(4))
+        depthwise = cp or draw.random() < 0.4
+        has_inputs, has_outputs = (depthwise or draw.random() < 0.7 for _ in range(2))
+        first = first if has_inputs else channels
+        second = first if depthwise else second if has_outputs else outputs
+        kernel = draw.choice((1, 1, 2, 3)), draw.choice((1, 1, 2, 3, 5))
+        stride, padding, dilation, sizes, results = self._geometry(kernel)
+        lead = [] if unbatched and draw.random() < 0.2 else [draw.choice((0, 1, 1, 2, 3))]
+        core = [self._tensor(groups * second, 1 if depthwise else first, *kernel)]
+        if cp:
+            shapes = (kernel[0], 1), (1, kernel[1])
+            core = [self._tensor(groups * second, 1, *shape) for shape in shapes]
+        bias = self._tensor(groups * outputs) if draw.random() < 0.5 else None
+        operands = [
+            self._tensor(*lead, groups * channels, *sizes),
+            self._tensor(groups * first, channels, 1, 1) if has_inputs else None,
+            *core,
+            self._tensor(groups * outputs, second, 1, 1) if has_outputs else None,
+            bias,
+        ]
+        shape = (*lead, groups * outputs, *results)
+        geometry = [stride, padding, dilation, groups]
+        return Call("", operands + geometry, {}, (shape,), self._dtype)
+
+    def _chain_path(self) -> dict[str, Any]:
+        return {"path": self.draw.choice(("auto", "plain", "fused", "fused"))}
+
+    def _tucker_conv2d_fused(self) -> Call:
+        return self._chain_call(unbatched=False)
+
+    def _tucker_conv2d(self) -> Call:
+        call = self._chain_call(unbatched=True)
+        call.kwargs = self._chain_path()
+        return call
+
+    def _cp_conv2d(self) -> Call:
+        call = self._chain_call(unbatched=True, cp=True)
+        call.kwargs = self._chain_path()
+        return call
 
     # Hashes.
 
@@ -684,7 +747,7 @@ def _is_vast(call: Call) -> bool:
     if not tensors:
         meta.kwargs["device"] = torch.device("meta")
     shapes = [tuple(x.shape) for x in meta()]
-    if call.name.startswith("sk_conv2d"):
+    if "conv2d" in call.name:
         given = _given(call)
         shape, (top, left) = given["input"].shape, given.get("padding", (0, 0))
         shapes.append((*shape[:-2], shape[-2] + 2 * top, shape[-1] + 2 * left))
@@ -769,16 +832,26 @@ def _convolutions_are_wrong(call: Call) -> bool:
 
 def _convolutions(call: Call) -> Iterator[tuple[Tensor, Tensor, list[Any]]]:
     """Input, filter and geometry of the convolutions in a call: the dense one, a factor's."""
-    if not call.name.startswith("sk_conv2d"):
+    if "conv2d" not in call.name:
         return
     backward = call.name.endswith("backward")
-    input, s1, s2 = call.args[backward : backward + 3]
-    image = input.detach() if input.dim() == 4 else input.detach()[None]
+    given = _given(call)
+    image = given["input"].detach()
+    image = image if image.dim() == 4 else image[None]
+    geometry = call.args[7:11] if backward else call.args[-4:]
     generator = torch.Generator().manual_seed(0)
-    for rows in (s2.shape[0], s1.shape[0]):
-        shape = (rows, *s1.shape[1:])
+    if call.name.startswith("sk_"):
+        s1, s2 = given["s1"], given["s2"]
+        shapes = [(rows, *s1.shape[1:]) for rows in (s2.shape[0], s1.shape[0])]
+    else:  # the core's, of as many images as it reads
+        core = given["core"] if "core" in given else given["rows"] * given["columns"]
+        groups = geometry[3] if core.shape[1] > 1 else len(core)
+        geometry = [*geometry[:3], groups]
+        shapes = [tuple(core.shape)]
+        image = image[:, :1].expand(-1, groups * core.shape[1], -1, -1).contiguous()
+    for shape in shapes:
         filter = torch.randn(shape, dtype=torch.float64, generator=generator)
-        yield image, filter, call.args[7:11] if backward else call.args[6:10]
+        yield image, filter, geometry
 
 
 def _in_float64(call: Call) -> tuple[Tensor, ...]:

@@ -6,6 +6,10 @@ import contextlib
 
 import torch
 
+_WITH_AUTOCAST = frozenset(
+    name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)
+)
+
 
 def autocast_type(device: str) -> torch.dtype | None:
     """The type that autocast computes in on a kind of device; ``None`` where it is off."""
@@ -14,9 +18,12 @@ def autocast_type(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-@torch.compiler.assume_constant_result  # Dynamo of PyTorch 2.11 does not know the question
 def _has_autocast(device: str) -> bool:
-    return bool(torch.amp.is_autocast_available(device))
+    # Dynamo of PyTorch 2.11 does not know the question, and to mark a function for it
+    # (`assume_constant_result`) imports all of it.
+    if device in _WITH_AUTOCAST:
+        return True
+    return not torch.compiler.is_compiling() and bool(torch.amp.is_autocast_available(device))
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
