@@ -1,11 +1,14 @@
 #include "ops/tucker_conv2d.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/conv2d.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
 #include "ops/operands.h"
 #include "ops/operator.h"
+#include "ops/sketch.h"
+#include "plan/chain_plan.h"
 
 namespace sketchlayers {
 
@@ -117,18 +120,62 @@ at::Tensor tucker_conv2d_plain(const TuckerCall& call) {
     const std::array<int64_t, 2> zeros{0, 0};
     return at::conv2d(images, filter, bias, ones, zeros, ones, conv.groups);
   };
+  // On CPUs PyTorch's convolutions, those of depthwise filters above all, and all their gradients,
+  // are several times faster in channels_last, which more than pays for two copies.
+  const auto format = common_memory_format(call.input, core);
+  const bool turns = call.input.is_cpu() && format == at::MemoryFormat::Contiguous &&
+                     (inputs || outputs) &&
+                     !call.input.key_set().has(c10::DispatchKey::FuncTorchBatched);  // no formats
   const std::optional<at::Tensor> none;
-  at::Tensor features = inputs ? pointwise(call.input, *inputs, none) : call.input;
+  at::Tensor features = turns ? call.input.contiguous(at::MemoryFormat::ChannelsLast) : call.input;
+  if (inputs) features = pointwise(features, *inputs, none);
   features = at::conv2d_symint(
       features, core, outputs ? none : call.bias, c10::fromIntArrayRefSlow(conv.stride),
       c10::fromIntArrayRefSlow(conv.padding),
       c10::fromIntArrayRefSlow(effective_dilation(conv, core)),
       is_depthwise(call.factors) ? core.sym_size(0) : c10::SymInt(conv.groups));
   if (outputs) features = pointwise(features, *outputs, call.bias);
-  return features;
+  return turns ? features.contiguous() : features;
 }
 
 namespace {
+
+// Multiply-adds of the chain, where all sizes are known.
+std::optional<double> multiply_adds(const at::Tensor& input, const Tucker& tucker,
+                                    const TuckerFactors& factors) {
+  const auto pixels = [](const c10::SymInt& images, const c10::SymInt& rows,
+                         const c10::SymInt& columns) -> std::optional<double> {
+    const auto n = images.maybe_as_int(), h = rows.maybe_as_int(), w = columns.maybe_as_int();
+    if (!n || !h || !w) return std::nullopt;
+    return static_cast<double>(*n) * static_cast<double>(*h) * static_cast<double>(*w);
+  };
+  const auto& sizes = tucker.output_sizes;
+  const auto before = pixels(sizes[0], input.sym_size(2), input.sym_size(3));
+  const auto after = pixels(sizes[0], sizes[2], sizes[3]);
+  if (!before || !after) return std::nullopt;
+  const auto entries = [](const at::Tensor& filter) {
+    return static_cast<double>(filter.sym_numel().guard_int(__FILE__, __LINE__));
+  };
+  double count = *after * entries(factors.core);
+  if (factors.inputs) count += *before * entries(*factors.inputs);
+  if (factors.outputs) count += *after * entries(*factors.outputs);
+  return count;
+}
+
+bool plans_fused(const at::Tensor& input, const Tucker& tucker, const TuckerFactors& factors,
+                 bool training) {
+  PlanProblem described;
+  describe_call(described, input, factors.core, factors.core);
+  const bool lowered = described.precision == Precision::kHalf;
+  const bool is_bfloat16 =
+      lowered && (input.scalar_type() == at::kBFloat16 ||
+                  (input.scalar_type() == at::kFloat &&
+                   at::autocast::get_autocast_dtype(input.device().type()) == at::kBFloat16));
+  return plan_chain({described.processor, described.precision, is_bfloat16, training,
+                     described.channels_last, tucker.depthwise,
+                     multiply_adds(input, tucker, factors)})
+      .fused;
+}
 
 at::Tensor computed(const char* op, const TuckerCall& call, c10::string_view path) {
   TORCH_CHECK_VALUE(path == "auto" || path == "fused" || path == "plain", op,
@@ -141,11 +188,11 @@ at::Tensor computed(const char* op, const TuckerCall& call, c10::string_view pat
   TORCH_CHECK_NOT_IMPLEMENTED(path != "fused" || !transformed, op,
                               ": torch.func and forward-mode derivatives need path 'auto' or "
                               "'plain' (got 'fused')");
-  const bool fused = path == "fused" ||
-                     (path == "auto" && !transformed && !records(operands) && call.input.is_cpu());
-  check_call(call, op);
-  if (fused) return tucker_conv2d_fused(call);
-  return tucker_conv2d_plain(call);
+  const Tucker tucker = check_call(call, op);
+  const bool fused =
+      path == "fused" || (path == "auto" && !transformed &&
+                          plans_fused(call.input, tucker, call.factors, records(operands)));
+  return fused ? tucker_conv2d_fused(call) : tucker_conv2d_plain(call);
 }
 
 // With a batch axis for `input` where it has none, which `compute` sees.

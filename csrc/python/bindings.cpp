@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "memory_sample.h"
+#include "plan/chain_plan.h"
 #include "plan/plan.h"
 
 namespace py = pybind11;
@@ -112,6 +113,19 @@ PYBIND11_MODULE(_C, m) {
         py::arg("training") = false, py::arg("weight_ready") = false,
         py::arg("needs_folded") = false, py::arg("blocks") = 1, py::arg("channels_last") = false,
         "The planner's choice for one call; None stands for a size that is not known yet.");
+  m.def(
+      "plan_chain",
+      [](const std::string& device, const std::string& dtype, bool training, bool channels_last,
+         bool depthwise, double multiply_adds) {
+        const sketchlayers::ChainPlan plan = sketchlayers::plan_chain(
+            {device == "cpu" ? sketchlayers::Processor::kCpu : sketchlayers::Processor::kCuda,
+             parse_precision(dtype), dtype == "bfloat16", training, channels_last, depthwise,
+             multiply_adds});
+        return std::pair<bool, std::string>(plan.fused, plan.reason);
+      },
+      py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("training"),
+      py::arg("channels_last"), py::arg("depthwise"), py::arg("multiply_adds"),
+      "Whether a convolution that is a chain of factors is computed in one pass, and why.");
   m.def("load_plan_costs", &sketchlayers::load_cost_model, py::arg("text"),
         "Replaces the planner's constants by those in the text.");
   m.def("reset_plan_costs", &sketchlayers::reset_cost_model,

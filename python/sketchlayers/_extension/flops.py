@@ -46,6 +46,7 @@ def _formulas() -> dict[Any, Any]:
         operators.sk_linear_factored_backward: _linear_backward,
         operators.sk_conv2d_factored: _conv2d,
         operators.sk_conv2d_factored_backward: _conv2d_backward,
+        operators.tucker_conv2d_fused: _tucker_conv2d,
     }
 
 
@@ -134,3 +135,17 @@ def _conv2d_backward(
     *_: Any, mixing: str = "spatial", **__: Any,
 ) -> int:  # fmt: skip
     return _conv2d_amounts(input, grad, s1, s2, u1, mixing).backward(output_mask)
+
+
+def _tucker_conv2d(
+    input: Shape, inputs: Shape | None, core: Shape, outputs: Shape | None, *_: Any,
+    out_shape: Shape, **__: Any,
+) -> int:  # fmt: skip
+    images = input[0]
+    pixels = images * math.prod(out_shape[2:])
+    count = pixels * math.prod(core)
+    if inputs is not None:
+        count += images * math.prod(input[2:]) * math.prod(inputs)
+    if outputs is not None:
+        count += pixels * math.prod(outputs)
+    return 2 * count

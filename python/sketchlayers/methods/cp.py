@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from sketchlayers.nn._checks import number_above, whole_number
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import CompressedLayer
+from sketchlayers.nn.factored._layer import chain_multiply_adds
 from sketchlayers.nn.factored.cp import cp_parts
 from sketchlayers.nn.factored.other_axes import CP_LAYERS
 
@@ -63,6 +65,13 @@ class CP(Factored):
 
     def _parts(self, layer: nn.Module, rank: Rank) -> Parts:
         return cp_parts(Geometry.of(layer), one_number("CP", rank)).chain
+
+    def multiply_adds(self, layer: nn.Module, rank: Rank, input_shape: Sequence[int]) -> int:
+        """See `Method.multiply_adds`."""
+        if isinstance(layer, nn.Linear):
+            return super().multiply_adds(layer, rank, input_shape)
+        parts = cp_parts(Geometry.of(layer), one_number("CP", rank)).run
+        return chain_multiply_adds("CP", layer, parts, input_shape)
 
     def iterates(self, layer: nn.Module) -> bool:
         """See `Method.iterates`."""

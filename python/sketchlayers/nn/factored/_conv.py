@@ -31,6 +31,10 @@ class FactoredConv(ConvLayer, FactoredLayer):
         ordinary = exchanged_weight(weight, self.groups) if self.transposed else weight
         return super()._fit(ordinary, init, norm, **how)
 
+    def _in_one_pass(self, input: Tensor) -> Tensor | None:
+        """The output by one operator; None where the parts must compute it."""
+        return None
+
     def _product(self) -> Tensor:
         """The weight ``(out, in / groups, *kernel)``, of the parts' weights."""
         raise NotImplementedError

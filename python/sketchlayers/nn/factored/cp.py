@@ -13,8 +13,13 @@ from sketchlayers import decompose
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
+from sketchlayers.nn.factored import _fused
 from sketchlayers.nn.factored._conv import FactoredConv, convolution, sizes_along
-from sketchlayers.nn.factored._layer import Fit
+from sketchlayers.nn.factored._fused import ChainPlan
+from sketchlayers.nn.factored._layer import Fit, chain_multiply_adds
+
+MOST_TAPS = 36
+"""Of a depthwise filter that is multiplied out of its rows and columns for one operator."""
 
 AXES = ("planes", "rows", "columns")
 """Names of the depthwise parts; those of fewer axes have the last ones."""
@@ -65,6 +70,10 @@ class CPConv(FactoredConv):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, in, *size)`` or ``(in, *size)``."""
+        if not torch.jit.is_scripting():
+            fused = self._in_one_pass(input)
+            if fused is not None:
+                return fused
         input = self.input(input)
         if self.planes is not None:
             input = self.planes(input)
@@ -153,6 +162,39 @@ class CPConv2d(Conv2dLayer, CPConv):
     planes = None
     __constants__: ClassVar[list[str]] = ["planes"]
 
+    def multiply_adds(self, input_shape: Sequence[int]) -> int:
+        """Multiply-adds of a forward call on an input of this shape, without the bias.
+
+        Of a kernel of up to 36 positions ``rows`` and ``columns`` count as their product, by which
+        a call on a CPU computes both at once.
+
+        Raises:
+            RuntimeError: the shape does not fit the layer.
+        """
+        parts = cp_parts(Geometry.of(self), self.rank).run
+        return chain_multiply_adds(type(self).__name__, self, parts, input_shape)
+
+    def _in_one_pass(self, input: Tensor) -> Tensor | None:
+        if math.prod(self.kernel_size) > MOST_TAPS or not _fused.may_fuse(self, input):
+            return None
+        return _fused.cp(self, input)
+
+    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> ChainPlan:
+        """Which path would run for an input of this shape, and why.
+
+        Gradients count if they would be recorded.
+
+        Args:
+            input_shape: ``(N, in, H, W)`` or ``(in, H, W)``.
+            channels_last: whether an image lies in memory with the channels innermost.
+
+        Raises:
+            RuntimeError: the shape does not fit the layer.
+        """
+        depthwise = self.rows is not None or self.columns is not None
+        count = self.multiply_adds(input_shape)
+        return _fused.plan(self, count, channels_last=channels_last, depthwise=depthwise)
+
 
 class CPParts(NamedTuple):
     """The convolutions of the chain.
@@ -161,16 +203,25 @@ class CPParts(NamedTuple):
         input: from the input's channels to the components.
         kernel: depthwise, one for each axis of the kernel; None where it has one position.
         output: from the components to the output's channels.
+        depthwise: the product of those of an image, rows and columns.
     """
 
     input: Geometry
     kernel: tuple[Geometry | None, ...]
     output: Geometry
+    depthwise: Geometry | None = None
 
     @property
     def chain(self) -> list[Geometry]:
         """All that there are, in order."""
         return [self.input, *(part for part in self.kernel if part is not None), self.output]
+
+    @property
+    def run(self) -> list[Geometry]:
+        """What a call computes: depthwise ones of an image are multiplied out, if that is small."""
+        if self.depthwise is None or self.depthwise.taps > MOST_TAPS:
+            return self.chain
+        return [self.input, self.depthwise, self.output]
 
 
 def cp_parts(geometry: Geometry, rank: int) -> CPParts:
@@ -186,7 +237,9 @@ def cp_parts(geometry: Geometry, rank: int) -> CPParts:
     for axes in _axes_of_parts(geometry.kernel_size)[1:]:
         own = next(axis for axis in axes if geometry.kernel_size[axis] > 1)
         kernel[own] = depthwise.along(axes)
-    return CPParts(input, tuple(kernel), output)
+    is_image = len(kernel) == 2 and geometry.output_padding is None
+    both = depthwise if is_image and None not in kernel else None
+    return CPParts(input, tuple(kernel), output, both)
 
 
 def _axes_of_parts(kernel_size: Sequence[int]) -> list[list[int]]:

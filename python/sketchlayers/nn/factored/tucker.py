@@ -14,7 +14,9 @@ from sketchlayers.nn._checks import check_one_given, whole_number
 from sketchlayers.nn._geometry import DenseConv, Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
+from sketchlayers.nn.factored import _fused
 from sketchlayers.nn.factored._conv import FactoredConv, convolution
+from sketchlayers.nn.factored._fused import ChainPlan
 from sketchlayers.nn.factored._layer import Fit
 
 Ranks = tuple[int | None, int | None]
@@ -65,6 +67,10 @@ class TuckerConv(FactoredConv):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, in, *size)`` or ``(in, *size)``."""
+        if not torch.jit.is_scripting():
+            fused = self._in_one_pass(input)
+            if fused is not None:
+                return fused
         if self.input is not None:
             input = self.input(input)
         input = self.core(input)
@@ -131,6 +137,26 @@ class TuckerConv2d(Conv2dLayer, TuckerConv):
         >>> layer(torch.randn(8, 96, 16, 16)).shape
         torch.Size([8, 192, 16, 16])
     """
+
+    def _in_one_pass(self, input: Tensor) -> Tensor | None:
+        if not _fused.may_fuse(self, input):
+            return None
+        return _fused.tucker(self, input, self.input, self.core, self.output)
+
+    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> ChainPlan:
+        """Which path would run for an input of this shape, and why.
+
+        Gradients count if they would be recorded.
+
+        Args:
+            input_shape: ``(N, in, H, W)`` or ``(in, H, W)``.
+            channels_last: whether an image lies in memory with the channels innermost.
+
+        Raises:
+            RuntimeError: the shape does not fit the layer.
+        """
+        count = self.multiply_adds(input_shape)
+        return _fused.plan(self, count, channels_last=channels_last, depthwise=False)
 
 
 class TuckerParts(NamedTuple):

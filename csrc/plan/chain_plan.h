@@ -1,0 +1,29 @@
+// Which path computes a convolution that is a chain of factors: one pass over tiles of pixels, or
+// PyTorch's convolutions one after the other. Plain C++.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "plan/cost_model.h"
+
+namespace sketchlayers {
+
+struct ChainProblem {
+  Processor processor;
+  Precision precision;
+  bool is_bfloat16;
+  bool training;                        // whether gradients will be recorded
+  bool channels_last;                   // how the images lie in memory
+  bool depthwise;                       // the core
+  std::optional<double> multiply_adds;  // of the chain; not known where a size is symbolic
+};
+
+struct ChainPlan {
+  bool fused;
+  const char* reason;
+};
+
+ChainPlan plan_chain(const ChainProblem& problem);
+
+}  // namespace sketchlayers
