@@ -6,6 +6,7 @@
 #include "cpu/allocate.h"
 #include "cpu/chain_conv.h"
 #include "cpu/conv_geometry.h"
+#include "cpu/pixel_chain.h"
 #include "ops/checks.h"
 #include "ops/sketch.h"
 
@@ -52,11 +53,19 @@ at::Tensor tucker_conv2d_fused_cpu(const TuckerCall& call) {
                             data(offset)};
   const cpu::Sampling sampling = cpu::forward_sampling(geometry.rows, geometry.columns);
   if (!geometry.is_narrow() || !cpu::fits(conv, sampling)) return composed();
+  const bool by_pixels = cpu::channels_together(source) &&
+                         format == at::MemoryFormat::ChannelsLast &&
+                         cpu::takes_pixels(conv, geometry.rows, geometry.columns);
   const at::Tensor output = cpu::empty_result(sizes, input.options(), format);
   for_type(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    cpu::run<T>(conv, sampling, geometry.view(source, source.const_data_ptr<T>()),
-                geometry.view(output, output.mutable_data_ptr<T>()));
+    const auto from = geometry.view(source, source.const_data_ptr<T>());
+    const auto to = geometry.view(output, output.mutable_data_ptr<T>());
+    if (by_pixels) {
+      cpu::run_pixels<T>(conv, geometry.rows, geometry.columns, from, to);
+    } else {
+      cpu::run<T>(conv, sampling, from, to);
+    }
   });
   return in_format(output, format);
 }

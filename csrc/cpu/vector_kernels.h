@@ -52,6 +52,12 @@ struct VectorKernels {
   void (*depthwise)(const Product* parts, int count, int64_t rows, int64_t columns, float* out,
                     int64_t out_row);
 
+  // The same where channels lie together: for pixels p and columns n (whole steps)
+  //   out[p * out_step + n] = sum over taps t of w[t * w_row + n] * b[p * b_step + b_tap[t] + n].
+  void (*depthwise_pixels)(const float* w, int64_t w_row, int64_t taps, const float* b,
+                           int64_t b_step, const int32_t* b_tap, int64_t pixels, int64_t columns,
+                           float* out, int64_t out_step);
+
   // Rows of `out` get `before` zeros, a row of `in`, and `after` zeros.
   void (*copy_rows)(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
                     int64_t out_row, int64_t before, int64_t after);

@@ -310,6 +310,58 @@ void depthwise(const Product* parts, int count, int64_t rows, int64_t columns, f
   }
 }
 
+template <int Pixels, int Vectors>
+inline void depthwise_block(const float* w, int64_t w_row, int64_t taps, const float* b,
+                            int64_t b_step, const int32_t* b_tap, float* out, int64_t out_step) {
+  Vector sum[Pixels][Vectors];
+  SKETCHLAYERS_UNROLL
+  for (int p = 0; p < Pixels; ++p) {
+    SKETCHLAYERS_UNROLL
+    for (int v = 0; v < Vectors; ++v) sum[p][v] = Vector{};
+  }
+  for (int64_t t = 0; t < taps; ++t) {
+    const float* source = b + b_tap[t];
+    Vector factor[Vectors];
+    SKETCHLAYERS_UNROLL
+    for (int v = 0; v < Vectors; ++v) factor[v] = load(w + t * w_row + v * kLanes);
+    SKETCHLAYERS_UNROLL
+    for (int p = 0; p < Pixels; ++p) {
+      SKETCHLAYERS_UNROLL
+      for (int v = 0; v < Vectors; ++v) {
+        sum[p][v] += factor[v] * load(source + p * b_step + v * kLanes);
+      }
+    }
+  }
+  SKETCHLAYERS_UNROLL
+  for (int p = 0; p < Pixels; ++p) {
+    SKETCHLAYERS_UNROLL
+    for (int v = 0; v < Vectors; ++v) store(out + p * out_step + v * kLanes, sum[p][v]);
+  }
+}
+
+void depthwise_pixels(const float* w, int64_t w_row, int64_t taps, const float* b, int64_t b_step,
+                      const int32_t* b_tap, int64_t pixels, int64_t columns, float* out,
+                      int64_t out_step) {
+  constexpr int kPixels = 4;
+  constexpr int kVectors = kStepVectors > 2 ? kStepVectors : 2;  // whole steps
+  int64_t column = 0;
+  const auto strip = [&](auto vectors) {
+    constexpr int kOwn = decltype(vectors)::value;
+    int64_t p = 0;
+    for (; p + kPixels <= pixels; p += kPixels) {
+      depthwise_block<kPixels, kOwn>(w + column, w_row, taps, b + p * b_step + column, b_step,
+                                     b_tap, out + p * out_step + column, out_step);
+    }
+    for (; p < pixels; ++p) {
+      depthwise_block<1, kOwn>(w + column, w_row, taps, b + p * b_step + column, b_step, b_tap,
+                               out + p * out_step + column, out_step);
+    }
+    column += kOwn * kLanes;
+  };
+  while (column + kVectors * kLanes <= columns) strip(std::integral_constant<int, kVectors>());
+  while (column < columns) strip(std::integral_constant<int, kStepVectors>());
+}
+
 // ----------------------------------------------------------------------------------- transpose
 
 #if defined(__clang__)
@@ -570,7 +622,8 @@ void combine_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_
 
 }  // namespace
 
-constexpr VectorKernels kKernels = {kTakesMasks, product,      depthwise,      copy_rows,
-                                    transpose,   expand_signs, sketch_vectors, combine_vectors};
+constexpr VectorKernels kKernels = {kTakesMasks,      product,        depthwise,
+                                    depthwise_pixels, copy_rows,      transpose,
+                                    expand_signs,     sketch_vectors, combine_vectors};
 
 }  // namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE
