@@ -295,6 +295,9 @@ class PixelChain {
 }  // namespace
 
 bool takes_pixels(const ChainConv& conv, const ConvAxis& rows, const ConvAxis& columns) {
+  // A core that mixes features is read once for every row of pixels.
+  constexpr int64_t kLargestCore = 1 << 16;
+  if (!conv.depthwise && conv.before * conv.after * conv.positions > kLargestCore) return false;
   return conv.images * rows.output * columns.output >= 2 * std::max(conv.before, conv.after);
 }
 

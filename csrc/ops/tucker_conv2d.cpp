@@ -162,6 +162,11 @@ std::optional<double> multiply_adds(const at::Tensor& input, const Tucker& tucke
   return count;
 }
 
+std::optional<double> known_product(const c10::SymInt& a, const c10::SymInt& b) {
+  const auto product = product_if_known(a, b);
+  return product ? std::make_optional(static_cast<double>(*product)) : std::nullopt;
+}
+
 bool plans_fused(const at::Tensor& input, const Tucker& tucker, const TuckerFactors& factors,
                  bool training) {
   PlanProblem described;
@@ -173,7 +178,8 @@ bool plans_fused(const at::Tensor& input, const Tucker& tucker, const TuckerFact
                    at::autocast::get_autocast_dtype(input.device().type()) == at::kBFloat16));
   return plan_chain({described.processor, described.precision, is_bfloat16, training,
                      described.channels_last, tucker.depthwise,
-                     multiply_adds(input, tucker, factors)})
+                     multiply_adds(input, tucker, factors),
+                     known_product(tucker.output_sizes[2], tucker.output_sizes[3])})
       .fused;
 }
 

@@ -13,10 +13,12 @@ struct ChainProblem {
   Processor processor;
   Precision precision;
   bool is_bfloat16;
-  bool training;                        // whether gradients will be recorded
-  bool channels_last;                   // how the images lie in memory
-  bool depthwise;                       // the core
-  std::optional<double> multiply_adds;  // of the chain; not known where a size is symbolic
+  bool training;       // whether gradients will be recorded
+  bool channels_last;  // how the images lie in memory
+  bool depthwise;      // the core
+  // Of the whole chain, and of one image of the output; not known where a size is symbolic.
+  std::optional<double> multiply_adds;
+  std::optional<double> pixels;
 };
 
 struct ChainPlan {

@@ -12,7 +12,7 @@ import torch
 from bench.rows import row
 from torch import nn
 
-from sketchlayers.bench import cases, plot, table
+from sketchlayers.bench import cases, factors, plot, table
 from sketchlayers.bench.bound import Mode, Peaks
 from sketchlayers.bench.cases import Case
 from sketchlayers.bench.figures import CPU_GOALS
@@ -136,6 +136,7 @@ def test_figures_are_measured_and_judged(
         (["--device", "meta"], "--device: must be one of cpu, cuda (got meta)"),
         (["--graphs", "--device", "cpu"], "--graphs: needs a GPU"),
         (["--figures", "--rate", "0.2"], "--figures: fixes --rate"),
+        (["--factors", "--rate", "0.2"], "--factors: fixes --rate"),
     ],
 )
 def test_bad_arguments_are_told_before_any_work(
@@ -216,3 +217,18 @@ def test_memory_counts_parameters_input_and_what_a_call_allocates() -> None:
     assert inference_memory(layer, data) == held + 4 * 16 * 32
     trained = step_memory(layer, data.clone().requires_grad_())
     assert trained >= held + 4 * (64 * 32 + 32 + 16 * 64)
+
+
+def test_layers_of_factors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    small = factors.Chain(SMALL[0], 2, {"cp": (1e-9, 1e9), "tucker2": (1e-9, 1e9)})
+    monkeypatch.setattr(factors, "CHAINS", (small,))
+    file = tmp_path / "factors.csv"
+    assert cli.main(["bench", "--factors", "--seconds", "0.001", "--csv", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "4 of 8 reached" in printed and all(title in printed for title in plot.TITLES.values())
+    rows = list(csv.DictReader(file.open()))
+    assert len(rows) == 2 * 2 * 2 * 2  # methods, rates, formats, modes
+    assert {row["path"] for row in rows if row["mode"] == "training"} == {"plain"}
+    assert {row["path"] for row in rows if row["mode"] == "forward"} == {"fused"}

@@ -14,7 +14,7 @@ import torch
 from sketchlayers import _extension, ops
 from sketchlayers._runtime.files import write_csv
 from sketchlayers._version import __version__
-from sketchlayers.bench import figures, plot, table, tune
+from sketchlayers.bench import factors, figures, plot, table, tune
 from sketchlayers.bench.bound import Mode, measure_peaks
 from sketchlayers.bench.cases import ALL, TABLE, Case, select
 from sketchlayers.bench.figures import Goal
@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--figures",
         action="store_true",
         help="measure the layers with a speed to reach, and say which reach it",
+    )
+    parser.add_argument(
+        "--factors",
+        action="store_true",
+        help="measure CP and Tucker-2 layers on a CPU, against dense ones and their own parts",
     )
     parser.add_argument(
         "--tune",
@@ -123,11 +128,13 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints the table."""
     check_arguments(args)
     _extension.require("sketched layers")
-    if args.figures and args.threads is None:
+    if (args.figures or args.factors) and args.threads is None:
         args.threads = min(figures.THREADS, os.cpu_count() or 1)
     device = check_measurement_arguments(args)
     if args.tune or args.verify:
         return _tune(args, device)
+    if args.factors:
+        return _factors(args, table.machine(device))
     goals = _chosen_goals(args, device) if args.figures else []
     plan = list(_plan_figures(goals) if args.figures else _plan_table(args, device))
     settings = _settings(args, device)
@@ -145,6 +152,33 @@ def run(args: argparse.Namespace) -> int:
     if args.png:
         plot.write_png(args.png, rows, f"rate {settings.rate:g}, {dtype}, {hardware}")
         print(f"drawn in {args.png}")
+    return 0
+
+
+def _factors(args: argparse.Namespace, hardware: str) -> int:
+    dtype = args.dtype or "float32"
+    print(
+        f"{dtype}, {hardware}, PyTorch {torch.__version__}\n"
+        "speed: times the faster of PyTorch's layers in both memory formats, median of paired "
+        "runs\nparts: the layer's parts one after the other, as without the package's operators"
+    )
+    modes: list[Mode] = [args.mode] if args.mode else ["forward", "training"]
+    rows: list[factors.FactoredRow] = []
+    cases = select([chain.case for chain in factors.CHAINS], args.layers)
+    for mode in modes:
+        print(f"\n{plot.TITLES[mode]}\n{factors.TABLE.header()}", flush=True)
+        for chain in factors.CHAINS:
+            if chain.case not in cases:
+                continue
+            for row in factors.rows_of(chain, mode, getattr(torch, dtype), args.seconds):
+                rows.append(row)
+                print(factors.TABLE.line(*factors.cells(row)), flush=True)
+    print("\n" + factors.summary(rows))
+    if args.csv:
+        versions = {"torch": torch.__version__, "sketchlayers": __version__}
+        common = {"dtype": dtype, "hardware": hardware, **versions}
+        write_csv(args.csv, [{**asdict(row), **common} for row in rows])
+        print(f"written to {args.csv}")
     return 0
 
 
@@ -173,8 +207,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.graphs and not args.device.startswith("cuda"):
         raise WrongInput(f"--graphs: needs a GPU (got --device {args.device})")
     given = [f"--{name}" for name in _FIXED_BY_FIGURES if getattr(args, name) is not None]
-    if args.figures and given:
-        raise WrongInput(f"--figures: fixes {', '.join(given)}, which cannot be given with it")
+    for option in ("figures", "factors"):
+        if getattr(args, option) and given:
+            raise WrongInput(f"--{option}: fixes {', '.join(given)}, which cannot be given with it")
+    if args.factors and not args.device.startswith("cpu"):
+        raise WrongInput(f"--factors: measures on a CPU (got --device {args.device})")
 
 
 def _chosen_goals(args: argparse.Namespace, device: torch.device) -> list[Goal]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from sketchlayers import _extension
 from sketchlayers.nn._autocast import autocast_type
-from sketchlayers.nn._geometry import pad
+from sketchlayers.nn._geometry import Geometry, output_size, pad
 
 _has_extension: bool | None = None
 
@@ -81,8 +83,11 @@ def cp(layer: Any, input: Tensor) -> Tensor:
     )
 
 
-def plan(layer: Any, multiply_adds: int, *, channels_last: bool, depthwise: bool) -> ChainPlan:
+def plan(
+    layer: Any, input_shape: Sequence[int], *, channels_last: bool, depthwise: bool
+) -> ChainPlan:
     """Tells how a call of a layer would be computed, and why; gradients count if recorded."""
+    multiply_adds = layer.multiply_adds(input_shape)
     weights = [part.get_parameter("weight") for part in layer.children()]
     device, dtype = weights[0].device, weights[0].dtype
     if not may_fuse(layer, torch.empty(0, device=device)):
@@ -98,6 +103,7 @@ def plan(layer: Any, multiply_adds: int, *, channels_last: bool, depthwise: bool
         channels_last=channels_last,
         depthwise=depthwise,
         multiply_adds=float(multiply_adds),
+        pixels=float(math.prod(output_size(Geometry.of(layer), input_shape[-2:]))),
     )
     return ChainPlan("fused" if fused else "plain", reason, multiply_adds)
 

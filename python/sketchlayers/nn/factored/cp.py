@@ -192,8 +192,7 @@ class CPConv2d(Conv2dLayer, CPConv):
             RuntimeError: the shape does not fit the layer.
         """
         depthwise = self.rows is not None or self.columns is not None
-        count = self.multiply_adds(input_shape)
-        return _fused.plan(self, count, channels_last=channels_last, depthwise=depthwise)
+        return _fused.plan(self, input_shape, channels_last=channels_last, depthwise=depthwise)
 
 
 class CPParts(NamedTuple):

@@ -155,8 +155,7 @@ class TuckerConv2d(Conv2dLayer, TuckerConv):
         Raises:
             RuntimeError: the shape does not fit the layer.
         """
-        count = self.multiply_adds(input_shape)
-        return _fused.plan(self, count, channels_last=channels_last, depthwise=False)
+        return _fused.plan(self, input_shape, channels_last=channels_last, depthwise=False)
 
 
 class TuckerParts(NamedTuple):
