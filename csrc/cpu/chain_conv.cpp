@@ -52,6 +52,9 @@ class Chain {
         row_tiles_(ceil_divide(sampling.target.rows, tile_rows_)) {
     const int64_t rows = kBlockFloats / source_row() / kBlockStep * kBlockStep;
     block_ = conv.depthwise ? std::max(rows, kBlockStep) : conv.before;
+    if (conv.depthwise && in_place_) {
+      carried_ = (layout_.last_source_row(0) - layout_.first_source_row(0)) * layout_.pitch();
+    }
     if (conv.depthwise) join_taps();
   }
 
@@ -72,6 +75,12 @@ class Chain {
   int64_t after_floats() const { return conv_.last ? conv_.after * layout_.columns() : 0; }
   int64_t work_floats() const { return kOutputStep * layout_.columns(); }
   int64_t block() const { return block_; }
+  // Of features that the next tile of an image needs, too: their last rows.
+  int64_t carried_floats() const { return conv_.before * carried_; }
+  int64_t run_tiles() const {
+    return carried_ > 0 ? run_length(row_tiles_, conv_.images * conv_.groups) : 1;
+  }
+  int64_t row_tiles() const { return row_tiles_; }
 
   // Inputs [first, last) into `out`; nothing where they are read where they lie.
   void pack(const Tile& tile, int64_t first, int64_t last, float* out) const {
@@ -81,9 +90,10 @@ class Chain {
                  out + conv_.inputs * source_row() + first * kColumnStep);
   }
 
-  // Features [first, last) before the core into `out`.
-  void make_before(const Tile& tile, int64_t first, int64_t last, const float* packed,
-                   float* out) const {
+  // Features [first, last) before the core into `out`. Their last rows go to `carried`, if there is
+  // one, and are there already if this tile `follows` the one above.
+  void make_before(const Tile& tile, int64_t first, int64_t last, const float* packed, float* out,
+                   float* carried, bool follows) const {
     const Rows source = inputs(tile, packed);
     const float* w = conv_.first + (tile.group * conv_.before + first) * conv_.inputs;
     Product product{w,         conv_.inputs, 1, kNoOffset, source.data, source.row,
@@ -95,11 +105,12 @@ class Chain {
     }
     // Of images only the rows that exist; the others are zeros.
     const int64_t origin = layout_.first_source_row(tile.first_row);
-    const int64_t begin_row = std::max<int64_t>(0, origin);
+    const int64_t kept = follows ? carried_ : 0;
+    const int64_t begin_row = std::max<int64_t>(0, origin + kept / layout_.pitch());
     const int64_t end_row =
         std::min(sampling_.sources[0].rows, layout_.last_source_row(tile.first_row + tile.rows));
     const int64_t begin = (begin_row - origin) * layout_.pitch();
-    const int64_t end = (end_row - origin) * layout_.pitch();
+    const int64_t end = std::max(begin, (end_row - origin) * layout_.pitch());
     const int64_t whole = begin + (end - begin) / kColumnStep * kColumnStep;
     const auto multiply = [&](int64_t from, int64_t columns) {
       product.b = source.data + from;
@@ -115,8 +126,11 @@ class Chain {
     const int64_t rest = whole_steps(end - begin) + begin;
     for (int64_t i = 0; i < last - first; ++i) {
       float* row = out + i * source_row();
-      std::fill(row, row + begin, 0.0f);
+      float* last_rows = carried ? carried + (first + i) * carried_ : nullptr;
+      std::copy_n(last_rows, kept, row);
+      std::fill(row + kept, row + begin, 0.0f);
       std::fill(row + rest, row + std::max(rest, source_row()), 0.0f);
+      if (carried) std::copy_n(row + tile.rows * layout_.pitch(), carried_, last_rows);
     }
   }
 
@@ -244,44 +258,48 @@ class Chain {
   const int64_t tile_rows_;
   const TileLayout layout_;
   const int64_t row_tiles_;
-  int64_t block_;  // features before the core that are made at a time
+  int64_t block_;        // features before the core that are made at a time
+  int64_t carried_ = 0;  // floats of a feature
   std::vector<Taps> taps_;
 };
 
-// Features [first, last) after a core that has a first factor before it, some at a time.
+// Features [first, last) after a depthwise core, some at a time.
 template <typename T>
-void make_features(const Chain<T>& chain, const ChainConv& conv, const Tile& tile, int64_t first,
-                   int64_t last, const float* source, const std::vector<uint16_t>& masks,
-                   float* before, float* after, int64_t after_row) {
+void make_features(const Chain<T>& chain, const Tile& tile, int64_t first, int64_t last,
+                   const float* source, const std::vector<uint16_t>& masks, float* before,
+                   float* after, float* carried = nullptr, bool follows = false) {
   for (int64_t i = first; i < last; i += chain.block()) {
     const int64_t end = std::min(last, i + chain.block());
-    if (conv.first) chain.make_before(tile, i, end, source, before);
-    Rows rows = conv.first ? chain.before(before) : chain.inputs(tile, source);
-    if (!conv.first) rows.data += i * rows.row;
-    chain.make_after(tile, i, end, rows, masks, after + i * after_row);
+    chain.make_before(tile, i, end, source, before, carried, follows);
+    chain.make_after(tile, i, end, chain.before(before), masks,
+                     after + i * chain.after(nullptr).row);
   }
 }
 
-// A thread makes one tile after the other.
+// A thread makes one tile after the other, of an image from the top to the bottom.
 template <typename T>
 void run_tiles(const Chain<T>& chain, const ChainConv& conv) {
-  run_tasks(chain.tiles(), [&](int64_t i) {
+  const int64_t run = chain.run_tiles();
+  const int64_t runs = ceil_divide(chain.row_tiles(), run);
+  const auto make = [&](int64_t i, bool follows) {
     const Tile tile = chain.tile(i);
-    float* source = Scratch::get(chain.source_floats() + chain.before_floats() +
-                                 chain.after_floats() + chain.work_floats());
+    float* source =
+        Scratch::get(chain.source_floats() + chain.before_floats() + chain.after_floats() +
+                     chain.work_floats() + chain.carried_floats());
     float* before = source + chain.source_floats();
     float* after = before + chain.before_floats();
     float* work = after + chain.after_floats();
+    float* carried = chain.carried_floats() ? work + chain.work_floats() : nullptr;
     const std::vector<uint16_t> masks = chain.masks(tile);
     chain.pack(tile, 0, conv.inputs, source);
     Rows features = chain.inputs(tile, source);
     if (conv.depthwise) {
-      make_features(chain, conv, tile, 0, conv.after, source, masks, before, after,
-                    chain.after(after).row);
+      make_features(chain, tile, 0, conv.after, source, masks, before, after, carried,
+                    follows && carried);
       features = chain.after(after);
     } else {
       if (conv.first) {
-        chain.make_before(tile, 0, conv.before, source, before);
+        chain.make_before(tile, 0, conv.before, source, before, nullptr, false);
         features = chain.before(before);
       }
       if (conv.last) {
@@ -290,6 +308,12 @@ void run_tiles(const Chain<T>& chain, const ChainConv& conv) {
       }
     }
     chain.make_outputs(tile, 0, conv.outputs, features, masks, work);
+  };
+  run_tasks(chain.tiles() / chain.row_tiles() * runs, [&](int64_t i) {
+    const int64_t first = i % runs * run;
+    const int64_t image = i / runs * chain.row_tiles();
+    const int64_t end = std::min(first + run, chain.row_tiles());
+    for (int64_t t = first; t < end; ++t) make(image + t, t > first);
   });
 }
 
@@ -327,15 +351,15 @@ void run_shared(const Chain<T>& chain, const ChainConv& conv, int64_t threads) {
   }
   if (conv.depthwise) {
     split(conv.after, kRows, [&](const Tile& tile, int64_t first, int64_t last, const Buffers& to) {
-      make_features(chain, conv, tile, first, last, to.source, chain.masks(tile),
-                    Scratch::get(chain.before_floats()), to.after, chain.after(nullptr).row);
+      make_features(chain, tile, first, last, to.source, chain.masks(tile),
+                    Scratch::get(chain.before_floats()), to.after);
     });
   } else {
     if (conv.first) {
       split(conv.before, kRows,
             [&](const Tile& tile, int64_t first, int64_t last, const Buffers& to) {
               chain.make_before(tile, first, last, to.source,
-                                to.before + first * chain.before(nullptr).row);
+                                to.before + first * chain.before(nullptr).row, nullptr, false);
             });
     }
     if (conv.last) {

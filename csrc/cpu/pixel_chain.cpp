@@ -55,6 +55,7 @@ struct PixelTile {
   int64_t group;
   int64_t first_row;
   int64_t rows;
+  bool follows;  // the one above, which the same thread has made
 };
 
 template <typename T>
@@ -81,6 +82,9 @@ class PixelChain {
     tile_rows_ = tile_rows(positions, conv.images * conv.groups, sampling, /*masked=*/false);
     row_tiles_ = ceil_divide(rows.output, tile_rows_);
     pitch_ = reach(columns, columns.output);
+    if (conv.first) {
+      kept_rows_ = std::max<int64_t>(0, (rows.kernel - 1) * rows.dilation + 1 - rows.stride);
+    }
     if (conv.bias) {
       bias_.assign(static_cast<size_t>(conv.groups * whole_steps(conv.outputs)), 0.0f);
       for (int64_t g = 0; g < conv.groups; ++g) {
@@ -98,31 +102,41 @@ class PixelChain {
     }
   }
 
-  int64_t tiles() const { return conv_.images * conv_.groups * row_tiles_; }
+  void run() const {
+    const int64_t others = conv_.images * conv_.groups;
+    const int64_t run = kept_rows_ > 0 ? run_length(row_tiles_, others) : 1;
+    const int64_t runs = ceil_divide(row_tiles_, run);
+    run_tasks(others * runs, [&](int64_t i) {
+      const int64_t first = i % runs * run;
+      const int64_t end = std::min(first + run, row_tiles_);
+      for (int64_t t = first; t < end; ++t) make(i / runs, t * tile_rows_, t > first);
+    });
+  }
 
-  void make(int64_t i) const {
-    const int64_t first = i % row_tiles_ * tile_rows_;
-    const int64_t image = i / row_tiles_;
-    const PixelTile tile{image / conv_.groups, image % conv_.groups, first,
-                         std::min(tile_rows_, rows_.output - first)};
-    float* source = Scratch::get(source_floats() + grid_floats() + after_floats() + work_floats());
+ private:
+  // `follows`: this thread has just made the tile above.
+  void make(int64_t image, int64_t first_row, bool follows) const {
+    const PixelTile tile{image / conv_.groups, image % conv_.groups, first_row,
+                         std::min(tile_rows_, rows_.output - first_row), follows};
+    float* source = Scratch::get(source_floats() + grid_floats() + after_floats() + work_floats() +
+                                 kept_rows_ * pitch_ * first_.width);
     float* grid = source + source_floats();
     float* after = grid + grid_floats();
     float* work = after + after_floats();
+    float* kept = work + work_floats();
     if (conv_.depthwise) {
       for (int64_t f = 0; f < first_.width; f += block_) {
         const int64_t features = std::min(block_, first_.width - f);
-        make_grid(tile, f, features, grid, source);
+        make_grid(tile, f, features, grid, source, kept);
         make_depthwise(tile, f, features, grid, after);
       }
     } else {
-      if (!reads_input_) make_grid(tile, 0, first_.width, grid, source);
+      if (!reads_input_) make_grid(tile, 0, first_.width, grid, source, kept);
       if (conv_.last) make_core(tile, grid, after, core_.width, nullptr);
     }
     make_outputs(tile, grid, after, work);
   }
 
- private:
   // Positions between the first that some outputs read along an axis and the last one.
   static int64_t reach(const ConvAxis& axis, int64_t outputs) {
     return (outputs - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1;
@@ -165,14 +179,17 @@ class PixelChain {
   }
 
   // What the core reads: features [first, first + count) before it, or the inputs, with zeros where
-  // there is no input.
-  void make_grid(const PixelTile& tile, int64_t first, int64_t count, float* grid,
-                 float* source) const {
+  // there is no input. The last rows of features are kept for the tile below.
+  void make_grid(const PixelTile& tile, int64_t first, int64_t count, float* grid, float* source,
+                 float* kept) const {
     const int64_t pixel = conv_.first ? count : conv_.inputs;
     const int64_t rows = reach(rows_, tile.rows);
     const int64_t begin = std::min(columns_.padding, pitch_);
     const int64_t end = std::min(begin + columns_.input, pitch_);
-    for (int64_t r = 0; r < rows; ++r) {
+    const int64_t kept_floats = kept_rows_ * pitch_ * pixel;
+    kept += kept_rows_ * pitch_ * first;
+    if (tile.follows) std::copy_n(kept, kept_floats, grid);
+    for (int64_t r = tile.follows ? kept_rows_ : 0; r < rows; ++r) {
       float* target = grid + r * pitch_ * pixel;
       const int64_t row = tile.first_row * rows_.stride - rows_.padding + r;
       if (row < 0 || row >= rows_.input || begin == end) {
@@ -195,6 +212,7 @@ class PixelChain {
         }
       }
     }
+    std::copy_n(grid + tile.rows * rows_.stride * pitch_ * pixel, kept_floats, kept);
   }
 
   void make_depthwise(const PixelTile& tile, int64_t first, int64_t count, const float* grid,
@@ -287,6 +305,7 @@ class PixelChain {
   int64_t tile_rows_;
   int64_t row_tiles_;
   int64_t pitch_;
+  int64_t kept_rows_ = 0;  // of features, that a tile shares with the one below
   std::vector<float> bias_;
   std::vector<int32_t> source_taps_;
   std::vector<int32_t> filter_taps_;
@@ -305,8 +324,7 @@ template <typename T>
 void run_pixels(const ChainConv& conv, const ConvAxis& rows, const ConvAxis& columns,
                 const ImageView<const T>& input, const ImageView<T>& output) {
   if (conv.images * rows.output * columns.output == 0) return;
-  const PixelChain<T> chain(conv, rows, columns, input, output);
-  run_tasks(chain.tiles(), [&](int64_t i) { chain.make(i); });
+  PixelChain<T>(conv, rows, columns, input, output).run();
 }
 
 #define SKETCHLAYERS_INSTANTIATE(T)                                            \

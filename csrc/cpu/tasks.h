@@ -27,6 +27,17 @@ void run_tasks(int64_t count, const Body& body, bool small = false) {
   });
 }
 
+// How many of `count` neighbours a task takes, where there are `others` such rows of neighbours and
+// it pays to make them one after the other: all, unless threads would wait for the last ones.
+inline int64_t run_length(int64_t count, int64_t others) {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  int64_t pieces = 1;
+  while (pieces < count && others * pieces < 4 * threads && others * pieces % threads != 0) {
+    ++pieces;
+  }
+  return (count + pieces - 1) / pieces;
+}
+
 // Memory of a thread for what lives no longer than a task: taken anew from the system, a page at a
 // time, it would cost more than a small layer.
 class Scratch {

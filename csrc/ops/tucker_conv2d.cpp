@@ -140,6 +140,10 @@ at::Tensor tucker_conv2d_plain(const TuckerCall& call) {
 
 namespace {
 
+double entries(const at::Tensor& filter) {
+  return static_cast<double>(filter.sym_numel().guard_int(__FILE__, __LINE__));
+}
+
 // Multiply-adds of the chain, where all sizes are known.
 std::optional<double> multiply_adds(const at::Tensor& input, const Tucker& tucker,
                                     const TuckerFactors& factors) {
@@ -153,9 +157,6 @@ std::optional<double> multiply_adds(const at::Tensor& input, const Tucker& tucke
   const auto before = pixels(sizes[0], input.sym_size(2), input.sym_size(3));
   const auto after = pixels(sizes[0], sizes[2], sizes[3]);
   if (!before || !after) return std::nullopt;
-  const auto entries = [](const at::Tensor& filter) {
-    return static_cast<double>(filter.sym_numel().guard_int(__FILE__, __LINE__));
-  };
   double count = *after * entries(factors.core);
   if (factors.inputs) count += *before * entries(*factors.inputs);
   if (factors.outputs) count += *after * entries(*factors.outputs);
@@ -177,7 +178,7 @@ bool plans_fused(const at::Tensor& input, const Tucker& tucker, const TuckerFact
                   (input.scalar_type() == at::kFloat &&
                    at::autocast::get_autocast_dtype(input.device().type()) == at::kBFloat16));
   return plan_chain({described.processor, described.precision, is_bfloat16, training,
-                     described.channels_last, tucker.depthwise,
+                     described.channels_last, tucker.depthwise, entries(factors.core),
                      multiply_adds(input, tucker, factors),
                      known_product(tucker.output_sizes[2], tucker.output_sizes[3])})
       .fused;

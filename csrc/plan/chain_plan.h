@@ -16,6 +16,7 @@ struct ChainProblem {
   bool training;       // whether gradients will be recorded
   bool channels_last;  // how the images lie in memory
   bool depthwise;      // the core
+  double core;         // its entries
   // Of the whole chain, and of one image of the output; not known where a size is symbolic.
   std::optional<double> multiply_adds;
   std::optional<double> pixels;

@@ -84,7 +84,7 @@ def cp(layer: Any, input: Tensor) -> Tensor:
 
 
 def plan(
-    layer: Any, input_shape: Sequence[int], *, channels_last: bool, depthwise: bool
+    layer: Any, input_shape: Sequence[int], *, channels_last: bool, depthwise: bool, core: int
 ) -> ChainPlan:
     """Tells how a call of a layer would be computed, and why; gradients count if recorded."""
     multiply_adds = layer.multiply_adds(input_shape)
@@ -102,6 +102,7 @@ def plan(
         training=torch.is_grad_enabled() and any(weight.requires_grad for weight in weights),
         channels_last=channels_last,
         depthwise=depthwise,
+        core=float(core),
         multiply_adds=float(multiply_adds),
         pixels=float(math.prod(output_size(Geometry.of(layer), input_shape[-2:]))),
     )

@@ -192,7 +192,13 @@ class CPConv2d(Conv2dLayer, CPConv):
             RuntimeError: the shape does not fit the layer.
         """
         depthwise = self.rows is not None or self.columns is not None
-        return _fused.plan(self, input_shape, channels_last=channels_last, depthwise=depthwise)
+        return _fused.plan(
+            self,
+            input_shape,
+            channels_last=channels_last,
+            depthwise=depthwise,
+            core=self.input.weight.numel(),
+        )
 
 
 class CPParts(NamedTuple):

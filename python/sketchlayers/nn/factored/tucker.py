@@ -155,7 +155,13 @@ class TuckerConv2d(Conv2dLayer, TuckerConv):
         Raises:
             RuntimeError: the shape does not fit the layer.
         """
-        return _fused.plan(self, input_shape, channels_last=channels_last, depthwise=False)
+        return _fused.plan(
+            self,
+            input_shape,
+            channels_last=channels_last,
+            depthwise=False,
+            core=self.core.weight.numel(),
+        )
 
 
 class TuckerParts(NamedTuple):
