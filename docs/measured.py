@@ -252,6 +252,30 @@ def layer_speed() -> str:
     )
 
 
+def factors() -> str:
+    """Speeds of layers of factors by one pass and, in brackets, by their parts."""
+    rows = chosen(results("factors_cpu_intel_xeon"), mode="forward")
+
+    def cell(layer: str, batch: str, method: str, format: str) -> str:
+        own = [
+            one(rows, layer=layer, batch=batch, method=method, format=format, rate=rate)
+            for rate in ("0.5", "0.3")
+        ]
+        fused = ", ".join(f"{float(row['speed']):.1f}x" for row in own)
+        parts = ", ".join(f"{float(row['dense_ms']) / float(row['parts_ms']):.1f}x" for row in own)
+        return f"{fused} ({parts})"
+
+    kinds = [(method, format) for method in ("cp", "tucker2") for format in ("nchw", "nhwc")]
+    names = {"cp": "CP", "tucker2": "Tucker-2", "nchw": "contiguous", "nhwc": "channels_last"}
+    return table(
+        ["layer", "batch", *(f"{names[method]}, {names[format]}" for method, format in kinds)],
+        (
+            [layer.replace("->", " to "), batch, *(cell(layer, batch, *kind) for kind in kinds)]
+            for layer, batch in dict.fromkeys((row["layer"], row["batch"]) for row in rows)
+        ),
+    )
+
+
 def memory(layer: str) -> str:
     """The most of both mixings in training, over the dense layer's."""
     rows = chosen(results("figures_cpu_amd_epyc"), layer=layer, mode="training")
@@ -504,6 +528,7 @@ TABLES = {
         scratch,
         cost,
         layer_speed,
+        factors,
         linear_speed,
         networks,
         peers,

@@ -129,9 +129,12 @@ at::Tensor tucker_conv2d_plain(const TuckerCall& call) {
   const std::optional<at::Tensor> none;
   at::Tensor features = turns ? call.input.contiguous(at::MemoryFormat::ChannelsLast) : call.input;
   if (inputs) features = pointwise(features, *inputs, none);
+  // A filter of one row or column in channels_last may have strides of which PyTorch's convolution
+  // of float16 makes another filter (2.14, groups).
+  const bool is_line = (core.sym_size(2) == 1) != (core.sym_size(3) == 1);
   features = at::conv2d_symint(
-      features, core, outputs ? none : call.bias, c10::fromIntArrayRefSlow(conv.stride),
-      c10::fromIntArrayRefSlow(conv.padding),
+      features, is_line ? core.contiguous() : core, outputs ? none : call.bias,
+      c10::fromIntArrayRefSlow(conv.stride), c10::fromIntArrayRefSlow(conv.padding),
       c10::fromIntArrayRefSlow(effective_dilation(conv, core)),
       is_depthwise(call.factors) ? core.sym_size(0) : c10::SymInt(conv.groups));
   if (outputs) features = pointwise(features, *outputs, call.bias);

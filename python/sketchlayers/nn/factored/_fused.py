@@ -13,6 +13,9 @@ from sketchlayers import _extension
 from sketchlayers.nn._autocast import autocast_type
 from sketchlayers.nn._geometry import Geometry, output_size, pad
 
+_PLAIN = (nn.Parameter, Tensor)
+"""Types of weights; a tensor's own is that of a call by ``torch.func.functional_call``."""
+
 _has_extension: bool | None = None
 
 
@@ -39,10 +42,10 @@ def may_fuse(layer: nn.Module, input: object) -> bool:
     """
     return (
         isinstance(input, Tensor)
-        and input.device.type == "cpu"
+        and input.is_cpu
         and not torch.jit.is_tracing()
         and not torch.compiler.is_exporting()
-        and all(map(_is_untouched, layer.children()))
+        and all(part is None or _is_untouched(part) for part in layer._modules.values())
         and _extension_is_there()
     )
 
@@ -113,7 +116,7 @@ def _is_untouched(part: Any) -> bool:
     """Whether a part computes what a convolution with its weight does, and nobody looks on."""
     return (
         type(part) is nn.Conv2d
-        and type(part.weight) is nn.Parameter
+        and type(part._parameters.get("weight")) in _PLAIN
         and not (part._forward_hooks or part._forward_pre_hooks)
         and not (part._backward_hooks or part._backward_pre_hooks)
         and "forward" not in part.__dict__
