@@ -121,11 +121,12 @@ at::Tensor tucker_conv2d_plain(const TuckerCall& call) {
     return at::conv2d(images, filter, bias, ones, zeros, ones, conv.groups);
   };
   // On CPUs PyTorch's convolutions, those of depthwise filters above all, and all their gradients,
-  // are several times faster in channels_last, which more than pays for two copies.
+  // are several times faster in channels_last, which more than pays for two copies. Transforms know
+  // no formats.
   const auto format = common_memory_format(call.input, core);
   const bool turns = call.input.is_cpu() && format == at::MemoryFormat::Contiguous &&
-                     (inputs || outputs) &&
-                     !call.input.key_set().has(c10::DispatchKey::FuncTorchBatched);  // no formats
+                     (inputs || outputs) && !under_transform({call.input}) &&
+                     !call.input.key_set().has(c10::DispatchKey::FuncTorchBatched);
   const std::optional<at::Tensor> none;
   at::Tensor features = turns ? call.input.contiguous(at::MemoryFormat::ChannelsLast) : call.input;
   if (inputs) features = pointwise(features, *inputs, none);
