@@ -131,6 +131,7 @@ def test_large_filters_of_cp_stay_apart() -> None:
     layer = CPConv2d(6, 8, 7, padding=3, rank=4)
     with torch.no_grad():
         assert counted(layer, torch.randn(1, 6, 9, 9)).fused == 0
+        assert layer.plan((1, 6, 9, 9)).path == "plain"
 
 
 def test_without_the_extension_the_parts_run(monkeypatch: pytest.MonkeyPatch) -> None:

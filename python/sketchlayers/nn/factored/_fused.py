@@ -50,66 +50,86 @@ def may_fuse(layer: nn.Module, input: object) -> bool:
     )
 
 
-def tucker(layer: Any, input: Tensor, first: Any, core: Any, last: Any) -> Tensor:
-    """Computes a 1x1 convolution, the core and another 1x1 one; None are not there."""
-    from sketchlayers import ops
+class Chain(NamedTuple):
+    """The parts of a layer, as the operators take them.
 
-    input, padding = pad(layer, input)
-    return ops.tucker_conv2d(
-        input,
-        None if first is None else first.weight,
-        core.weight,
-        None if last is None else last.weight,
-        (core if last is None else last).bias,
-        *(layer.stride, padding, layer.dilation, layer.groups),
-    )
+    Attributes:
+        inputs: the first 1x1 convolution; None is none.
+        core: the convolution between them; two, rows and columns, of a depthwise one.
+        outputs: the last 1x1 convolution; None is none.
+    """
 
+    inputs: Any
+    core: tuple[Any, ...]
+    outputs: Any
 
-def cp(layer: Any, input: Tensor) -> Tensor:
-    """Computes the chain of a CP decomposition, with whatever parts it has."""
-    from sketchlayers import ops
-
-    if layer.rows is None and layer.columns is None:
-        return tucker(layer, input, None, layer.input, layer.output)
-    if layer.rows is None or layer.columns is None:
-        only = layer.rows if layer.columns is None else layer.columns
-        return tucker(layer, input, layer.input, only, layer.output)
-    input, padding = pad(layer, input)
-    return ops.cp_conv2d(
-        input,
-        layer.input.weight,
-        layer.rows.weight,
-        layer.columns.weight,
-        layer.output.weight,
-        layer.output.bias,
-        *(layer.stride, padding, layer.dilation, layer.groups),
-    )
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every feature has a filter of its own."""
+        return self.inputs is not None and self.core[0].groups == self.inputs.out_channels
 
 
-def plan(
-    layer: Any, input_shape: Sequence[int], *, channels_last: bool, depthwise: bool, core: int
-) -> ChainPlan:
-    """Tells how a call of a layer would be computed, and why; gradients count if recorded."""
-    multiply_adds = layer.multiply_adds(input_shape)
-    weights = [part.get_parameter("weight") for part in layer.children()]
-    device, dtype = weights[0].device, weights[0].dtype
-    if not may_fuse(layer, torch.empty(0, device=device)):
-        return ChainPlan(
-            "plain", "its parts are no plain convolutions on a CPU, or no extension", multiply_adds
+class OnePassConv2d:
+    """A convolution of factors that the operators may compute, for those that have this first."""
+
+    def _chain(self) -> Chain | None:
+        """The parts; None where the operators should not compute them."""
+        raise NotImplementedError
+
+    def _in_one_pass(self, input: Tensor) -> Tensor | None:
+        layer: Any = self
+        chain = self._chain() if may_fuse(layer, input) else None
+        return None if chain is None else _computed(layer, chain, input)
+
+    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> ChainPlan:
+        """Which path would run for an input of this shape, and why.
+
+        Gradients count if they would be recorded.
+
+        Args:
+            input_shape: ``(N, in, H, W)`` or ``(in, H, W)``.
+            channels_last: whether an image lies in memory with the channels innermost.
+
+        Raises:
+            RuntimeError: the shape does not fit the layer.
+        """
+        layer: Any = self
+        count = layer.multiply_adds(input_shape)
+        weights = [part.get_parameter("weight") for part in layer.children()]
+        device, dtype = weights[0].device, weights[0].dtype
+        if not may_fuse(layer, torch.empty(0, device=device)):
+            reason = "its parts are no plain convolutions on a CPU, or no extension"
+            return ChainPlan("plain", reason, count)
+        chain = self._chain()
+        if chain is None:
+            return ChainPlan("plain", "its filters are large, rows and columns apart small", count)
+        if dtype == torch.float32:
+            dtype = autocast_type(device.type) or dtype
+        fused, reason = _extension.require(type(self).__name__).plan_chain(
+            device=device.type,
+            dtype=str(dtype).removeprefix("torch."),
+            training=torch.is_grad_enabled() and any(weight.requires_grad for weight in weights),
+            channels_last=channels_last,
+            depthwise=chain.is_depthwise,
+            core=float(chain.core[0].weight.numel()),
+            multiply_adds=float(count),
+            pixels=float(math.prod(output_size(Geometry.of(layer), input_shape[-2:]))),
         )
-    if dtype == torch.float32:
-        dtype = autocast_type(device.type) or dtype
-    fused, reason = _extension.require(type(layer).__name__).plan_chain(
-        device=device.type,
-        dtype=str(dtype).removeprefix("torch."),
-        training=torch.is_grad_enabled() and any(weight.requires_grad for weight in weights),
-        channels_last=channels_last,
-        depthwise=depthwise,
-        core=float(core),
-        multiply_adds=float(multiply_adds),
-        pixels=float(math.prod(output_size(Geometry.of(layer), input_shape[-2:]))),
-    )
-    return ChainPlan("fused" if fused else "plain", reason, multiply_adds)
+        return ChainPlan("fused" if fused else "plain", reason, count)
+
+
+def _computed(layer: Any, chain: Chain, input: Tensor) -> Tensor:
+    """The layer's output, with the bias of its last part."""
+    from sketchlayers import ops
+
+    input, padding = pad(layer, input)
+    first, last = (None if part is None else part.weight for part in (chain.inputs, chain.outputs))
+    bias = (chain.core[-1] if chain.outputs is None else chain.outputs).bias
+    window = layer.stride, padding, layer.dilation, layer.groups
+    if len(chain.core) == 2 and first is not None and last is not None:
+        rows, columns = (part.weight for part in chain.core)
+        return ops.cp_conv2d(input, first, rows, columns, last, bias, *window)
+    return ops.tucker_conv2d(input, first, chain.core[0].weight, last, bias, *window)
 
 
 def _is_untouched(part: Any) -> bool:

@@ -13,9 +13,8 @@ from sketchlayers import decompose
 from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
-from sketchlayers.nn.factored import _fused
 from sketchlayers.nn.factored._conv import FactoredConv, convolution, sizes_along
-from sketchlayers.nn.factored._fused import ChainPlan
+from sketchlayers.nn.factored._fused import Chain, OnePassConv2d
 from sketchlayers.nn.factored._layer import Fit, chain_multiply_adds
 
 MOST_TAPS = 36
@@ -132,7 +131,7 @@ class CPConvTranspose(CPConv):
 
 
 @stands_for_dense
-class CPConv2d(Conv2dLayer, CPConv):
+class CPConv2d(OnePassConv2d, Conv2dLayer, CPConv):
     r"""Convolution whose weight is a CP decomposition, in place of ``nn.Conv2d``.
 
     The weight is::
@@ -174,31 +173,13 @@ class CPConv2d(Conv2dLayer, CPConv):
         parts = cp_parts(Geometry.of(self), self.rank).run
         return chain_multiply_adds(type(self).__name__, self, parts, input_shape)
 
-    def _in_one_pass(self, input: Tensor) -> Tensor | None:
-        if math.prod(self.kernel_size) > MOST_TAPS or not _fused.may_fuse(self, input):
+    def _chain(self) -> Chain | None:
+        if math.prod(self.kernel_size) > MOST_TAPS:
             return None
-        return _fused.cp(self, input)
-
-    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> ChainPlan:
-        """Which path would run for an input of this shape, and why.
-
-        Gradients count if they would be recorded.
-
-        Args:
-            input_shape: ``(N, in, H, W)`` or ``(in, H, W)``.
-            channels_last: whether an image lies in memory with the channels innermost.
-
-        Raises:
-            RuntimeError: the shape does not fit the layer.
-        """
-        depthwise = self.rows is not None or self.columns is not None
-        return _fused.plan(
-            self,
-            input_shape,
-            channels_last=channels_last,
-            depthwise=depthwise,
-            core=self.input.weight.numel(),
-        )
+        depthwise = tuple(part for part in (self.rows, self.columns) if part is not None)
+        if not depthwise:  # a 1x1 kernel
+            return Chain(None, (self.input,), self.output)
+        return Chain(self.input, depthwise, self.output)
 
 
 class CPParts(NamedTuple):

@@ -14,9 +14,8 @@ from sketchlayers.nn._checks import check_one_given, whole_number
 from sketchlayers.nn._geometry import DenseConv, Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
-from sketchlayers.nn.factored import _fused
 from sketchlayers.nn.factored._conv import FactoredConv, convolution
-from sketchlayers.nn.factored._fused import ChainPlan
+from sketchlayers.nn.factored._fused import Chain, OnePassConv2d
 from sketchlayers.nn.factored._layer import Fit
 
 Ranks = tuple[int | None, int | None]
@@ -111,7 +110,7 @@ class TuckerConvTranspose(TuckerConv):
 
 
 @stands_for_dense
-class TuckerConv2d(Conv2dLayer, TuckerConv):
+class TuckerConv2d(OnePassConv2d, Conv2dLayer, TuckerConv):
     r"""Convolution whose weight is a Tucker-2 decomposition, in place of ``nn.Conv2d``.
 
     The weight is::
@@ -138,30 +137,8 @@ class TuckerConv2d(Conv2dLayer, TuckerConv):
         torch.Size([8, 192, 16, 16])
     """
 
-    def _in_one_pass(self, input: Tensor) -> Tensor | None:
-        if not _fused.may_fuse(self, input):
-            return None
-        return _fused.tucker(self, input, self.input, self.core, self.output)
-
-    def plan(self, input_shape: Sequence[int], *, channels_last: bool = False) -> ChainPlan:
-        """Which path would run for an input of this shape, and why.
-
-        Gradients count if they would be recorded.
-
-        Args:
-            input_shape: ``(N, in, H, W)`` or ``(in, H, W)``.
-            channels_last: whether an image lies in memory with the channels innermost.
-
-        Raises:
-            RuntimeError: the shape does not fit the layer.
-        """
-        return _fused.plan(
-            self,
-            input_shape,
-            channels_last=channels_last,
-            depthwise=False,
-            core=self.core.weight.numel(),
-        )
+    def _chain(self) -> Chain:
+        return Chain(self.input, (self.core,), self.output)
 
 
 class TuckerParts(NamedTuple):
