@@ -18,7 +18,8 @@ namespace {
 // depthwise core only some at a time.
 constexpr int64_t kTileFloats = 1 << 17;
 constexpr int64_t kBlockFloats = 1 << 15;
-constexpr int64_t kBlockStep = 12;  // a multiple of the rows that kernels compute at once
+constexpr int64_t kFilterStep = 16;  // filters whose sources stay in the first-level cache
+constexpr int64_t kBlockStep = 12;   // a multiple of the rows that kernels compute at once
 constexpr int64_t kFewestPositions = 64;
 constexpr int64_t kMostPositions = 2048;
 
@@ -45,17 +46,17 @@ class Chain {
         input_(input),
         output_(output),
         pointwise_(is_pointwise(sampling)),
-        in_place_(reads_in_place(sampling, input) && (conv.depthwise || pointwise_)),
+        in_place_(reads_in_place(sampling, input) && (conv.first || pointwise_)),
         tile_rows_(
             cpu::tile_rows(tile_positions(conv), conv.images * conv.groups, sampling, in_place_)),
         layout_(sampling, tile_rows_, in_place_),
         row_tiles_(ceil_divide(sampling.target.rows, tile_rows_)) {
     const int64_t rows = kBlockFloats / source_row() / kBlockStep * kBlockStep;
     block_ = conv.depthwise ? std::max(rows, kBlockStep) : conv.before;
-    if (conv.depthwise && in_place_) {
+    if (in_place_) {
       carried_ = (layout_.last_source_row(0) - layout_.first_source_row(0)) * layout_.pitch();
     }
-    if (conv.depthwise) join_taps();
+    if (conv.depthwise || (in_place_ && conv.first)) join_taps();
   }
 
   int64_t tiles() const { return conv_.images * conv_.groups * row_tiles_; }
@@ -95,9 +96,8 @@ class Chain {
   void make_before(const Tile& tile, int64_t first, int64_t last, const float* packed, float* out,
                    float* carried, bool follows) const {
     const Rows source = inputs(tile, packed);
-    const float* w = conv_.first + (tile.group * conv_.before + first) * conv_.inputs;
-    Product product{w,         conv_.inputs, 1, kNoOffset, source.data, source.row,
-                    kNoOffset, conv_.inputs, 1};
+    Product product = matrix(conv_.first + (tile.group * conv_.before + first) * conv_.inputs,
+                             conv_.inputs, source);
     if (!in_place_) {
       vector_kernels().product(&product, 1, last - first, source_row(), nullptr, out, source_row(),
                                false);
@@ -137,46 +137,34 @@ class Chain {
   // Features [first, last) after the core into `out`, from those before it, or from the inputs. The
   // first of `before` is feature `first` where the core is depthwise, and 0 else.
   void make_after(const Tile& tile, int64_t first, int64_t last, const Rows& before,
-                  const std::vector<uint16_t>& masks, float* out) const {
+                  float* out) const {
+    const std::vector<uint16_t> masks = last_masks(tile);
+    const std::vector<Product> parts = core(tile, first, before, masks);
+    const int count = static_cast<int>(parts.size());
     const int64_t columns = tile_columns(tile);
-    const Product product = core(tile, first, before, masks);
-    if (!conv_.depthwise) {
-      vector_kernels().product(&product, 1, last - first, columns, nullptr, out, layout_.columns(),
-                               false);
-      return;
+    if (conv_.depthwise) {
+      vector_kernels().depthwise(parts.data(), count, last - first, columns, out,
+                                 layout_.columns());
+    } else {
+      vector_kernels().product(parts.data(), count, last - first, columns, nullptr, out,
+                               layout_.columns(), false);
     }
-    std::vector<Product> parts;
-    for (const Taps& taps : taps_) {
-      parts.push_back(product);
-      parts.back().w_tap = taps.filter.data();
-      parts.back().b_tap = taps.source.data();
-      parts.back().taps = static_cast<int64_t>(taps.filter.size());
-      parts.back().mask = taps.masks.empty() ? nullptr : taps.masks.data();
-      parts.back().mask_tap = 0;
-    }
-    vector_kernels().depthwise(parts.data(), static_cast<int>(parts.size()), last - first, columns,
-                               out, layout_.columns());
   }
 
   // Outputs [first, last), from the features after the core, or where there is no last factor by
   // the core itself.
   void make_outputs(const Tile& tile, int64_t first, int64_t last, const Rows& features,
-                    const std::vector<uint16_t>& masks, float* work) const {
+                    float* work) const {
+    const std::vector<uint16_t> masks = last_masks(tile);
     for (int64_t o = first; o < last; o += kOutputStep) {
       const int64_t rows = std::min(kOutputStep, last - o);
       const int64_t channel = tile.group * conv_.outputs + o;
-      const float* bias = conv_.bias ? conv_.bias + channel : nullptr;
-      const Product product = conv_.last ? Product{conv_.last + channel * conv_.after,
-                                                   conv_.after,
-                                                   1,
-                                                   kNoOffset,
-                                                   features.data,
-                                                   features.row,
-                                                   kNoOffset,
-                                                   conv_.after,
-                                                   1}
-                                         : core(tile, o, features, masks);
-      store_products(&product, 1, rows, tile_columns(tile), bias, layout_, sampling_, tile,
+      const std::vector<Product> parts =
+          conv_.last ? std::vector<Product>{matrix(conv_.last + channel * conv_.after, conv_.after,
+                                                   features)}
+                     : core(tile, o, features, masks);
+      store_products(parts.data(), static_cast<int>(parts.size()), rows, tile_columns(tile),
+                     conv_.bias ? conv_.bias + channel : nullptr, layout_, sampling_, tile,
                      output_.at(tile.image, channel), work);
     }
   }
@@ -194,44 +182,67 @@ class Chain {
   Rows before(const float* made) const { return {made, source_row()}; }
   Rows after(const float* made) const { return {made, layout_.columns()}; }
 
-  // Masks of the taps; none where images are packed.
-  std::vector<uint16_t> masks(const Tile& tile) const {
-    const bool whole = tile.rows * layout_.pitch() % kColumnStep == 0;
-    if (!in_place_ || conv_.depthwise || (pointwise_ && whole)) return {};
-    return layout_.masks(tile.first_row, tile.first_row + tile.rows);
-  }
-
  private:
   int64_t source_row() const { return layout_.channel(); }
   int64_t tile_columns(const Tile& tile) const {
     return whole_steps((tile.rows - 1) * layout_.pitch() + sampling_.target.columns);
   }
 
-  Product core(const Tile& tile, int64_t feature, const Rows& source,
-               const std::vector<uint16_t>& masks) const {
-    const int64_t filters = conv_.depthwise ? 1 : conv_.before;
-    const int64_t row = filters * conv_.positions;
-    return {conv_.core + (tile.group * conv_.after + feature) * row,
-            row,
-            conv_.positions,
-            layout_.filter_offsets(),
-            source.data,
-            source.row,
-            layout_.source_offsets(),
-            filters,
-            layout_.taps(),
-            masks.empty() ? nullptr : masks.data(),
-            layout_.columns() / kColumnStep};
+  // Where the core reads images where they lie: masks that end with the last one.
+  std::vector<uint16_t> last_masks(const Tile& tile) const {
+    const bool whole = tile.rows * layout_.pitch() % kColumnStep == 0;
+    if (!in_place_ || conv_.first || whole) return {};
+    return layout_.masks(tile.first_row, tile.first_row + tile.rows);
   }
 
-  // Taps of a depthwise core that have the same masks.
+  // The product of a matrix (any, columns) with features.
+  static Product matrix(const float* w, int64_t columns, const Rows& features) {
+    return {w, columns, 1, kNoOffset, features.data, features.row, kNoOffset, columns, 1};
+  }
+
+  // Features, or outputs, from `feature` on: the sum of these.
+  std::vector<Product> core(const Tile& tile, int64_t feature, const Rows& source,
+                            const std::vector<uint16_t>& masks) const {
+    const int64_t filters = conv_.depthwise ? 1 : conv_.before;
+    const int64_t row = filters * conv_.positions;
+    Product whole{conv_.core + (tile.group * conv_.after + feature) * row,
+                  row,
+                  conv_.positions,
+                  layout_.filter_offsets(),
+                  source.data,
+                  source.row,
+                  layout_.source_offsets(),
+                  filters,
+                  layout_.taps()};
+    if (taps_.empty()) {
+      if (!masks.empty()) whole.mask = masks.data();
+      return {whole};
+    }
+    std::vector<Product> parts;
+    for (int64_t f = 0; f < filters; f += kFilterStep) {
+      for (const Taps& taps : taps_) {
+        Product part = whole;
+        part.w += f * conv_.positions;
+        part.b += f * source.row;
+        part.outer = std::min(kFilterStep, filters - f);
+        part.w_tap = taps.filter.data();
+        part.b_tap = taps.source.data();
+        part.taps = static_cast<int64_t>(taps.filter.size());
+        if (!taps.masks.empty()) part.mask = taps.masks.data();
+        parts.push_back(part);
+      }
+    }
+    return parts;
+  }
+
+  // Taps of a core that have the same masks.
   struct Taps {
     std::vector<int32_t> filter;
     std::vector<int32_t> source;
     std::vector<uint16_t> masks;
   };
 
-  // Where images are read where they lie, those at one offset along a row; else all.
+  // Where features lie as images do, those at one offset along a row; else all.
   void join_taps() {
     std::vector<int64_t> offsets;
     for (size_t t = 0; t < sampling_.taps.size(); ++t) {
@@ -266,13 +277,12 @@ class Chain {
 // Features [first, last) after a depthwise core, some at a time.
 template <typename T>
 void make_features(const Chain<T>& chain, const Tile& tile, int64_t first, int64_t last,
-                   const float* source, const std::vector<uint16_t>& masks, float* before,
-                   float* after, float* carried = nullptr, bool follows = false) {
+                   const float* source, float* before, float* after, float* carried = nullptr,
+                   bool follows = false) {
   for (int64_t i = first; i < last; i += chain.block()) {
     const int64_t end = std::min(last, i + chain.block());
     chain.make_before(tile, i, end, source, before, carried, follows);
-    chain.make_after(tile, i, end, chain.before(before), masks,
-                     after + i * chain.after(nullptr).row);
+    chain.make_after(tile, i, end, chain.before(before), after + i * chain.after(nullptr).row);
   }
 }
 
@@ -290,24 +300,22 @@ void run_tiles(const Chain<T>& chain, const ChainConv& conv) {
     float* after = before + chain.before_floats();
     float* work = after + chain.after_floats();
     float* carried = chain.carried_floats() ? work + chain.work_floats() : nullptr;
-    const std::vector<uint16_t> masks = chain.masks(tile);
     chain.pack(tile, 0, conv.inputs, source);
     Rows features = chain.inputs(tile, source);
     if (conv.depthwise) {
-      make_features(chain, tile, 0, conv.after, source, masks, before, after, carried,
-                    follows && carried);
+      make_features(chain, tile, 0, conv.after, source, before, after, carried, follows && carried);
       features = chain.after(after);
     } else {
       if (conv.first) {
-        chain.make_before(tile, 0, conv.before, source, before, nullptr, false);
+        chain.make_before(tile, 0, conv.before, source, before, carried, follows && carried);
         features = chain.before(before);
       }
       if (conv.last) {
-        chain.make_after(tile, 0, conv.after, features, masks, after);
+        chain.make_after(tile, 0, conv.after, features, after);
         features = chain.after(after);
       }
     }
-    chain.make_outputs(tile, 0, conv.outputs, features, masks, work);
+    chain.make_outputs(tile, 0, conv.outputs, features, work);
   };
   run_tasks(chain.tiles() / chain.row_tiles() * runs, [&](int64_t i) {
     const int64_t first = i % runs * run;
@@ -351,8 +359,8 @@ void run_shared(const Chain<T>& chain, const ChainConv& conv, int64_t threads) {
   }
   if (conv.depthwise) {
     split(conv.after, kRows, [&](const Tile& tile, int64_t first, int64_t last, const Buffers& to) {
-      make_features(chain, tile, first, last, to.source, chain.masks(tile),
-                    Scratch::get(chain.before_floats()), to.after);
+      make_features(chain, tile, first, last, to.source, Scratch::get(chain.before_floats()),
+                    to.after);
     });
   } else {
     if (conv.first) {
@@ -366,8 +374,7 @@ void run_shared(const Chain<T>& chain, const ChainConv& conv, int64_t threads) {
       split(
           conv.after, kRows, [&](const Tile& tile, int64_t first, int64_t last, const Buffers& to) {
             const Rows rows = conv.first ? chain.before(to.before) : chain.inputs(tile, to.source);
-            chain.make_after(tile, first, last, rows, chain.masks(tile),
-                             to.after + first * chain.after(nullptr).row);
+            chain.make_after(tile, first, last, rows, to.after + first * chain.after(nullptr).row);
           });
     }
   }
@@ -376,8 +383,7 @@ void run_shared(const Chain<T>& chain, const ChainConv& conv, int64_t threads) {
           const Rows rows = conv.last    ? chain.after(to.after)
                             : conv.first ? chain.before(to.before)
                                          : chain.inputs(tile, to.source);
-          chain.make_outputs(tile, first, last, rows, chain.masks(tile),
-                             Scratch::get(chain.work_floats()));
+          chain.make_outputs(tile, first, last, rows, Scratch::get(chain.work_floats()));
         });
 }
 

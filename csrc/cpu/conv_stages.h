@@ -150,9 +150,22 @@ void store_products(const Product* parts, int count, int64_t rows, int64_t colum
   const int64_t width = layout.pitch();
   if constexpr (std::is_same_v<T, float>) {
     const bool contiguous = (image.column == 1 || width == 1) && image.row == width;
-    if (contiguous && width == sampling.target.columns && columns == tile.rows * width) {
-      vector_kernels().product(parts, count, rows, columns, bias,
-                               image.data + tile.first_row * image.row, image.channel, false);
+    if (contiguous && width == sampling.target.columns) {
+      const int64_t own = tile.rows * width;
+      const int64_t whole = own / kColumnStep * kColumnStep;
+      float* target = image.data + tile.first_row * image.row;
+      vector_kernels().product(parts, count, rows, whole, bias, target, image.channel, false);
+      if (whole == own) return;
+      // What follows the last columns is another tile's or channel's.
+      std::vector<Product> rest(parts, parts + count);
+      for (Product& part : rest) {
+        part.b += whole;
+        if (part.mask) part.mask += whole / kColumnStep;
+      }
+      vector_kernels().product(rest.data(), count, rows, kColumnStep, bias, buffer, kColumnStep,
+                               false);
+      vector_kernels().copy_rows(buffer, kColumnStep, rows, own - whole, target + whole,
+                                 image.channel, 0, 0);
       return;
     }
   }

@@ -83,17 +83,23 @@ class TileLayout {
   std::vector<int32_t> source_offsets_;
 };
 
-// Images that can be read where they lie: rows without gaps and of the target's size, and channels
-// that do not all fall into the same lines of the cache.
+// Images that can be read where they lie: rows without gaps and of the target's size.
 template <typename T>
 bool reads_in_place(const Sampling& sampling, const ImageView<const T>& input) {
   if (!std::is_same_v<T, float> || !vector_kernels().takes_masks) return false;
   if (sampling.sources.size() != 1) return false;
-  constexpr int64_t kAliasing = 4096 / sizeof(float);
   const ImageGrid& source = sampling.sources[0];
   const bool contiguous = (input.column == 1 || source.columns == 1) && input.row == source.columns;
   return contiguous && sampling.source_row_step == 1 && sampling.source_column_step == 1 &&
-         source.rows == sampling.target.rows && source.columns == sampling.target.columns &&
+         source.rows == sampling.target.rows && source.columns == sampling.target.columns;
+}
+
+// The same where taps read them: channels that all fall into the same lines of the cache would
+// throw each other out before the next tap.
+template <typename T>
+bool reads_taps_in_place(const Sampling& sampling, const ImageView<const T>& input) {
+  constexpr int64_t kAliasing = 4096 / sizeof(float);
+  return reads_in_place(sampling, input) &&
          (sampling.taps.size() == 1 || input.channel % kAliasing != 0);
 }
 

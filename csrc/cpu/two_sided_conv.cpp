@@ -59,7 +59,7 @@ template <typename T>
 void run(const TwoSidedConv& conv, const Sampling& sampling, const ImageView<const T>& input,
          const ImageView<T>& output) {
   if (is_empty(conv, sampling)) return;
-  const ConvPlan plan(conv, sampling, reads_in_place(sampling, input));
+  const ConvPlan plan(conv, sampling, reads_taps_in_place(sampling, input));
   const FeatureStage<T> features(plan, input);
   const OutputStage<T> outputs(
       plan, output.grid(sampling.target, sampling.target_row_step, sampling.target_column_step));
@@ -75,7 +75,7 @@ template <typename T>
 void run_features(const TwoSidedConv& conv, const Sampling& sampling,
                   const ImageView<const T>& input, const ImageView<float>& output) {
   if (is_empty(conv, sampling)) return;
-  const ConvPlan plan(conv, sampling, reads_in_place(sampling, input));
+  const ConvPlan plan(conv, sampling, reads_taps_in_place(sampling, input));
   const FeatureStage<T> features(plan, input);
   const int64_t count = conv.features();
   run_tasks(plan.tiles(), [&](int64_t i) {

@@ -108,6 +108,7 @@ constexpr int most_rows(int vectors) {
 
 constexpr int64_t kPrefetchTaps = 32;
 constexpr int64_t kPrefetchRows = 16;  // of b, where there is one tap
+constexpr int64_t kCachedRows = 128;
 constexpr int64_t kLineFloats = 16;
 
 template <int MR, int NV>
@@ -131,25 +132,36 @@ __attribute__((noinline)) void block(const Product* parts, int count, int64_t ro
     // processor sees what comes next: some channels ahead, all lines that the taps will read.
     // Offsets rise or fall from the first tap to the last.
     if (taps == 0) continue;
+    // After the first rows, b is in the first-level cache, if it fits.
+    const bool fetches = row == 0 || p.outer * taps > kCachedRows;
     if (taps == 1 && !(kTakesMasks && p.mask)) {  // a matrix product
       const float* w = w_outer + w_tap[0];
       const float* b = b_outer + b_tap[0];
-      for (int64_t o = 0; o < p.outer; ++o) {
-        SKETCHLAYERS_UNROLL
-        for (int v = 0; v < NV * kLanes; v += kLineFloats) {
-          __builtin_prefetch(b + kPrefetchRows * p.b_outer + v);
-        }
-        Vector x[NV];
-        SKETCHLAYERS_UNROLL
-        for (int v = 0; v < NV; ++v) x[v] = load(b + v * kLanes);
-        SKETCHLAYERS_UNROLL
-        for (int m = 0; m < MR; ++m) {
-          const float factor = w[m * w_row];
+      const auto multiply = [&](const auto& fetch) {
+        for (int64_t o = 0; o < p.outer; ++o) {
+          fetch(b);
+          Vector x[NV];
           SKETCHLAYERS_UNROLL
-          for (int v = 0; v < NV; ++v) sum[m][v] += factor * x[v];
+          for (int v = 0; v < NV; ++v) x[v] = load(b + v * kLanes);
+          SKETCHLAYERS_UNROLL
+          for (int m = 0; m < MR; ++m) {
+            const float factor = w[m * w_row];
+            SKETCHLAYERS_UNROLL
+            for (int v = 0; v < NV; ++v) sum[m][v] += factor * x[v];
+          }
+          w += p.w_outer;
+          b += p.b_outer;
         }
-        w += p.w_outer;
-        b += p.b_outer;
+      };
+      if (fetches) {
+        multiply([&](const float* b) {
+          SKETCHLAYERS_UNROLL
+          for (int v = 0; v < NV * kLanes; v += kLineFloats) {
+            __builtin_prefetch(b + kPrefetchRows * p.b_outer + v);
+          }
+        });
+      } else {
+        multiply([](const float*) {});
       }
       continue;
     }
@@ -158,7 +170,7 @@ __attribute__((noinline)) void block(const Product* parts, int count, int64_t ro
     const int64_t highest = b_tap[0] + b_tap[taps - 1] - lowest + NV * kLanes;
     const auto accumulate = [&](const auto& read) {
       for (int64_t o = 0; o < p.outer; ++o) {
-        for (int64_t i = lowest; o + 1 < p.outer && i < highest; i += kLineFloats) {
+        for (int64_t i = lowest; fetches && o + 1 < p.outer && i < highest; i += kLineFloats) {
           __builtin_prefetch(b_outer + ahead + i);
         }
         for (int64_t t = 0; t < taps; ++t) {
@@ -182,6 +194,15 @@ __attribute__((noinline)) void block(const Product* parts, int count, int64_t ro
       const uint16_t* mask = p.mask + column / kColumnStep;
       const int first = static_cast<int>(column % kColumnStep);
       const int64_t mask_tap = p.mask_tap;
+      if (mask_tap == 0) {  // masks that stay in registers
+        uint16_t own[NV];
+        SKETCHLAYERS_UNROLL
+        for (int v = 0; v < NV; ++v) own[v] = mask[(first + v * kLanes) / kColumnStep];
+        accumulate([&](const float* b, int64_t, int lane) {
+          return load_masked(b, own[lane / kLanes], (first + lane) % kColumnStep);
+        });
+        continue;
+      }
       accumulate([=](const float* b, int64_t t, int lane) {
         const int64_t step = (first + lane) / kColumnStep;
         return load_masked(b, mask[t * mask_tap + step], (first + lane) % kColumnStep);

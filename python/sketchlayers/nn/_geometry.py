@@ -222,6 +222,8 @@ def effective_dilation(conv: Any) -> tuple[int, ...]:
 
 def pad(conv: Any, input: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Pads as an operator cannot; what is left to it are zeros, as many on either side."""
+    if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        return input, conv.padding
     sides = padding_amounts(conv)
     if conv.padding_mode != "zeros":
         amounts = [amount for both in reversed(sides) for amount in both]

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sketchlayers import _extension
+from sketchlayers import _extension, ops
 from sketchlayers.nn._autocast import autocast_type
 from sketchlayers.nn._geometry import Geometry, output_size, pad
 
@@ -55,18 +55,20 @@ class Chain(NamedTuple):
 
     Attributes:
         inputs: the first 1x1 convolution; None is none.
-        core: the convolution between them; two, rows and columns, of a depthwise one.
+        core: the convolution between them; of a depthwise one its rows, if it has columns.
+        columns: those, or None.
         outputs: the last 1x1 convolution; None is none.
     """
 
     inputs: Any
-    core: tuple[Any, ...]
+    core: Any
+    columns: Any
     outputs: Any
 
     @property
     def is_depthwise(self) -> bool:
         """Whether every feature has a filter of its own."""
-        return self.inputs is not None and self.core[0].groups == self.inputs.out_channels
+        return self.inputs is not None and self.core.groups == self.inputs.out_channels
 
 
 class OnePassConv2d:
@@ -111,7 +113,7 @@ class OnePassConv2d:
             training=torch.is_grad_enabled() and any(weight.requires_grad for weight in weights),
             channels_last=channels_last,
             depthwise=chain.is_depthwise,
-            core=float(chain.core[0].weight.numel()),
+            core=float(chain.core.weight.numel()),
             multiply_adds=float(count),
             pixels=float(math.prod(output_size(Geometry.of(layer), input_shape[-2:]))),
         )
@@ -120,16 +122,18 @@ class OnePassConv2d:
 
 def _computed(layer: Any, chain: Chain, input: Tensor) -> Tensor:
     """The layer's output, with the bias of its last part."""
-    from sketchlayers import ops
-
     input, padding = pad(layer, input)
-    first, last = (None if part is None else part.weight for part in (chain.inputs, chain.outputs))
-    bias = (chain.core[-1] if chain.outputs is None else chain.outputs).bias
+    inputs, core, columns, outputs = map(_weight, chain)
+    bias = (chain.outputs or chain.columns or chain.core)._parameters["bias"]
     window = layer.stride, padding, layer.dilation, layer.groups
-    if len(chain.core) == 2 and first is not None and last is not None:
-        rows, columns = (part.weight for part in chain.core)
-        return ops.cp_conv2d(input, first, rows, columns, last, bias, *window)
-    return ops.tucker_conv2d(input, first, chain.core[0].weight, last, bias, *window)
+    if columns is None:
+        return ops.tucker_conv2d(input, inputs, core, outputs, bias, *window)
+    return ops.cp_conv2d(input, inputs, core, columns, outputs, bias, *window)
+
+
+def _weight(part: Any) -> Any:
+    """Its weight, as ``part.weight`` would take longer to find it."""
+    return None if part is None else part._parameters["weight"]
 
 
 def _is_untouched(part: Any) -> bool:

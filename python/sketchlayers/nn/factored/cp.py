@@ -174,12 +174,16 @@ class CPConv2d(OnePassConv2d, Conv2dLayer, CPConv):
         return chain_multiply_adds(type(self).__name__, self, parts, input_shape)
 
     def _chain(self) -> Chain | None:
-        if math.prod(self.kernel_size) > MOST_TAPS:
+        height, width = self.kernel_size
+        if height * width > MOST_TAPS:
             return None
-        depthwise = tuple(part for part in (self.rows, self.columns) if part is not None)
-        if not depthwise:  # a 1x1 kernel
-            return Chain(None, (self.input,), self.output)
-        return Chain(self.input, depthwise, self.output)
+        parts = self._modules
+        first, rows, columns, last = (parts[name] for name in ("input", *AXES[1:], "output"))
+        if rows is None and columns is None:  # a 1x1 kernel
+            return Chain(None, first, None, last)
+        if rows is None or columns is None:
+            return Chain(first, rows or columns, None, last)
+        return Chain(first, rows, columns, last)
 
 
 class CPParts(NamedTuple):

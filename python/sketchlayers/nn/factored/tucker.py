@@ -138,7 +138,8 @@ class TuckerConv2d(OnePassConv2d, Conv2dLayer, TuckerConv):
     """
 
     def _chain(self) -> Chain:
-        return Chain(self.input, (self.core,), self.output)
+        parts = self._modules
+        return Chain(parts["input"], parts["core"], None, parts["output"])
 
 
 class TuckerParts(NamedTuple):
