@@ -55,6 +55,18 @@ void check_factor(const char* op, const char* name, const at::Tensor& factor, in
               ")");
 }
 
+void check_images(const char* op, const at::Tensor& input, const std::optional<at::Tensor>& bias,
+                  const at::Tensor& core, int64_t channels, int64_t outputs) {
+  TORCH_CHECK(input.dim() == 4 && input.sym_size(1) == channels, op,
+              ": input must have shape (batch, ", channels, ", height, width) (got ",
+              input.sym_sizes(), ")");
+  check_operand(op, "input", input, core);
+  if (!bias) return;
+  check_operand(op, "bias", *bias, core);
+  TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == outputs, op, ": bias must have shape (",
+              outputs, ") (got ", bias->sym_sizes(), ")");
+}
+
 Tucker check_factors(const char* op, const TuckerFactors& factors, const ConvArguments& conv) {
   const auto& [inputs, core, outputs] = factors;
   check_filter(op, "core", core);
@@ -97,49 +109,54 @@ Tucker check_call(const TuckerCall& call, const char* op) {
   const int64_t channels = tucker.groups * tucker.in_channels;
   const int64_t outputs = tucker.groups * tucker.out_channels;
   check_conv_arguments(op, conv, channels, outputs);
-  TORCH_CHECK(input.dim() == 4 && input.sym_size(1) == channels, op,
-              ": input must have shape (batch, ", channels, ", height, width) (got ",
-              input.sym_sizes(), ")");
-  check_operand(op, "input", input, factors.core);
-  if (bias) {
-    check_operand(op, "bias", *bias, factors.core);
-    TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == outputs, op, ": bias must have shape (",
-                outputs, ") (got ", bias->sym_sizes(), ")");
-  }
+  check_images(op, input, bias, factors.core, channels, outputs);
   tucker.output_sizes =
       conv_output_sizes(op, input, outputs, tucker.kernel_h, tucker.kernel_w, conv);
   return tucker;
 }
 
+namespace {
+
+// compute(images, core) by PyTorch's convolutions. On CPUs those of depthwise filters above all,
+// and all their gradients, are several times faster in channels_last, which more than pays for two
+// copies. Transforms know no formats.
+template <typename Compute>
+at::Tensor in_faster_format(const at::Tensor& input, const at::Tensor& core,
+                            const Compute& compute) {
+  const bool turns =
+      input.is_cpu() && common_memory_format(input, core) == at::MemoryFormat::Contiguous &&
+      !under_transform({input}) && !input.key_set().has(c10::DispatchKey::FuncTorchBatched);
+  if (!turns) return compute(input);
+  return compute(input.contiguous(at::MemoryFormat::ChannelsLast)).contiguous();
+}
+
+at::Tensor convolved(const at::Tensor& images, const at::Tensor& filter,
+                     const std::optional<at::Tensor>& bias, const ConvArguments& conv,
+                     const c10::SymInt& groups) {
+  // In groups, a filter of one row or column in channels_last may have strides of which PyTorch's
+  // convolution of float16 makes another filter (2.14).
+  const bool is_line = (filter.sym_size(2) == 1) != (filter.sym_size(3) == 1);
+  const bool lies_anew = is_line && groups != 1;
+  return at::conv2d_symint(images, lies_anew ? filter.contiguous() : filter, bias,
+                           c10::fromIntArrayRefSlow(conv.stride),
+                           c10::fromIntArrayRefSlow(conv.padding),
+                           c10::fromIntArrayRefSlow(effective_dilation(conv, filter)), groups);
+}
+
+}  // namespace
+
 at::Tensor tucker_conv2d_plain(const TuckerCall& call) {
   const auto& [inputs, core, outputs] = call.factors;
   const auto& conv = call.conv;
-  const auto pointwise = [&](const at::Tensor& images, const at::Tensor& filter,
-                             const std::optional<at::Tensor>& bias) {
-    const std::array<int64_t, 2> ones{1, 1};
-    const std::array<int64_t, 2> zeros{0, 0};
-    return at::conv2d(images, filter, bias, ones, zeros, ones, conv.groups);
-  };
-  // On CPUs PyTorch's convolutions, those of depthwise filters above all, and all their gradients,
-  // are several times faster in channels_last, which more than pays for two copies. Transforms know
-  // no formats.
-  const auto format = common_memory_format(call.input, core);
-  const bool turns = call.input.is_cpu() && format == at::MemoryFormat::Contiguous &&
-                     (inputs || outputs) && !under_transform({call.input}) &&
-                     !call.input.key_set().has(c10::DispatchKey::FuncTorchBatched);
   const std::optional<at::Tensor> none;
-  at::Tensor features = turns ? call.input.contiguous(at::MemoryFormat::ChannelsLast) : call.input;
-  if (inputs) features = pointwise(features, *inputs, none);
-  // A filter of one row or column in channels_last may have strides of which PyTorch's convolution
-  // of float16 makes another filter (2.14, groups).
-  const bool is_line = (core.sym_size(2) == 1) != (core.sym_size(3) == 1);
-  features = at::conv2d_symint(
-      features, is_line ? core.contiguous() : core, outputs ? none : call.bias,
-      c10::fromIntArrayRefSlow(conv.stride), c10::fromIntArrayRefSlow(conv.padding),
-      c10::fromIntArrayRefSlow(effective_dilation(conv, core)),
-      is_depthwise(call.factors) ? core.sym_size(0) : c10::SymInt(conv.groups));
-  if (outputs) features = pointwise(features, *outputs, call.bias);
-  return turns ? features.contiguous() : features;
+  const auto compute = [&](const at::Tensor& images) {
+    at::Tensor features = inputs ? convolved(images, *inputs, none, {}, conv.groups) : images;
+    features = convolved(features, core, outputs ? none : call.bias, conv,
+                         is_depthwise(call.factors) ? core.sym_size(0) : c10::SymInt(conv.groups));
+    return outputs ? convolved(features, *outputs, call.bias, {}, conv.groups) : features;
+  };
+  if (!inputs && !outputs) return compute(call.input);
+  return in_faster_format(call.input, core, compute);
 }
 
 namespace {
@@ -148,22 +165,29 @@ double entries(const at::Tensor& filter) {
   return static_cast<double>(filter.sym_numel().guard_int(__FILE__, __LINE__));
 }
 
-// Multiply-adds of the chain, where all sizes are known.
+// Entries of a filter times the pixels that it makes, where all sizes are known.
+std::optional<double> multiply_adds(const at::Tensor& filter, const c10::SymInt& images,
+                                    const c10::SymInt& rows, const c10::SymInt& columns) {
+  const auto n = images.maybe_as_int(), h = rows.maybe_as_int(), w = columns.maybe_as_int();
+  if (!n || !h || !w) return std::nullopt;
+  return static_cast<double>(*n) * static_cast<double>(*h) * static_cast<double>(*w) *
+         entries(filter);
+}
+
 std::optional<double> multiply_adds(const at::Tensor& input, const Tucker& tucker,
                                     const TuckerFactors& factors) {
-  const auto pixels = [](const c10::SymInt& images, const c10::SymInt& rows,
-                         const c10::SymInt& columns) -> std::optional<double> {
-    const auto n = images.maybe_as_int(), h = rows.maybe_as_int(), w = columns.maybe_as_int();
-    if (!n || !h || !w) return std::nullopt;
-    return static_cast<double>(*n) * static_cast<double>(*h) * static_cast<double>(*w);
-  };
   const auto& sizes = tucker.output_sizes;
-  const auto before = pixels(sizes[0], input.sym_size(2), input.sym_size(3));
-  const auto after = pixels(sizes[0], sizes[2], sizes[3]);
-  if (!before || !after) return std::nullopt;
-  double count = *after * entries(factors.core);
-  if (factors.inputs) count += *before * entries(*factors.inputs);
-  if (factors.outputs) count += *after * entries(*factors.outputs);
+  const auto after = [&](const at::Tensor& filter) {
+    return multiply_adds(filter, sizes[0], sizes[2], sizes[3]);
+  };
+  auto count = after(factors.core);
+  const auto add = [&count](const std::optional<double>& more) {
+    count = count && more ? std::make_optional(*count + *more) : std::nullopt;
+  };
+  if (factors.inputs) {
+    add(multiply_adds(*factors.inputs, sizes[0], input.sym_size(2), input.sym_size(3)));
+  }
+  if (factors.outputs) add(after(*factors.outputs));
   return count;
 }
 
@@ -172,37 +196,49 @@ std::optional<double> known_product(const c10::SymInt& a, const c10::SymInt& b) 
   return product ? std::make_optional(static_cast<double>(*product)) : std::nullopt;
 }
 
-bool plans_fused(const at::Tensor& input, const Tucker& tucker, const TuckerFactors& factors,
-                 bool training) {
+// What the planner must know of a call beside what it computes.
+ChainProblem problem_of(const at::Tensor& input, const at::Tensor& core, at::TensorList operands) {
   PlanProblem described;
-  describe_call(described, input, factors.core, factors.core);
-  const bool lowered = described.precision == Precision::kHalf;
-  const bool is_bfloat16 =
-      lowered && (input.scalar_type() == at::kBFloat16 ||
-                  (input.scalar_type() == at::kFloat &&
-                   at::autocast::get_autocast_dtype(input.device().type()) == at::kBFloat16));
-  return plan_chain({described.processor, described.precision, is_bfloat16, training,
-                     described.channels_last, tucker.depthwise, entries(factors.core),
-                     multiply_adds(input, tucker, factors),
-                     known_product(tucker.output_sizes[2], tucker.output_sizes[3])})
-      .fused;
+  describe_call(described, input, core, core);
+  ChainProblem problem{};
+  problem.processor = described.processor;
+  problem.precision = described.precision;
+  problem.is_bfloat16 =
+      described.precision == Precision::kHalf &&
+      (input.scalar_type() == at::kBFloat16 ||
+       (input.scalar_type() == at::kFloat &&
+        at::autocast::get_autocast_dtype(input.device().type()) == at::kBFloat16));
+  problem.training = records(operands);
+  problem.channels_last = described.channels_last;
+  problem.core = entries(core);
+  return problem;
+}
+
+void check_path(const char* op, c10::string_view path, bool transformed) {
+  TORCH_CHECK_VALUE(path == "auto" || path == "fused" || path == "plain", op,
+                    ": path must be 'auto', 'fused' or 'plain' (got '", path, "')");
+  TORCH_CHECK_NOT_IMPLEMENTED(path != "fused" || !transformed, op,
+                              ": torch.func and forward-mode derivatives need path 'auto' or "
+                              "'plain' (got 'fused')");
 }
 
 at::Tensor computed(const char* op, const TuckerCall& call, c10::string_view path) {
-  TORCH_CHECK_VALUE(path == "auto" || path == "fused" || path == "plain", op,
-                    ": path must be 'auto', 'fused' or 'plain' (got '", path, "')");
   const at::Tensor none;
   const auto& [inputs, core, outputs] = call.factors;
   const std::array<at::Tensor, 5> operands{call.input, inputs.value_or(none), core,
                                            outputs.value_or(none), call.bias.value_or(none)};
   const bool transformed = under_transform(operands);
-  TORCH_CHECK_NOT_IMPLEMENTED(path != "fused" || !transformed, op,
-                              ": torch.func and forward-mode derivatives need path 'auto' or "
-                              "'plain' (got 'fused')");
+  check_path(op, path, transformed);
   const Tucker tucker = check_call(call, op);
-  const bool fused =
-      path == "fused" || (path == "auto" && !transformed &&
-                          plans_fused(call.input, tucker, call.factors, records(operands)));
+  const auto plans_fused = [&] {
+    ChainProblem problem = problem_of(call.input, core, operands);
+    problem.factors = inputs || outputs;
+    problem.depthwise = tucker.depthwise;
+    problem.multiply_adds = multiply_adds(call.input, tucker, call.factors);
+    problem.pixels = known_product(tucker.output_sizes[2], tucker.output_sizes[3]);
+    return plan_chain(problem).fused;
+  };
+  const bool fused = path == "fused" || (path == "auto" && !transformed && plans_fused());
   return fused ? tucker_conv2d_fused(call) : tucker_conv2d_plain(call);
 }
 
@@ -256,6 +292,79 @@ at::Tensor cp_conv2d_composite(const at::Tensor& input, const at::Tensor& inputs
                          {stride.vec(), padding.vec(), dilation.vec(), groups}, path);
 }
 
+// The convolution that has the arguments of another along one axis alone.
+ConvArguments along(const ConvArguments& conv, size_t axis) {
+  ConvArguments own;
+  own.stride[axis] = conv.stride[axis];
+  own.padding[axis] = conv.padding[axis];
+  own.dilation[axis] = conv.dilation[axis];
+  own.groups = conv.groups;
+  return own;
+}
+
+void check_low_rank(const char* op, const at::Tensor& vertical, const at::Tensor& horizontal,
+                    int64_t groups) {
+  check_filter(op, "vertical", vertical);
+  check_filter(op, "horizontal", horizontal);
+  check_operand(op, "horizontal", horizontal, vertical);
+  TORCH_CHECK_VALUE(groups >= 1, op, ": groups must be at least 1 (got groups=", groups, ")");
+  const int64_t rank = fixed_size(vertical, 0) / groups;
+  TORCH_CHECK(fixed_size(vertical, 3) == 1 && fixed_size(horizontal, 2) == 1 &&
+                  fixed_size(vertical, 0) == rank * groups &&
+                  fixed_size(horizontal, 0) % groups == 0 && fixed_size(horizontal, 1) == rank,
+              op,
+              ": vertical and horizontal must have shapes (groups * R, S, h, 1) and "
+              "(groups * T, R, 1, w) (got ",
+              vertical.sym_sizes(), ", ", horizontal.sym_sizes(), " and groups=", groups, ")");
+}
+
+at::Tensor low_rank_computed(const char* op, const at::Tensor& input, const at::Tensor& vertical,
+                             const at::Tensor& horizontal, const std::optional<at::Tensor>& bias,
+                             const ConvArguments& conv, c10::string_view path) {
+  const std::array<at::Tensor, 4> operands{input, vertical, horizontal,
+                                           bias.value_or(at::Tensor())};
+  const bool transformed = under_transform(operands);
+  check_path(op, path, transformed);
+  check_low_rank(op, vertical, horizontal, conv.groups);
+  const int64_t channels = conv.groups * fixed_size(vertical, 1);
+  const int64_t outputs = fixed_size(horizontal, 0);
+  check_conv_arguments(op, conv, channels, outputs);
+  check_images(op, input, bias, vertical, channels, outputs);
+  const auto sizes = conv_output_sizes(op, input, outputs, fixed_size(vertical, 2),
+                                       fixed_size(horizontal, 3), conv);
+  const auto plans_fused = [&] {
+    ChainProblem problem = problem_of(input, vertical, operands);
+    const auto first = multiply_adds(vertical, sizes[0], sizes[2], input.sym_size(3));
+    const auto second = multiply_adds(horizontal, sizes[0], sizes[2], sizes[3]);
+    if (first && second) problem.multiply_adds = *first + *second;
+    problem.pixels = known_product(sizes[2], sizes[3]);
+    return plan_chain(problem).fused;
+  };
+  const ConvArguments rows = along(conv, 0);
+  const ConvArguments columns = along(conv, 1);
+  const std::optional<at::Tensor> none;
+  if (path == "fused" || (path == "auto" && !transformed && plans_fused())) {
+    const at::Tensor features = tucker_conv2d_fused({input, {none, vertical, none}, none, rows});
+    return tucker_conv2d_fused({features, {none, horizontal, none}, bias, columns});
+  }
+  return in_faster_format(input, vertical, [&](const at::Tensor& images) {
+    return convolved(convolved(images, vertical, none, rows, conv.groups), horizontal, bias,
+                     columns, conv.groups);
+  });
+}
+
+at::Tensor low_rank_conv2d_composite(const at::Tensor& input, const at::Tensor& vertical,
+                                     const at::Tensor& horizontal,
+                                     const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                                     at::IntArrayRef padding, at::IntArrayRef dilation,
+                                     int64_t groups, c10::string_view path) {
+  constexpr const char* kName = "low_rank_conv2d";
+  return batched(kName, input, [&](const at::Tensor& images) {
+    return low_rank_computed(kName, images, vertical, horizontal, bias,
+                             {stride.vec(), padding.vec(), dilation.vec(), groups}, path);
+  });
+}
+
 TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
   m.def(
       "tucker_conv2d(Tensor input, Tensor? inputs, Tensor core, Tensor? outputs,"
@@ -267,11 +376,18 @@ TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {
       " Tensor? bias=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *,"
       " str path='auto') -> Tensor",
       TORCH_FN(cp_conv2d_composite), {at::Tag::pt2_compliant_tag});
+  m.def(
+      "low_rank_conv2d(Tensor input, Tensor vertical, Tensor horizontal, Tensor? bias=None,"
+      " int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *, str path='auto')"
+      " -> Tensor",
+      TORCH_FN(low_rank_conv2d_composite), {at::Tag::pt2_compliant_tag});
   // vmap: the parts have batching rules, the whole has none.
   m.impl("tucker_conv2d", torch::dispatch(c10::DispatchKey::FuncTorchBatchedDecomposition,
                                           TORCH_FN(tucker_conv2d_composite)));
   m.impl("cp_conv2d", torch::dispatch(c10::DispatchKey::FuncTorchBatchedDecomposition,
                                       TORCH_FN(cp_conv2d_composite)));
+  m.impl("low_rank_conv2d", torch::dispatch(c10::DispatchKey::FuncTorchBatchedDecomposition,
+                                            TORCH_FN(low_rank_conv2d_composite)));
   m.def(
       "tucker_conv2d_fused(Tensor input, Tensor? inputs, Tensor core, Tensor? outputs,"
       " Tensor? bias=None, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1)"

@@ -26,11 +26,16 @@ ChainPlan plan_chain(const ChainProblem& problem) {
   if (problem.is_bfloat16) {
     return {false, "processors compute with bfloat16, and the pass over tiles in float32"};
   }
+  if (!problem.factors && problem.channels_last) {
+    return {false, "without 1x1 factors PyTorch's convolutions are faster in channels_last"};
+  }
   const bool is_large = problem.multiply_adds.value_or(0) >= kMany;
   const bool is_narrow = problem.pixels.value_or(kFewPixels) < kFewPixels;
   const bool mixes_many = !problem.depthwise && problem.core > kLargeCore;
-  if (mixes_many && problem.channels_last && (is_large || is_narrow)) {
-    return {false, "large products in channels_last are faster in PyTorch's convolutions"};
+  const bool is_slow_core =
+      problem.channels_last ? is_large || is_narrow : is_large && !problem.factors;
+  if (mixes_many && is_slow_core) {
+    return {false, "large products of many features are faster in PyTorch's convolutions"};
   }
   if (is_large && is_narrow) {
     return {false, "large products of small images are faster in PyTorch's convolutions"};

@@ -15,6 +15,7 @@ struct ChainProblem {
   bool is_bfloat16;
   bool training;       // whether gradients will be recorded
   bool channels_last;  // how the images lie in memory
+  bool factors;        // whether there are 1x1 ones
   bool depthwise;      // the core
   double core;         // its entries
   // Of the whole chain, and of one image of the output; not known where a size is symbolic.

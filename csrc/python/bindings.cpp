@@ -116,16 +116,16 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan_chain",
       [](const std::string& device, const std::string& dtype, bool training, bool channels_last,
-         bool depthwise, double core, double multiply_adds, double pixels) {
+         bool factors, bool depthwise, double core, double multiply_adds, double pixels) {
         const sketchlayers::ChainPlan plan = sketchlayers::plan_chain(
             {device == "cpu" ? sketchlayers::Processor::kCpu : sketchlayers::Processor::kCuda,
-             parse_precision(dtype), dtype == "bfloat16", training, channels_last, depthwise, core,
-             multiply_adds, pixels});
+             parse_precision(dtype), dtype == "bfloat16", training, channels_last, factors,
+             depthwise, core, multiply_adds, pixels});
         return std::pair<bool, std::string>(plan.fused, plan.reason);
       },
       py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("training"),
-      py::arg("channels_last"), py::arg("depthwise"), py::arg("core"), py::arg("multiply_adds"),
-      py::arg("pixels"),
+      py::arg("channels_last"), py::arg("factors"), py::arg("depthwise"), py::arg("core"),
+      py::arg("multiply_adds"), py::arg("pixels"),
       "Whether a convolution that is a chain of factors is computed in one pass, and why.");
   m.def("load_plan_costs", &sketchlayers::load_cost_model, py::arg("text"),
         "Replaces the planner's constants by those in the text.");

@@ -436,3 +436,38 @@ def cp_conv2d(
     return _operators.cp_conv2d(
         input, inputs, rows, columns, outputs, bias, stride, padding, dilation, groups, path=path
     )
+
+
+def low_rank_conv2d(
+    input: Tensor,
+    vertical: Tensor,
+    horizontal: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    path: ChainPath = "auto",
+) -> Tensor:
+    """Convolves with a filter of low rank, as a vertical and a horizontal convolution.
+
+    ``conv2d(conv2d(input, vertical, ...), horizontal, bias, ...)``, each with the stride, padding
+    and dilation of its axis (Tai et al., ICLR 2016, equation 2).
+
+    Args:
+        input: Tensor of shape ``(batch, d2, height, width)``, or without the batch.
+        vertical: Tensor of shape ``(g*R, d2/g, h, 1)``.
+        horizontal: Tensor of shape ``(d1, R, 1, w)``.
+        bias, stride, padding, dilation, groups: As for :func:`tucker_conv2d`.
+        path: ``"fused"`` for this package's kernels, ``"plain"`` for PyTorch's convolutions, or
+            ``"auto"`` for those that are expected to be faster.
+
+    Returns:
+        Tensor of shape ``(batch, d1, height, width)``; channels_last if ``input`` or ``vertical``
+        is, whichever the path.
+    """
+    _tell_counters()
+    return _operators.low_rank_conv2d(
+        input, vertical, horizontal, bias, stride, padding, dilation, groups, path=path
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sketchlayers import CPConv2d, LowRankLinear, TuckerConv2d
+from sketchlayers import CPConv2d, LowRankConv2d, LowRankLinear, TuckerConv2d
 from sketchlayers.nn.factored import _fused
 
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -174,4 +174,27 @@ def test_first_layers_import_little() -> None:
 
 def test_linear_layers_are_two_plain_ones() -> None:
     layer, x = LowRankLinear(6, 8, rank=2), torch.randn(2, 6)
-    torch.testing.assert_close(layer(x), parts_one_after_the_other(layer, x))
+    assert torch.equal(layer(x), parts_one_after_the_other(layer, x))
+    calls = []
+    layer.first.register_forward_hook(lambda *_: calls.append("first"))
+    layer(x)
+    assert calls == ["first"]
+    layer.second = nn.Sequential(layer.second, nn.ReLU())
+    assert torch.equal(layer(x), parts_one_after_the_other(layer, x))
+
+
+@pytest.mark.parametrize("how", [{}, {"stride": (2, 1), "groups": 2, "bias": False}])
+def test_two_operators_compute_a_layer_of_low_rank(how: dict[str, Any]) -> None:
+    layer, x = LowRankConv2d(6, 8, 3, padding=1, rank=3, **how), torch.randn(2, 6, 7, 9)
+    wanted = parts_one_after_the_other(layer, x)
+    with torch.no_grad():
+        calls = counted(layer, x)
+        assert (calls.fused, calls.convolutions) == (2, 0)
+        assert layer.plan(x.shape).path == "fused"
+        torch.testing.assert_close(layer(x), wanted)
+        x = x.to(memory_format=torch.channels_last)
+        calls = counted(layer, x)
+        assert (calls.fused, calls.convolutions) == (0, 2)
+        assert layer.plan(x.shape, channels_last=True).path == "plain"
+        torch.testing.assert_close(layer(x), wanted)
+    assert counted(layer, x).fused == 0

@@ -410,6 +410,23 @@ class Maker:
         call.kwargs = self._chain_path()
         return call
 
+    def _low_rank_conv2d(self) -> Call:
+        draw = self.draw
+        groups = draw.choice((1, 1, 2, 3))
+        channels, outputs, rank = (self._size() for _ in range(3))
+        kernel = draw.choice((1, 1, 2, 3)), draw.choice((1, 1, 2, 3, 5))
+        stride, padding, dilation, sizes, results = self._geometry(kernel)
+        lead = [] if draw.random() < 0.2 else [draw.choice((0, 1, 1, 2, 3))]
+        operands = [
+            self._tensor(*lead, groups * channels, *sizes),
+            self._tensor(groups * rank, channels, kernel[0], 1),
+            self._tensor(groups * outputs, rank, 1, kernel[1]),
+            self._tensor(groups * outputs) if draw.random() < 0.5 else None,
+        ]
+        geometry = [stride, padding, dilation, groups]
+        shape = (*lead, groups * outputs, *results)
+        return Call("", operands + geometry, self._chain_path(), (shape,), self._dtype)
+
     # Hashes.
 
     def _hashes(self) -> tuple[int, int, int, dict[str, list[int]]]:
@@ -851,6 +868,16 @@ def _convolutions(call: Call) -> Iterator[tuple[Tensor, Tensor, list[Any]]]:
         s1, s2, u2 = given["s1"], given["s2"], given["u2"]
         stacked = s1.shape[0] + math.prod(u2.shape[:2])  # with the signs beside S1
         shapes = [(rows, *s1.shape[1:]) for rows in (s2.shape[0], s1.shape[0], stacked)]
+    elif call.name == "low_rank_conv2d":
+        for axis, name in enumerate(("vertical", "horizontal")):
+            filter = given[name].detach()
+            own = [[1, 1], [0, 0], [1, 1]]
+            for pair, whole in zip(own, geometry[:3], strict=True):
+                pair[axis] = whole[axis]
+            channels = geometry[3] * filter.shape[1]
+            taken = image[:, :1].expand(-1, channels, -1, -1)
+            yield taken.contiguous(memory_format=torch.channels_last), filter, [*own, geometry[3]]
+        return
     else:  # the core's, of as many images as it reads
         core = given["core"] if "core" in given else given["rows"] * given["columns"]
         first, last = given.get("inputs"), given.get("outputs")

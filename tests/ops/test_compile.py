@@ -289,7 +289,7 @@ def test_every_operator_is_checked():
         *("sk_linear", "sk_linear_factored", "sk_linear_factored_backward"),
         *("sk_conv2d", "sk_conv2d_factored", "sk_conv2d_factored_backward"),
         *("hashed_weight", "hashed_weight_backward", "hash_entries", "fresh_weight"),
-        *("tucker_conv2d", "tucker_conv2d_fused", "cp_conv2d"),
+        *("tucker_conv2d", "tucker_conv2d_fused", "cp_conv2d", "low_rank_conv2d"),
     }
     registered = {
         schema.name.removeprefix("sketchlayers::")

@@ -383,3 +383,93 @@ def test_layouts() -> None:
         for path in ("fused", "plain", "auto"):
             got = chain(operands, path)
             assert got.is_contiguous(memory_format=format)
+
+
+def low_rank(chain: Chain, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Array]:
+    """Operands of `ops.low_rank_conv2d` for a chain's convolution, and the float64 result."""
+    generator = torch.Generator().manual_seed(4)
+    (h, w), g, rank = chain.kernel, chain.groups, chain.ranks[0]
+    shapes = [
+        (2, chain.in_channels, *chain.size),
+        (g * rank, chain.in_channels // g, h, 1),
+        (chain.out_channels, rank, 1, w),
+        (chain.out_channels,),
+    ]
+    operands = [
+        torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype) for shape in shapes
+    ]
+    x, vertical, horizontal, bias = (one.double().numpy() for one in operands)
+    window = chain.stride, chain.padding, chain.dilation
+    rows = [(own[0], none) for own, none in zip(window, (1, 0, 1), strict=True)]
+    columns = [(none, own[1]) for own, none in zip(window, (1, 0, 1), strict=True)]
+    features = convolved(x, vertical, *rows, g)
+    return operands, convolved(features, horizontal, *columns, g) + bias[:, None, None]
+
+
+LOW_RANK = {
+    "ordinary": Chain(),
+    "groups": Chain(groups=2),
+    "strides": Chain(stride=(2, 1), padding=(0, 2), dilation=(1, 2), kernel=(2, 3)),
+    "row": Chain(kernel=(1, 3), padding=(0, 1)),
+    "many": Chain(in_channels=40, out_channels=70, size=(33, 37), ranks=(50, 50), kernel=(5, 3)),
+}
+
+
+@pytest.mark.parametrize("path", ["fused", "plain", "auto"])
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_low_rank(name: str, path: Any) -> None:
+    chain = LOW_RANK[name]
+    operands, want = low_rank(chain)
+    assert relative_error(ops.low_rank_conv2d(*operands, *chain.window, path=path), want) < 1e-13
+    operands = [one.float() for one in operands]
+    for format in (torch.contiguous_format, torch.channels_last):
+        operands[0] = operands[0].contiguous(memory_format=format)
+        got = ops.low_rank_conv2d(*operands, *chain.window, path=path)
+        assert relative_error(got, want) < 1e-5
+        assert got.is_contiguous(memory_format=format)
+    one = ops.low_rank_conv2d(operands[0][0], *operands[1:], *chain.window, path=path)
+    assert relative_error(one, want[0]) < 1e-5
+
+
+@pytest.mark.parametrize("path", ["fused", "plain"])
+def test_derivatives_of_low_rank(path: Any) -> None:
+    chain = LOW_RANK["groups"]
+    leaves = [one.requires_grad_() for one in low_rank(chain)[0]]
+
+    def call(*tensors: Tensor) -> Tensor:
+        return ops.low_rank_conv2d(*tensors, *chain.window, path=path)
+
+    assert gradcheck(call, leaves, fast_mode=True)
+    assert gradgradcheck(call, leaves, fast_mode=True)
+    images = torch.stack([leaves[0].detach()] * 3)
+    got = torch.func.vmap(lambda x: ops.low_rank_conv2d(x, *leaves[1:], *chain.window))(images)
+    torch.testing.assert_close(got[2], call(*leaves))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"vertical": lambda t: t.mT}, RuntimeError, "must have shapes"),
+        ({"horizontal": lambda t: t[:, :1]}, RuntimeError, "must have shapes"),
+        ({"horizontal": lambda t: t[:-1]}, RuntimeError, "must have shapes"),
+        ({"horizontal": lambda t: t.double()}, TypeError, "horizontal must have the type"),
+        ({"vertical": lambda t: t[0]}, RuntimeError, "vertical must have 4 dimensions"),
+        ({"input": lambda t: t[:, 1:]}, RuntimeError, "input must have shape"),
+        ({"bias": lambda t: t[1:]}, RuntimeError, "bias must have shape"),
+        ({"groups": 0}, ValueError, "groups must be at least 1"),
+        ({"stride": 0}, ValueError, "stride must be two numbers"),
+        ({"stride": (1, 1, 1)}, ValueError, "stride must be two numbers"),
+        ({"padding": 0, "input": lambda t: t[..., :2]}, RuntimeError, "kernel must fit"),
+        ({"path": "folded"}, ValueError, "path must be"),
+    ],
+)
+def test_bad_input_of_low_rank(changes: dict[str, Any], error: Any, match: str) -> None:
+    chain = LOW_RANK["groups"]
+    operands, _ = low_rank(chain, torch.float32)
+    names = ("input", "vertical", "horizontal", "bias")
+    window = dict(zip(("stride", "padding", "dilation", "groups"), chain.window, strict=True))
+    arguments = dict(zip(names, operands, strict=True)) | window
+    for name, change in changes.items():
+        arguments[name] = change(arguments[name]) if callable(change) else change
+    with pytest.raises(error, match=rf"(?s)^low_rank_conv2d: .*{match}.*\(got "):
+        ops.low_rank_conv2d(**arguments)

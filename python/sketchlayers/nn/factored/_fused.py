@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sketchlayers import _extension, ops
+from sketchlayers import _extension
 from sketchlayers.nn._autocast import autocast_type
 from sketchlayers.nn._geometry import Geometry, output_size, pad
 
@@ -23,8 +23,8 @@ class ChainPlan(NamedTuple):
     """How a layer of factors would compute one forward call.
 
     Attributes:
-        path: ``"fused"``, in one pass over tiles of pixels, or ``"plain"``, by PyTorch's
-            convolutions one after the other.
+        path: ``"fused"``, by this package's kernels, in one pass over tiles of pixels if it has 1x1
+            factors, or ``"plain"``, by PyTorch's convolutions one after the other.
         reason: one sentence.
         multiply_adds: of the call, without the bias.
     """
@@ -45,7 +45,7 @@ def may_fuse(layer: nn.Module, input: object) -> bool:
         and input.is_cpu
         and not torch.jit.is_tracing()
         and not torch.compiler.is_exporting()
-        and all(part is None or _is_untouched(part) for part in layer._modules.values())
+        and all(part is None or is_plain(part, nn.Conv2d) for part in layer._modules.values())
         and _extension_is_there()
     )
 
@@ -55,8 +55,8 @@ class Chain(NamedTuple):
 
     Attributes:
         inputs: the first 1x1 convolution; None is none.
-        core: the convolution between them; of a depthwise one its rows, if it has columns.
-        columns: those, or None.
+        core: the convolution between them, or the vertical one of two.
+        columns: the horizontal one, or None.
         outputs: the last 1x1 convolution; None is none.
     """
 
@@ -112,6 +112,7 @@ class OnePassConv2d:
             dtype=str(dtype).removeprefix("torch."),
             training=torch.is_grad_enabled() and any(weight.requires_grad for weight in weights),
             channels_last=channels_last,
+            factors=not (chain.inputs is None and chain.outputs is None),
             depthwise=chain.is_depthwise,
             core=float(chain.core.weight.numel()),
             multiply_adds=float(count),
@@ -122,12 +123,16 @@ class OnePassConv2d:
 
 def _computed(layer: Any, chain: Chain, input: Tensor) -> Tensor:
     """The layer's output, with the bias of its last part."""
+    from sketchlayers import ops  # which loads the extension
+
     input, padding = pad(layer, input)
     inputs, core, columns, outputs = map(_weight, chain)
     bias = (chain.outputs or chain.columns or chain.core)._parameters["bias"]
     window = layer.stride, padding, layer.dilation, layer.groups
     if columns is None:
         return ops.tucker_conv2d(input, inputs, core, outputs, bias, *window)
+    if inputs is None:
+        return ops.low_rank_conv2d(input, core, columns, bias, *window)
     return ops.cp_conv2d(input, inputs, core, columns, outputs, bias, *window)
 
 
@@ -136,10 +141,10 @@ def _weight(part: Any) -> Any:
     return None if part is None else part._parameters["weight"]
 
 
-def _is_untouched(part: Any) -> bool:
-    """Whether a part computes what a convolution with its weight does, and nobody looks on."""
+def is_plain(part: Any, kind: type[nn.Module]) -> bool:
+    """Whether a part computes what one of this kind with its weight does, and nobody looks on."""
     return (
-        type(part) is nn.Conv2d
+        type(part) is kind
         and type(part._parameters.get("weight")) in _PLAIN
         and not (part._forward_hooks or part._forward_pre_hooks)
         and not (part._backward_hooks or part._backward_pre_hooks)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchlayers import decompose
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import Factory, LinearLayer, stands_for_dense
+from sketchlayers.nn.factored._fused import is_plain
 from sketchlayers.nn.factored._layer import FactoredLayer, Fit
 
 _DOCUMENTED_FIT = """\
@@ -49,7 +52,18 @@ class LowRankLinear(LinearLayer, FactoredLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(*, d2)`` to ``(*, d1)``."""
+        if not torch.jit.is_scripting():
+            return self._computed(input)
         return self.second(self.first(input))
+
+    def _computed(self, input: Tensor) -> Tensor:
+        """Without calls of modules, which take as long as a small layer, where parts are plain."""
+        parts: Any = self._modules
+        first, second = parts["first"], parts["second"]
+        if not (is_plain(first, nn.Linear) and is_plain(second, nn.Linear)):
+            return self.second(self.first(input))
+        inputs, outputs = (part._parameters["weight"] for part in (first, second))
+        return F.linear(F.linear(input, inputs), outputs, second._parameters["bias"])
 
     def dense_weight(self) -> Tensor:
         """``(d1, d2)``, differentiable in the factors."""

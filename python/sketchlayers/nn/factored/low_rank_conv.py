@@ -12,6 +12,7 @@ from sketchlayers.nn._geometry import Geometry
 from sketchlayers.nn._groups import Group
 from sketchlayers.nn._layer import Conv2dLayer, Factory, stands_for_dense
 from sketchlayers.nn.factored._conv import FactoredConv, convolution
+from sketchlayers.nn.factored._fused import Chain, OnePassConv2d
 from sketchlayers.nn.factored._layer import Fit
 
 _DOCUMENTED_FIT = """\
@@ -22,7 +23,7 @@ _DOCUMENTED_FIT = """\
 
 
 @stands_for_dense
-class LowRankConv2d(Conv2dLayer, FactoredConv):
+class LowRankConv2d(OnePassConv2d, Conv2dLayer, FactoredConv):
     r"""Convolution as a vertical and a horizontal one, in place of ``nn.Conv2d``.
 
     The weight is::
@@ -63,7 +64,15 @@ class LowRankConv2d(Conv2dLayer, FactoredConv):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, in, H, W)`` or ``(in, H, W)``."""
+        if not torch.jit.is_scripting():
+            fused = self._in_one_pass(input)
+            if fused is not None:
+                return fused
         return self.horizontal(self.vertical(input))
+
+    def _chain(self) -> Chain:
+        parts = self._modules
+        return Chain(None, parts["vertical"], parts["horizontal"], None)
 
     def _product(self) -> Tensor:
         vertical = self._by_group(self.vertical)[..., 0]
