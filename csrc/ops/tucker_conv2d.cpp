@@ -133,10 +133,11 @@ at::Tensor in_faster_format(const at::Tensor& input, const at::Tensor& core,
 at::Tensor convolved(const at::Tensor& images, const at::Tensor& filter,
                      const std::optional<at::Tensor>& bias, const ConvArguments& conv,
                      const c10::SymInt& groups) {
-  // In groups, a filter of one row or column in channels_last may have strides of which PyTorch's
-  // convolution of float16 makes another filter (2.14).
+  // A filter of one row or column in channels_last may have strides of which PyTorch's convolution
+  // of float16 makes another filter, in groups, and with which others refuse to make its gradient
+  // (2.14).
   const bool is_line = (filter.sym_size(2) == 1) != (filter.sym_size(3) == 1);
-  const bool lies_anew = is_line && groups != 1;
+  const bool lies_anew = is_line && (groups != 1 || records({filter}));
   return at::conv2d_symint(images, lies_anew ? filter.contiguous() : filter, bias,
                            c10::fromIntArrayRefSlow(conv.stride),
                            c10::fromIntArrayRefSlow(conv.padding),
