@@ -314,10 +314,23 @@ class PixelChain {
 }  // namespace
 
 bool takes_pixels(const ChainConv& conv, const ConvAxis& rows, const ConvAxis& columns) {
+  if (conv.images * rows.output * columns.output < 2 * std::max(conv.before, conv.after)) {
+    return false;
+  }
+  if (conv.depthwise) return true;
   // A core that mixes features is read once for every row of pixels.
   constexpr int64_t kLargestCore = 1 << 16;
-  if (!conv.depthwise && conv.before * conv.after * conv.positions > kLargestCore) return false;
-  return conv.images * rows.output * columns.output >= 2 * std::max(conv.before, conv.after);
+  const int64_t core = conv.before * conv.positions;
+  if (core * conv.after > kLargestCore) return false;
+  // Vectors are of features, and end with zeros where these fill no whole step. If there are many,
+  // features are better rows.
+  constexpr double kMostZeros = 1.35;
+  const auto work = [&](const auto& vectors) {
+    return static_cast<double>((conv.first ? conv.inputs * vectors(conv.before) : 0) +
+                               core * vectors(conv.after) +
+                               (conv.last ? conv.after * vectors(conv.outputs) : 0));
+  };
+  return work(whole_steps) <= kMostZeros * work([](int64_t features) { return features; });
 }
 
 template <typename T>
