@@ -13,9 +13,12 @@
 namespace sketchlayers {
 namespace {
 
-// A filter as the kernels read it, in float32; stays alive with this.
+// A filter as the kernels read it, in float32; stays alive with this. Asked for first, since a
+// conversion that changes nothing takes as long as other steps of a small call.
 at::Tensor numbers(const std::optional<at::Tensor>& filter) {
-  return filter ? filter->to(at::kFloat).contiguous() : at::Tensor();
+  if (!filter) return {};
+  if (filter->scalar_type() == at::kFloat && filter->is_contiguous()) return *filter;
+  return filter->to(at::kFloat).contiguous();
 }
 
 const float* data(const at::Tensor& filter) {
