@@ -33,11 +33,11 @@ ChainPlan plan_chain(const ChainProblem& problem) {
   }
   const bool is_large = problem.multiply_adds.value_or(0) >= kMany;
   const bool is_narrow = problem.pixels.value_or(kFewPixels) < kFewPixels;
-  const double core = problem.depthwise ? 0 : problem.core;
-  const bool is_slow = core > kHugeCore        ? problem.channels_last || is_large
-                       : problem.channels_last ? is_large || is_narrow
-                                               : is_large && !problem.factors;
-  if (core > kLargeCore && is_slow) {
+  const double core = problem.core;
+  const bool is_slow = problem.channels_last
+                           ? is_large || core > kHugeCore || (core > kLargeCore && is_narrow)
+                           : is_large && core > (problem.factors ? kHugeCore : kLargeCore);
+  if (!problem.depthwise && is_slow) {
     return {false, "large products of many features are faster in PyTorch's convolutions"};
   }
   if (is_large && is_narrow) {

@@ -198,3 +198,14 @@ def test_two_operators_compute_a_layer_of_low_rank(how: dict[str, Any]) -> None:
         assert layer.plan(x.shape, channels_last=True).path == "plain"
         torch.testing.assert_close(layer(x), wanted)
     assert counted(layer, x).fused == 0
+
+
+def test_what_pytorch_computes_faster_is_left_to_it() -> None:
+    layer = TuckerConv2d(512, 512, 3, padding=1, ranks=(256, 256))
+    with torch.no_grad():
+        assert layer.plan((1, 512, 28, 28)).path == "fused"
+        for shape, channels_last in (((1, 512, 28, 28), True), ((32, 512, 28, 28), False)):
+            plan = layer.plan(shape, channels_last=channels_last)
+            assert plan.path == "plain" and "many features" in plan.reason
+        plan = CPConv2d(64, 64, 3, padding=1, rank=137).plan((512, 64, 7, 7))
+        assert plan.path == "plain" and "small images" in plan.reason
