@@ -203,8 +203,8 @@ def test_two_operators_compute_a_layer_of_low_rank(how: dict[str, Any]) -> None:
 def test_what_pytorch_computes_faster_is_left_to_it() -> None:
     layer = TuckerConv2d(512, 512, 3, padding=1, ranks=(256, 256))
     with torch.no_grad():
-        assert layer.plan((1, 512, 28, 28)).path == "fused"
-        for shape, channels_last in (((1, 512, 28, 28), True), ((32, 512, 28, 28), False)):
+        assert layer.plan((1, 512, 8, 8)).path == "fused"
+        for shape, channels_last in (((1, 512, 8, 8), True), ((32, 512, 8, 8), False)):
             plan = layer.plan(shape, channels_last=channels_last)
             assert plan.path == "plain" and "many features" in plan.reason
         plan = CPConv2d(64, 64, 3, padding=1, rank=137).plan((512, 64, 7, 7))
