@@ -6,6 +6,7 @@
 #include "composite/composed.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
+#include "cpu/panel_linear.h"
 #include "cpu/tasks.h"
 
 namespace sketchlayers {
@@ -83,17 +84,21 @@ at::Tensor sk_linear_factored_cpu(const LinearCall& call) {
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
   const at::Tensor y = cpu::empty_result({x.size(0), sketch.out_channels}, x.options(),
                                          at::MemoryFormat::Contiguous);
-  const cpu::Factors factors(tensors, sketch);
   const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
   const float* bias_data = bias ? offset.const_data_ptr<float>() : nullptr;
+  auto sizes = input.sizes().vec();
+  sizes.back() = sketch.out_channels;
+  if (cpu::takes_panels(x.scalar_type(), sketch)) {
+    cpu::linear_by_panels(x, tensors, sketch, bias_data, y);
+    return y.view(sizes);
+  }
+  const cpu::Factors factors(tensors, sketch);
   if (x.size(0) <= cpu::kFewVectors && x.scalar_type() == at::kFloat && sketch.blocks == 1) {
     few_rows(x, factors, sketch, bias_data, y);
   } else {
     for_type(x.scalar_type(),
              [&](auto zero) { run<decltype(zero)>(factors.forward(1, bias_data), x, y); });
   }
-  auto sizes = input.sizes().vec();
-  sizes.back() = sketch.out_channels;
   return y.view(sizes);
 }
 
@@ -105,6 +110,12 @@ LayerGradients sk_linear_factored_backward_cpu(const LinearBackwardCall& call) {
   }
   const at::Tensor x = input.reshape({-1, sketch.in_channels}).contiguous();
   const at::Tensor dy = grad.reshape({-1, sketch.out_channels}).contiguous();
+  if (cpu::takes_panels(x.scalar_type(), sketch)) {
+    auto [grad_input, grad_s1, grad_s2] =
+        cpu::linear_by_panels_backward(dy, x, tensors, sketch, output_mask);
+    if (output_mask[0]) grad_input = grad_input.view(input.sizes());
+    return {grad_input, grad_s1, grad_s2};
+  }
   const cpu::Factors factors(tensors, sketch);
   at::Tensor grad_input = input.new_empty({0});
   if (output_mask[0]) {

@@ -67,6 +67,21 @@ struct VectorKernels {
   void (*transpose)(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
                     int64_t out_row, bool padded);
 
+  // Pairs of numbers of 16 bits, one of each row.
+  void (*interleave)(const uint16_t* upper, const uint16_t* lower, int64_t count, uint32_t* out);
+
+  // out[i] is `pair`, two numbers of 16 bits, with the signs from bits `shift` and `shift` + 1 of
+  // words[i].
+  void (*sign_pairs_of_words)(const uint32_t* words, int64_t count, int shift, uint32_t pair,
+                              uint32_t* out);
+  // The same with the signs from bit i of `upper` and of `lower`, up to 32.
+  void (*sign_pairs_of_bits)(uint32_t upper, uint32_t lower, int64_t count, uint32_t pair,
+                             uint32_t* out);
+
+  // out[i] = in[i] * factor + bias[i] (or 0 where it is null), rounded to bfloat16.
+  void (*to_bfloat16)(const float* in, int64_t count, float factor, const float* bias,
+                      uint16_t* out);
+
   // out[i] = sign(start + i) * magnitude for i < whole_steps(count); start is a multiple of
   // kColumnStep.
   void (*expand_signs)(const int32_t* packed_row, int64_t start, int64_t count, float magnitude,

@@ -419,6 +419,9 @@ inline void transpose_stages(Vector (&rows)[kLanes]) {
   }
 }
 
+// Rows are often as far apart as pages, where nothing sees what comes next.
+constexpr int64_t kPrefetchSteps = 8;
+
 inline void transpose_square(Vector (&rows)[kLanes]) { transpose_stages<kLanes / 2>(rows); }
 
 void transpose(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out,
@@ -430,7 +433,10 @@ void transpose(const float* in, int64_t in_row, int64_t rows, int64_t columns, f
       Vector square[kLanes];
       if (height == kLanes && width == kLanes) {
         SKETCHLAYERS_UNROLL
-        for (int i = 0; i < kLanes; ++i) square[i] = load(in + (m + i) * in_row + n);
+        for (int i = 0; i < kLanes; ++i) {
+          __builtin_prefetch(in + (m + i) * in_row + n + kPrefetchSteps * kLanes);
+          square[i] = load(in + (m + i) * in_row + n);
+        }
       } else {
         for (int i = 0; i < kLanes; ++i) {
           square[i] = i < height ? load_partial(in + (m + i) * in_row + n, width) : Vector{};
@@ -484,6 +490,46 @@ void expand_signs(const int32_t* packed_row, int64_t start, int64_t count, float
       store(out + i + lane, flip(value, flips(bits, lane)));
     }
   }
+}
+
+// ----------------------------------------------------------------------------- pairs of 16 bits
+
+typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UnalignedWords __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+inline uint32_t signed_pair(uint32_t pair, uint32_t upper, uint32_t lower) {
+  return pair ^ (upper & 1u) << 15 ^ (lower & 1u) << 31;
+}
+
+void interleave(const uint16_t* upper, const uint16_t* lower, int64_t count, uint32_t* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = upper[i] | static_cast<uint32_t>(lower[i]) << 16;
+}
+
+void sign_pairs_of_words(const uint32_t* words, int64_t count, int shift, uint32_t pair,
+                         uint32_t* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Words bits = *reinterpret_cast<const UnalignedWords*>(words + i) >> shift;
+    *reinterpret_cast<UnalignedWords*>(out + i) =
+        (Words{} + pair) ^ (bits & 1u) << 15 ^ (bits & 2u) << 30;
+  }
+  for (; i < count; ++i) out[i] = signed_pair(pair, words[i] >> shift, words[i] >> (shift + 1));
+}
+
+void to_bfloat16(const float* in, int64_t count, float factor, const float* bias, uint16_t* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = in[i] * factor + (bias ? bias[i] : 0.0f);
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded =
+        (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest, ties to even
+    out[i] = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
+  }
+}
+
+void sign_pairs_of_bits(uint32_t upper, uint32_t lower, int64_t count, uint32_t pair,
+                        uint32_t* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = signed_pair(pair, upper >> i, lower >> i);
 }
 
 // --------------------------------------------------------------------------------- few vectors
@@ -643,8 +689,9 @@ void combine_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_
 
 }  // namespace
 
-constexpr VectorKernels kKernels = {kTakesMasks,      product,        depthwise,
-                                    depthwise_pixels, copy_rows,      transpose,
-                                    expand_signs,     sketch_vectors, combine_vectors};
+constexpr VectorKernels kKernels = {
+    kTakesMasks,  product,        depthwise,           depthwise_pixels,   copy_rows,
+    transpose,    interleave,     sign_pairs_of_words, sign_pairs_of_bits, to_bfloat16,
+    expand_signs, sketch_vectors, combine_vectors};
 
 }  // namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE

@@ -1,0 +1,243 @@
+#include "cpu/panels.h"
+
+#include <ATen/native/CPUBlas.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/tasks.h"
+#include "cpu/vector_kernels.h"
+
+namespace sketchlayers::cpu {
+namespace {
+
+// A task makes some columns of some rows: as many as the sums of stay in the second-level cache
+// with the right side, of some depth at a time. Tiles of micro-kernels are smaller.
+constexpr int64_t kSums = 1 << 16;
+constexpr int64_t kMostColumns = 256;
+constexpr int64_t kMostRows = 512;
+constexpr int64_t kDepth = 512;
+constexpr int64_t kTileRows = 64;
+constexpr int64_t kTileColumns = 64;
+constexpr int64_t kWordBits = 32;
+
+// Two bfloat16 numbers, one below the other in a column.
+constexpr uint32_t kOnes = 0x3f803f80;
+constexpr uint32_t kOneAndZero = 0x00003f80;
+
+// Of numbers below each other, with zeros to a whole line: a rest takes twice as long.
+int64_t pairs(int64_t depth) { return ceil_divide(depth, kLineNumbers) * (kLineNumbers / 2); }
+
+// Some columns of a right side, of some depth, as micro-kernels take them: a row of `width` pairs
+// for every two of depth.
+class Packer {
+ public:
+  Packer(const RightSide& right, int64_t depth, int64_t first, int64_t count, int64_t width)
+      : right_(right), depth_(depth), first_(first), count_(count), width_(width) {}
+
+  void pack(uint32_t* out) const {
+    if (count_ < width_ || depth_ % kLineNumbers != 0) std::fill_n(out, pairs(depth_) * width_, 0u);
+    if (right_.numbers) {
+      right_.by_columns ? numbers_by_columns(out) : numbers_by_rows(out);
+    } else {
+      right_.by_columns ? signs_by_columns(out) : signs_by_rows(out);
+    }
+  }
+
+ private:
+  static uint32_t pair(uint16_t upper, uint16_t lower) {
+    return upper | static_cast<uint32_t>(lower) << 16;
+  }
+
+  // Pairs lie together in memory: a transposition of units of 32 bits.
+  void numbers_by_columns(uint32_t* out) const {
+    const auto* data = reinterpret_cast<const uint16_t*>(right_.numbers) + first_ * right_.row;
+    std::vector<uint16_t> even;
+    int64_t row = right_.row;
+    if (row % 2 != 0 || depth_ % 2 != 0) {
+      row = depth_ + depth_ % 2;
+      even.resize(static_cast<size_t>(count_ * row));
+      for (int64_t n = 0; n < count_; ++n) {
+        std::copy_n(data + n * right_.row, depth_, even.data() + n * row);
+      }
+      data = even.data();
+    }
+    vector_kernels().transpose(reinterpret_cast<const float*>(data), row / 2, count_,
+                               (depth_ + 1) / 2, reinterpret_cast<float*>(out), width_,
+                               /*padded=*/false);
+  }
+
+  void numbers_by_rows(uint32_t* out) const {
+    const auto* data = reinterpret_cast<const uint16_t*>(right_.numbers) + first_;
+    for (int64_t k = 0; k + 1 < depth_; k += 2) {
+      vector_kernels().interleave(data + k * right_.row, data + (k + 1) * right_.row, count_,
+                                  out + k / 2 * width_);
+    }
+    if (depth_ % 2 == 0) return;
+    const uint16_t* last = data + (depth_ - 1) * right_.row;
+    uint32_t* target = out + depth_ / 2 * width_;
+    for (int64_t n = 0; n < count_; ++n) target[n] = pair(last[n], 0);
+  }
+
+  void signs_by_columns(uint32_t* out) const {
+    std::vector<uint32_t> words(static_cast<size_t>(count_));
+    for (int64_t k = 0; k < depth_; k += kWordBits) {
+      for (int64_t n = 0; n < count_; ++n) {
+        words[static_cast<size_t>(n)] =
+            static_cast<uint32_t>(right_.signs[(first_ + n) * right_.row + k / kWordBits]);
+      }
+      for (int64_t i = k; i < std::min(k + kWordBits, depth_); i += 2) {
+        vector_kernels().sign_pairs_of_words(words.data(), count_, static_cast<int>(i - k),
+                                             i + 1 < depth_ ? kOnes : kOneAndZero,
+                                             out + i / 2 * width_);
+      }
+    }
+  }
+
+  void signs_by_rows(uint32_t* out) const {
+    for (int64_t k = 0; k < depth_; k += 2) {
+      const bool both = k + 1 < depth_;
+      const int32_t* upper = right_.signs + k * right_.row;
+      const int32_t* lower = both ? upper + right_.row : upper;
+      for (int64_t n = 0; n < count_;) {
+        const int64_t bit = (first_ + n) % kWordBits;
+        const int64_t bits = std::min(kWordBits - bit, count_ - n);
+        const int64_t word = (first_ + n) / kWordBits;
+        vector_kernels().sign_pairs_of_bits(static_cast<uint32_t>(upper[word]) >> bit,
+                                            static_cast<uint32_t>(lower[word]) >> bit, bits,
+                                            both ? kOnes : kOneAndZero, out + k / 2 * width_ + n);
+        n += bits;
+      }
+    }
+  }
+
+  const RightSide& right_;
+  int64_t depth_;
+  int64_t first_;
+  int64_t count_;
+  int64_t width_;
+};
+
+// The right side from row `depth` on, a multiple of kWordBits.
+RightSide below(RightSide right, int64_t depth) {
+  const int64_t step = right.by_columns ? 1 : right.row;
+  if (right.numbers) {
+    right.numbers += depth * step;
+  } else {
+    right.signs += right.by_columns ? depth / kWordBits : depth * step;
+  }
+  return right;
+}
+
+// One multiplication cut into tasks.
+class Tasks {
+ public:
+  Tasks(const Multiplication& product, int64_t fewest)
+      : product_(product),
+        groups_(ceil_divide(product.rows, kMostRows)),
+        rows_(ceil_divide(product.rows, groups_)),
+        steps_(ceil_divide(product.columns, kColumnStep)) {
+    const int64_t columns = std::clamp(kSums / rows_, kTileColumns, kMostColumns);
+    panels_ = std::max(ceil_divide(steps_, columns / kColumnStep),
+                       std::min(steps_, ceil_divide(fewest, groups_)));
+  }
+
+  int64_t count() const { return panels_ * groups_; }
+
+  void run(int64_t task) const {
+    const int64_t panel = task / groups_;
+    const int64_t first = steps_ * panel / panels_ * kColumnStep;
+    const int64_t width = steps_ * (panel + 1) / panels_ * kColumnStep - first;
+    const int64_t top = task % groups_ * rows_;
+    const int64_t rows = std::min(rows_, product_.rows - top);
+    float* sums = Scratch::get((rows + kDepth / 2) * width);
+    auto* right = reinterpret_cast<uint32_t*>(sums + rows * width);
+    bool add = false;
+    for (const Term& term : product_.terms) {
+      for (int64_t k = 0; k < term.depth; k += kDepth) {
+        const int64_t depth = std::min(kDepth, term.depth - k);
+        pack(below(term.right, k), depth, first, width, right);
+        add_up(term.left + top * term.left_row + k, term.left_row, rows, pairs(depth), right, add,
+               sums, width);
+        add = true;
+      }
+    }
+    at::native::cpublas::brgemm_release();
+    write(top, rows, first, sums, width);
+  }
+
+ private:
+  // body(first column, columns) for tiles of about the same size.
+  template <typename Body>
+  static void for_tiles(int64_t width, const Body& body) {
+    const int64_t steps = width / kColumnStep;
+    const int64_t tiles = ceil_divide(width, kTileColumns);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t first = steps * i / tiles * kColumnStep;
+      body(first, steps * (i + 1) / tiles * kColumnStep - first);
+    }
+  }
+
+  // One tile after the other.
+  void pack(const RightSide& right, int64_t depth, int64_t first, int64_t width,
+            uint32_t* out) const {
+    for_tiles(width, [&](int64_t n, int64_t columns) {
+      const int64_t count = std::min(columns, product_.columns - first - n);
+      Packer(right, depth, first + n, count, columns).pack(out + n * pairs(depth));
+    });
+  }
+
+  static void add_up(const c10::BFloat16* left, int64_t left_row, int64_t rows, int64_t depth,
+                     const uint32_t* right, bool add, float* sums, int64_t width) {
+    for (int64_t m = 0; m < rows; m += kTileRows) {
+      for_tiles(width, [&](int64_t n, int64_t columns) {
+        at::native::cpublas::brgemm(std::min(kTileRows, rows - m), columns, 2 * depth, left_row,
+                                    columns, width, add, left + m * left_row,
+                                    reinterpret_cast<const c10::BFloat16*>(right + n * depth),
+                                    sums + m * width + n);
+      });
+    }
+  }
+
+  void write(int64_t top, int64_t rows, int64_t first, const float* sums, int64_t width) const {
+    const auto& [data, row, column] = product_.result;
+    const int64_t count = std::min(width, product_.columns - first);
+    uint16_t rounded[kMostColumns];
+    c10::BFloat16* out = data + top * row + first * column;
+    for (int64_t i = 0; i < rows; ++i) {
+      auto* target = column == 1 ? reinterpret_cast<uint16_t*>(out + i * row) : rounded;
+      vector_kernels().to_bfloat16(sums + i * width, count, static_cast<float>(product_.scale),
+                                   product_.bias ? product_.bias + first : nullptr, target);
+      for (int64_t n = 0; column != 1 && n < count; ++n) {
+        out[i * row + n * column] = c10::BFloat16(rounded[n], c10::BFloat16::from_bits());
+      }
+    }
+  }
+
+  const Multiplication& product_;
+  int64_t groups_;  // of rows
+  int64_t rows_;    // of a group
+  int64_t steps_;   // of columns
+  int64_t panels_;  // of columns
+};
+
+}  // namespace
+
+bool multiplies_bfloat16() { return at::native::cpublas::could_pack(at::kBFloat16); }
+
+void multiply(const std::vector<Multiplication>& all) {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  std::vector<Tasks> tasks;
+  int64_t count = 0;
+  for (const auto& product : all) {
+    tasks.emplace_back(product, ceil_divide(threads, static_cast<int64_t>(all.size())));
+    count += tasks.back().count();
+  }
+  run_tasks(count, [&](int64_t task) {
+    auto own = tasks.begin();
+    for (; task >= own->count(); ++own) task -= own->count();
+    own->run(task);
+  });
+}
+
+}  // namespace sketchlayers::cpu
