@@ -1,7 +1,8 @@
 #include "cpu/panel_linear.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+
+#include <algorithm>
 
 #include "cpu/allocate.h"
 #include "cpu/panels.h"
@@ -43,8 +44,11 @@ class Factors16 {
 // A matrix whose rows begin with a line, and end with one, of zeros after the last column.
 at::Tensor lined_up(int64_t rows, int64_t columns, int64_t more, const at::TensorOptions& options) {
   const int64_t width = (columns + kLineNumbers - 1) / kLineNumbers * kLineNumbers;
-  at::Tensor whole = at::empty({rows, width + more}, options);
-  if (width > columns) whole.narrow(1, columns, width - columns).zero_();
+  const at::Tensor whole = at::empty({rows, width + more}, options);
+  auto* data = whole.mutable_data_ptr<c10::BFloat16>();
+  for (int64_t i = 0; width > columns && i < rows; ++i) {
+    std::fill_n(data + i * (width + more) + columns, width - columns, c10::BFloat16(0));
+  }
   return whole.narrow(1, 0, columns);
 }
 

@@ -20,6 +20,7 @@ constexpr int64_t kDepth = 512;
 constexpr int64_t kTileRows = 64;
 constexpr int64_t kTileColumns = 64;
 constexpr int64_t kWordBits = 32;
+constexpr int64_t kSmall = 1 << 18;  // multiply-adds for which no thread is woken
 
 // Two bfloat16 numbers, one below the other in a column.
 constexpr uint32_t kOnes = 0x3f803f80;
@@ -229,15 +230,22 @@ void multiply(const std::vector<Multiplication>& all) {
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   std::vector<Tasks> tasks;
   int64_t count = 0;
+  int64_t multiply_adds = 0;
   for (const auto& product : all) {
+    for (const Term& term : product.terms) {
+      multiply_adds += product.rows * product.columns * term.depth;
+    }
     tasks.emplace_back(product, ceil_divide(threads, static_cast<int64_t>(all.size())));
     count += tasks.back().count();
   }
-  run_tasks(count, [&](int64_t task) {
-    auto own = tasks.begin();
-    for (; task >= own->count(); ++own) task -= own->count();
-    own->run(task);
-  });
+  run_tasks(
+      count,
+      [&](int64_t task) {
+        auto own = tasks.begin();
+        for (; task >= own->count(); ++own) task -= own->count();
+        own->run(task);
+      },
+      multiply_adds < kSmall);
 }
 
 }  // namespace sketchlayers::cpu
