@@ -23,11 +23,6 @@ class Factors {
   TwoSidedConv adjoint(int64_t images) const;
   TwoSidedGradient gradient(int64_t images, const ConvAxis& rows, const ConvAxis& columns) const;
 
-  const float* s1() const { return s1_.const_data_ptr<float>(); }
-  const float* s2() const { return s2_.const_data_ptr<float>(); }
-  const Signs& output_signs() const { return a_.signs; }  // c A^T
-  const Signs& input_signs() const { return b_.signs; }   // c B
-
  private:
   const Sketch& sketch_;
   at::Tensor s1_, s2_, u1_, u2_;

@@ -34,38 +34,68 @@ at::Tensor padded(const at::Tensor& rows) {
   return result;
 }
 
-void few_rows(const at::Tensor& x, const cpu::Factors& factors, const Sketch& sketch,
-              const float* bias, const at::Tensor& y) {
-  const cpu::VectorKernels& kernels = cpu::vector_kernels();
+// By kernels that take S1 and S2 as they are.
+template <typename S>
+void few_rows(const at::Tensor& x, const S* s1, const S* s2, const SketchTensors& tensors,
+              const Sketch& sketch, cpu::VectorKernels::SketchVectors<S> sketch_vectors,
+              cpu::VectorKernels::CombineVectors<S> combine_vectors, const float* bias, float* y) {
   const int64_t batch = x.size(0);
   const at::Tensor input = padded(x);
+  const at::Tensor inputs = tensors.u2.contiguous();
+  const at::Tensor outputs = tensors.u1.contiguous();
+  const int32_t* input_signs = inputs.const_data_ptr<int32_t>();
+  const int64_t input_words = inputs.size(-1);
   const int64_t row = cpu::whole_steps(sketch.rank);
   std::vector<float> features(static_cast<size_t>(2 * batch * row), 0.0f);
   float* filtered = features.data();             // S1 x
   float* mixed = features.data() + batch * row;  // B x
-  const cpu::Signs& inputs = factors.input_signs();
-  const cpu::Signs& outputs = factors.output_signs();
   const bool small = batch * sketch.rank * (sketch.in_channels + sketch.out_channels) < kSmall;
   const auto make_features = [&](int64_t i) {
     const int64_t first = i * kFeatureRows;
-    kernels.sketch_vectors(
-        factors.s1() + first * sketch.in_channels, sketch.in_channels, inputs.row(0, first),
-        inputs.words, std::min(kFeatureRows, sketch.rank - first), sketch.in_channels,
+    sketch_vectors(
+        s1 + first * sketch.in_channels, sketch.in_channels, input_signs + first * input_words,
+        input_words, std::min(kFeatureRows, sketch.rank - first), sketch.in_channels,
         input.const_data_ptr<float>(), input.size(1), batch, filtered + first, mixed + first, row);
   };
   cpu::run_tasks((sketch.rank + kFeatureRows - 1) / kFeatureRows, make_features, small);
+  const auto output_magnitude = static_cast<float>(sketch.u1_scale * sketch.scale);
+  const auto input_magnitude = static_cast<float>(sketch.u2_scale * sketch.scale);
   for (int64_t i = 0; i < batch * row; ++i) {
-    filtered[i] *= outputs.magnitude;
-    mixed[i] *= inputs.magnitude;
+    filtered[i] *= output_magnitude;
+    mixed[i] *= input_magnitude;
   }
-  float* target = y.mutable_data_ptr<float>();
   const auto combine = [&](int64_t i) {
     const int64_t first = i * kOutputs;
-    kernels.combine_vectors(factors.s2(), sketch.rank, outputs.row(0, 0), outputs.words, first,
-                            std::min(kOutputs, sketch.out_channels - first), sketch.rank, mixed,
-                            filtered, row, batch, bias, target, sketch.out_channels);
+    combine_vectors(s2, sketch.rank, outputs.const_data_ptr<int32_t>(), outputs.size(-1), first,
+                    std::min(kOutputs, sketch.out_channels - first), sketch.rank, mixed, filtered,
+                    row, batch, bias, y, sketch.out_channels);
   };
   cpu::run_tasks((sketch.out_channels + kOutputs - 1) / kOutputs, combine, small);
+}
+
+bool takes_few_rows(const at::Tensor& x, const Sketch& sketch) {
+  return x.size(0) <= cpu::kFewVectors && sketch.blocks == 1 &&
+         (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+}
+
+void few_rows(const at::Tensor& x, const SketchTensors& tensors, const Sketch& sketch,
+              const float* bias, const at::Tensor& y) {
+  const cpu::VectorKernels& kernels = cpu::vector_kernels();
+  const at::Tensor s1 = tensors.s1.contiguous();
+  const at::Tensor s2 = tensors.s2.contiguous();
+  if (x.scalar_type() == at::kFloat) {
+    few_rows(x, s1.const_data_ptr<float>(), s2.const_data_ptr<float>(), tensors, sketch,
+             kernels.sketch_vectors, kernels.combine_vectors, bias, y.mutable_data_ptr<float>());
+    return;
+  }
+  const auto bits = [](const at::Tensor& numbers) {
+    return reinterpret_cast<const uint16_t*>(numbers.const_data_ptr<c10::BFloat16>());
+  };
+  std::vector<float> sums(static_cast<size_t>(y.numel()));
+  few_rows(x.to(at::kFloat), bits(s1), bits(s2), tensors, sketch, kernels.sketch_vectors_bfloat16,
+           kernels.combine_vectors_bfloat16, bias, sums.data());
+  kernels.to_bfloat16(sums.data(), y.numel(), 1, nullptr,
+                      reinterpret_cast<uint16_t*>(y.mutable_data_ptr<c10::BFloat16>()));
 }
 
 template <typename T>
@@ -88,14 +118,12 @@ at::Tensor sk_linear_factored_cpu(const LinearCall& call) {
   const float* bias_data = bias ? offset.const_data_ptr<float>() : nullptr;
   auto sizes = input.sizes().vec();
   sizes.back() = sketch.out_channels;
-  if (cpu::takes_panels(x.scalar_type(), sketch)) {
+  if (takes_few_rows(x, sketch)) {
+    few_rows(x, tensors, sketch, bias_data, y);
+  } else if (cpu::takes_panels(x.scalar_type(), sketch)) {
     cpu::linear_by_panels(x, tensors, sketch, bias_data, y);
-    return y.view(sizes);
-  }
-  const cpu::Factors factors(tensors, sketch);
-  if (x.size(0) <= cpu::kFewVectors && x.scalar_type() == at::kFloat && sketch.blocks == 1) {
-    few_rows(x, factors, sketch, bias_data, y);
   } else {
+    const cpu::Factors factors(tensors, sketch);
     for_type(x.scalar_type(),
              [&](auto zero) { run<decltype(zero)>(factors.forward(1, bias_data), x, y); });
   }

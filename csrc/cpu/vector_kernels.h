@@ -90,17 +90,23 @@ struct VectorKernels {
   // For rows j and up to kFewVectors vectors x (padded with zeros to whole steps):
   //   dense[b][j] = s[j] . x[b],   signed_[b][j] = signs[j] . x[b],
   // each row of s read once, signs applied bit by bit in registers.
-  void (*sketch_vectors)(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
-                         int64_t rows, int64_t length, const float* x, int64_t x_row, int64_t batch,
-                         float* dense, float* signed_, int64_t out_row);
+  template <typename S>
+  using SketchVectors = void (*)(const S* s, int64_t s_row, const int32_t* signs, int64_t words,
+                                 int64_t rows, int64_t length, const float* x, int64_t x_row,
+                                 int64_t batch, float* dense, float* signed_, int64_t out_row);
+  SketchVectors<float> sketch_vectors;
+  SketchVectors<uint16_t> sketch_vectors_bfloat16;
 
   // The other half, for outputs [first, first + count), first a multiple of kColumnStep:
   //   y[b][o] = bias[o] + s[o] . dense[b] + sum_j signs[j][o] signed_[b][j],
   // `dense` padded with zeros to whole steps.
-  void (*combine_vectors)(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
-                          int64_t first, int64_t count, int64_t rank, const float* dense,
-                          const float* signed_, int64_t in_row, int64_t batch, const float* bias,
-                          float* y, int64_t y_row);
+  template <typename S>
+  using CombineVectors = void (*)(const S* s, int64_t s_row, const int32_t* signs, int64_t words,
+                                  int64_t first, int64_t count, int64_t rank, const float* dense,
+                                  const float* signed_, int64_t in_row, int64_t batch,
+                                  const float* bias, float* y, int64_t y_row);
+  CombineVectors<float> combine_vectors;
+  CombineVectors<uint16_t> combine_vectors_bfloat16;
 };
 
 constexpr int64_t kFewVectors = 4;

@@ -52,6 +52,22 @@ inline void store_partial(float* p, Vector v, int64_t count) {
 }
 #endif
 
+// bfloat16 is the upper half of a float32.
+typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+
+inline Vector widened(Halves halves) {
+  return (Vector)(__builtin_convertvector(halves, Bits) << 16);
+}
+inline Vector load(const uint16_t* p) {
+  return widened(*reinterpret_cast<const UnalignedHalves*>(p));
+}
+inline Vector load_partial(const uint16_t* p, int64_t count) {
+  Halves halves{};
+  for (int64_t i = 0; i < count; ++i) halves[i] = p[i];
+  return widened(halves);
+}
+
 // The lanes whose bits, from bit `first` on, are set; the others are zeros.
 #if SKETCHLAYERS_LANES == 16
 constexpr bool kTakesMasks = true;
@@ -540,10 +556,9 @@ inline float sum_of(Vector v) {
   return sum;
 }
 
-template <int Rows, int Batch>
-void sketch_block(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
-                  int64_t length, const float* x, int64_t x_row, float* dense, float* signed_,
-                  int64_t out_row) {
+template <int Rows, int Batch, typename S>
+void sketch_block(const S* s, int64_t s_row, const int32_t* signs, int64_t words, int64_t length,
+                  const float* x, int64_t x_row, float* dense, float* signed_, int64_t out_row) {
   Vector dense_sum[Rows][Batch];
   Vector signed_sum[Rows][Batch];
   SKETCHLAYERS_UNROLL
@@ -594,8 +609,8 @@ void sketch_block(const float* s, int64_t s_row, const int32_t* signs, int64_t w
   }
 }
 
-template <int Batch>
-void sketch_batch(const float* s, int64_t s_row, const int32_t* signs, int64_t words, int64_t rows,
+template <int Batch, typename S>
+void sketch_batch(const S* s, int64_t s_row, const int32_t* signs, int64_t words, int64_t rows,
                   int64_t length, const float* x, int64_t x_row, float* dense, float* signed_,
                   int64_t out_row) {
   constexpr int kRows = Batch <= 2 ? 4 : 2;
@@ -610,23 +625,24 @@ void sketch_batch(const float* s, int64_t s_row, const int32_t* signs, int64_t w
   }
 }
 
-void sketch_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
-                    int64_t rows, int64_t length, const float* x, int64_t x_row, int64_t batch,
-                    float* dense, float* signed_, int64_t out_row) {
-  const auto run = batch == 1   ? sketch_batch<1>
-                   : batch == 2 ? sketch_batch<2>
-                   : batch == 3 ? sketch_batch<3>
-                                : sketch_batch<4>;
+template <typename S>
+void sketch_vectors(const S* s, int64_t s_row, const int32_t* signs, int64_t words, int64_t rows,
+                    int64_t length, const float* x, int64_t x_row, int64_t batch, float* dense,
+                    float* signed_, int64_t out_row) {
+  const auto run = batch == 1   ? sketch_batch<1, S>
+                   : batch == 2 ? sketch_batch<2, S>
+                   : batch == 3 ? sketch_batch<3, S>
+                                : sketch_batch<4, S>;
   run(s, s_row, signs, words, rows, length, x, x_row, dense, signed_, out_row);
 }
 
 // Dot products of a vector's worth of rows, in the lanes of one vector.
-template <int Batch>
-void dots_of_rows(const float* s, int64_t s_row, int64_t rows, int64_t rank, const float* dense,
+template <int Batch, typename S>
+void dots_of_rows(const S* s, int64_t s_row, int64_t rows, int64_t rank, const float* dense,
                   int64_t in_row, Vector (&out)[Batch]) {
   Vector sums[Batch][kLanes] = {};
   for (int64_t row = 0; row < rows; ++row) {
-    const float* factor = s + row * s_row;
+    const S* factor = s + row * s_row;
     Vector sum[Batch] = {};
     int64_t j = 0;
     for (; j + kLanes <= rank; j += kLanes) {
@@ -651,15 +667,14 @@ void dots_of_rows(const float* s, int64_t s_row, int64_t rows, int64_t rank, con
   }
 }
 
-template <int Batch>
-void combine_batch(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
-                   int64_t first, int64_t count, int64_t rank, const float* dense,
-                   const float* signed_, int64_t in_row, const float* bias, float* y,
-                   int64_t y_row) {
+template <int Batch, typename S>
+void combine_batch(const S* s, int64_t s_row, const int32_t* signs, int64_t words, int64_t first,
+                   int64_t count, int64_t rank, const float* dense, const float* signed_,
+                   int64_t in_row, const float* bias, float* y, int64_t y_row) {
   for (int64_t o = first; o < first + count; o += kLanes) {
     const int64_t rows = first + count - o < kLanes ? first + count - o : kLanes;
     Vector value[Batch];
-    dots_of_rows<Batch>(s + o * s_row, s_row, rows, rank, dense, in_row, value);
+    dots_of_rows<Batch, S>(s + o * s_row, s_row, rows, rank, dense, in_row, value);
     const int lane = static_cast<int>(o % kColumnStep);
     for (int64_t j = 0; j < rank; ++j) {
       const Flips flipped = flips(sixteen_signs(signs + j * words, o - lane), lane);
@@ -676,22 +691,33 @@ void combine_batch(const float* s, int64_t s_row, const int32_t* signs, int64_t 
   }
 }
 
-void combine_vectors(const float* s, int64_t s_row, const int32_t* signs, int64_t words,
-                     int64_t first, int64_t count, int64_t rank, const float* dense,
-                     const float* signed_, int64_t in_row, int64_t batch, const float* bias,
-                     float* y, int64_t y_row) {
-  const auto run = batch == 1   ? combine_batch<1>
-                   : batch == 2 ? combine_batch<2>
-                   : batch == 3 ? combine_batch<3>
-                                : combine_batch<4>;
+template <typename S>
+void combine_vectors(const S* s, int64_t s_row, const int32_t* signs, int64_t words, int64_t first,
+                     int64_t count, int64_t rank, const float* dense, const float* signed_,
+                     int64_t in_row, int64_t batch, const float* bias, float* y, int64_t y_row) {
+  const auto run = batch == 1   ? combine_batch<1, S>
+                   : batch == 2 ? combine_batch<2, S>
+                   : batch == 3 ? combine_batch<3, S>
+                                : combine_batch<4, S>;
   run(s, s_row, signs, words, first, count, rank, dense, signed_, in_row, bias, y, y_row);
 }
 
 }  // namespace
 
-constexpr VectorKernels kKernels = {
-    kTakesMasks,  product,        depthwise,           depthwise_pixels,   copy_rows,
-    transpose,    interleave,     sign_pairs_of_words, sign_pairs_of_bits, to_bfloat16,
-    expand_signs, sketch_vectors, combine_vectors};
+constexpr VectorKernels kKernels = {kTakesMasks,
+                                    product,
+                                    depthwise,
+                                    depthwise_pixels,
+                                    copy_rows,
+                                    transpose,
+                                    interleave,
+                                    sign_pairs_of_words,
+                                    sign_pairs_of_bits,
+                                    to_bfloat16,
+                                    expand_signs,
+                                    sketch_vectors<float>,
+                                    sketch_vectors<uint16_t>,
+                                    combine_vectors<float>,
+                                    combine_vectors<uint16_t>};
 
 }  // namespace sketchlayers::cpu::SKETCHLAYERS_VECTOR_NAMESPACE
