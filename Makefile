@@ -212,7 +212,8 @@ sanitize-address: $(STAMPS)/installed $(STAMPS)/googletest
 	cp $(SANITIZE)/address/libsketchlayers.so $(SANITIZE)/python/sketchlayers
 	$(ADDRESS_ENV) $(PY) tests/ops/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 	$(ADDRESS_ENV) $(PY) tests/checkpoint/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
-	$(ADDRESS_ENV) $(PY) -m pytest $(IN_PARALLEL) tests/ops/test_cpu_kernels.py tests/ops/test_tucker_conv2d.py
+	$(ADDRESS_ENV) $(PY) -m pytest $(IN_PARALLEL) tests/ops/test_cpu_kernels.py \
+		tests/ops/test_tucker_conv2d.py tests/ops/test_panels.py
 
 # Threads of OpenMP, whose runtime the sanitizer does not know, are left out: one for each caller.
 sanitize-thread: $(STAMPS)/environment $(STAMPS)/googletest
