@@ -6,30 +6,29 @@
 
 #include "cpu/allocate.h"
 #include "cpu/panels.h"
+#include "geometry.h"
 
 namespace sketchlayers::cpu {
 namespace {
 
-using Right = RightSide;
-
 // S1, S2 and the signs as right sides of products.
-class Factors16 {
+class RightSides {
  public:
-  Factors16(const SketchTensors& tensors, const Sketch& sketch)
+  RightSides(const SketchTensors& tensors, const Sketch& sketch)
       : sketch_(sketch),
         s1_(tensors.s1.contiguous()),
         s2_(tensors.s2.contiguous()),
         u1_(tensors.u1.contiguous()),
         u2_(tensors.u2.contiguous()) {}
 
-  Right s1() const { return {numbers(s1_), nullptr, sketch_.in_channels, false}; }
-  Right s1_transposed() const { return {numbers(s1_), nullptr, sketch_.in_channels, true}; }
-  Right s2() const { return {numbers(s2_), nullptr, sketch_.rank, false}; }
-  Right s2_transposed() const { return {numbers(s2_), nullptr, sketch_.rank, true}; }
-  Right u1() const { return {nullptr, bits(u1_), u1_.size(-1), false}; }
-  Right u1_transposed() const { return {nullptr, bits(u1_), u1_.size(-1), true}; }
-  Right u2() const { return {nullptr, bits(u2_), u2_.size(-1), false}; }
-  Right u2_transposed() const { return {nullptr, bits(u2_), u2_.size(-1), true}; }
+  RightSide s1() const { return {numbers(s1_), nullptr, sketch_.in_channels, false}; }
+  RightSide s1_transposed() const { return {numbers(s1_), nullptr, sketch_.in_channels, true}; }
+  RightSide s2() const { return {numbers(s2_), nullptr, sketch_.rank, false}; }
+  RightSide s2_transposed() const { return {numbers(s2_), nullptr, sketch_.rank, true}; }
+  RightSide u1() const { return {nullptr, bits(u1_), u1_.size(-1), false}; }
+  RightSide u1_transposed() const { return {nullptr, bits(u1_), u1_.size(-1), true}; }
+  RightSide u2() const { return {nullptr, bits(u2_), u2_.size(-1), false}; }
+  RightSide u2_transposed() const { return {nullptr, bits(u2_), u2_.size(-1), true}; }
 
  private:
   static const c10::BFloat16* numbers(const at::Tensor& t) {
@@ -43,7 +42,7 @@ class Factors16 {
 
 // A matrix whose rows begin with a line, and end with one, of zeros after the last column.
 at::Tensor lined_up(int64_t rows, int64_t columns, int64_t more, const at::TensorOptions& options) {
-  const int64_t width = (columns + kLineNumbers - 1) / kLineNumbers * kLineNumbers;
+  const int64_t width = ceil_divide(columns, kLineNumbers) * kLineNumbers;
   const at::Tensor whole = at::empty({rows, width + more}, options);
   auto* data = whole.mutable_data_ptr<c10::BFloat16>();
   for (int64_t i = 0; width > columns && i < rows; ++i) {
@@ -64,7 +63,7 @@ at::Tensor as_left_side(const at::Tensor& rows) {
   return result.copy_(rows);
 }
 
-Term term(const at::Tensor& left, int64_t depth, const Right& right) {
+Term term(const at::Tensor& left, int64_t depth, const RightSide& right) {
   return {left.const_data_ptr<c10::BFloat16>(), left.stride(0), depth, right};
 }
 
@@ -73,11 +72,11 @@ Result result(const at::Tensor& matrix) {
 }
 
 // Features of rows by two right sides.
-std::array<at::Tensor, 2> features(const at::Tensor& rows, const Right& first, const Right& second,
-                                   int64_t rank) {
+std::array<at::Tensor, 2> features(const at::Tensor& rows, const RightSide& first,
+                                   const RightSide& second, int64_t rank) {
   std::array<at::Tensor, 2> made;
   std::vector<Multiplication> all;
-  const Right rights[2] = {first, second};
+  const RightSide rights[2] = {first, second};
   for (size_t i = 0; i < 2; ++i) {
     made[i] = lined_up(rows.size(0), rank, 0, rows.options());
     all.push_back(
@@ -94,7 +93,7 @@ void inner_product(const at::Tensor& left, const at::Tensor& right, double scale
   const int64_t columns = left.size(1);
   const at::Tensor turned = lined_up(columns, rows, 0, left.options());
   turned.copy_(left.t());
-  const Right side{right.const_data_ptr<c10::BFloat16>(), nullptr, right.stride(0), false};
+  const RightSide side{right.const_data_ptr<c10::BFloat16>(), nullptr, right.stride(0), false};
   multiply({{{term(turned, rows, side)}, columns, right.size(1), scale, nullptr, result(out)}});
 }
 
@@ -106,7 +105,7 @@ bool takes_panels(at::ScalarType type, const Sketch& sketch) {
 
 void linear_by_panels(const at::Tensor& x, const SketchTensors& tensors, const Sketch& sketch,
                       const float* bias, const at::Tensor& y) {
-  const Factors16 factors(tensors, sketch);
+  const RightSides factors(tensors, sketch);
   const auto [filtered, mixed] =
       features(as_left_side(x), factors.s1_transposed(), factors.u2_transposed(), sketch.rank);
   const int64_t rank = sketch.rank;
@@ -121,7 +120,7 @@ void linear_by_panels(const at::Tensor& x, const SketchTensors& tensors, const S
 LayerGradients linear_by_panels_backward(const at::Tensor& dy, const at::Tensor& x,
                                          const SketchTensors& tensors, const Sketch& sketch,
                                          const std::array<bool, 3>& wanted) {
-  const Factors16 factors(tensors, sketch);
+  const RightSides factors(tensors, sketch);
   const double scale = sketch.scale * sketch.u1_scale;
   const int64_t rank = sketch.rank;
   LayerGradients grads{x.new_empty({0}), tensors.s1.new_empty({0}), tensors.s2.new_empty({0})};

@@ -3,10 +3,10 @@
 #include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/tasks.h"
 #include "cpu/vector_kernels.h"
+#include "geometry.h"
 
 namespace sketchlayers::cpu {
 namespace {
@@ -46,10 +46,6 @@ class Packer {
   }
 
  private:
-  static uint32_t pair(uint16_t upper, uint16_t lower) {
-    return upper | static_cast<uint32_t>(lower) << 16;
-  }
-
   // Pairs lie together in memory: a transposition of units of 32 bits.
   void numbers_by_columns(uint32_t* out) const {
     const auto* data = reinterpret_cast<const uint16_t*>(right_.numbers) + first_ * right_.row;
@@ -77,7 +73,7 @@ class Packer {
     if (depth_ % 2 == 0) return;
     const uint16_t* last = data + (depth_ - 1) * right_.row;
     uint32_t* target = out + depth_ / 2 * width_;
-    for (int64_t n = 0; n < count_; ++n) target[n] = pair(last[n], 0);
+    for (int64_t n = 0; n < count_; ++n) target[n] = last[n];
   }
 
   void signs_by_columns(uint32_t* out) const {

@@ -259,6 +259,24 @@ def test_opcheck(name: str) -> None:
         torch.library.opcheck(operator, (*operands, *chain.window), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("path", ["fused", "plain"])
+def test_opcheck_of_composites(path: str) -> None:
+    chain = Chain()
+    input, inputs, core, outputs, bias = (
+        None if x is None else x.requires_grad_() for x in chain.operands()
+    )
+    rows, columns = torch.randn(2, 1, 3, 1).double(), torch.randn(2, 1, 1, 3).double()
+    assert inputs is not None
+    calls = {
+        "tucker_conv2d": (input, inputs, core, outputs, bias),
+        "cp_conv2d": (input, inputs[:2], rows, columns, outputs, bias),
+        "low_rank_conv2d": low_rank(chain)[0],
+    }
+    for name, operands in calls.items():
+        operator = getattr(torch.ops.sketchlayers, name).default
+        torch.library.opcheck(operator, (*operands, *chain.window), {"path": path})
+
+
 def test_cp_is_tucker_with_a_depthwise_core() -> None:
     chain = CHAINS["cp"]
     input, inputs, _, outputs, bias = chain.operands()
