@@ -16,7 +16,6 @@ namespace {
 constexpr int64_t kSums = 1 << 16;
 constexpr int64_t kMostColumns = 256;
 constexpr int64_t kMostRows = 512;
-constexpr int64_t kDepth = 512;
 constexpr int64_t kTileRows = 64;
 constexpr int64_t kTileColumns = 64;
 constexpr int64_t kWordBits = 32;
@@ -26,18 +25,16 @@ constexpr int64_t kSmall = 1 << 18;  // multiply-adds for which no thread is wok
 constexpr uint32_t kOnes = 0x3f803f80;
 constexpr uint32_t kOneAndZero = 0x00003f80;
 
-// Of numbers below each other, with zeros to a whole line: a rest takes twice as long.
-int64_t pairs(int64_t depth) { return ceil_divide(depth, kLineNumbers) * (kLineNumbers / 2); }
-
-// Some columns of a right side, of some depth, as micro-kernels take them: a row of `width` pairs
-// for every two of depth.
+// The columns of one tile of a panel.
 class Packer {
  public:
   Packer(const RightSide& right, int64_t depth, int64_t first, int64_t count, int64_t width)
       : right_(right), depth_(depth), first_(first), count_(count), width_(width) {}
 
   void pack(uint32_t* out) const {
-    if (count_ < width_ || depth_ % kLineNumbers != 0) std::fill_n(out, pairs(depth_) * width_, 0u);
+    if (count_ < width_ || depth_ % kLineNumbers != 0) {
+      std::fill_n(out, whole_lines(depth_) / 2 * width_, 0u);
+    }
     if (right_.numbers) {
       right_.by_columns ? numbers_by_columns(out) : numbers_by_rows(out);
     } else {
@@ -126,6 +123,17 @@ RightSide below(RightSide right, int64_t depth) {
   return right;
 }
 
+// body(first column, columns) for tiles of about the same size.
+template <typename Body>
+void for_tiles(int64_t width, const Body& body) {
+  const int64_t steps = width / kColumnStep;
+  const int64_t tiles = ceil_divide(width, kTileColumns);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = steps * i / tiles * kColumnStep;
+    body(first, steps * (i + 1) / tiles * kColumnStep - first);
+  }
+}
+
 // One multiplication cut into tasks.
 class Tasks {
  public:
@@ -147,55 +155,22 @@ class Tasks {
     const int64_t width = steps_ * (panel + 1) / panels_ * kColumnStep - first;
     const int64_t top = task % groups_ * rows_;
     const int64_t rows = std::min(rows_, product_.rows - top);
-    float* sums = Scratch::get((rows + kDepth / 2) * width);
-    auto* right = reinterpret_cast<uint32_t*>(sums + rows * width);
+    float* sums = Scratch::get(rows * width + Panel::words(kPanelDepth, width));
+    auto* memory = reinterpret_cast<uint32_t*>(sums + rows * width);
     bool add = false;
     for (const Term& term : product_.terms) {
-      for (int64_t k = 0; k < term.depth; k += kDepth) {
-        const int64_t depth = std::min(kDepth, term.depth - k);
-        pack(below(term.right, k), depth, first, width, right);
-        add_up(term.left + top * term.left_row + k, term.left_row, rows, pairs(depth), right, add,
-               sums, width);
+      for (int64_t k = 0; k < term.depth; k += kPanelDepth) {
+        const Panel panel(memory, std::min(kPanelDepth, term.depth - k), width);
+        panel.pack(term.right, k, first, product_.columns);
+        panel.multiply(term.left + top * term.left_row + k, term.left_row, rows, sums, width, add);
         add = true;
       }
     }
-    at::native::cpublas::brgemm_release();
+    end_products();
     write(top, rows, first, sums, width);
   }
 
  private:
-  // body(first column, columns) for tiles of about the same size.
-  template <typename Body>
-  static void for_tiles(int64_t width, const Body& body) {
-    const int64_t steps = width / kColumnStep;
-    const int64_t tiles = ceil_divide(width, kTileColumns);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t first = steps * i / tiles * kColumnStep;
-      body(first, steps * (i + 1) / tiles * kColumnStep - first);
-    }
-  }
-
-  // One tile after the other.
-  void pack(const RightSide& right, int64_t depth, int64_t first, int64_t width,
-            uint32_t* out) const {
-    for_tiles(width, [&](int64_t n, int64_t columns) {
-      const int64_t count = std::min(columns, product_.columns - first - n);
-      Packer(right, depth, first + n, count, columns).pack(out + n * pairs(depth));
-    });
-  }
-
-  static void add_up(const c10::BFloat16* left, int64_t left_row, int64_t rows, int64_t depth,
-                     const uint32_t* right, bool add, float* sums, int64_t width) {
-    for (int64_t m = 0; m < rows; m += kTileRows) {
-      for_tiles(width, [&](int64_t n, int64_t columns) {
-        at::native::cpublas::brgemm(std::min(kTileRows, rows - m), columns, 2 * depth, left_row,
-                                    columns, width, add, left + m * left_row,
-                                    reinterpret_cast<const c10::BFloat16*>(right + n * depth),
-                                    sums + m * width + n);
-      });
-    }
-  }
-
   void write(int64_t top, int64_t rows, int64_t first, const float* sums, int64_t width) const {
     const auto& [data, row, column] = product_.result;
     const int64_t count = std::min(width, product_.columns - first);
@@ -219,6 +194,30 @@ class Tasks {
 };
 
 }  // namespace
+
+void Panel::pack(const RightSide& right, int64_t top, int64_t first, int64_t columns) const {
+  const RightSide rest = below(right, top);
+  for_tiles(width_, [&](int64_t n, int64_t width) {
+    const int64_t count = std::clamp<int64_t>(columns - first - n, 0, width);
+    Packer(rest, depth_, first + n, count, width).pack(memory_ + words(depth_, n));
+  });
+}
+
+void Panel::multiply(const c10::BFloat16* left, int64_t left_row, int64_t rows, float* sums,
+                     int64_t sums_row, bool add) const {
+  const int64_t height = depth_ <= 128 ? 4 * kTileRows : kTileRows;
+  for (int64_t m = 0; m < rows; m += height) {
+    for_tiles(width_, [&](int64_t n, int64_t width) {
+      at::native::cpublas::brgemm(
+          std::min(height, rows - m), width, whole_lines(depth_), left_row, width, sums_row, add,
+          left + m * left_row,
+          reinterpret_cast<const c10::BFloat16*>(memory_ + words(depth_, n)),
+          sums + m * sums_row + n);
+    });
+  }
+}
+
+void end_products() { at::native::cpublas::brgemm_release(); }
 
 bool multiplies_bfloat16() { return at::native::cpublas::could_pack(at::kBFloat16); }
 

@@ -20,6 +20,40 @@ struct RightSide {
   bool by_columns;               // whether a row in memory is a column of the matrix
 };
 
+constexpr int64_t whole_lines(int64_t numbers) {
+  return (numbers + kLineNumbers - 1) / kLineNumbers * kLineNumbers;
+}
+
+// Columns of a right side as micro-kernels take them, of not more depth than kPanelDepth: tile
+// after tile, in each a row of pairs, two numbers below each other, for every two of depth. Zeros
+// fill it up to whole lines of depth (a rest takes twice as long).
+constexpr int64_t kPanelDepth = 512;
+
+class Panel {
+ public:
+  static int64_t words(int64_t depth, int64_t width) { return whole_lines(depth) / 2 * width; }
+
+  // `width` in whole steps; `memory` begins with a line of the cache.
+  Panel(uint32_t* memory, int64_t depth, int64_t width)
+      : memory_(memory), depth_(depth), width_(width) {}
+
+  // From row `top` (a multiple of 32) and column `first` on; columns from `columns` on are zeros.
+  void pack(const RightSide& right, int64_t top, int64_t first, int64_t columns) const;
+
+  // sums = left (rows, depth) times the panel, plus what is there if `add`. What follows in a row
+  // of `left` are zeros, to a whole line.
+  void multiply(const c10::BFloat16* left, int64_t left_row, int64_t rows, float* sums,
+                int64_t sums_row, bool add) const;
+
+ private:
+  uint32_t* memory_;
+  int64_t depth_;
+  int64_t width_;
+};
+
+// Gives the thread's matrix registers back; after the last product of a task.
+void end_products();
+
 // left (rows, depth) times right (depth, columns). What follows in a row of `left` are zeros, to a
 // whole line.
 struct Term {

@@ -6,6 +6,7 @@
 #include "cpu/allocate.h"
 #include "cpu/conv_geometry.h"
 #include "cpu/factors.h"
+#include "cpu/panel_conv.h"
 
 namespace sketchlayers {
 namespace {
@@ -50,8 +51,14 @@ at::Tensor sk_conv2d_factored_cpu(const ConvCall& call) {
       format == at::MemoryFormat::ChannelsLast) {
     geometry.merge_images();
   }
-  const cpu::Factors factors(tensors, sketch);
   const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
+  if (cpu::takes_panels(input, sketch)) {
+    const at::Tensor output = cpu::empty_result(sizes, input.options(), format);
+    cpu::conv_by_panels(images, tensors, sketch, geometry,
+                        bias ? offset.const_data_ptr<float>() : nullptr, output);
+    return in_format(output, format);
+  }
+  const cpu::Factors factors(tensors, sketch);
   const cpu::TwoSidedConv conv =
       factors.forward(geometry.images, bias ? offset.const_data_ptr<float>() : nullptr);
   const std::vector<cpu::Sampling> samplings{
@@ -80,6 +87,10 @@ LayerGradients sk_conv2d_factored_backward_cpu(const ConvBackwardCall& call) {
   if (!takes(input) || has_many_phases(arguments)) return sk_conv2d_composed_backward(call);
   const cpu::ConvGeometry geometry(input, grad.sizes(), sketch.kernel_h, sketch.kernel_w,
                                    arguments);
+  if (cpu::takes_panels(input, sketch)) {
+    return cpu::conv_by_panels_backward(cpu::dense_images(grad), cpu::dense_images(input), tensors,
+                                        sketch, geometry, output_mask);
+  }
   const cpu::Factors factors(tensors, sketch);
   const cpu::TwoSidedConv conv = factors.adjoint(geometry.images);
   const auto samplings = cpu::adjoint_samplings(geometry.rows, geometry.columns);

@@ -70,6 +70,9 @@ struct VectorKernels {
   // Pairs of numbers of 16 bits, one of each row.
   void (*interleave)(const uint16_t* upper, const uint16_t* lower, int64_t count, uint32_t* out);
 
+  // And the way back.
+  void (*separate)(const uint32_t* pairs, int64_t count, uint16_t* upper, uint16_t* lower);
+
   // out[i] is `pair`, two numbers of 16 bits, with the signs from bits `shift` and `shift` + 1 of
   // words[i].
   void (*sign_pairs_of_words)(const uint32_t* words, int64_t count, int shift, uint32_t pair,
@@ -81,6 +84,17 @@ struct VectorKernels {
   // out[i] = in[i] * factor + bias[i] (or 0 where it is null), rounded to bfloat16.
   void (*to_bfloat16)(const float* in, int64_t count, float factor, const float* bias,
                       uint16_t* out);
+
+  // The features of target pixels from those of source pixels, sources[p * taps + t] for tap t of
+  // pixel p, or -1, where all are zeros. Of a row of `made`, `features` for each tap are summed; as
+  // many of `mixed` are handed on for each tap:
+  //   out[p] = [mixed[source of tap 0], mixed[source of tap 1], ..., sum over taps t of
+  //             made[source of t][t * features ...]],
+  // sums rounded to bfloat16, and zeros up to a whole line. Without `made` there are no sums. Rows of `made` and `mixed` have room
+  // for whole steps from the last feature on; what follows a row of `out` may be overwritten.
+  void (*gather_features)(const float* made, int64_t made_row, const uint16_t* mixed,
+                          int64_t mixed_row, const int32_t* sources, int64_t taps, int64_t features,
+                          int64_t pixels, uint16_t* out, int64_t out_row);
 
   // out[i] = sign(start + i) * magnitude for i < whole_steps(count); start is a multiple of
   // kColumnStep.

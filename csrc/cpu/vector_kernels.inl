@@ -521,6 +521,13 @@ void interleave(const uint16_t* upper, const uint16_t* lower, int64_t count, uin
   for (int64_t i = 0; i < count; ++i) out[i] = upper[i] | static_cast<uint32_t>(lower[i]) << 16;
 }
 
+void separate(const uint32_t* pairs, int64_t count, uint16_t* upper, uint16_t* lower) {
+  for (int64_t i = 0; i < count; ++i) {
+    upper[i] = static_cast<uint16_t>(pairs[i]);
+    lower[i] = static_cast<uint16_t>(pairs[i] >> 16);
+  }
+}
+
 void sign_pairs_of_words(const uint32_t* words, int64_t count, int shift, uint32_t pair,
                          uint32_t* out) {
   int64_t i = 0;
@@ -540,6 +547,37 @@ void to_bfloat16(const float* in, int64_t count, float factor, const float* bias
     const uint32_t rounded =
         (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest, ties to even
     out[i] = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
+  }
+}
+
+void gather_features(const float* made, int64_t made_row, const uint16_t* mixed, int64_t mixed_row,
+                     const int32_t* sources, int64_t taps, int64_t features, int64_t pixels,
+                     uint16_t* out, int64_t out_row) {
+  constexpr int kVectors = kColumnStep / kLanes;
+  constexpr int64_t kLine = 32;
+  static const uint16_t kZeros[kColumnStep] = {};
+  const int64_t length = (made ? taps + 1 : taps) * features;
+  const int64_t whole = (length + kLine - 1) / kLine * kLine;
+  for (int64_t p = 0; p < pixels; ++p, sources += taps, out += out_row) {
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t n = 0; n < features; n += kColumnStep) {
+        const uint16_t* from = sources[t] < 0 ? kZeros : mixed + sources[t] * mixed_row + n;
+        __builtin_memcpy(out + t * features + n, from, sizeof kZeros);
+      }
+    }
+    for (int64_t n = 0; made && n < features; n += kColumnStep) {
+      Vector sum[kVectors] = {};
+      for (int64_t t = 0; t < taps; ++t) {
+        if (sources[t] < 0) continue;
+        const float* from = made + sources[t] * made_row + t * features + n;
+        SKETCHLAYERS_UNROLL
+        for (int i = 0; i < kVectors; ++i) sum[i] += load(from + i * kLanes);
+      }
+      float sums[kColumnStep];
+      for (int i = 0; i < kVectors; ++i) store(sums + i * kLanes, sum[i]);
+      to_bfloat16(sums, kColumnStep, 1, nullptr, out + taps * features + n);
+    }
+    for (int64_t i = length; i < whole; ++i) out[i] = 0;
   }
 }
 
@@ -711,9 +749,11 @@ constexpr VectorKernels kKernels = {kTakesMasks,
                                     copy_rows,
                                     transpose,
                                     interleave,
+                                    separate,
                                     sign_pairs_of_words,
                                     sign_pairs_of_bits,
                                     to_bfloat16,
+                                    gather_features,
                                     expand_signs,
                                     sketch_vectors<float>,
                                     sketch_vectors<uint16_t>,
