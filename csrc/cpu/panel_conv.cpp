@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "cpu/allocate.h"
-#include "cpu/panels.h"
+#include "cpu/panel_operands.h"
 #include "cpu/tasks.h"
 #include "cpu/vector_kernels.h"
 #include "ops/sign_matrix.h"
@@ -27,17 +27,12 @@ constexpr int64_t kBlockChannels = 64;
 constexpr int64_t kPairRows = 16;  // pairs of channels that are transposed at a time
 
 uint16_t* halves(float* memory) { return reinterpret_cast<uint16_t*>(memory); }
-const BFloat16* numbers(const uint16_t* halves) { return reinterpret_cast<const BFloat16*>(halves); }
+const BFloat16* numbers(const uint16_t* halves) {
+  return reinterpret_cast<const BFloat16*>(halves);
+}
 
 // Floats for so many halves, in whole lines of the cache, with room for a step behind them.
 int64_t room(int64_t halves) { return whole_steps(halves / 2 + kColumnStep); }
-
-// How far rows of a left side lie apart: whole lines, and not so many that rows of a tile share a
-// few lines of the first-level cache.
-int64_t left_row(int64_t numbers) {
-  const int64_t row = whole_lines(numbers);
-  return row % (16 * kLineNumbers) == 0 ? row + kLineNumbers : row;
-}
 
 // A factor of every tap and its signs, (taps * rank + rank, channels): one row a feature.
 at::Tensor stacked(const at::Tensor& by_tap, const at::Tensor& packed) {
@@ -515,7 +510,8 @@ class ProductSums {
     const int64_t depth = left_row(count);
     float* pairs = memory;
     uint16_t* left = halves(pairs + pair_rows() * kPanelDepth);
-    float* right = pairs + pair_rows() * kPanelDepth + room(2 * pair_rows() * left_row(kPanelDepth));
+    float* right =
+        pairs + pair_rows() * kPanelDepth + room(2 * pair_rows() * left_row(kPanelDepth));
     vector_kernels().transpose(reinterpret_cast<const float*>(features), feature_row_ / 2, count,
                                pair_rows(), pairs, kPanelDepth, /*padded=*/true);
     for (int64_t i = 0; i < pair_rows(); ++i) {
@@ -546,7 +542,8 @@ class ProductSums {
 at::Tensor factor_gradient(const at::Tensor& total, const at::Tensor& factor, const Sketch& sketch,
                            at::IntArrayRef order) {
   const at::Tensor by_tap = total.view({sketch.kernel_h, sketch.kernel_w, sketch.rank, -1});
-  const at::Tensor scaled = at::mul(by_tap.permute(order), at::Scalar(sketch.scale * sketch.u1_scale));
+  const at::Tensor scaled =
+      at::mul(by_tap.permute(order), at::Scalar(sketch.scale * sketch.u1_scale));
   return in_format(scaled.to(factor.scalar_type()), common_memory_format(factor, factor));
 }
 
@@ -604,9 +601,9 @@ LayerGradients conv_by_panels_backward(const at::Tensor& grad, const at::Tensor&
   const int64_t by_tap = sketch.positions() * sketch.rank;
   if (wanted[0] || wanted[1]) {
     const Way way{geometry, adjoint_source};
-    const at::Tensor factors =
-        wanted[0] ? output_factors(tensors)
-                  : unpacked_signs(tensors.u1, tensors.s2, sketch.out_channels);
+    const at::Tensor factors = wanted[0]
+                                   ? output_factors(tensors)
+                                   : unpacked_signs(tensors.u1, tensors.s2, sketch.out_channels);
     const Features features(way, grads, factors, sketch.rank);
     const Tiling tiling(way, grads, inputs, features.tile_pixels(), kFewestTiles);
     std::optional<Outputs> outputs;
@@ -624,8 +621,7 @@ LayerGradients conv_by_panels_backward(const at::Tensor& grad, const at::Tensor&
   }
   if (wanted[2]) {
     const Way way{geometry, forward_source};
-    const Features features(way, inputs,
-                            unpacked_signs(tensors.u2, tensors.s1, sketch.in_channels),
+    const Features features(way, inputs, unpacked_signs(tensors.u2, tensors.s1, sketch.in_channels),
                             sketch.rank);
     const Tiling tiling(way, inputs, grads, features.tile_pixels(), kFewestTiles);
     const int64_t parts = ProductSums::parts(tiling);

@@ -158,7 +158,10 @@ class Tasks {
     float* sums = Scratch::get(rows * width + Panel::words(kPanelDepth, width));
     auto* memory = reinterpret_cast<uint32_t*>(sums + rows * width);
     bool add = false;
+    double scale = 1;  // by which the sums are still to be multiplied
     for (const Term& term : product_.terms) {
+      if (add) change_scale(scale, term.scale, sums, rows * width);
+      scale = term.scale;
       for (int64_t k = 0; k < term.depth; k += kPanelDepth) {
         const Panel panel(memory, std::min(kPanelDepth, term.depth - k), width);
         panel.pack(term.right, k, first, product_.columns);
@@ -167,18 +170,25 @@ class Tasks {
       }
     }
     end_products();
-    write(top, rows, first, sums, width);
+    write(top, rows, first, sums, width, static_cast<float>(scale));
   }
 
  private:
-  void write(int64_t top, int64_t rows, int64_t first, const float* sums, int64_t width) const {
+  static void change_scale(double from, double to, float* sums, int64_t count) {
+    if (from == to) return;
+    const auto factor = static_cast<float>(from / to);
+    for (int64_t i = 0; i < count; ++i) sums[i] *= factor;
+  }
+
+  void write(int64_t top, int64_t rows, int64_t first, const float* sums, int64_t width,
+             float scale) const {
     const auto& [data, row, column] = product_.result;
     const int64_t count = std::min(width, product_.columns - first);
     uint16_t rounded[kMostColumns];
     c10::BFloat16* out = data + top * row + first * column;
     for (int64_t i = 0; i < rows; ++i) {
       auto* target = column == 1 ? reinterpret_cast<uint16_t*>(out + i * row) : rounded;
-      vector_kernels().to_bfloat16(sums + i * width, count, static_cast<float>(product_.scale),
+      vector_kernels().to_bfloat16(sums + i * width, count, scale,
                                    product_.bias ? product_.bias + first : nullptr, target);
       for (int64_t n = 0; column != 1 && n < count; ++n) {
         out[i * row + n * column] = c10::BFloat16(rounded[n], c10::BFloat16::from_bits());
@@ -210,8 +220,7 @@ void Panel::multiply(const c10::BFloat16* left, int64_t left_row, int64_t rows, 
     for_tiles(width_, [&](int64_t n, int64_t width) {
       at::native::cpublas::brgemm(
           std::min(height, rows - m), width, whole_lines(depth_), left_row, width, sums_row, add,
-          left + m * left_row,
-          reinterpret_cast<const c10::BFloat16*>(memory_ + words(depth_, n)),
+          left + m * left_row, reinterpret_cast<const c10::BFloat16*>(memory_ + words(depth_, n)),
           sums + m * sums_row + n);
     });
   }

@@ -54,13 +54,14 @@ class Panel {
 // Gives the thread's matrix registers back; after the last product of a task.
 void end_products();
 
-// left (rows, depth) times right (depth, columns). What follows in a row of `left` are zeros, to a
-// whole line.
+// scale * left (rows, depth) times right (depth, columns). What follows in a row of `left` are
+// zeros, to a whole line.
 struct Term {
   const c10::BFloat16* left;
   int64_t left_row;
   int64_t depth;
   RightSide right;
+  double scale = 1;
 };
 
 // Where element (m, n) of a result lies: data[m * row + n * column].
@@ -70,12 +71,11 @@ struct Result {
   int64_t column;
 };
 
-// result (rows, columns) = scale * sum of the terms + bias (of columns, or null).
+// result (rows, columns) = sum of the terms + bias (of columns, or null).
 struct Multiplication {
   std::vector<Term> terms;
   int64_t rows;
   int64_t columns;
-  double scale;
   const float* bias;
   Result result;
 };

@@ -5,6 +5,7 @@
 #include "composite/composed.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
+#include "cpu/panel_weight.h"
 #include "cpu/weight.h"
 
 namespace sketchlayers {
@@ -46,23 +47,21 @@ at::Tensor sk_weight_cpu(const WeightCall& call) {
   if (!computes_in_float(s1.scalar_type()) || sketch.blocks > 1) {
     return sk_weight_composed(call);
   }
+  const at::Tensor weight =
+      cpu::empty_result(sketch.weight_sizes(), s1.options(), at::MemoryFormat::Contiguous);
+  const auto format = common_memory_format(s1, s1);
+  if (cpu::takes_panels(sketch, s1.scalar_type(), call.arguments)) {
+    cpu::weight_by_panels(call.tensors, sketch, weight);
+    return in_format(weight, format);
+  }
   const WeightOperands operands(sketch, u1, u2, call.arguments);
   const at::Tensor first = s1.to(at::kFloat).contiguous();
   const at::Tensor second = s2.to(at::kFloat).contiguous();
-  const auto format = common_memory_format(s1, s1);
-  const at::Tensor weight =
-      in_format(cpu::empty_result(sketch.weight_sizes(), s1.options(),
-                                  sketch.is_linear ? at::MemoryFormat::Contiguous : format),
-                format);
-  const bool channels_last = format == at::MemoryFormat::ChannelsLast;
-  const cpu::WeightStrides strides{sketch.inputs(), channels_last ? 1 : sketch.positions(),
-                                   channels_last ? sketch.in_channels : 1, sketch.positions()};
   for_type(s1.scalar_type(), [&](auto zero) {
     cpu::form_weight(operands.shape, operands.signs, first.const_data_ptr<float>(),
-                     second.const_data_ptr<float>(), strides,
-                     weight.mutable_data_ptr<decltype(zero)>());
+                     second.const_data_ptr<float>(), weight.mutable_data_ptr<decltype(zero)>());
   });
-  return weight;
+  return in_format(weight, format);
 }
 
 WeightGradients sk_weight_backward_cpu(const WeightBackwardCall& call) {
@@ -70,6 +69,9 @@ WeightGradients sk_weight_backward_cpu(const WeightBackwardCall& call) {
   const Sketch sketch = check_call(call);
   if (!computes_in_float(grad.scalar_type()) || sketch.blocks > 1) {
     return sk_weight_composed_backward(call);
+  }
+  if (cpu::takes_panels(sketch, grad.scalar_type(), call.arguments)) {
+    return cpu::weight_by_panels_backward(grad, call.u1, call.u2, sketch);
   }
   const WeightOperands operands(sketch, call.u1, call.u2, call.arguments);
   const at::Tensor matrix = grad.contiguous();

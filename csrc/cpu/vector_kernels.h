@@ -90,8 +90,9 @@ struct VectorKernels {
   // many of `mixed` are handed on for each tap:
   //   out[p] = [mixed[source of tap 0], mixed[source of tap 1], ..., sum over taps t of
   //             made[source of t][t * features ...]],
-  // sums rounded to bfloat16, and zeros up to a whole line. Without `made` there are no sums. Rows of `made` and `mixed` have room
-  // for whole steps from the last feature on; what follows a row of `out` may be overwritten.
+  // sums rounded to bfloat16, and zeros up to a whole line. Without `made` there are no sums. Rows
+  // of `made` and `mixed` have room for whole steps from the last feature on; what follows a row of
+  // `out` may be overwritten.
   void (*gather_features)(const float* made, int64_t made_row, const uint16_t* mixed,
                           int64_t mixed_row, const int32_t* sources, int64_t taps, int64_t features,
                           int64_t pixels, uint16_t* out, int64_t out_row);

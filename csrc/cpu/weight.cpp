@@ -36,8 +36,8 @@ template <typename T>
 class Former {
  public:
   Former(const WeightShape& shape, const WeightSigns& signs, const float* s1, const float* s2,
-         const WeightStrides& strides, T* weight)
-      : shape_(shape), signs_(signs), s1_(s1), s2_(s2), strides_(strides), weight_(weight) {}
+         T* weight)
+      : shape_(shape), signs_(signs), s1_(s1), s2_(s2), weight_(weight) {}
 
   void run() const {
     const int64_t slices = ceil_divide(shape_.units, unit_slice(shape_));
@@ -80,7 +80,7 @@ class Former {
       if (shape_.positions == 1) {
         if (T* target = whole_target(group, o, unit, columns, room)) {
           if constexpr (std::is_same_v<T, float>) {
-            kernels.product(parts, 2, rows, columns, nullptr, target, strides_.output, false);
+            kernels.product(parts, 2, rows, columns, nullptr, target, shape_.columns(), false);
             continue;
           }
         }
@@ -127,23 +127,17 @@ class Former {
   // Where a finished tile of whole steps can be written at once.
   T* whole_target(int64_t group, int64_t output, int64_t column, int64_t columns,
                   int64_t room) const {
-    const bool flat = strides_.position == 1 && strides_.channel == strides_.positions;
-    if (signs_.frame.packed || !flat || columns != room || !std::is_same_v<T, float>)
-      return nullptr;
-    return weight_ + (group * shape_.outputs + output) * strides_.output + column;
+    if (signs_.frame.packed || columns != room || !std::is_same_v<T, float>) return nullptr;
+    return weight_ + (group * shape_.outputs + output) * shape_.columns() + column;
   }
 
   void store_row(int64_t group, int64_t output, int64_t column, int64_t columns,
                  const float* row) const {
-    T* target = weight_ + (group * shape_.outputs + output) * strides_.output;
-    int64_t channel = column / strides_.positions;
-    int64_t position = column % strides_.positions;
-    for (int64_t i = 0; i < columns; ++i) {
-      target[channel * strides_.channel + position * strides_.position] = static_cast<T>(row[i]);
-      if (++position == strides_.positions) {
-        position = 0;
-        ++channel;
-      }
+    T* target = weight_ + (group * shape_.outputs + output) * shape_.columns() + column;
+    if constexpr (std::is_same_v<T, c10::BFloat16>) {
+      vector_kernels().to_bfloat16(row, columns, 1, nullptr, reinterpret_cast<uint16_t*>(target));
+    } else {
+      std::copy_n(row, columns, target);
     }
   }
 
@@ -151,7 +145,6 @@ class Former {
   const WeightSigns& signs_;
   const float* s1_;
   const float* s2_;
-  const WeightStrides& strides_;
   T* weight_;
 };
 
@@ -275,8 +268,8 @@ class Adjoint {
 
 template <typename T>
 void form_weight(const WeightShape& shape, const WeightSigns& signs, const float* s1,
-                 const float* s2, const WeightStrides& strides, T* weight) {
-  Former<T>(shape, signs, s1, s2, strides, weight).run();
+                 const float* s2, T* weight) {
+  Former<T>(shape, signs, s1, s2, weight).run();
 }
 
 template <typename T>
@@ -287,7 +280,7 @@ void pull_back_weight(const WeightShape& shape, const WeightSigns& signs, const 
 
 #define SKETCHLAYERS_INSTANTIATE(T)                                                             \
   template void form_weight(const WeightShape&, const WeightSigns&, const float*, const float*, \
-                            const WeightStrides&, T*);                                          \
+                            T*);                                                                \
   template void pull_back_weight(const WeightShape&, const WeightSigns&, const T*, float*, float*)
 SKETCHLAYERS_INSTANTIATE(float);
 SKETCHLAYERS_INSTANTIATE(c10::BFloat16);

@@ -28,19 +28,11 @@ struct WeightSigns {
   Signs frame;  // (outputs, columns), or packed is null
 };
 
-// Where element (output, channel, position) of a weight lies, for `positions` positions in a
-// filter.
-struct WeightStrides {
-  int64_t output;
-  int64_t channel;
-  int64_t position;
-  int64_t positions;
-};
-
-// s1 (groups, rank, columns), s2 (groups, outputs, second_rank, positions).
+// weight (groups, outputs, columns) of s1 (groups, rank, columns) and s2 (groups, outputs,
+// second_rank, positions).
 template <typename T>
 void form_weight(const WeightShape& shape, const WeightSigns& signs, const float* s1,
-                 const float* s2, const WeightStrides& strides, T* weight);
+                 const float* s2, T* weight);
 
 // Gradients of s1 and s2, either null, from that of the weight (groups, outputs, columns).
 template <typename T>
