@@ -9,4 +9,5 @@
 #include "ops/sk_conv2d.h"
 #include "ops/sk_linear.h"
 #include "ops/sk_weight.h"
+#include "plan/measured_times.h"
 #include "plan/plan.h"

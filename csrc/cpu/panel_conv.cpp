@@ -15,6 +15,7 @@
 #include "cpu/panel_operands.h"
 #include "cpu/tasks.h"
 #include "cpu/vector_kernels.h"
+#include "ops/processor.h"
 #include "ops/sign_matrix.h"
 
 namespace sketchlayers::cpu {

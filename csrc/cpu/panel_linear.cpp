@@ -6,6 +6,7 @@
 
 #include "cpu/allocate.h"
 #include "cpu/panel_operands.h"
+#include "ops/processor.h"
 
 namespace sketchlayers::cpu {
 namespace {

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include "cpu/panel_operands.h"
+#include "ops/processor.h"
 #include "ops/sign_matrix.h"
 
 namespace sketchlayers::cpu {

@@ -228,8 +228,6 @@ void Panel::multiply(const c10::BFloat16* left, int64_t left_row, int64_t rows, 
 
 void end_products() { at::native::cpublas::brgemm_release(); }
 
-bool multiplies_bfloat16() { return at::native::cpublas::could_pack(at::kBFloat16); }
-
 void multiply(const std::vector<Multiplication>& all) {
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   std::vector<Tasks> tasks;

@@ -80,9 +80,6 @@ struct Multiplication {
   Result result;
 };
 
-// Whether this processor has instructions for it: AMX.
-bool multiplies_bfloat16();
-
 // All of them at once, with sums in float32.
 void multiply(const std::vector<Multiplication>& all);
 

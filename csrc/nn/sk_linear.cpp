@@ -2,6 +2,7 @@
 
 #include <ATen/ops/linear.h>
 
+#include "ops/benchmark.h"
 #include "ops/operands.h"
 #include "ops/sk_linear.h"
 #include "plan/plan.h"
@@ -37,6 +38,9 @@ bool SKLinearImpl::prefers_dense(const at::Tensor& input) const {
   problem.is_linear = true;
   problem.weight_ready = true;
   describe_call(problem, input, s1, s2);
+  if (wants_benchmark(problem, input, s1, s2)) {
+    sk_linear(input, s1, s2, u1, u2, std::nullopt, arguments());
+  }
   return !plan(problem).factored;
 }
 

@@ -1,5 +1,6 @@
 #include "ops/operands.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -7,6 +8,7 @@
 #include <algorithm>
 
 #include "ops/checks.h"
+#include "ops/processor.h"
 
 namespace sketchlayers {
 namespace {
@@ -14,6 +16,19 @@ namespace {
 bool autocast_enabled(const at::Device& device) {
   return at::autocast::is_autocast_available(device.type()) &&
          at::autocast::is_autocast_enabled(device.type());
+}
+
+Precision precision(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble:
+      return Precision::kFloat64;
+    case at::kBFloat16:
+      return Precision::kBFloat16;
+    case at::kHalf:
+      return Precision::kFloat16;
+    default:
+      return Precision::kFloat32;
+  }
 }
 
 // Autocast brings all types but float64 together.
@@ -73,16 +88,15 @@ void check_gradient(const char* op, const at::Tensor& grad, c10::SymIntArrayRef 
 
 void describe_call(PlanProblem& problem, const at::Tensor& input, const at::Tensor& s1,
                    const at::Tensor& s2) {
-  const auto precision = [](at::ScalarType type) {
-    if (type == at::kDouble) return Precision::kFloat64;
-    return type == at::kFloat ? Precision::kFloat32 : Precision::kHalf;
-  };
-  problem.processor = input.is_cuda() ? Processor::kCuda : Processor::kCpu;
-  problem.precision = autocast_enabled(input.device()) && input.scalar_type() != at::kDouble
-                          ? Precision::kHalf
-                          : precision(input.scalar_type());
+  const auto type = input.scalar_type();
+  const bool lowered = type != at::kDouble && autocast_enabled(input.device());
+  problem.precision =
+      precision(lowered ? at::autocast::get_autocast_dtype(input.device().type()) : type);
+  problem.processor = input.is_cuda() ? Processor::kCuda : cpu_for(problem.precision);
+  problem.dense_slowdown = dense_slowdown(problem.processor, problem.precision);
   // Gradients for the parameters make forming W_hat dearer.
   problem.training = at::GradMode::is_enabled() && (s1.requires_grad() || s2.requires_grad());
+  problem.threads = at::get_num_threads();
   problem.channels_last = common_memory_format(input, s1) == at::MemoryFormat::ChannelsLast;
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/ops/conv2d.h>
 #include <torch/library.h>
 
+#include "ops/benchmark.h"
 #include "ops/checks.h"
 #include "ops/operands.h"
 #include "ops/operator.h"
@@ -65,8 +66,8 @@ CheckedConv check_call(const ConvBackwardCall& call) {
 
 namespace {
 
-Path plan_path(const at::Tensor& input, const std::vector<c10::SymInt>& output_sizes,
-               const at::Tensor& s1, const at::Tensor& s2, const Sketch& sketch) {
+PlanProblem plan_problem(const at::Tensor& input, const std::vector<c10::SymInt>& output_sizes,
+                         const at::Tensor& s1, const at::Tensor& s2, const Sketch& sketch) {
   PlanProblem problem;
   problem.batch = input.sym_size(0).maybe_as_int();
   problem.in_channels = sketch.groups * sketch.in_channels;
@@ -80,7 +81,7 @@ Path plan_path(const at::Tensor& input, const std::vector<c10::SymInt>& output_s
   problem.blocks = sketch.blocks;
   problem.mixing = sketch.mixing;
   describe_call(problem, input, s1, s2);
-  return plan(problem).factored ? Path::kFactored : Path::kFolded;
+  return problem;
 }
 
 at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
@@ -103,12 +104,25 @@ at::Tensor sk_conv2d_composite(const at::Tensor& input, const at::Tensor& s1, co
   const bool batched = input.dim() == 4;
   const at::Tensor batch = batched ? input : input.unsqueeze(0);
   const auto output_sizes = check_conv_input(kName, batch, bias, s1, sketch, conv);
-  if (chosen == Path::kAuto) chosen = plan_path(batch, output_sizes, s1, s2, sketch);
+  const auto factored = [&](const at::Tensor& x, const at::Tensor& first,
+                            const at::Tensor& second) {
+    return sk_conv2d_factored({x, {first, second, u1, u2}, bias, conv, arguments});
+  };
+  const auto form = [&](const at::Tensor& first, const at::Tensor& second) {
+    return sk_weight(first, second, u1, u2, arguments);
+  };
+  const auto dense = [&](const at::Tensor& x, const at::Tensor& weight) {
+    return at::conv2d(x, weight, bias, stride, padding, effective_dilation(conv, weight), groups);
+  };
+  if (chosen == Path::kAuto) {
+    const PlanProblem problem = plan_problem(batch, output_sizes, s1, s2, sketch);
+    if (wants_benchmark(problem, batch, s1, s2)) {
+      benchmark_paths(problem, {factored, form, dense}, batch, s1, s2);
+    }
+    chosen = plan(problem).factored ? Path::kFactored : Path::kFolded;
+  }
   const at::Tensor output =
-      chosen == Path::kFactored
-          ? sk_conv2d_factored({batch, {s1, s2, u1, u2}, bias, conv, arguments})
-          : at::conv2d(batch, sk_weight(s1, s2, u1, u2, arguments), bias, stride, padding,
-                       effective_dilation(conv, s1), groups);
+      chosen == Path::kFactored ? factored(batch, s1, s2) : dense(batch, form(s1, s2));
   return batched ? output : output.squeeze(0);
 }
 

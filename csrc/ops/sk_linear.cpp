@@ -3,6 +3,7 @@
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
+#include "ops/benchmark.h"
 #include "ops/checks.h"
 #include "ops/operands.h"
 #include "ops/operator.h"
@@ -62,8 +63,8 @@ Sketch check_call(const LinearBackwardCall& call) {
 
 namespace {
 
-Path plan_path(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
-               const Sketch& sketch) {
+PlanProblem plan_problem(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
+                         const Sketch& sketch) {
   PlanProblem problem;
   problem.batch = input.sym_numel().maybe_as_int();
   if (problem.batch) *problem.batch /= sketch.in_channels;
@@ -73,7 +74,7 @@ Path plan_path(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& 
   problem.blocks = sketch.blocks;
   describe_call(problem, input, s1, s2);
   problem.is_linear = true;
-  return plan(problem).factored ? Path::kFactored : Path::kFolded;
+  return problem;
 }
 
 at::Tensor sk_linear_composite(const at::Tensor& input, const at::Tensor& s1, const at::Tensor& s2,
@@ -85,11 +86,24 @@ at::Tensor sk_linear_composite(const at::Tensor& input, const at::Tensor& s1, co
   Path chosen = parse_path("sk_linear", std::string(path), arguments,
                            {input, s1, s2, bias.value_or(at::Tensor())});
   const Sketch sketch = check_linear("sk_linear", input, {s1, s2, u1, u2}, bias, arguments);
-  if (chosen == Path::kAuto) chosen = plan_path(input, s1, s2, sketch);
-  if (chosen == Path::kFactored) {
-    return sk_linear_factored({input, {s1, s2, u1, u2}, bias, arguments});
+  const auto factored = [&](const at::Tensor& x, const at::Tensor& first,
+                            const at::Tensor& second) {
+    return sk_linear_factored({x, {first, second, u1, u2}, bias, arguments});
+  };
+  const auto form = [&](const at::Tensor& first, const at::Tensor& second) {
+    return sk_weight(first, second, u1, u2, arguments);
+  };
+  const auto dense = [&](const at::Tensor& x, const at::Tensor& weight) {
+    return at::linear(x, weight, bias);
+  };
+  if (chosen == Path::kAuto) {
+    const PlanProblem problem = plan_problem(input, s1, s2, sketch);
+    if (wants_benchmark(problem, input, s1, s2)) {
+      benchmark_paths(problem, {factored, form, dense}, input, s1, s2);
+    }
+    chosen = plan(problem).factored ? Path::kFactored : Path::kFolded;
   }
-  return at::linear(input, sk_weight(s1, s2, u1, u2, arguments), bias);
+  return chosen == Path::kFactored ? factored(input, s1, s2) : dense(input, form(s1, s2));
 }
 
 TORCH_LIBRARY_FRAGMENT(sketchlayers, m) {

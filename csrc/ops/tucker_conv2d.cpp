@@ -204,11 +204,6 @@ ChainProblem problem_of(const at::Tensor& input, const at::Tensor& core, at::Ten
   ChainProblem problem{};
   problem.processor = described.processor;
   problem.precision = described.precision;
-  problem.is_bfloat16 =
-      described.precision == Precision::kHalf &&
-      (input.scalar_type() == at::kBFloat16 ||
-       (input.scalar_type() == at::kFloat &&
-        at::autocast::get_autocast_dtype(input.device().type()) == at::kBFloat16));
   problem.training = records(operands);
   problem.channels_last = described.channels_last;
   problem.core = entries(core);

@@ -16,7 +16,7 @@ constexpr double kHugeCore = 1 << 18;
 }  // namespace
 
 ChainPlan plan_chain(const ChainProblem& problem) {
-  if (problem.processor != Processor::kCpu) {
+  if (problem.processor == Processor::kCuda) {
     return {false, "the pass over tiles is for CPUs"};
   }
   if (problem.precision == Precision::kFloat64) {
@@ -25,7 +25,7 @@ ChainPlan plan_chain(const ChainProblem& problem) {
   if (problem.training) {
     return {false, "with gradients PyTorch's convolutions are faster, forward and backward"};
   }
-  if (problem.is_bfloat16) {
+  if (problem.precision == Precision::kBFloat16) {
     return {false, "processors compute with bfloat16, and the pass over tiles in float32"};
   }
   if (!problem.factors && problem.channels_last) {

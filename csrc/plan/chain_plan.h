@@ -12,7 +12,6 @@ namespace sketchlayers {
 struct ChainProblem {
   Processor processor;
   Precision precision;
-  bool is_bfloat16;
   bool training;       // whether gradients will be recorded
   bool channels_last;  // how the images lie in memory
   bool factors;        // whether there are 1x1 ones

@@ -1,6 +1,5 @@
 #include "plan/cost_model.h"
 
-#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <memory>
@@ -16,19 +15,84 @@ constexpr const char* kBuiltinCosts =
 #include "plan/builtin_costs.txt"
     ;
 
-constexpr std::array<const char*, 2> kProcessors = {"cpu", "cuda"};
-constexpr std::array<const char*, 3> kPrecisions = {"float32", "half", "float64"};
-constexpr std::array<const char*, 4> kKinds = {"linear", "pointwise", "spatial", "channel"};
-constexpr std::array<const char*, 3> kWorks = {"dense", "form", "factored"};
-constexpr std::array<const char*, 2> kModes = {"forward", "training"};
+// A word for some of the values of an enum: bits by their numbers.
+struct Word {
+  const char* name;
+  unsigned values;
+};
+
+constexpr Word kProcessorWords[] = {
+    {"cpu", 7}, {"onednn", 2}, {"amx", 4}, {"cuda", 8}, {"all", 15}};
+constexpr Word kPrecisionWords[] = {{"float32", 1}, {"bfloat16", 2}, {"float16", 4}, {"float64", 8},
+                                    {"half", 6},    {"float", 7},    {"all", 15}};
+constexpr Word kWorkWords[] = {
+    {"dense", 1}, {"form", 2}, {"factored", 4}, {"panels", 8}, {"all", 15}};
+constexpr Word kKindWords[] = {{"linear", 1},  {"pointwise", 2}, {"spatial", 4},
+                               {"channel", 8}, {"conv", 12},     {"all", 15}};
 
 template <size_t N>
-size_t find(const std::array<const char*, N>& names, const std::string& name,
-            const std::string& line) {
-  const auto found = std::find(names.begin(), names.end(), name);
-  if (found != names.end()) return static_cast<size_t>(found - names.begin());
+unsigned find(const Word (&words)[N], const std::string& name, const std::string& line) {
+  for (const Word& word : words) {
+    if (name == word.name) return word.values;
+  }
   throw std::invalid_argument("planner constants: unknown word '" + name + "' in the line '" +
                               line + "'");
+}
+
+// One line of constants; none where it is empty.
+struct Line {
+  bool empty = false;
+  unsigned processors, precisions, works;
+  unsigned kinds = 0;  // or in training
+  bool channels_last = false;
+  Cost cost;
+};
+
+Line parse(const std::string& text) {
+  Line line;
+  std::istringstream words(text);
+  std::string processor, precision, work, kind, rest;
+  if (!(words >> processor)) {
+    line.empty = true;
+    return line;
+  }
+  words >> precision >> work >> kind >> std::ws;
+  if (words.peek() == 'c') {
+    words >> rest;
+    line.channels_last = rest == "channels_last" && kind != "training";
+    if (!line.channels_last) words.setstate(std::ios::failbit);
+  }
+  Cost& cost = line.cost;
+  words >> cost.call >> cost.multiply_add >> cost.element >> cost.weight;
+  const bool complete = !words.fail() && !(words >> rest);
+  const auto valid = [](double number) { return std::isfinite(number) && number >= 0; };
+  if (!complete || !valid(cost.call) || !valid(cost.multiply_add) || !valid(cost.element) ||
+      !valid(cost.weight)) {
+    throw std::invalid_argument(
+        "planner constants: a line must be four words, possibly channels_last, and four numbers "
+        "that are at least 0 (got '" +
+        text + "')");
+  }
+  line.processors = find(kProcessorWords, processor, text);
+  line.precisions = find(kPrecisionWords, precision, text);
+  line.works = find(kWorkWords, work, text);
+  if (kind != "training") line.kinds = find(kKindWords, kind, text);
+  return line;
+}
+
+// body(key) for the combinations of a line that say no more of kind and format.
+template <typename Body>
+void for_keys(const Line& line, size_t processors, size_t precisions, size_t works,
+              const Body& body) {
+  for (size_t p = 0; p < processors; ++p) {
+    for (size_t t = 0; t < precisions; ++t) {
+      for (size_t w = 0; w < works; ++w) {
+        if ((line.processors >> p & line.precisions >> t & line.works >> w & 1) == 0) continue;
+        body(CostKey{static_cast<Processor>(p), static_cast<Precision>(t), static_cast<Work>(w),
+                     Kind::kLinear, false});
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -36,58 +100,48 @@ size_t find(const std::array<const char*, N>& names, const std::string& name,
 CostModel::CostModel() {
   std::istringstream text(kBuiltinCosts);
   read(text);
+  own_.fill(false);
+}
+
+Cost CostModel::cost(const CostKey& key, bool training) const {
+  const Cost& once = forward_[index(key)];
+  if (!training) return once;
+  const Cost& times = training_[training_index(key)];
+  return {once.call * times.call, once.multiply_add * times.multiply_add,
+          once.element * times.element, once.weight * times.weight};
+}
+
+size_t CostModel::training_index(const CostKey& key) {
+  const size_t index =
+      static_cast<size_t>(key.processor) * kPrecisions + static_cast<size_t>(key.precision);
+  return index * kWorks + static_cast<size_t>(key.work);
 }
 
 size_t CostModel::index(const CostKey& key) {
-  size_t index = static_cast<size_t>(key.processor);
-  index = index * kPrecisions.size() + static_cast<size_t>(key.precision);
-  index = index * kKinds.size() + static_cast<size_t>(key.kind);
-  index = index * kWorks.size() + static_cast<size_t>(key.work);
-  index = 2 * index + (key.training ? 1 : 0);
+  const size_t index = training_index(key) * kKinds + static_cast<size_t>(key.kind);
   return 2 * index + (key.channels_last ? 1 : 0);
 }
 
 void CostModel::read(std::istream& text) {
-  auto costs = costs_;
-  std::string line;
-  while (std::getline(text, line)) {
-    line = line.substr(0, line.find('#'));
-    std::istringstream words(line);
-    std::string processor, precision, kind, work, mode;
-    if (!(words >> processor)) continue;
-    Cost cost;
-    std::string rest;
-    words >> precision >> kind >> work >> mode >> std::ws;
-    const bool one_format = words.peek() == 'c';
-    if (one_format) {
-      words >> rest;
-      if (rest != "channels_last") words.setstate(std::ios::failbit);
-    }
-    words >> cost.call >> cost.multiply_add >> cost.element >> cost.weight;
-    const bool complete = !words.fail() && !(words >> rest);
-    const auto valid = [](double seconds) { return std::isfinite(seconds) && seconds >= 0; };
-    if (!complete || !valid(cost.call) || !valid(cost.multiply_add) || !valid(cost.element) ||
-        !valid(cost.weight)) {
-      throw std::invalid_argument(
-          "planner constants: a line must be five words, possibly channels_last, and four numbers "
-          "of seconds that are at least 0 (got '" +
-          line + "')");
-    }
-    const bool all = kind == "all";
-    const size_t first = all ? 0 : find(kKinds, kind, line);
-    CostKey key{static_cast<Processor>(find(kProcessors, processor, line)),
-                static_cast<Precision>(find(kPrecisions, precision, line)),
-                Kind::kLinear,
-                static_cast<Work>(find(kWorks, work, line)),
-                find(kModes, mode, line) == 1,
-                true};
-    for (size_t k = first; k < (all ? kKinds.size() : first + 1); ++k) {
-      key.kind = static_cast<Kind>(k);
-      costs[index(key)] = cost;
-      if (!one_format) costs[index(key) - 1] = cost;  // channels that lie apart
-    }
+  CostModel next = *this;
+  std::string words;
+  while (std::getline(text, words)) {
+    const Line line = parse(words.substr(0, words.find('#')));
+    if (line.empty) continue;
+    for_keys(line, kProcessors, kPrecisions, kWorks, [&](CostKey key) {
+      next.own_[training_index(key)] = true;
+      if (line.kinds == 0) next.training_[training_index(key)] = line.cost;
+      for (size_t k = 0; k < kKinds; ++k) {
+        if ((line.kinds >> k & 1) == 0) continue;
+        key.kind = static_cast<Kind>(k);
+        key.channels_last = true;
+        next.forward_[index(key)] = line.cost;
+        key.channels_last = false;
+        if (!line.channels_last) next.forward_[index(key)] = line.cost;
+      }
+    });
   }
-  costs_ = costs;
+  *this = next;
 }
 
 namespace {

@@ -3,22 +3,24 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <iosfwd>
 #include <string>
 
 namespace sketchlayers {
 
-enum class Processor { kCpu, kCuda };
-enum class Precision { kFloat32, kHalf, kFloat64 };
+// For the half types CPUs differ by more than their speed: on some, PyTorch hands them to oneDNN,
+// and some of these multiply bfloat16 by AMX. In other types all are kCpu.
+enum class Processor { kCpu, kOneDnn, kAmx, kCuda };
+enum class Precision { kFloat32, kBFloat16, kFloat16, kFloat64 };
 enum class Kind { kLinear, kPointwise, kSpatial, kChannel };
-enum class Work { kDense, kForm, kFactored };
+enum class Work { kDense, kForm, kFactored, kPanels };  // kPanels: factored, by cpu/panels.h
 
 struct CostKey {
   Processor processor;
   Precision precision;
-  Kind kind;
   Work work;
-  bool training;
+  Kind kind;
   bool channels_last;  // how the images lie in memory
 };
 
@@ -28,7 +30,7 @@ struct Amount {
   double weights;   // elements of the weight, or of its factors
 };
 
-// Seconds of a call, and of each unit of its amount.
+// Seconds of a call, and of each unit of its amount; or by how many times they grow in training.
 struct Cost {
   double call = 0;
   double multiply_add = 0;
@@ -46,18 +48,31 @@ class CostModel {
   // The constants that come with the package.
   CostModel();
 
-  const Cost& cost(const CostKey& key) const { return costs_[index(key)]; }
+  // Whether constants were read beside those that come with the package.
+  bool is_of_this_machine(const CostKey& key) const { return own_[training_index(key)]; }
+
+  // Of a forward call, or of one with its backward.
+  Cost cost(const CostKey& key, bool training) const;
 
   // Replaces the constants of the lines that are there; others stay. A line is
-  //   cpu float32 channel factored training CALL MULTIPLY_ADD ELEMENT WEIGHT
-  // with seconds, or empty, or a comment after #; the kind of the layer may be `all`. It counts for
-  // both memory formats, or with the word channels_last before the numbers for that one. Raises
-  // std::invalid_argument and changes nothing if a line is not.
+  //   cpu float32 factored channel CALL MULTIPLY_ADD ELEMENT WEIGHT
+  // with seconds of a forward call, which count for both memory formats, or with the word
+  // channels_last before the numbers for that one; or
+  //   cpu float32 factored training CALL MULTIPLY_ADD ELEMENT WEIGHT
+  // with the times by which these grow in training; or empty, or a comment after #. Words for
+  // several: `cpu` means every kind of CPU, `half` bfloat16 and float16, `float` these and float32,
+  // `conv` spatial and channel, and `all` everything. Raises std::invalid_argument and changes
+  // nothing if a line is not.
   void read(std::istream& text);
 
  private:
+  static constexpr size_t kProcessors = 4, kPrecisions = 4, kWorks = 4, kKinds = 4;
+  static size_t training_index(const CostKey& key);
   static size_t index(const CostKey& key);
-  std::array<Cost, 2 * 3 * 4 * 3 * 2 * 2> costs_;
+
+  std::array<Cost, kProcessors * kPrecisions * kWorks * kKinds * 2> forward_;
+  std::array<Cost, kProcessors * kPrecisions * kWorks> training_;
+  std::array<bool, kProcessors * kPrecisions * kWorks> own_{};
 };
 
 // The planner's; replaced as a whole by load_cost_model, so calls on other threads see one or the

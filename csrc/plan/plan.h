@@ -31,19 +31,23 @@ struct PlanProblem {
   bool channels_last = false;  // the images' memory format
   bool weight_ready = false;   // an earlier call has left the dense weight
   bool needs_folded = false;   // by a frame
+  int64_t threads = 1;
+  double dense_slowdown = 1;  // of PyTorch's layers, beside what the package's constants have
 };
 
 // Multiply-adds of one whole forward call, and estimated seconds of it (with its backward in
 // training).
 struct Plan {
   bool factored = false;
+  bool panels = false;  // whether the factored path is that of cpu/panels.h
   std::string reason;
   double factored_multiply_adds = 0;
   double folded_multiply_adds = 0;
   double dense_multiply_adds = 0;
-  double factored_vector_multiply_adds = 0;  // with the lanes of vectors that go to waste
+  double computed_multiply_adds = 0;  // of the factored path, with the lanes that go to waste
   double factored_seconds = 0;
   double folded_seconds = 0;
+  bool measured = false;  // not estimated
 };
 
 Plan plan(const PlanProblem& problem);

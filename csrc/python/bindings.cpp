@@ -1,5 +1,6 @@
 // The Python module beside libsketchlayers: the planner, what the build knows about itself, and a
 // look at memory.
+#include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,7 +8,9 @@
 #include <utility>
 
 #include "memory_sample.h"
+#include "ops/processor.h"
 #include "plan/chain_plan.h"
+#include "plan/measured_times.h"
 #include "plan/plan.h"
 
 namespace py = pybind11;
@@ -23,9 +26,19 @@ sketchlayers::Mixing parse_mixing(const std::string& mixing) {
 sketchlayers::Precision parse_precision(const std::string& dtype) {
   if (dtype == "float32") return sketchlayers::Precision::kFloat32;
   if (dtype == "float64") return sketchlayers::Precision::kFloat64;
-  if (dtype == "bfloat16" || dtype == "float16") return sketchlayers::Precision::kHalf;
+  if (dtype == "bfloat16") return sketchlayers::Precision::kBFloat16;
+  if (dtype == "float16") return sketchlayers::Precision::kFloat16;
   throw py::value_error("plan: dtype must be 'float32', 'float64', 'bfloat16' or 'float16' (got '" +
                         dtype + "')");
+}
+
+sketchlayers::Processor parse_processor(const std::string& name) {
+  if (name == "cpu") return sketchlayers::Processor::kCpu;
+  if (name == "onednn") return sketchlayers::Processor::kOneDnn;
+  if (name == "amx") return sketchlayers::Processor::kAmx;
+  if (name == "cuda") return sketchlayers::Processor::kCuda;
+  throw py::value_error("plan: processor must be 'cpu', 'onednn', 'amx' or 'cuda' (got '" + name +
+                        "')");
 }
 
 sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64_t out_channels,
@@ -33,7 +46,8 @@ sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64
                         std::optional<int64_t> input_pixels, std::optional<int64_t> output_pixels,
                         int64_t sketch_rank, const std::string& mixing, bool is_linear,
                         const std::string& device, const std::string& dtype, bool training,
-                        bool weight_ready, bool needs_folded, int64_t blocks, bool channels_last) {
+                        bool weight_ready, bool needs_folded, int64_t blocks, bool channels_last,
+                        const std::optional<std::string>& processor) {
   if (in_channels < 1 || out_channels < 1 || groups < 1 || kernel.first < 1 || kernel.second < 1 ||
       sketch_rank < 1 || blocks < 1) {
     throw py::value_error(
@@ -52,13 +66,17 @@ sketchlayers::Plan plan(std::optional<int64_t> batch, int64_t in_channels, int64
   problem.blocks = blocks;
   problem.mixing = parse_mixing(mixing);
   problem.is_linear = is_linear;
-  problem.processor =
-      device == "cuda" ? sketchlayers::Processor::kCuda : sketchlayers::Processor::kCpu;
   problem.precision = parse_precision(dtype);
+  problem.processor = processor          ? parse_processor(*processor)
+                      : device == "cuda" ? sketchlayers::Processor::kCuda
+                                         : sketchlayers::cpu_for(problem.precision);
+  if (!processor)
+    problem.dense_slowdown = sketchlayers::dense_slowdown(problem.processor, problem.precision);
   problem.training = training;
   problem.channels_last = channels_last;
   problem.weight_ready = weight_ready;
   problem.needs_folded = needs_folded;
+  problem.threads = at::get_num_threads();
   return sketchlayers::plan(problem);
 }
 
@@ -96,8 +114,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("reason", &sketchlayers::Plan::reason)
       .def_readonly("factored_multiply_adds", &sketchlayers::Plan::factored_multiply_adds)
       .def_readonly("folded_multiply_adds", &sketchlayers::Plan::folded_multiply_adds)
-      .def_readonly("factored_vector_multiply_adds",
-                    &sketchlayers::Plan::factored_vector_multiply_adds)
+      .def_readonly("computed_multiply_adds", &sketchlayers::Plan::computed_multiply_adds)
+      .def_readonly("panels", &sketchlayers::Plan::panels)
       .def_readonly("factored_seconds", &sketchlayers::Plan::factored_seconds)
       .def_readonly("folded_seconds", &sketchlayers::Plan::folded_seconds)
       .def_readonly("dense_multiply_adds", &sketchlayers::Plan::dense_multiply_adds)
@@ -112,21 +130,35 @@ PYBIND11_MODULE(_C, m) {
         py::arg("is_linear") = false, py::arg("device") = "cpu", py::arg("dtype") = "float32",
         py::arg("training") = false, py::arg("weight_ready") = false,
         py::arg("needs_folded") = false, py::arg("blocks") = 1, py::arg("channels_last") = false,
-        "The planner's choice for one call; None stands for a size that is not known yet.");
+        py::arg("processor") = py::none(),
+        "The planner's choice for one call; None stands for a size that is not known yet, and for "
+        "the "
+        "kind of processor that is there.");
   m.def(
       "plan_chain",
       [](const std::string& device, const std::string& dtype, bool training, bool channels_last,
          bool factors, bool depthwise, double core, double multiply_adds, double pixels) {
         const sketchlayers::ChainPlan plan = sketchlayers::plan_chain(
-            {device == "cpu" ? sketchlayers::Processor::kCpu : sketchlayers::Processor::kCuda,
-             parse_precision(dtype), dtype == "bfloat16", training, channels_last, factors,
-             depthwise, core, multiply_adds, pixels});
+            {device == "cuda" ? sketchlayers::Processor::kCuda : sketchlayers::Processor::kCpu,
+             parse_precision(dtype), training, channels_last, factors, depthwise, core,
+             multiply_adds, pixels});
         return std::pair<bool, std::string>(plan.fused, plan.reason);
       },
       py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("training"),
       py::arg("channels_last"), py::arg("factors"), py::arg("depthwise"), py::arg("core"),
       py::arg("multiply_adds"), py::arg("pixels"),
       "Whether a convolution that is a chain of factors is computed in one pass, and why.");
+  m.def("set_benchmark", &sketchlayers::set_benchmark, py::arg("enabled"),
+        "Whether the first call of a shape is to time the paths; the former setting.");
+  m.def("benchmark_enabled", &sketchlayers::benchmark_enabled, "What was set.");
+  m.def("forget_times", &sketchlayers::forget_times, "Drops what was timed.");
+  m.def(
+      "cpu_for",
+      [](const std::string& dtype) {
+        const char* const names[] = {"cpu", "onednn", "amx"};
+        return names[static_cast<int>(sketchlayers::cpu_for(parse_precision(dtype)))];
+      },
+      py::arg("dtype"), "This CPU as the planner's constants name it for a type.");
   m.def("load_plan_costs", &sketchlayers::load_cost_model, py::arg("text"),
         "Replaces the planner's constants by those in the text.");
   m.def("reset_plan_costs", &sketchlayers::reset_cost_model,

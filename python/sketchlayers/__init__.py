@@ -9,7 +9,8 @@ processes: :func:`broadcast_model`. Layers of one's own: :func:`register_layer`.
 Layers to train: :class:`SKConv2d`, :class:`SKLinear` (tensor sketching); of other papers
 :class:`TuckerConv2d`, :class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`,
 :class:`LowRankEmbedding`, :class:`HashedConv2d`, :class:`HashedLinear`, :class:`FreshConv2d`,
-:class:`DictionaryConv2d`, :class:`DictionaryLinear`; :func:`param_groups` for their optimiser.
+:class:`DictionaryConv2d`, :class:`DictionaryLinear`; :func:`param_groups` for their optimiser,
+:func:`benchmark` for the choice of the fastest path.
 Operators: :mod:`sketchlayers.ops`.
 
 Sources: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti: "Distribution-Aware Tensor Decomposition for
@@ -60,12 +61,14 @@ if TYPE_CHECKING:
     from sketchlayers.nn.batch_norm import fuse_batch_norm
     from sketchlayers.nn.plain import register_layer
     from sketchlayers.optim import param_groups
+    from sketchlayers.planning import benchmark
 
 # Loaded on first use, so that `sketchlayers doctor` can tell what is wrong with an installation
 # whose compiled extension, or whose PyTorch, does not load.
 _OUTSIDE_OF_NN = {
     "Sweep": "sketchlayers.compression",
     "Calibration": "sketchlayers.compression.calibration.calibration",
+    "benchmark": "sketchlayers.planning",
     "broadcast_model": "sketchlayers.distributed",
     "calibrate": "sketchlayers.compression.calibration.calibrate",
     "clear_cache": "sketchlayers.inference",
@@ -109,6 +112,7 @@ __all__ = [
     "TuckerConvTranspose2d",
     "TuckerConvTranspose3d",
     "__version__",
+    "benchmark",
     "broadcast_model",
     "calibrate",
     "clear_cache",

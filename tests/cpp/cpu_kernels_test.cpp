@@ -633,10 +633,10 @@ TEST_P(VectorKernels, CombineVectors) {
 
 // -------------------------------------------------------------------------------- cost model
 
-constexpr CostKey kChannelTraining{Processor::kCpu, Precision::kFloat32, Kind::kChannel,
-                                   Work::kFactored, true};
-constexpr CostKey kLinearForward{Processor::kCuda, Precision::kHalf, Kind::kLinear, Work::kDense,
-                                 false};
+constexpr CostKey kChannel{Processor::kCpu, Precision::kFloat32, Work::kFactored, Kind::kChannel,
+                           false};
+constexpr CostKey kLinear{Processor::kCuda, Precision::kBFloat16, Work::kDense, Kind::kLinear,
+                          false};
 
 void read(CostModel& model, const std::string& lines) {
   std::istringstream text(lines);
@@ -649,24 +649,32 @@ bool equal(const Cost& a, const Cost& b) {
 }
 
 TEST(CostModel, EveryKeyHasItsOwnLine) {
-  const std::vector<std::string> processors{"cpu", "cuda"},
-      precisions{"float32", "half", "float64"}, kinds{"linear", "pointwise", "spatial", "channel"},
-      works{"dense", "form", "factored"}, modes{"forward", "training"};
+  // `cpu` stands for other processors, too, so it comes first.
+  const std::vector<std::string> processors{"cpu", "onednn", "amx", "cuda"},
+      precisions{"float32", "bfloat16", "float16", "float64"},
+      works{"dense", "form", "factored", "panels"},
+      kinds{"linear", "pointwise", "spatial", "channel"}, formats{"", " channels_last"};
   CostModel model;
   std::vector<CostKey> keys;
   std::ostringstream lines;
   for (size_t p = 0; p < processors.size(); ++p) {
     for (size_t t = 0; t < precisions.size(); ++t) {
-      for (size_t k = 0; k < kinds.size(); ++k) {
-        for (size_t w = 0; w < works.size(); ++w) {
-          for (size_t m = 0; m < modes.size(); ++m) {
-            lines << processors[p] << ' ' << precisions[t] << ' ' << kinds[k] << ' ' << works[w]
-                  << ' ' << modes[m] << ' ' << keys.size() << " 0 0 0\n";
+      for (size_t w = 0; w < works.size(); ++w) {
+        const std::string words = processors[p] + " " + precisions[t] + " " + works[w] + " ";
+        lines << words << "training 2 0 0 0\n";
+        for (size_t k = 0; k < kinds.size(); ++k) {
+          for (size_t f = 0; f < formats.size(); ++f) {
+            lines << words << kinds[k] << formats[f] << ' ' << keys.size() << " 0 0 0\n";
             keys.push_back({static_cast<Processor>(p), static_cast<Precision>(t),
-                            static_cast<Kind>(k), static_cast<Work>(w), m == 1});
-            const Cost& builtin = model.cost(keys.back());
-            EXPECT_GT(builtin.call + builtin.multiply_add + builtin.element + builtin.weight, 0)
-                << lines.str();
+                            static_cast<Work>(w), static_cast<Kind>(k), f == 1});
+            const bool has_panels =
+                processors[p] == "amx" && precisions[t] == "bfloat16" && kinds[k] != "spatial";
+            if (works[w] == "panels" && !has_panels) continue;
+            for (const bool training : {false, true}) {
+              const Cost builtin = model.cost(keys.back(), training);
+              EXPECT_GT(builtin.call + builtin.multiply_add + builtin.element + builtin.weight, 0)
+                  << words << kinds[k];
+            }
           }
         }
       }
@@ -674,8 +682,39 @@ TEST(CostModel, EveryKeyHasItsOwnLine) {
   }
   read(model, lines.str());
   for (size_t i = 0; i < keys.size(); ++i) {
-    EXPECT_EQ(model.cost(keys[i]).call, static_cast<double>(i));
+    EXPECT_EQ(model.cost(keys[i], false).call, static_cast<double>(i));
+    EXPECT_EQ(model.cost(keys[i], true).call, 2 * static_cast<double>(i));
   }
+}
+
+TEST(CostModel, WordsStandForSeveral) {
+  CostModel model;
+  read(model,
+       "cpu float factored conv 1 2 3 4\n"
+       "amx half factored channel channels_last 5 6 7 8\n"
+       "all all factored training 3 3 3 3\n");
+  const auto call = [&](Processor processor, Precision precision, Kind kind, bool channels_last) {
+    return model.cost({processor, precision, Work::kFactored, kind, channels_last}, false).call;
+  };
+  for (const auto precision : {Precision::kFloat32, Precision::kBFloat16, Precision::kFloat16}) {
+    for (const auto kind : {Kind::kSpatial, Kind::kChannel}) {
+      EXPECT_EQ(call(Processor::kCpu, precision, kind, true), 1);
+      EXPECT_EQ(call(Processor::kOneDnn, precision, kind, false), 1);
+    }
+  }
+  EXPECT_EQ(call(Processor::kAmx, Precision::kFloat16, Kind::kChannel, true), 5);
+  EXPECT_EQ(call(Processor::kAmx, Precision::kFloat16, Kind::kChannel, false), 1);
+  EXPECT_EQ(call(Processor::kAmx, Precision::kFloat32, Kind::kChannel, true), 1);
+  EXPECT_LT(call(Processor::kCuda, Precision::kFloat32, Kind::kChannel, true), 1);
+  EXPECT_TRUE(equal(model.cost(kChannel, true), {3, 6, 9, 12}));
+}
+
+TEST(CostModel, ConstantsOfThisMachineAreToldFromOthers) {
+  CostModel model;
+  EXPECT_FALSE(model.is_of_this_machine(kChannel));
+  read(model, "cpu float32 factored linear 1 2 3 4");
+  EXPECT_TRUE(model.is_of_this_machine(kChannel));
+  EXPECT_FALSE(model.is_of_this_machine(kLinear));
 }
 
 TEST(CostModel, SecondsAreASum) {
@@ -685,63 +724,65 @@ TEST(CostModel, SecondsAreASum) {
 
 TEST(CostModel, ReadsLinesAndComments) {
   CostModel model;
-  const Cost other = model.cost(kLinearForward);
+  const Cost other = model.cost(kLinear, false);
   read(model,
        "# a comment\n"
        "\n"
        "   \t\n"
-       "  cpu float32 channel factored training 1 2e-3\t3.5 0  # and another\n");
-  EXPECT_TRUE(equal(model.cost(kChannelTraining), {1, 2e-3, 3.5, 0}));
-  EXPECT_TRUE(equal(model.cost(kLinearForward), other));
+       "  cpu float32 factored channel 1 2e-3\t3.5 0  # and another\n");
+  EXPECT_TRUE(equal(model.cost(kChannel, false), {1, 2e-3, 3.5, 0}));
+  EXPECT_TRUE(equal(model.cost(kLinear, false), other));
 }
 
 TEST(CostModel, LaterLinesReplaceEarlierOnes) {
   CostModel model;
   read(model,
-       "cuda half linear dense forward 1 2 3 4\n"
-       "cuda half linear dense forward 5 6 7 8");  // no newline at the end
-  EXPECT_TRUE(equal(model.cost(kLinearForward), {5, 6, 7, 8}));
+       "cuda half dense linear 1 2 3 4\n"
+       "cuda half dense linear 5 6 7 8");  // no newline at the end
+  EXPECT_TRUE(equal(model.cost(kLinear, false), {5, 6, 7, 8}));
 }
 
 TEST(CostModel, WrongLinesChangeNothing) {
   const char* const wrong[] = {
       "cpu",
-      "cpu float32 channel factored training",
-      "cpu float32 channel factored training 1 2 3",
-      "cpu float32 channel factored training 1 2 3 4 5",
-      "cpu float32 channel factored training 1 2 3 four",
-      "cpu float32 channel factored training 1 2 3 4x",
-      "cpu float32 channel factored training -1 2 3 4",
-      "cpu float32 channel factored training 1 2 3 nan",
-      "cpu float32 channel factored training 1 2 inf 4",
-      "cpu float32 channel factored training 1 2 1e999 4",
-      "cpu float32 channel factored 1 2 3 4",
-      "tpu float32 channel factored training 1 2 3 4",
-      "cpu float16 channel factored training 1 2 3 4",
-      "cpu float32 depth factored training 1 2 3 4",
-      "cpu float32 channel folded training 1 2 3 4",
-      "cpu float32 channel factored inference 1 2 3 4",
+      "cpu float32 factored channel",
+      "cpu float32 factored channel 1 2 3",
+      "cpu float32 factored channel 1 2 3 4 5",
+      "cpu float32 factored channel 1 2 3 four",
+      "cpu float32 factored channel 1 2 3 4x",
+      "cpu float32 factored channel -1 2 3 4",
+      "cpu float32 factored channel 1 2 3 nan",
+      "cpu float32 factored channel 1 2 inf 4",
+      "cpu float32 factored channel 1 2 1e999 4",
+      "cpu float32 factored channel channels 1 2 3 4",
+      "cpu float32 factored training channels_last 1 2 3 4",
+      "cpu float32 factored 1 2 3 4",
+      "tpu float32 factored channel 1 2 3 4",
+      "cpu float8 factored channel 1 2 3 4",
+      "cpu float32 factored depth 1 2 3 4",
+      "cpu float32 folded channel 1 2 3 4",
+      "cpu float32 channel factored forward 1 2 3 4",
   };
   for (const char* line : wrong) {
     CostModel model;
-    const Cost before = model.cost(kLinearForward);
-    EXPECT_THROW(read(model, std::string("cuda half linear dense forward 1 2 3 4\n") + line),
+    const Cost before = model.cost(kLinear, false);
+    EXPECT_THROW(read(model, std::string("cuda half dense linear 1 2 3 4\n") + line),
                  std::invalid_argument)
         << line;
-    EXPECT_TRUE(equal(model.cost(kLinearForward), before)) << line;
+    EXPECT_TRUE(equal(model.cost(kLinear, false), before)) << line;
   }
 }
 
 TEST(CostModel, ThePlannersIsReplacedAsAWhole) {
   const CostModel& before = cost_model();
-  const Cost builtin = before.cost(kChannelTraining);
-  load_cost_model("cpu float32 channel factored training 1 2 3 4");
-  EXPECT_TRUE(equal(cost_model().cost(kChannelTraining), {1, 2, 3, 4}));
-  EXPECT_TRUE(equal(before.cost(kChannelTraining), builtin));  // for calls that still read it
+  const Cost builtin = before.cost(kChannel, false);
+  load_cost_model("cpu float32 factored channel 1 2 3 4");
+  EXPECT_TRUE(equal(cost_model().cost(kChannel, false), {1, 2, 3, 4}));
+  EXPECT_TRUE(equal(before.cost(kChannel, false), builtin));  // for calls that still read it
   EXPECT_THROW(load_cost_model("nonsense"), std::invalid_argument);
-  EXPECT_TRUE(equal(cost_model().cost(kChannelTraining), {1, 2, 3, 4}));
+  EXPECT_TRUE(equal(cost_model().cost(kChannel, false), {1, 2, 3, 4}));
   reset_cost_model();
-  EXPECT_TRUE(equal(cost_model().cost(kChannelTraining), builtin));
+  EXPECT_TRUE(equal(cost_model().cost(kChannel, false), builtin));
 }
 
 }  // namespace

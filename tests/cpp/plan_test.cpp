@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "plan/measured_times.h"
+
 namespace sketchlayers {
 namespace {
 
@@ -62,6 +64,35 @@ TEST(Plan, TheWeightIsFormedWhenItIsNeeded) {
   const Plan plan = sketchlayers::plan(problem);
   EXPECT_FALSE(plan.factored);
   EXPECT_FALSE(plan.reason.empty());
+}
+
+TEST(Plan, GoesByMeasuredTimes) {
+  PlanProblem problem = convolution(64, Mixing::kChannel);
+  const bool estimated = plan(problem).factored;
+  record_times(problem, estimated ? PathTimes{3, 1, 1} : PathTimes{1, 1, 1});
+  record_times(problem, {0, 0, 0});  // the first ones stay
+  const Plan measured = plan(problem);
+  EXPECT_TRUE(measured.measured);
+  EXPECT_NE(measured.factored, estimated);
+  EXPECT_EQ(measured.folded_seconds, 2);  // with the forming of the weight
+  problem.weight_ready = true;
+  EXPECT_EQ(plan(problem).folded_seconds, 1);
+  problem.threads = 7;
+  EXPECT_FALSE(plan(problem).measured);
+  forget_times();
+  problem.threads = 1;
+  EXPECT_FALSE(plan(problem).measured);
+}
+
+TEST(Plan, SlowDenseLayersOfATypeAreFoldedLess) {
+  PlanProblem problem = convolution(64, Mixing::kChannel);
+  problem.processor = Processor::kOneDnn;
+  problem.precision = Precision::kBFloat16;
+  problem.weight_ready = true;
+  const Plan before = plan(problem);
+  problem.dense_slowdown = 4;
+  EXPECT_DOUBLE_EQ(plan(problem).folded_seconds, 4 * before.folded_seconds);
+  EXPECT_EQ(plan(problem).factored_seconds, before.factored_seconds);
 }
 
 TEST(Plan, UnknownSizesArePlannedForAsMany) {

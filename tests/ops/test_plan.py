@@ -93,27 +93,29 @@ def own_costs():
 
 def test_measured_constants_change_the_choice(own_costs):
     assert plan(mixing="channel").path == "factored"
-    own_costs("# slow\ncpu float32 channel factored forward 100 0 0 0  # seconds\n\n")
+    own_costs("# slow\ncpu float32 factored channel 100 0 0 0  # seconds\n\n")
     changed = plan(mixing="channel")
     assert (changed.path, changed.factored_seconds) == ("folded", 100)
-    assert plan(mixing="channel", training=True).path == "factored"
-    assert plan(mixing="channel", dtype="bfloat16").path == "factored"
+    own_costs("cpu float32 factored training 1e-9 1 1 1")
+    assert plan(mixing="channel", training=True).factored_seconds == pytest.approx(1e-7)
+    for processor in ("onednn", "amx"):
+        assert plan(mixing="channel", dtype="bfloat16", processor=processor).factored_seconds < 1
     _C.reset_plan_costs()
     assert plan(mixing="channel").path == "factored"
 
 
 def test_constants_may_be_those_of_one_memory_format(own_costs):
-    own_costs("cpu float32 channel factored forward channels_last 100 0 0 0")
+    own_costs("cpu float32 factored channel channels_last 100 0 0 0")
     assert plan(mixing="channel").path == "factored"
     changed = plan(mixing="channel", channels_last=True)
     assert (changed.path, changed.factored_seconds) == ("folded", 100)
-    own_costs("cpu float32 channel factored forward 50 0 0 0")  # of both again
+    own_costs("cpu float32 factored channel 50 0 0 0")  # of both again
     for channels_last in (False, True):
         assert plan(mixing="channel", channels_last=channels_last).factored_seconds == 50
 
 
 def test_a_layer_is_planned_for_the_memory_format_that_it_meets(own_costs):
-    own_costs("cpu float32 channel factored training channels_last 100 0 0 0")
+    own_costs("cpu float32 factored channel channels_last 100 0 0 0")
     layer = SKConv2d(64, 64, 3, padding=1, rate=0.1, mixing="channel")
     shape = (64, 64, 16, 16)
     assert layer.plan(shape).path == "factored"
@@ -128,19 +130,21 @@ def test_a_layer_is_planned_for_the_memory_format_that_it_meets(own_costs):
 @pytest.mark.parametrize(
     "line",
     [
-        "cpu float32 channel factored forward channels 1 2 3 4",
-        "cpu float32 channel factored forward 1 2 3",
-        "cpu float32 channel factored forward 1 2 3 4 5",
-        "cpu float32 channel factored forward 1 2 3 -4",
-        "cpu float32 channel factored forward 1 2 3 nan",
-        "cpu float32 channel factored sideways 1 2 3 4",
-        "tpu float32 channel factored forward 1 2 3 4",
+        "cpu float32 factored channel channels 1 2 3 4",
+        "cpu float32 factored training channels_last 1 2 3 4",
+        "cpu float32 factored channel 1 2 3",
+        "cpu float32 factored channel 1 2 3 4 5",
+        "cpu float32 factored channel 1 2 3 -4",
+        "cpu float32 factored channel 1 2 3 nan",
+        "cpu float32 factored sideways 1 2 3 4",
+        "cpu float32 channel factored forward 1 2 3 4",
+        "tpu float32 factored channel 1 2 3 4",
     ],
 )
 def test_a_wrong_line_changes_nothing(own_costs, line):
     before = plan(mixing="channel").factored_seconds
     with pytest.raises(ValueError, match="planner constants"):
-        own_costs(f"cpu float32 channel factored forward 100 0 0 0\n{line}\n")
+        own_costs(f"cpu float32 factored channel 100 0 0 0\n{line}\n")
     assert plan(mixing="channel").factored_seconds == before
 
 
@@ -154,14 +158,44 @@ def read_samples(path):
         ]
 
 
-def test_choices_for_layers_drawn_at_random():
-    """Measured times of 200 layers that the constants were not fitted to."""
-    samples = read_samples(RESULTS / "planner_cpu_amd_epyc.csv")
+@pytest.mark.parametrize(
+    ("name", "processor", "dtype"),
+    [
+        ("planner_cpu_amd_epyc", "cpu", "float32"),
+        ("planner_cpu_intel_xeon", "cpu", "float32"),
+        ("planner_bfloat16_cpu_intel_xeon", "amx", "bfloat16"),
+    ],
+)
+def test_choices_for_layers_drawn_at_random(name, processor, dtype):
+    """Measured times of 200 layers on each machine."""
+    samples = read_samples(RESULTS / f"{name}.csv")
     assert len(samples) == 200
     _C.reset_plan_costs()
     for training in (False, True):
-        chosen = tune.choices(samples, "cpu", "float32", training)
+        chosen = tune.choices(samples, processor, dtype, training)
         assert tune.good_choices(chosen) >= 0.95
+
+
+def test_panels_are_for_one_block_of_mixed_channels_on_amx():
+    one = {"mixing": "channel", "dtype": "bfloat16", "processor": "amx"}
+    assert plan(**one).panels and plan(**one | {"kernel": (1, 1), "mixing": "spatial"}).panels
+    for changed in (
+        {"mixing": "spatial"},
+        {"blocks": 2},
+        {"groups": 2},
+        {"dtype": "float16"},
+        {"processor": "onednn"},
+    ):
+        assert not plan(**one | changed).panels
+    with pytest.raises(ValueError, match="processor must be"):
+        plan(processor="tpu")
+
+
+def test_without_onednn_half_types_are_factored_where_they_can_be():
+    """PyTorch's own convolutions take many times as long then."""
+    shape = {"mixing": "channel", "weight_ready": True, "dtype": "float16"}
+    for training in (False, True):
+        assert plan(processor="cpu", training=training, **shape).path == "factored"
 
 
 def test_a_frame_is_folded_and_says_why():

@@ -1,8 +1,9 @@
 """The planner's constants: measured on this machine, fitted, kept, and its choices put to the test.
 
 A path's time is modelled as a sum over a call, its multiply-adds, the elements of the images and
-those of the weight or its factors. The constants are fitted to times of layers drawn at random, and
-judged by how long the chosen path takes beside the best one on newly drawn layers.
+those of the weight or its factors; in training each of these grows by a factor that all layers
+share. The constants are fitted to times of layers drawn at random, and judged by how long the
+chosen path takes beside the best one on newly drawn layers.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from .timing import inference, training_step
 Kind = Literal["linear", "pointwise", "spatial", "channel"]
 KINDS: tuple[Kind, ...] = ("linear", "pointwise", "spatial", "channel")
 WORKS = ("dense", "form", "factored")
+"""What is timed; for the planner, factored layers that take panels are another kind of work."""
+
 MODES = ("forward", "training")
 TOLERANCE = 1.15
 """How much longer than the best path the chosen one may take."""
@@ -136,7 +139,7 @@ class Sample(Shape):
     form_training: float
     factored_training: float
 
-    def plan(self, *, training: bool, device: str, dtype: str) -> Any:
+    def plan(self, *, training: bool, processor: str, dtype: str) -> Any:
         """The planner's answer; without training for a weight that is there already."""
         return _extension.load().plan(
             batch=self.batch,
@@ -148,7 +151,7 @@ class Sample(Shape):
             sketch_rank=self.rank,
             mixing=self.mixing,
             is_linear=self.kind == "linear",
-            device=device,
+            processor=processor,
             dtype=dtype,
             training=training,
             weight_ready=not training,
@@ -214,7 +217,13 @@ def _name(dtype: torch.dtype) -> str:
 # ------------------------------------------------------------------------------------ the constants
 
 
-def amounts(own: Sample, work: str, device: str) -> tuple[float, float, float, float]:
+def processor_of(device: torch.device, dtype: str) -> str:
+    """The device as the planner's constants name it for a type."""
+    name = _extension.load().cpu_for(dtype) if device.type == "cpu" else device.type
+    return str(name)
+
+
+def amounts(own: Sample, work: str, processor: str, dtype: str) -> tuple[float, ...]:
     """A call, multiply-adds, elements of images, elements of the weight or its factors."""
     case = own.case
     if work == "dense":
@@ -223,8 +232,8 @@ def amounts(own: Sample, work: str, device: str) -> tuple[float, float, float, f
         rows = 1 + (case.taps if own.mixing == "spatial" else 1)
         return 1, own.rank * rows * case.weights, 0, case.weights
     factors = own.rank * case.taps * (own.in_channels + own.out_channels)
-    planned = own.plan(training=False, device=device, dtype="float32")
-    return 1, planned.factored_vector_multiply_adds, own.elements, factors
+    planned = own.plan(training=False, processor=processor, dtype=dtype)
+    return 1, planned.computed_multiply_adds, own.elements, factors
 
 
 def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
@@ -247,25 +256,65 @@ def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float
     return [float(constant) for constant in best / scale]
 
 
-def constants(samples: Sequence[Sample], device: str, dtype: str) -> str:
-    """The planner's constants as the text that it reads."""
-    precision = {"float32": "float32", "float64": "float64"}.get(dtype, "half")
+Group = tuple[str, bool]
+"""Layers that share constants: a word for their kind, and whether channels lie together."""
+
+
+def group_of(own: Sample, work: str) -> Group:
+    """What the times of a kind of work depend on: those of panels hardly on the memory format."""
+    kind = "conv" if work == "dense" and own.kind in ("spatial", "channel") else own.kind
+    return kind, own.channels_last and work in ("dense", "factored")
+
+
+def constants(samples: Sequence[Sample], processor: str, dtype: str) -> str:
+    """The planner's constants as the text that it reads.
+
+    Raises:
+        ValueError: a group has fewer than 5 layers.
+    """
+    by_work: dict[str, list[Sample]] = {"dense": list(samples), "form": list(samples)}
+    for own in samples:
+        panels = own.plan(training=False, processor=processor, dtype=dtype).panels
+        by_work.setdefault("panels" if panels else "factored", []).append(own)
     lines = []
-    for kind, work, mode, channels_last in itertools.product(KINDS, WORKS, MODES, (False, True)):
-        if kind == "linear" and channels_last:
-            continue
-        own = [s for s in samples if s.kind == kind and s.channels_last == channels_last]
-        if len(own) < 5:
-            raise ValueError(
-                f"--tune: needs at least 5 layers of a kind and memory format (got {len(own)} "
-                f"{kind}{', channels_last' if channels_last else ''})"
-            )
-        times = [getattr(sample, f"{work}_{mode}") for sample in own]
-        numbers = fit([amounts(sample, work, device) for sample in own], times)
-        words = [f"{number:.4g}" for number in numbers]
-        layout = ["channels_last"] if channels_last else []
-        lines.append(" ".join([device, precision, kind, work, mode, *layout, *words]))
+    for work, chosen in by_work.items():
+        lines += _constants_of_work(work, chosen, f"{processor} {dtype} {work}", processor, dtype)
     return "\n".join(lines) + "\n"
+
+
+def _constants_of_work(
+    work: str, samples: Sequence[Sample], words: str, processor: str, dtype: str
+) -> list[str]:
+    timed = "factored" if work == "panels" else work
+    own_amounts = {own: amounts(own, timed, processor, dtype) for own in samples}
+    groups: dict[Group, list[Sample]] = {}
+    for own in sorted(samples, key=lambda own: (KINDS.index(own.kind), own.channels_last)):
+        groups.setdefault(group_of(own, work), []).append(own)
+    forward: dict[Group, list[float]] = {}
+    for (kind, channels_last), members in groups.items():
+        layout = " channels_last" if channels_last else ""
+        if len(members) < _FEWEST_LAYERS:
+            raise ValueError(
+                f"--tune: needs at least {_FEWEST_LAYERS} layers of a kind and memory format (got "
+                f"{len(members)} {kind}{layout})"
+            )
+        times = [getattr(own, f"{timed}_forward") for own in members]
+        forward[kind, channels_last] = fit([own_amounts[own] for own in members], times)
+    growth = fit(
+        [
+            [a * c for a, c in zip(own_amounts[own], forward[group_of(own, work)], strict=True)]
+            for own in samples
+        ],
+        [getattr(own, f"{timed}_training") for own in samples],
+    )
+    rows = [
+        (f"{kind} channels_last" if channels_last else kind, numbers)
+        for (kind, channels_last), numbers in forward.items()
+    ]
+    return [
+        " ".join([words, group, *(f"{number:.4g}" for number in numbers)])
+        for group, numbers in [*rows, ("training", growth)]
+    ]
 
 
 # ------------------------------------------------------------------------------------- the choices
@@ -279,7 +328,7 @@ class Choice(NamedTuple):
     sample: Sample
 
 
-def choices(samples: Sequence[Sample], device: str, dtype: str, training: bool) -> list[Choice]:
+def choices(samples: Sequence[Sample], processor: str, dtype: str, training: bool) -> list[Choice]:
     """One choice for each sample."""
     result = []
     for own in samples:
@@ -288,7 +337,7 @@ def choices(samples: Sequence[Sample], device: str, dtype: str, training: bool) 
         else:
             folded, factored = own.dense_forward, own.factored_forward
         seconds = {"folded": folded, "factored": factored}
-        path = own.plan(training=training, device=device, dtype=dtype).path
+        path = own.plan(training=training, processor=processor, dtype=dtype).path
         result.append(Choice(seconds[path] / min(seconds.values()), path, own))
     return result
 
@@ -305,6 +354,7 @@ LAYERS_TO_VERIFY = 200
 _SECONDS = 0.1  # for each layer and mode
 _TUNING_SEED = 1
 _VERIFYING_SEED = 2  # other layers than those of the tuning
+_FEWEST_LAYERS = 5  # that constants are fitted to
 
 
 def tune(device: torch.device, dtypes: Sequence[torch.dtype], hardware: str) -> Path:
@@ -319,7 +369,8 @@ def tune(device: torch.device, dtypes: Sequence[torch.dtype], hardware: str) -> 
     text = f"# Measured by `sketchlayers bench --tune`: {hardware}, PyTorch {torch.__version__}\n"
     for dtype in dtypes:
         measured = sample(LAYERS_TO_TUNE, _TUNING_SEED, device, dtype, _SECONDS)
-        text += constants(measured, device.type, _name(dtype))
+        name = _name(dtype)
+        text += constants(measured, processor_of(device, name), name)
     _extension.load().load_plan_costs(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
@@ -330,14 +381,15 @@ def tune(device: torch.device, dtypes: Sequence[torch.dtype], hardware: str) -> 
 def verify(device: torch.device, dtype: torch.dtype) -> tuple[list[Sample], str]:
     """Measures newly drawn layers and judges what the planner chooses for them, in words."""
     samples = sample(LAYERS_TO_VERIFY, _VERIFYING_SEED, device, dtype, _SECONDS)
-    return samples, judgement(samples, device.type, _name(dtype))
+    name = _name(dtype)
+    return samples, judgement(samples, processor_of(device, name), name)
 
 
-def judgement(samples: Sequence[Sample], device: str, dtype: str) -> str:
+def judgement(samples: Sequence[Sample], processor: str, dtype: str) -> str:
     """How good the choices are, and the worst of them."""
     lines = []
     for training in (False, True):
-        chosen = sorted(choices(samples, device, dtype, training), key=lambda own: -own.regret)
+        chosen = sorted(choices(samples, processor, dtype, training), key=lambda own: -own.regret)
         lines.append(
             f"{MODES[training]}: the chosen path takes at most {TOLERANCE} times the best one's "
             f"time for {100 * good_choices(chosen):.1f} % of {len(chosen)} layers"

@@ -16,7 +16,15 @@ from sketchlayers.nn._fingerprint import fingerprint
 from sketchlayers.nn._seeded import SeededModule
 
 _MOST_SHAPES = 256  # decisions remembered; inputs of ever new shapes must not fill the memory
-_TRANSIENT = ("_kept", "_decisions")
+_TRANSIENT = ("_kept", "_decisions", "_decided_at")
+
+_era = 0  # decisions of earlier ones were made in another way
+
+
+def decide_again() -> None:
+    """Lets every layer forget which shapes it wants the dense weight for."""
+    global _era
+    _era += 1
 
 
 class _Kept(NamedTuple):
@@ -59,6 +67,7 @@ class WeightCache(SeededModule):
     # Also for layers that were unpickled, whose ``__init__`` has not run.
     _kept: _Kept | None = None
     _decisions: dict[torch.Size, bool] | None = None
+    _decided_at: int = 0
 
     def __init__(self, seed: int | None, device: torch.device | str | int | None) -> None:
         super().__init__(seed, device)
@@ -166,7 +175,8 @@ class WeightCache(SeededModule):
         # This runs at every call: the cheap answers come first, in attributes more than helpers.
         if torch.compiler.is_compiling() or self.training or type(input) is not Tensor:
             return None
-        decisions, shape = self._decisions, input.shape
+        shape = input.shape
+        decisions = self._decisions if self._decided_at == _era else None
         decision = None if decisions is None else decisions.get(shape)
         if decision is False:
             return None
@@ -197,9 +207,10 @@ class WeightCache(SeededModule):
             decision = self._prefers_kept_weight(input)
         except RuntimeError:
             return False  # the operator says what is wrong with it
-        decisions = self._decisions
+        decisions = self._decisions if self._decided_at == _era else None
         if decisions is None or len(decisions) >= _MOST_SHAPES:
             self._decisions = decisions = {}
+            self._decided_at = _era
         decisions[input.shape] = decision
         return decision
 

@@ -410,6 +410,8 @@ class SketchLayer(WeightCache, CompressedLayer):
 
     def _prefers_kept_weight(self, input: Tensor) -> bool:
         if self._path == "auto" and not self._needs_folded:
+            if _extension.require(type(self).__name__).benchmark_enabled():
+                self._from_factors(input)  # the operator times both paths
             planned = self._planned(input.shape, _is_channels_last(input), weight_ready=True)
             return bool(planned.path == "folded")
         batch_and_size(type(self).__name__, self, input.shape)  # raises where it does not fit
