@@ -104,12 +104,12 @@ Comparison compare_kernels(const KernelFamily& family, at::ScalarType type) {
   return compare(family, type, current_device());
 }
 
-std::function<void(KernelMode)> kernel_step(const KernelFamily& family, at::ScalarType type) {
+std::function<void(ComputedBy)> kernel_step(const KernelFamily& family, at::ScalarType type) {
   const KernelProblem problem = family.problems(/*large=*/true).front();
   const ProblemOperands operands = placed(problem, type, current_device());
-  return [problem, operands](KernelMode mode) {
-    const KernelModeGuard guard(mode);
-    problem.compute(operands, ComputedBy::kOperator);
+  return [problem, operands](ComputedBy by) {
+    const KernelModeGuard kernels(KernelMode::kOn);
+    problem.compute(operands, by);
   };
 }
 

@@ -10,7 +10,8 @@
 
 namespace sketchlayers::cuda {
 
-struct Comparison;  // kernel_families.h
+enum class ComputedBy;  // kernel_families.h
+struct Comparison;
 struct KernelFamily;
 
 // The places of the families in `kernel_families()`.
@@ -53,7 +54,8 @@ class KernelModeGuard {
 // The kernels on the current device against the composition; raises what a launch raises.
 Comparison compare_kernels(const KernelFamily& family, at::ScalarType type);
 
-// One call of the family's large problem on the current device, by its kernels or without them.
-std::function<void(KernelMode)> kernel_step(const KernelFamily& family, at::ScalarType type);
+// One call of the family's large problem on the current device, by its kernels or by the
+// composition of operations, for which all other families use their kernels.
+std::function<void(ComputedBy)> kernel_step(const KernelFamily& family, at::ScalarType type);
 
 }  // namespace sketchlayers::cuda

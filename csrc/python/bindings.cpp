@@ -189,13 +189,15 @@ PYBIND11_MODULE(_C, m) {
       .def(
           "step",
           [](const CudaKernel& kernel) {
+            using sketchlayers::cuda::ComputedBy;
             const auto step = sketchlayers::cuda::kernel_step(*kernel.family, kernel.type);
             return std::function<void(bool)>([step](bool by_kernels) {
-              step(by_kernels ? sketchlayers::cuda::KernelMode::kOn
-                              : sketchlayers::cuda::KernelMode::kOff);
+              step(by_kernels ? ComputedBy::kOperator : ComputedBy::kComposition);
             });
           },
-          "A function that computes a layer of a network's size, by the kernels or without them.");
+          "A function that computes a layer of a network's size, by the kernels or, given False, "
+          "by "
+          "the composition.");
   m.def("cuda_kernels", &cuda_kernels, "All families of CUDA kernels in all types.");
 #endif
 }

