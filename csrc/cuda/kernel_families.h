@@ -253,7 +253,7 @@ struct HashProblem {
 };
 
 inline std::vector<HashProblem> hash_problems(bool large) {
-  if (large) return {{1024, 9216, 943718, {{0}, {943718}}}};
+  if (large) return {{512, 4608, 235929, {{0}, {235929}}}};
   return {{200, 33, 97, {{0}, {97}}}, {50, 126, 61, {{0, 10, 10}, {10, 51, 40}}}};
 }
 

@@ -56,6 +56,31 @@ def test_a_kernel_that_raises_is_a_row() -> None:
     assert cuda_kernels._report(kernel) == RAISES
 
 
+@pytest.mark.parametrize(("reports", "status"), [([FAST, SLOW], 0), ([FAST, WRONG], 1)])
+def test_the_whole_report(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    reports: list[KernelReport],
+    status: int,
+) -> None:
+    build = SimpleNamespace(build_info=lambda: {"cuda": "13.0", "cuda_archs": "9.0"})
+    monkeypatch.setattr(_extension, "load", lambda: build)
+    monkeypatch.setattr(cuda_kernels, "why_not", lambda device: None)
+    monkeypatch.setattr(cuda_kernels, "measure", lambda device: iter(reports))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Example")
+    assert main(["doctor", "--device", "cuda:1"]) == status
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0].startswith("NVIDIA Example, PyTorch ")
+    assert lines[0].endswith("kernels of CUDA 13.0 for 9.0")
+    assert lines[2:] == [
+        cuda_kernels.TABLE.header(),
+        *map(cuda_kernels.line, reports),
+        "",
+        *cuda_kernels.summary(reports).split("\n"),
+        "",
+    ]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--device", "cuda"]) == 1
