@@ -4,7 +4,8 @@
 #   VENV=.venv          where that environment lives; VENV= uses PYTHON itself as it is, and
 #                       installs nothing but this package
 #   TORCH="torch ..."   what to install when there is no PyTorch yet
-#   DATA=folder         CIFAR-10, for `make demo` and for the figures of `make gpu`
+#   DATA=folder         CIFAR-10, for `make demo`
+#   GPU_RUNS=runs/gpu   where `make gpu` writes its results
 #   PYTEST="-k name"    more arguments for pytest
 #   FORCE_CUDA=1        compile the CUDA kernels although this machine has no GPU
 #   CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see setup.py
@@ -139,27 +140,8 @@ docs: $(STAMPS)/installed $(STAMPS)/documentation ## the documentation site, in 
 	$(PY) -m sphinx -b html --fail-on-warning --keep-going --quiet docs build/docs
 	@echo "Open build/docs/index.html"
 
-GPU_RUNS := runs/gpu
-SANITIZER = compute-sanitizer --error-exitcode 1 --kernel-regex kns=sketchlayers
-
-# The points of the figure go on where an earlier call was stopped.
-gpu: export FORCE_CUDA := 1
-gpu: toolkit $(STAMPS)/installed ## on a machine with a GPU: its tests, memory checks, timings, a short training
-	$(PY) -m pytest -m gpu $(PYTEST)
-	@if $(SANITIZER) $(PY) -c 'import torch; torch.zeros(1, device="cuda")' > /dev/null 2>&1; then \
-		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) \
-			$(PY) -m pytest -m gpu --quiet -k "bits or unpacking or strides or values_and_sums"; \
-	else echo "Memory checks are skipped: compute-sanitizer is not there or does not run here."; fi
-	@mkdir -p $(GPU_RUNS)
-	$(PY) -m sketchlayers bench --device cuda --tune
-	$(PY) -m sketchlayers bench --device cuda --verify --csv $(GPU_RUNS)/planner.csv
-	$(PY) -m sketchlayers bench --device cuda --figures --graphs --csv $(GPU_RUNS)/figures.csv --png $(GPU_RUNS)/figures.png
-	$(PY) -m sketchlayers bench --device cuda --seconds 1 --csv $(GPU_RUNS)/bench.csv
-	$(PY) -m sketchlayers bench --device cuda --seconds 1 --tf32 --csv $(GPU_RUNS)/bench_tf32.csv
-	$(PY) experiments/benchmark.py --device cuda --dtype bfloat16 --channels-last --csv $(GPU_RUNS)/networks.csv
-	$(PY) experiments/demo.py --device cuda --out $(GPU_RUNS)/demo
-	$(if $(DATA),$(PY) experiments/figure2.py --data cifar10 --root $(DATA) --device cuda --amp bf16 --compile \
-		--out $(GPU_RUNS)/figure2_cifar10)
+gpu: toolkit ## on a machine with a GPU: builds for it, checks and times the kernels, in nine minutes
+	PYTHON=$(PY) tests/gpu/run.sh
 
 # ------------------------------------------------------------------------------- parts of `test`
 

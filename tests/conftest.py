@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 # What somebody has tuned on this machine must not decide what tests see.
 os.environ["SKETCHLAYERS_CACHE"] = ""
+# A CUDA kernel that is wrong must fail a test and not be replaced.
+os.environ.setdefault("SKETCHLAYERS_CUDA_KERNELS", "on")
 
 
 # The same examples in every run, so that a change is to blame for a failure and not chance.

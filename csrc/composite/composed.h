@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/hashed_weight.h"
+#include "ops/sign_matrix.h"
 #include "ops/sk_conv2d.h"
 #include "ops/sk_linear.h"
 #include "ops/sk_weight.h"
@@ -28,5 +29,16 @@ at::Tensor hashed_weight_composition(const at::Tensor& values, const at::Tensor&
 // The adjoint from hash_entries and a sorting sum; arguments have been checked.
 at::Tensor hashed_weight_backward_composed(const at::Tensor& grad, const at::Tensor& seed,
                                            int64_t num_values, const HashTables& tables);
+
+// Found on the CPU and copied to the device of the seed, which cannot be captured in a CUDA graph;
+// arguments have been checked.
+at::Tensor hash_entries_composed(const at::Tensor& seed, c10::SymInt rows, c10::SymInt columns,
+                                 int64_t num_values, const HashTables& tables);
+
+// Made on the CPU and copied, too.
+at::Tensor sign_matrix_composed(int64_t seed, int64_t matrix, int64_t rows, int64_t columns,
+                                std::optional<at::Device> device);
+at::Tensor unpack_signs_composed(const at::Tensor& packed, int64_t columns, int64_t start,
+                                 at::ScalarType dtype, double scale);
 
 }  // namespace sketchlayers

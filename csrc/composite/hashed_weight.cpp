@@ -48,6 +48,12 @@ at::Tensor hashed_weight_backward_composed(const at::Tensor& grad, const at::Ten
       .to(grad.scalar_type());
 }
 
+at::Tensor hash_entries_composed(const at::Tensor& seed, c10::SymInt rows, c10::SymInt columns,
+                                 int64_t num_values, const HashTables& tables) {
+  return hash_entries(seed.cpu(), std::move(rows), std::move(columns), num_values, tables)
+      .to(seed.device());
+}
+
 namespace {
 
 at::Tensor hashed_weight_kernel(const at::Tensor& values, const at::Tensor& seed, c10::SymInt rows,
@@ -64,18 +70,16 @@ at::Tensor hashed_weight_backward_kernel(const at::Tensor& grad, const at::Tenso
   return hashed_weight_backward_composed(grad, seed, num_values, tables);
 }
 
-at::Tensor hash_entries_composed(const at::Tensor& seed, c10::SymInt rows, c10::SymInt columns,
-                                 int64_t num_values, at::IntArrayRef first,
-                                 at::IntArrayRef buckets) {
+at::Tensor hash_entries_kernel(const at::Tensor& seed, c10::SymInt rows, c10::SymInt columns,
+                               int64_t num_values, at::IntArrayRef first, at::IntArrayRef buckets) {
   const HashTables tables = check_hash_entries(seed, rows, columns, num_values, first, buckets);
-  return hash_entries(seed.cpu(), std::move(rows), std::move(columns), num_values, tables)
-      .to(seed.device());
+  return hash_entries_composed(seed, std::move(rows), std::move(columns), num_values, tables);
 }
 
 TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
   m.impl("hashed_weight", TORCH_FN(hashed_weight_kernel));
   m.impl("hashed_weight_backward", TORCH_FN(hashed_weight_backward_kernel));
-  m.impl("hash_entries", TORCH_FN(hash_entries_composed));
+  m.impl("hash_entries", TORCH_FN(hash_entries_kernel));
 }
 
 // vmap: the parts have batching rules, the whole has none.

@@ -6,10 +6,10 @@
 #include <ATen/ops/where.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
 #include "signs.h"
 
 namespace sketchlayers {
-namespace {
 
 at::Tensor sign_matrix_composed(int64_t seed, int64_t matrix, int64_t rows, int64_t columns,
                                 std::optional<at::Device> device) {
@@ -34,5 +34,4 @@ TORCH_LIBRARY_IMPL(sketchlayers, CompositeExplicitAutograd, m) {
   m.impl("unpack_signs", TORCH_FN(unpack_signs_composed));
 }
 
-}  // namespace
 }  // namespace sketchlayers

@@ -38,7 +38,7 @@ template <typename Traits>
 cudaError_t launch_channel_conv(const ChannelConvParams& params, dim3 grid, int shared,
                                 cudaStream_t stream) {
   const auto kernel = channel_conv_kernel<Traits>;
-  if (const cudaError_t error = allow_shared(kernel, shared)) return error;
+  if (const cudaError_t error = allow_shared(kernel)) return error;
   kernel<<<grid, Traits::kThreads, shared, stream>>>(params);
   return cudaGetLastError();
 }

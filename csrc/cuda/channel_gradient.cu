@@ -58,7 +58,7 @@ cudaError_t launch_pixel_features(const PixelFeaturesParams& first,
                                   dim3 grid, cudaStream_t stream) {
   constexpr int kShared = PixelFeatures<Traits>::kSharedBytes;
   const auto kernel = pixel_features_kernel<Traits>;
-  if (const cudaError_t error = allow_shared(kernel, kShared)) return error;
+  if (const cudaError_t error = allow_shared(kernel)) return error;
   kernel<<<grid, Traits::kThreads, kShared, stream>>>(first, second, first_blocks);
   return cudaGetLastError();
 }
@@ -67,7 +67,7 @@ template <typename Traits>
 cudaError_t launch_channel_gradient(const ChannelGradientParams& params, int first_chunks,
                                     dim3 grid, int shared, cudaStream_t stream) {
   const auto kernel = channel_gradient_kernel<Traits>;
-  if (const cudaError_t error = allow_shared(kernel, shared)) return error;
+  if (const cudaError_t error = allow_shared(kernel)) return error;
   kernel<<<grid, Traits::kThreads, shared, stream>>>(params, first_chunks);
   return cudaGetLastError();
 }

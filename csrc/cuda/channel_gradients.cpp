@@ -4,6 +4,7 @@
 
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
+#include "cuda/kernel_checks.h"
 #include "cuda/launches.h"
 
 namespace sketchlayers::cuda {
@@ -183,7 +184,10 @@ std::pair<at::Tensor, at::Tensor> try_factor_gradients(const ConvBackwardCall& c
   const bool want_s1 = output_mask[1], want_s2 = output_mask[2];
   const auto type = input.scalar_type();
   const bool half = type == at::kBFloat16 || type == at::kHalf;
-  if (!half || !(want_s1 || want_s2) || !takes_layer(input, grad.sizes(), sketch)) return {};
+  if (!half || !(want_s1 || want_s2) || !takes_layer(input, grad.sizes(), sketch) ||
+      !uses_kernel(kChannelConvFactorGradients, type)) {
+    return {};
+  }
   const at::Tensor grad_s1 = empty_gradient(want_s1, tensors.s1);
   const at::Tensor grad_s2 = empty_gradient(want_s2, tensors.s2);
   const Operands operands{grad,

@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "composite/composed.h"
+#include "cuda/kernel_checks.h"
 #include "cuda/launches.h"
 #include "ops/checks.h"
 
@@ -37,6 +38,9 @@ at::Tensor hashed_weight_cuda(const at::Tensor& values, const at::Tensor& seed, 
                               int64_t columns, at::IntArrayRef first, at::IntArrayRef buckets) {
   const HashTables tables = check_hashed_weight(values, seed, rows, columns, first, buckets);
   const c10::cuda::CUDAGuard guard(values.device());
+  if (!cuda::uses_kernel(cuda::kHashedWeight, values.scalar_type())) {
+    return hashed_weight_composition(values, seed, rows, columns, tables);
+  }
   const at::Tensor source = values.contiguous();
   const at::Tensor weight = at::empty({rows, columns}, values.options());
   if (weight.numel() == 0) return weight;
@@ -68,10 +72,11 @@ at::Tensor hashed_weight_backward_cuda(const at::Tensor& grad, const at::Tensor&
                                        int64_t num_values, at::IntArrayRef first,
                                        at::IntArrayRef buckets) {
   const HashTables tables = check_hashed_weight_backward(grad, seed, num_values, first, buckets);
-  if (grad.scalar_type() == at::kDouble) {  // more bits than whole numbers of 64 have
+  const c10::cuda::CUDAGuard guard(grad.device());
+  if (grad.scalar_type() == at::kDouble ||  // more bits than whole numbers of 64 have
+      !cuda::uses_kernel(cuda::kHashedWeightBackward, grad.scalar_type())) {
     return hashed_weight_backward_composed(grad, seed, num_values, tables);
   }
-  const c10::cuda::CUDAGuard guard(grad.device());
   if (grad.numel() == 0) return at::zeros({num_values}, grad.options());
   const at::Tensor entries = grad.contiguous();
   const cuda::HashedMatrix matrix = hashed_matrix(grad.size(0), grad.size(1));
@@ -84,6 +89,10 @@ at::Tensor hash_entries_cuda(const at::Tensor& seed, int64_t rows, int64_t colum
                              int64_t num_values, at::IntArrayRef first, at::IntArrayRef buckets) {
   const HashTables tables = check_hash_entries(seed, rows, columns, num_values, first, buckets);
   const c10::cuda::CUDAGuard guard(seed.device());
+  if (!cuda::uses_kernel(cuda::kHashEntries, at::kLong)) {
+    cuda::check_not_captured("hash_entries");
+    return hash_entries_composed(seed, rows, columns, num_values, tables);
+  }
   const at::Tensor result = at::empty({rows, columns}, seed.options());
   if (result.numel() == 0) return result;
   const cuda::HashedMatrix matrix = hashed_matrix(rows, columns);

@@ -27,9 +27,16 @@ __device__ void for_each_item(int64_t items, const Body& body) {
   }
 }
 
-// Lets a kernel have so much dynamic shared memory.
+// Lets a kernel have as much dynamic shared memory as a block can: the same for every launch, since
+// other threads may launch it at the same time and all set one attribute.
 template <typename Kernel>
-cudaError_t allow_shared(Kernel kernel, int bytes) {
+cudaError_t allow_shared(Kernel kernel) {
+  int device = 0, bytes = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
+    return error;
+  }
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 

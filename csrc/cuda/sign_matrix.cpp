@@ -7,6 +7,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "composite/composed.h"
+#include "cuda/kernel_checks.h"
 #include "cuda/launches.h"
 
 namespace sketchlayers {
@@ -15,10 +17,15 @@ namespace {
 at::Tensor sign_matrix_cuda(int64_t seed, int64_t matrix, int64_t rows, int64_t columns,
                             std::optional<at::Device> device) {
   check_sign_matrix(seed, matrix, rows, columns);
+  at::globalContext().lazyInitDevice(at::kCUDA);  // no argument has come from there
   const c10::cuda::OptionalCUDAGuard guard(device);
+  const at::Device own = device.value_or(at::kCUDA);
+  if (!cuda::uses_kernel(cuda::kSignMatrix, at::kInt)) {
+    cuda::check_not_captured("sign_matrix");
+    return sign_matrix_composed(seed, matrix, rows, columns, own);
+  }
   const int64_t words = sign_words(columns);
-  at::Tensor packed = at::empty(
-      {rows, words}, at::TensorOptions().dtype(at::kInt).device(device.value_or(at::kCUDA)));
+  at::Tensor packed = at::empty({rows, words}, at::TensorOptions().dtype(at::kInt).device(own));
   const int64_t blocks = words / kWordsPerBlock;
   if (packed.numel() == 0) return packed;
   C10_CUDA_CHECK(
@@ -33,6 +40,9 @@ at::Tensor unpack_signs_cuda(const at::Tensor& packed, int64_t columns, int64_t 
                              at::ScalarType dtype, double scale) {
   check_unpack_signs(packed, columns, start, dtype);
   const c10::cuda::CUDAGuard guard(packed.device());
+  if (!cuda::uses_kernel(cuda::kUnpackSigns, dtype)) {
+    return unpack_signs_composed(packed, columns, start, dtype, scale);
+  }
   const at::Tensor source = packed.contiguous();
   auto sizes = source.sizes().vec();
   const int64_t words = sizes.back();

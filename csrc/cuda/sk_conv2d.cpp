@@ -9,6 +9,7 @@
 #include "composite/composed.h"
 #include "cuda/channel_operands.h"
 #include "cuda/channel_plan.h"
+#include "cuda/kernel_checks.h"
 #include "cuda/launches.h"
 #include "ops/checks.h"
 
@@ -29,8 +30,10 @@ bool takes_type(at::ScalarType type) {
   return type == at::kFloat && at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
 }
 
-bool takes(const at::Tensor& input, at::IntArrayRef output_sizes, const Sketch& sketch) {
-  return takes_type(input.scalar_type()) && cuda::takes_layer(input, output_sizes, sketch);
+bool takes(const at::Tensor& input, at::IntArrayRef output_sizes, const Sketch& sketch,
+           cuda::KernelFamilyIndex family) {
+  return takes_type(input.scalar_type()) && cuda::takes_layer(input, output_sizes, sketch) &&
+         cuda::uses_kernel(family, input.scalar_type());
 }
 
 // One convolution for the kernel, forward or the input's gradient; without its axes and its tile.
@@ -127,7 +130,7 @@ ChannelFactorsParams factor_sizes(const Sketch& sketch) {
 // An undefined tensor where the kernels don't take the layer.
 at::Tensor try_forward(const ConvCall& call, at::IntArrayRef output_sizes, const Sketch& sketch) {
   const auto& [input, tensors, bias, conv, arguments] = call;
-  if (!takes(input, output_sizes, sketch)) return {};
+  if (!takes(input, output_sizes, sketch, cuda::kChannelConv)) return {};
   const at::Tensor output =
       at::empty(output_sizes, input.options(), common_memory_format(input, tensors.s1));
   const at::Tensor addend = bias ? bias->contiguous() : at::Tensor();
@@ -151,7 +154,9 @@ at::Tensor try_forward(const ConvCall& call, at::IntArrayRef output_sizes, const
 at::Tensor try_input_gradient(const ConvBackwardCall& call, const Sketch& sketch) {
   const auto& [grad, input, tensors, output_mask, conv, arguments] = call;
   const bool steps_by_one = conv.stride[0] == 1 && conv.stride[1] == 1;
-  if (!steps_by_one || !takes(input, grad.sizes(), sketch)) return {};
+  if (!steps_by_one || !takes(input, grad.sizes(), sketch, cuda::kChannelConvInputGradient)) {
+    return {};
+  }
   const at::Tensor grad_input =
       at::empty(input.sizes(), input.options(), common_memory_format(input, input));
   const at::Tensor u1 = tensors.u1.contiguous(), u2 = tensors.u2.contiguous();

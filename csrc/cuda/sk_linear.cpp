@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "composite/composed.h"
+#include "cuda/kernel_checks.h"
 #include "cuda/launches.h"
 #include "ops/checks.h"
 
@@ -45,7 +46,8 @@ bool takes(const at::Tensor& input, const Sketch& sketch) {
   const int64_t vectors = input.numel() / sketch.in_channels;
   return computes_in_float(input.scalar_type()) && vectors > 0 &&
          vectors <= cuda::kMostNarrowVectors && sketch.rank < kLargestRank && sketch.blocks == 1 &&
-         at::cuda::getCurrentDeviceProperties()->major >= 8;
+         at::cuda::getCurrentDeviceProperties()->major >= 8 &&
+         cuda::uses_kernel(cuda::kNarrowLinear, input.scalar_type());
 }
 
 bool aligned(const at::Tensor& tensor) {

@@ -18,7 +18,7 @@ template <typename Body, typename Traits>
 cudaError_t launch(const NarrowLinearParams& params, int64_t blocks, int64_t shared,
                    cudaStream_t stream) {
   const auto kernel = narrow_linear_kernel<Body, Traits>;
-  if (const cudaError_t error = allow_shared(kernel, static_cast<int>(shared))) return error;
+  if (const cudaError_t error = allow_shared(kernel)) return error;
   const dim3 grid(
       static_cast<unsigned int>(blocks),
       static_cast<unsigned int>((params.vectors + Traits::kVectors - 1) / Traits::kVectors));

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "composite/composed.h"
+#include "cuda/kernel_checks.h"
 #include "cuda/launches.h"
 #include "ops/checks.h"
 
@@ -39,7 +40,7 @@ WeightSizes weight_sizes(const Sketch& sketch) {
           sketch.in_channels, sketch.positions(), sketch.mixes_space()};
 }
 
-bool takes(at::ScalarType type, const Sketch& sketch) {
+bool takes(at::ScalarType type, const Sketch& sketch, cuda::KernelFamilyIndex family) {
   const double products = static_cast<double>(sketch.groups) *
                           static_cast<double>(sketch.out_channels) *
                           static_cast<double>(sketch.inputs()) *
@@ -51,7 +52,8 @@ bool takes(at::ScalarType type, const Sketch& sketch) {
   // Each batch of products may be split over at most twice the multiprocessors' number of blocks.
   const int64_t batches = sketch.groups * sketch.positions();
   return type != at::kDouble && sketch.blocks == 1 && products <= kMostProducts &&
-         elements <= static_cast<double>(kLargestGrid) && batches < kMostBatches / 2;
+         elements <= static_cast<double>(kLargestGrid) && batches < kMostBatches / 2 &&
+         cuda::uses_kernel(family, type);
 }
 
 SignRows sign_rows(const at::Tensor& packed) {  // contiguous
@@ -102,7 +104,7 @@ at::Tensor sk_weight_cuda(const WeightCall& call) {
   const Sketch sketch = check_call(call);
   const at::Tensor& s1 = call.tensors.s1;
   const c10::cuda::CUDAGuard guard(s1.device());
-  if (!takes(s1.scalar_type(), sketch)) return sk_weight_composed(call);
+  if (!takes(s1.scalar_type(), sketch, cuda::kWeight)) return sk_weight_composed(call);
   return for_type(s1.scalar_type(),
                   [&](auto zero) { return form_weight<decltype(zero)>(call, sketch); });
 }
@@ -138,7 +140,9 @@ WeightGradients pull_back(const WeightBackwardCall& call, const Sketch& sketch) 
 WeightGradients sk_weight_backward_cuda(const WeightBackwardCall& call) {
   const Sketch sketch = check_call(call);
   const c10::cuda::CUDAGuard guard(call.grad.device());
-  if (!takes(call.grad.scalar_type(), sketch)) return sk_weight_composed_backward(call);
+  if (!takes(call.grad.scalar_type(), sketch, cuda::kWeightBackward)) {
+    return sk_weight_composed_backward(call);
+  }
   return for_type(call.grad.scalar_type(),
                   [&](auto zero) { return pull_back<decltype(zero)>(call, sketch); });
 }

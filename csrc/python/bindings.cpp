@@ -1,12 +1,18 @@
 // The Python module beside libsketchlayers: the planner, what the build knows about itself, and a
 // look at memory.
 #include <ATen/Parallel.h>
+#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <utility>
 
+#include "cuda/first_use.h"
+#ifdef SKETCHLAYERS_CUDA_VERSION
+#include "cuda/kernel_checks.h"
+#include "cuda/kernel_families.h"
+#endif
 #include "memory_sample.h"
 #include "ops/processor.h"
 #include "plan/chain_plan.h"
@@ -104,6 +110,32 @@ py::dict build_info() {
   return info;
 }
 
+const char* cuda_kernel_mode() {
+  using sketchlayers::cuda::KernelMode;
+  try {
+    const KernelMode mode = sketchlayers::cuda::kernel_mode();
+    return mode == KernelMode::kOn ? "on" : mode == KernelMode::kOff ? "off" : "check";
+  } catch (const c10::Error& error) {
+    throw py::value_error(error.what_without_backtrace());
+  }
+}
+
+#ifdef SKETCHLAYERS_CUDA_VERSION
+// A family of kernels in one of its types.
+struct CudaKernel {
+  const sketchlayers::cuda::KernelFamily* family;
+  at::ScalarType type;
+};
+
+std::vector<CudaKernel> cuda_kernels() {
+  std::vector<CudaKernel> kernels;
+  for (const auto& family : sketchlayers::cuda::kernel_families()) {
+    for (const at::ScalarType type : family.types) kernels.push_back({&family, type});
+  }
+  return kernels;
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -170,4 +202,34 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("address"), py::arg("bytes"), "A hash of 128 words spread evenly over memory.");
   m.def("build_info", &build_info, "What the compiled part was built from and for.");
+  m.def("cuda_kernel_mode", &cuda_kernel_mode, "The value of SKETCHLAYERS_CUDA_KERNELS.");
+#ifdef SKETCHLAYERS_CUDA_VERSION
+  py::class_<CudaKernel>(m, "CudaKernel", "A family of CUDA kernels in one type.")
+      .def_property_readonly("family", [](const CudaKernel& kernel) { return kernel.family->name; })
+      .def_property_readonly("dtype",
+                             [](const CudaKernel& kernel) {
+                               return std::string(c10::getDtypeNames(kernel.type).first);
+                             })
+      .def(
+          "compare",
+          [](const CudaKernel& kernel) {
+            const auto found = sketchlayers::cuda::compare_kernels(*kernel.family, kernel.type);
+            return std::make_pair(found.difference, found.tolerance);
+          },
+          "The largest difference from the composition on the current device, relative to the "
+          "largest number, and what it may be.")
+      .def(
+          "step",
+          [](const CudaKernel& kernel) {
+            using sketchlayers::cuda::ComputedBy;
+            const auto step = sketchlayers::cuda::kernel_step(*kernel.family, kernel.type);
+            return std::function<void(bool)>([step](bool by_kernels) {
+              step(by_kernels ? ComputedBy::kOperator : ComputedBy::kComposition);
+            });
+          },
+          "A function that computes a layer of a network's size, by the kernels or, given False, "
+          "by "
+          "the composition.");
+  m.def("cuda_kernels", &cuda_kernels, "All families of CUDA kernels in all types.");
+#endif
 }

@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <atomic>
 #include <thread>
 #include <vector>
 
+#include "cuda/first_use.h"
 #include "sketchlayers.h"
 
 namespace {
@@ -81,6 +83,27 @@ TEST(Threads, PlansWhileConstantsChange) {
     problem.is_linear = true;
     sketchlayers::plan(problem);
   });
+}
+
+// One thread checks; the others take the composition meanwhile, and nobody waits.
+TEST(Threads, FirstUseOfAKernel) {
+  sketchlayers::cuda::FirstUse good, wrong;
+  std::atomic<int> checks = 0, warnings = 0;
+  const auto allows = [&](sketchlayers::cuda::FirstUse& use, const char* found) {
+    const auto check = [&] {
+      ++checks;
+      std::this_thread::yield();
+      return std::string(found);
+    };
+    return use.allows([] { return true; }, check, [&](const std::string&) { ++warnings; });
+  };
+  at_once([&](int) {
+    allows(good, "");
+    EXPECT_FALSE(allows(wrong, "differs"));
+  });
+  EXPECT_TRUE(allows(good, ""));
+  EXPECT_EQ(checks, 2);
+  EXPECT_EQ(warnings, 1);
 }
 
 }  // namespace

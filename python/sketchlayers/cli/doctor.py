@@ -2,7 +2,8 @@
 
 Three steps, so that each can be tested alone: :func:`examine` looks at the machine,
 :func:`diagnose` judges what was seen, :func:`render` writes it down. Nothing here needs the
-compiled extension, or even PyTorch, to work.
+compiled extension, or even PyTorch, to work. With ``--device`` the CUDA kernels are checked instead
+(`sketchlayers.cli.cuda_kernels`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sketchlayers._extension.installation import (
 )
 from sketchlayers._extension.toolkit import Choice, ToolkitError
 from sketchlayers._version import OLDEST_TORCH, __version__
+from sketchlayers.cli import cuda_kernels
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class Facts(ExtensionFacts):
         torch_cuda: The CUDA version that PyTorch was built with.
         gpus: The GPUs that PyTorch can use.
         toolkit: The CUDA toolkit that a build would use, and the reason.
+        kernel_mode_error: What is wrong with the variable that says when CUDA kernels are used.
     """
 
     torch_error: str = ""
     torch_cuda: str | None = None
     gpus: tuple[Gpu, ...] = ()
     toolkit: Choice = field(default_factory=lambda: Choice(None, ""))
+    kernel_mode_error: str = ""
 
 
 def examine() -> Facts:
@@ -60,15 +64,25 @@ def examine() -> Facts:
         import torch
     except Exception as error:  # a broken installation may raise anything
         return Facts(torch=None, torch_error=f"{type(error).__name__}: {error}")
+    extension = _extension.examine()
     return Facts(
-        **vars(_extension.examine()),
+        **vars(extension),
         torch_cuda=torch.version.cuda,
         gpus=tuple(
             Gpu(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
             for index in range(torch.cuda.device_count())
         ),
         toolkit=_choose_toolkit(torch),
+        kernel_mode_error=_kernel_mode_error() if extension.build else "",
     )
+
+
+def _kernel_mode_error() -> str:
+    try:
+        _extension.load().cuda_kernel_mode()
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _choose_toolkit(torch: Any) -> Choice:
@@ -89,7 +103,13 @@ def diagnose(facts: Facts) -> Problem | None:
         )
     if facts.left_out:
         return None
-    return diagnose_extension(facts) or _diagnose_gpus(facts)
+    return diagnose_extension(facts) or _diagnose_kernel_mode(facts) or _diagnose_gpus(facts)
+
+
+def _diagnose_kernel_mode(facts: Facts) -> Problem | None:
+    if not facts.kernel_mode_error:
+        return None
+    return Problem(facts.kernel_mode_error, "unset SKETCHLAYERS_CUDA_KERNELS")
 
 
 def _diagnose_gpus(facts: Facts) -> Problem | None:
@@ -189,15 +209,22 @@ def _gpu_line(gpu: Gpu) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The doctor takes no arguments."""
+    """Declares the arguments of ``sketchlayers doctor``."""
+    parser.add_argument(
+        "--device",
+        type=cuda_kernels.cuda_device,
+        help="check and time all CUDA kernels on this device (cuda, cuda:1) instead",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the report.
+    """Prints the report, or that on the CUDA kernels.
 
     Returns:
         0 when all is well, 1 when something is wrong.
     """
+    if args.device is not None:
+        return cuda_kernels.run(args.device)
     facts = examine()
     problem = diagnose(facts)
     print(render(facts, problem))
