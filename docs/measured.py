@@ -252,6 +252,56 @@ def layer_speed() -> str:
     )
 
 
+def choices() -> str:
+    """How many of the planner's choices are within 1.15 times the best path's time."""
+    files = {
+        "AMD EPYC, float32": "planner_cpu_amd_epyc",
+        "Intel Xeon, float32": "planner_cpu_intel_xeon",
+        "Intel Xeon with AMX, bfloat16": "planner_bfloat16_cpu_intel_xeon",
+    }
+
+    def good(row: Row, mode: str) -> bool:
+        forming = float(row["form_training"]) if mode == "training" else 0.0
+        seconds = {
+            "folded": float(row[f"dense_{mode}"]) + forming,
+            "factored": float(row[f"factored_{mode}"]),
+        }
+        return seconds[row[f"path_{mode}"]] <= 1.15 * min(seconds.values())
+
+    def share(rows: list[Row], mode: str) -> str:
+        return f"{100 * sum(good(row, mode) for row in rows) / len(rows):.1f} %"
+
+    return table(
+        ["machine", "inference", "training"],
+        (
+            [name, share(results(file), "forward"), share(results(file), "training")]
+            for name, file in files.items()
+        ),
+    )
+
+
+def other_machines() -> str:
+    """Speeds of layers on two machines and, on the second, in bfloat16."""
+    files = ("figures_cpu_amd_epyc", "figures_cpu_intel_xeon", "figures_bfloat16_cpu_intel_xeon")
+
+    def cell(file: str, layer: str, batch: str) -> str:
+        mixing = "any" if layer.startswith(("1x1", "FC")) else "channel"
+        own = chosen(results(file), layer=layer, method=mixing, batch=batch)
+        modes = [chosen(own, mode=mode) for mode in ("forward", "training")]
+        speeds = [max(float(row["speed"]) for row in rows) for rows in modes if rows]
+        return "; ".join(f"{speed:.1f}x" for speed in speeds) or "not measured"
+
+    layers = [(layer, "64") for layer in LAYERS[:-2]]
+    linear = [("FC 4096x4096", batch) for batch in ("1", "16", "256")]
+    return table(
+        ["layer", "batch", "EPYC, float32", "Xeon, float32", "Xeon, bfloat16"],
+        (
+            [layer.replace("->", " to "), batch, *(cell(file, layer, batch) for file in files)]
+            for layer, batch in [*layers, *linear, ("FC 1024x1024", "256")]
+        ),
+    )
+
+
 def factors() -> str:
     """Speeds of layers of factors by one pass and, in brackets, by their parts."""
     rows = chosen(results("factors_cpu_intel_xeon"), mode="forward")
@@ -529,6 +579,8 @@ TABLES = {
         cost,
         layer_speed,
         factors,
+        choices,
+        other_machines,
         linear_speed,
         networks,
         peers,

@@ -16,7 +16,7 @@ struct Amounts {
   Amount dense;
   Amount form;  // forming W_hat once
   Amount factored;
-  double computed;  // multiply-adds of the factored path, with the lanes that go to waste
+  Amount computed;  // of the factored path, with the lanes that go to waste
 };
 
 // What the factored kernels compute for each pixel that is wanted: they take pixels in whole
@@ -45,15 +45,21 @@ bool takes_panels(const PlanProblem& problem) {
          mixes_channels && problem.groups == 1 && problem.blocks == 1;
 }
 
-// What panels compute: whole tiles of features, those of every tap at all inputs.
-double panel_multiply_adds(const PlanProblem& problem, double inputs, double outputs) {
+// What panels compute: whole tiles of features, those of every tap at all inputs. Handing a feature
+// from pixel to pixel takes about as long as reading four numbers of an image.
+Amount panel_amount(const PlanProblem& problem, double inputs, double outputs, Amount amount) {
+  constexpr double kHandedOn = 4;
   const auto whole = [](double size, double step) { return std::ceil(size / step) * step; };
   const double rank = static_cast<double>(problem.sketch_rank);
   const double features = rank * static_cast<double>(positions(problem) + 1);
   const auto d1 = static_cast<double>(problem.out_channels);
   const auto d2 = static_cast<double>(problem.in_channels);
-  if (problem.is_linear) return 2 * outputs * (d2 * whole(rank, 16) + whole(rank, 32) * d1);
-  return inputs * d2 * whole(features, 16) + outputs * whole(features, 32) * d1;
+  const double taps = static_cast<double>(positions(problem));
+  amount.multiply_adds =
+      problem.is_linear ? 2 * outputs * (d2 * whole(rank, 16) + whole(rank, 32) * d1)
+                        : inputs * d2 * whole(features, 16) + outputs * whole(features, 32) * d1;
+  amount.elements += kHandedOn * outputs * taps * whole(rank, 16);
+  return amount;
 }
 
 Amounts count(const PlanProblem& problem) {
@@ -83,11 +89,11 @@ Amounts count(const PlanProblem& problem) {
                             ? outputs * taps * (signed_rank * n * groups + rank * d1)
                             : inputs * signed_rank * d2 + outputs * rank * taps * d1;
   amounts.factored.multiply_adds = first + second;
-  amounts.computed = amounts.factored.multiply_adds;
+  amounts.computed = amounts.factored;
   if (takes_panels(problem)) {
-    amounts.computed = panel_multiply_adds(problem, inputs, outputs);
+    amounts.computed = panel_amount(problem, inputs, outputs, amounts.factored);
   } else if (problem.processor != Processor::kCuda && outputs > 0) {
-    amounts.computed *= vector_waste(problem, batch, output_pixels);
+    amounts.computed.multiply_adds *= vector_waste(problem, batch, output_pixels);
   }
   return amounts;
 }
@@ -113,8 +119,6 @@ std::string explain(const Plan& plan) {
 
 Plan plan(const PlanProblem& problem) {
   const Amounts amounts = count(problem);
-  Amount computed = amounts.factored;
-  computed.multiply_adds = amounts.computed;
   const auto seconds = [&](Work work, const Amount& amount) {
     const CostKey key{problem.processor, problem.precision, work, kind(problem),
                       problem.channels_last};
@@ -126,14 +130,15 @@ Plan plan(const PlanProblem& problem) {
   plan.dense_multiply_adds = amounts.dense.multiply_adds;
   plan.folded_multiply_adds = amounts.dense.multiply_adds;
   plan.factored_multiply_adds = amounts.factored.multiply_adds;
-  plan.computed_multiply_adds = computed.multiply_adds;
+  plan.computed_multiply_adds = amounts.computed.multiply_adds;
+  plan.computed_elements = amounts.computed.elements;
   plan.panels = takes_panels(problem);
   const Work factored = plan.panels ? Work::kPanels : Work::kFactored;
   const std::optional<PathTimes> measured = measured_times(problem);
   plan.measured = measured.has_value();
-  const PathTimes times =
-      measured.value_or(PathTimes{seconds(factored, computed), seconds(Work::kDense, amounts.dense),
-                                  seconds(Work::kForm, amounts.form)});
+  const PathTimes times = measured.value_or(PathTimes{seconds(factored, amounts.computed),
+                                                      seconds(Work::kDense, amounts.dense),
+                                                      seconds(Work::kForm, amounts.form)});
   plan.factored_seconds = times.factored;
   plan.folded_seconds = times.dense;
   if (!problem.weight_ready) {

@@ -44,7 +44,9 @@ struct Plan {
   double factored_multiply_adds = 0;
   double folded_multiply_adds = 0;
   double dense_multiply_adds = 0;
-  double computed_multiply_adds = 0;  // of the factored path, with the lanes that go to waste
+  // Of the factored path, with the lanes that go to waste, as the estimate has them.
+  double computed_multiply_adds = 0;
+  double computed_elements = 0;
   double factored_seconds = 0;
   double folded_seconds = 0;
   bool measured = false;  // not estimated

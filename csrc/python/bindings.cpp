@@ -147,6 +147,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("factored_multiply_adds", &sketchlayers::Plan::factored_multiply_adds)
       .def_readonly("folded_multiply_adds", &sketchlayers::Plan::folded_multiply_adds)
       .def_readonly("computed_multiply_adds", &sketchlayers::Plan::computed_multiply_adds)
+      .def_readonly("computed_elements", &sketchlayers::Plan::computed_elements)
       .def_readonly("panels", &sketchlayers::Plan::panels)
       .def_readonly("factored_seconds", &sketchlayers::Plan::factored_seconds)
       .def_readonly("folded_seconds", &sketchlayers::Plan::folded_seconds)

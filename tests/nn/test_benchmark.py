@@ -16,8 +16,10 @@ _C = _extension.load()
 
 @pytest.fixture(autouse=True)
 def _nothing_timed() -> Iterator[None]:
+    before = sketchlayers.benchmark(False)
+    _C.forget_times()
     yield
-    sketchlayers.benchmark(False)
+    sketchlayers.benchmark(before)
     _C.forget_times()
 
 

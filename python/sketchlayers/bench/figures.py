@@ -1,7 +1,8 @@
 """The speeds that the layers are to reach, and whether a measured table reaches them.
 
 Speeds are relative to the faster of PyTorch's layers in both memory formats, at rate 0.1. On a CPU
-they are for float32 and two threads, on a GPU for bfloat16 and channels_last.
+they are for two threads, and in bfloat16 for processors with AMX; on a GPU for bfloat16 and
+channels_last.
 """
 
 from __future__ import annotations
@@ -92,6 +93,25 @@ CPU_GOALS = (
     ),
     *_goals("FC 4096x4096", "any", {1: 7, 16: 6, 256: 4.2}, {256: 4}),
     *_goals("FC 1024x1024", "any", {1: 4, 256: 3.5}, {256: 3.5}),
+)
+BFLOAT16_GOALS = (
+    *_goals("5x5 96->192 @16", "channel", {64: 3}, {64: 3}),
+    *(
+        goal
+        for case in TABLE
+        if case.kernel == 3 and case.stride == 1 and case.in_channels > 64
+        for goal in _goals(case.name, "channel", {64: 2}, {64: 2})
+    ),
+    *_goals("1x1 192->192 @16", "any", {64: 1, 1: 1}, {64: 1}),
+    *_goals("1x1 192->160 @32", "any", {64: 1, 1: 1}, {64: 1}),
+    *(
+        goal
+        for case in TABLE
+        if case.kernel > 1
+        for goal in _goals(case.name, "spatial", {64: 0.95, 1: 0.95}, {64: 0.95})
+    ),
+    *_goals("FC 4096x4096", "any", {1: 3.3, 16: 3, 256: 3.5}, {256: 3.5}),
+    *_goals("FC 1024x1024", "any", {256: 1.6}, {256: 1.6}),
 )
 GPU_GOALS = tuple(_gpu_goals())
 

@@ -233,7 +233,7 @@ def amounts(own: Sample, work: str, processor: str, dtype: str) -> tuple[float, 
         return 1, own.rank * rows * case.weights, 0, case.weights
     factors = own.rank * case.taps * (own.in_channels + own.out_channels)
     planned = own.plan(training=False, processor=processor, dtype=dtype)
-    return 1, planned.computed_multiply_adds, own.elements, factors
+    return 1, planned.computed_multiply_adds, planned.computed_elements, factors
 
 
 def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
@@ -378,11 +378,21 @@ def tune(device: torch.device, dtypes: Sequence[torch.dtype], hardware: str) -> 
     return path
 
 
-def verify(device: torch.device, dtype: torch.dtype) -> tuple[list[Sample], str]:
-    """Measures newly drawn layers and judges what the planner chooses for them, in words."""
+def verify(device: torch.device, dtype: torch.dtype) -> tuple[list[dict[str, Any]], str]:
+    """Measures newly drawn layers; their rows with the chosen paths, and a judgement in words."""
     samples = sample(LAYERS_TO_VERIFY, _VERIFYING_SEED, device, dtype, _SECONDS)
     name = _name(dtype)
-    return samples, judgement(samples, processor_of(device, name), name)
+    processor = processor_of(device, name)
+    rows = [{**asdict(own), **paths(own, processor, name)} for own in samples]
+    return rows, judgement(samples, processor, name)
+
+
+def paths(own: Sample, processor: str, dtype: str) -> dict[str, str]:
+    """What the planner chooses, by columns of the file of results."""
+    return {
+        f"path_{mode}": own.plan(training=training, processor=processor, dtype=dtype).path
+        for training, mode in enumerate(MODES)
+    }
 
 
 def judgement(samples: Sequence[Sample], processor: str, dtype: str) -> str:

@@ -189,11 +189,11 @@ def _tune(args: argparse.Namespace, device: torch.device) -> int:
         path = tune.tune(device, [getattr(torch, name) for name in names], hardware)
         print(f"written to {path}")
     if args.verify:
-        samples, words = tune.verify(device, getattr(torch, args.dtype or "float32"))
+        rows, words = tune.verify(device, getattr(torch, args.dtype or "float32"))
         print(words)
         if args.csv:
             common = {"hardware": hardware, "torch": torch.__version__}
-            write_csv(args.csv, [{**asdict(sample), **common} for sample in samples])
+            write_csv(args.csv, [{**row, **common} for row in rows])
             print(f"written to {args.csv}")
     return 0
 
@@ -215,7 +215,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def _chosen_goals(args: argparse.Namespace, device: torch.device) -> list[Goal]:
-    goals = figures.GPU_GOALS if device.type == "cuda" else figures.CPU_GOALS
+    on_cpu = figures.BFLOAT16_GOALS if args.dtype == "bfloat16" else figures.CPU_GOALS
+    goals = figures.GPU_GOALS if device.type == "cuda" else on_cpu
     names = {case.name for case in select([goal.case for goal in goals], args.layers)}
     return [goal for goal in goals if goal.case.name in names and args.mode in (None, goal.mode)]
 
