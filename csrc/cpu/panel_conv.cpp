@@ -1,6 +1,5 @@
 #include "cpu/panel_conv.h"
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
@@ -16,7 +15,6 @@
 #include "cpu/tasks.h"
 #include "cpu/vector_kernels.h"
 #include "ops/processor.h"
-#include "ops/sign_matrix.h"
 
 namespace sketchlayers::cpu {
 namespace {
@@ -35,10 +33,49 @@ const BFloat16* numbers(const uint16_t* halves) {
 // Floats for so many halves, in whole lines of the cache, with room for a step behind them.
 int64_t room(int64_t halves) { return whole_steps(halves / 2 + kColumnStep); }
 
-// A factor of every tap and its signs, (taps * rank + rank, channels): one row a feature.
+// A factor (taps down, taps across, rank, channels) and its signs as one matrix, (taps * rank +
+// rank, channels): one row a feature.
 at::Tensor stacked(const at::Tensor& by_tap, const at::Tensor& packed) {
-  const at::Tensor signs = unpack_signs(packed[0], by_tap.size(-1), 0, by_tap.scalar_type());
-  return at::cat({by_tap.reshape({-1, by_tap.size(-1)}), signs});
+  constexpr int64_t kRows = 8;  // of a task
+  constexpr int64_t kSmall = 1 << 14;
+  const int64_t rank = by_tap.size(2);
+  const int64_t across = by_tap.size(1);
+  const int64_t channels = by_tap.size(3);
+  const int64_t filters = by_tap.size(0) * across * rank;
+  const at::Tensor matrix = at::empty({filters + rank, channels}, by_tap.options());
+  const auto* from = reinterpret_cast<const uint16_t*>(by_tap.const_data_ptr<BFloat16>());
+  const at::IntArrayRef step = by_tap.strides();
+  const at::Tensor signs = packed[0].contiguous();
+  const auto* words = signs.const_data_ptr<int32_t>();
+  auto* out = reinterpret_cast<uint16_t*>(matrix.mutable_data_ptr<BFloat16>());
+  const auto fill = [&](int64_t feature) {
+    uint16_t* row = out + feature * channels;
+    if (feature < filters) {
+      const int64_t tap = feature / rank;
+      const uint16_t* first =
+          from + tap / across * step[0] + tap % across * step[1] + feature % rank * step[2];
+      for (int64_t c = 0; c < channels; ++c) row[c] = first[c * step[3]];
+    } else {
+      const int32_t* bits = words + (feature - filters) * signs.size(1);
+      for (int64_t c = 0; c < channels; ++c) {
+        const auto sign = static_cast<uint32_t>(bits[c / 32]) >> (c % 32) & 1u;
+        row[c] = static_cast<uint16_t>(0x3f80u | sign << 15);
+      }
+    }
+  };
+  run_tasks(
+      ceil_divide(filters + rank, kRows),
+      [&](int64_t task) {
+        const int64_t last = std::min(filters + rank, (task + 1) * kRows);
+        for (int64_t feature = task * kRows; feature < last; ++feature) fill(feature);
+      },
+      /*small=*/matrix.numel() < kSmall);
+  return matrix;
+}
+
+// The signs alone.
+at::Tensor stacked(const at::Tensor& packed, int64_t channels, const at::TensorOptions& options) {
+  return stacked(at::empty({1, 0, packed.size(1), channels}, options), packed);
 }
 
 at::Tensor input_factors(const SketchTensors& tensors) {
@@ -49,26 +86,31 @@ at::Tensor output_factors(const SketchTensors& tensors) {
   return stacked(tensors.s2.permute({2, 3, 1, 0}), tensors.u1);
 }
 
-// A right side packed once for all tasks, in panels of some columns.
+// A right side packed once for all tasks, in panels of about as many columns.
 class PackedMatrix {
  public:
-  static constexpr int64_t kColumns = 256;
+  static constexpr int64_t kMostColumns = 256;
 
   PackedMatrix(const RightSide& right, int64_t depth, int64_t columns)
       : depth_(depth),
         width_(whole_steps(columns)),
+        panel_width_(whole_steps(ceil_divide(width_, ceil_divide(width_, kMostColumns)))),
         memory_(at::empty({steps() * Panel::words(kPanelDepth, width_)},
                           at::TensorOptions().dtype(at::kInt))) {
-    for (int64_t i = 0; i < panels(); ++i) {
-      for (int64_t k = 0; k < steps(); ++k) {
-        panel(i, k).pack(right, k * kPanelDepth, i * kColumns, columns);
-      }
-    }
+    constexpr int64_t kSmall = 1 << 15;  // numbers
+    run_tasks(
+        panels() * steps(),
+        [&](int64_t task) {
+          const int64_t i = task / steps(), k = task % steps();
+          panel(i, k).pack(right, k * kPanelDepth, first(i), columns);
+        },
+        /*small=*/depth * columns < kSmall);
   }
 
   int64_t width() const { return width_; }
-  int64_t panels() const { return ceil_divide(width_, kColumns); }
-  int64_t width(int64_t i) const { return std::min(kColumns, width_ - i * kColumns); }
+  int64_t panels() const { return ceil_divide(width_, panel_width_); }
+  int64_t first(int64_t i) const { return i * panel_width_; }
+  int64_t width(int64_t i) const { return std::min(panel_width_, width_ - first(i)); }
 
   // sums (rows, width(i)) = left (rows, depth) times panel i.
   void multiply(int64_t i, const uint16_t* left, int64_t left_row, int64_t rows, float* sums,
@@ -82,12 +124,13 @@ class PackedMatrix {
   int64_t steps() const { return ceil_divide(depth_, kPanelDepth); }
   Panel panel(int64_t i, int64_t k) const {
     auto* memory = reinterpret_cast<uint32_t*>(memory_.data_ptr<int32_t>());
-    const int64_t before = Panel::words(kPanelDepth, steps() * i * kColumns + k * width(i));
+    const int64_t before = Panel::words(kPanelDepth, steps() * first(i) + k * width(i));
     return {memory + before, std::min(kPanelDepth, depth_ - k * kPanelDepth), width(i)};
   }
 
   int64_t depth_;
   int64_t width_;
+  int64_t panel_width_;
   at::Tensor memory_;
 };
 
@@ -329,8 +372,8 @@ class Features {
       }
     }
     for (int64_t i = 0; i < first_.panels(); ++i) {
-      first_.multiply(i, left, left_row(source_.channels), total,
-                      own.made + i * PackedMatrix::kColumns, first_.width());
+      first_.multiply(i, left, left_row(source_.channels), total, own.made + first_.first(i),
+                      first_.width());
     }
     for (int64_t p = 0; p < total; ++p) {
       vector_kernels().to_bfloat16(own.made + p * first_.width() + by_tap_, rank_, 1, nullptr,
@@ -396,7 +439,7 @@ class Outputs {
 
   int64_t floats() const {
     const int64_t panel = target_.together ? 0 : Panel::words(features_, kBlockPixels);
-    return panel + kBlockPixels * std::max(kBlockChannels, PackedMatrix::kColumns);
+    return panel + kBlockPixels * std::max(kBlockChannels, PackedMatrix::kMostColumns);
   }
 
   void write(const PanelTile& tile, const uint16_t* features, float* memory) const {
@@ -419,7 +462,7 @@ class Outputs {
  private:
   void write_pixels(const uint16_t* features, int64_t count, float* sums, uint16_t* out) const {
     for (int64_t i = 0; i < by_pixels_->panels(); ++i) {
-      const int64_t first = i * PackedMatrix::kColumns;
+      const int64_t first = by_pixels_->first(i);
       const int64_t width = by_pixels_->width(i);
       by_pixels_->multiply(i, features, left_row(features_), count, sums, width);
       for (int64_t p = 0; p < count; ++p) {
@@ -567,10 +610,6 @@ void run_parts(const Tiling& tiling, int64_t parts, const Features& features,
   });
 }
 
-at::Tensor unpacked_signs(const at::Tensor& packed, const at::Tensor& like, int64_t columns) {
-  return unpack_signs(packed[0], columns, 0, like.scalar_type());
-}
-
 }  // namespace
 
 bool takes_panels(const at::Tensor& input, const Sketch& sketch) {
@@ -602,9 +641,8 @@ LayerGradients conv_by_panels_backward(const at::Tensor& grad, const at::Tensor&
   const int64_t by_tap = sketch.positions() * sketch.rank;
   if (wanted[0] || wanted[1]) {
     const Way way{geometry, adjoint_source};
-    const at::Tensor factors = wanted[0]
-                                   ? output_factors(tensors)
-                                   : unpacked_signs(tensors.u1, tensors.s2, sketch.out_channels);
+    const at::Tensor factors = wanted[0] ? output_factors(tensors)
+                                         : stacked(tensors.u1, sketch.out_channels, grad.options());
     const Features features(way, grads, factors, sketch.rank);
     const Tiling tiling(way, grads, inputs, features.tile_pixels(), kFewestTiles);
     std::optional<Outputs> outputs;
@@ -622,7 +660,7 @@ LayerGradients conv_by_panels_backward(const at::Tensor& grad, const at::Tensor&
   }
   if (wanted[2]) {
     const Way way{geometry, forward_source};
-    const Features features(way, inputs, unpacked_signs(tensors.u2, tensors.s1, sketch.in_channels),
+    const Features features(way, inputs, stacked(tensors.u2, sketch.in_channels, input.options()),
                             sketch.rank);
     const Tiling tiling(way, inputs, grads, features.tile_pixels(), kFewestTiles);
     const int64_t parts = ProductSums::parts(tiling);
