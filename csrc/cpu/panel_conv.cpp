@@ -375,10 +375,8 @@ class Features {
       first_.multiply(i, left, left_row(source_.channels), total, own.made + first_.first(i),
                       first_.width());
     }
-    for (int64_t p = 0; p < total; ++p) {
-      vector_kernels().to_bfloat16(own.made + p * first_.width() + by_tap_, rank_, 1, nullptr,
-                                   own.mixed + p * whole_steps(rank_));
-    }
+    vector_kernels().round_rows(own.made + by_tap_, first_.width(), total, whole_steps(rank_),
+                                own.mixed, whole_steps(rank_));
   }
 
   // Pixels of an image as rows of a left side.

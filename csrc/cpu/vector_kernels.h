@@ -85,6 +85,10 @@ struct VectorKernels {
   void (*to_bfloat16)(const float* in, int64_t count, float factor, const float* bias,
                       uint16_t* out);
 
+  // Rows rounded to bfloat16, in whole steps of columns.
+  void (*round_rows)(const float* in, int64_t in_row, int64_t rows, int64_t columns, uint16_t* out,
+                     int64_t out_row);
+
   // The features of target pixels from those of source pixels, sources[p * taps + t] for tap t of
   // pixel p, or -1, where all are zeros. Of a row of `made`, `features` for each tap are summed; as
   // many of `mixed` are handed on for each tap:

@@ -539,14 +539,31 @@ void sign_pairs_of_words(const uint32_t* words, int64_t count, int shift, uint32
   for (; i < count; ++i) out[i] = signed_pair(pair, words[i] >> shift, words[i] >> (shift + 1));
 }
 
+// To nearest, ties to even.
+inline uint16_t rounded(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const uint32_t upper = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  return static_cast<uint16_t>(value != value ? 0x7fc0u : upper);
+}
+
+// A whole step, which needs no loop over a rest.
+inline void round_step(const float* in, uint16_t* out) {
+  for (int64_t i = 0; i < kColumnStep; ++i) out[i] = rounded(in[i]);
+}
+
 void to_bfloat16(const float* in, int64_t count, float factor, const float* bias, uint16_t* out) {
   for (int64_t i = 0; i < count; ++i) {
-    const float value = in[i] * factor + (bias ? bias[i] : 0.0f);
-    uint32_t bits;
-    __builtin_memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded =
-        (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest, ties to even
-    out[i] = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
+    out[i] = rounded(in[i] * factor + (bias ? bias[i] : 0.0f));
+  }
+}
+
+void round_rows(const float* in, int64_t in_row, int64_t rows, int64_t columns, uint16_t* out,
+                int64_t out_row) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < columns; n += kColumnStep) {
+      round_step(in + m * in_row + n, out + m * out_row + n);
+    }
   }
 }
 
@@ -575,7 +592,7 @@ void gather_features(const float* made, int64_t made_row, const uint16_t* mixed,
       }
       float sums[kColumnStep];
       for (int i = 0; i < kVectors; ++i) store(sums + i * kLanes, sum[i]);
-      to_bfloat16(sums, kColumnStep, 1, nullptr, out + taps * features + n);
+      round_step(sums, out + taps * features + n);
     }
     for (int64_t i = length; i < whole; ++i) out[i] = 0;
   }
@@ -753,6 +770,7 @@ constexpr VectorKernels kKernels = {kTakesMasks,
                                     sign_pairs_of_words,
                                     sign_pairs_of_bits,
                                     to_bfloat16,
+                                    round_rows,
                                     gather_features,
                                     expand_signs,
                                     sketch_vectors<float>,
