@@ -517,7 +517,7 @@ class ProductSums {
         width_(whole_steps(other.channels)),
         sums_(at::empty({parts, features, width_}, at::TensorOptions().dtype(at::kFloat))) {}
 
-  static int64_t parts(const Tiling& tiles) { return std::min<int64_t>(tiles.count(), 16); }
+  static int64_t parts(const Tiling& tiles) { return std::min<int64_t>(tiles.count(), 8); }
 
   int64_t floats() const {
     return pair_rows() * kPanelDepth + room(2 * pair_rows() * left_row(kPanelDepth)) +

@@ -7,8 +7,9 @@ The layers are all convolutions of Network-in-Network, GoogLeNet, ResNet-18 and 
 first, at a tenth of their parameters, with either mixing. Dense layer, factored layer and forming
 take turns in one process. In inference the folded path is the dense layer, whose weight is kept.
 
-Found: in inference and training the chosen path is slower than 0.95 of dense only where both are
-(docs/performance.md).
+Found: on an Intel Xeon the chosen path is slower than 0.95 of dense, and the other one is not, in 4
+and 8 of 484 calls in float32 (contiguous, channels_last). In bfloat16 with AMX it is so in none of
+the contiguous ones, and in 27 in channels_last: mostly in training of 1x1 layers, at 0.83 to 0.94.
 """
 
 from __future__ import annotations
