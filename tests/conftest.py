@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -54,3 +56,12 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _planner_estimates() -> Iterator[None]:
+    """What a test has timed does not choose the paths of the next one."""
+    yield
+    if "sketchlayers.planning" in sys.modules:
+        sys.modules["sketchlayers.planning"].benchmark(False)
+        sys.modules["sketchlayers._extension"].load().forget_times()

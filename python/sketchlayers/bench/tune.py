@@ -390,8 +390,8 @@ def verify(device: torch.device, dtype: torch.dtype) -> tuple[list[dict[str, Any
 def paths(own: Sample, processor: str, dtype: str) -> dict[str, str]:
     """What the planner chooses, by columns of the file of results."""
     return {
-        f"path_{mode}": own.plan(training=training, processor=processor, dtype=dtype).path
-        for training, mode in enumerate(MODES)
+        f"path_{mode}": own.plan(training=mode == "training", processor=processor, dtype=dtype).path
+        for mode in MODES
     }
 
 
