@@ -43,7 +43,8 @@ double measured_slowdown(Precision precision) {
   const at::AutoDispatchBelowAutograd below_autograd;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const auto ones = [](at::IntArrayRef sizes) {
-    return at::ones(sizes, at::TensorOptions().memory_format(at::MemoryFormat::ChannelsLast));
+    return at::ones(
+        sizes, at::TensorOptions().dtype(at::kFloat).memory_format(at::MemoryFormat::ChannelsLast));
   };
   const at::Tensor x = ones({kBatch, kChannels, kSize, kSize});
   const at::Tensor weight = ones({kChannels, kChannels, kKernel, kKernel});

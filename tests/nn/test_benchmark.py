@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import sketchlayers
 from sketchlayers import SKConv2d, SKLinear, _extension
@@ -103,10 +104,21 @@ def test_nothing_but_the_choice_changes() -> None:
     sketchlayers.benchmark(True)
     output = layer(x)
     torch.testing.assert_close(output, expected)
-    assert layer.s1.grad is None and x.grad is None
+    assert x.grad is None and all(own.grad is None for own in layer.parameters())
     assert torch.equal(torch.get_rng_state(), before)
     output.sum().backward()
     assert layer.s1.grad is not None
+
+
+def test_checkpoints_see_the_tensors_of_the_call_alone() -> None:
+    """They count what a call saves, and compare it with what it saves when it runs again."""
+    sketchlayers.benchmark(True)
+    layer, x = conv(), torch.randn(IMAGES, requires_grad=True)
+    output = checkpoint(layer, x, use_reentrant=False)
+    assert is_measured(layer, IMAGES)
+    gradients = torch.autograd.grad(output.square().sum(), [x, *layer.parameters()])
+    expected = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(gradients, expected)
 
 
 def test_deterministic_programs_are_not_timed() -> None:
