@@ -14,7 +14,6 @@
 #include "cpu/panel_operands.h"
 #include "cpu/tasks.h"
 #include "cpu/vector_kernels.h"
-#include "ops/processor.h"
 
 namespace sketchlayers::cpu {
 namespace {
@@ -609,12 +608,6 @@ void run_parts(const Tiling& tiling, int64_t parts, const Features& features,
 }
 
 }  // namespace
-
-bool takes_panels(const at::Tensor& input, const Sketch& sketch) {
-  const bool mixes_channels = sketch.mixing == Mixing::kChannel || sketch.positions() == 1;
-  return input.scalar_type() == at::kBFloat16 && mixes_channels && sketch.groups == 1 &&
-         sketch.blocks == 1 && multiplies_bfloat16();
-}
 
 void conv_by_panels(const at::Tensor& input, const SketchTensors& tensors, const Sketch& sketch,
                     const ConvGeometry& geometry, const float* bias, const at::Tensor& output) {

@@ -13,8 +13,6 @@
 
 namespace sketchlayers::cpu {
 
-bool takes_panels(const at::Tensor& input, const Sketch& sketch);
-
 // The layer for dense images, whose channels lie together or apart as those of the output.
 void conv_by_panels(const at::Tensor& input, const SketchTensors& tensors, const Sketch& sketch,
                     const ConvGeometry& geometry, const float* bias, const at::Tensor& output);

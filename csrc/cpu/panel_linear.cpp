@@ -6,7 +6,6 @@
 
 #include "cpu/allocate.h"
 #include "cpu/panel_operands.h"
-#include "ops/processor.h"
 
 namespace sketchlayers::cpu {
 namespace {
@@ -39,19 +38,14 @@ std::array<at::Tensor, 2> features(const at::Tensor& rows, const RightSide& firs
 // out = scale * left^T right for rows of both.
 void inner_product(const at::Tensor& left, const at::Tensor& right, double scale,
                    const at::Tensor& out) {
-  const int64_t rows = left.size(0);
-  const int64_t columns = left.size(1);
-  const at::Tensor turned = lined_up(columns, rows, left.options());
-  turned.copy_(left.t());
-  multiply(
-      {{{term(turned, numbers_of(right), scale)}, columns, right.size(1), nullptr, result(out)}});
+  multiply({{{term(left_side(left.t()), numbers_of(right), scale)},
+             left.size(1),
+             right.size(1),
+             nullptr,
+             result(out)}});
 }
 
 }  // namespace
-
-bool takes_panels(at::ScalarType type, const Sketch& sketch) {
-  return type == at::kBFloat16 && sketch.blocks == 1 && multiplies_bfloat16();
-}
 
 void linear_by_panels(const at::Tensor& x, const SketchTensors& tensors, const Sketch& sketch,
                       const float* bias, const at::Tensor& y) {

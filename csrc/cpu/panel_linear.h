@@ -8,8 +8,6 @@
 
 namespace sketchlayers::cpu {
 
-bool takes_panels(at::ScalarType type, const Sketch& sketch);
-
 // y = W_hat x + bias for rows x, which are contiguous.
 void linear_by_panels(const at::Tensor& x, const SketchTensors& tensors, const Sketch& sketch,
                       const float* bias, const at::Tensor& y);

@@ -4,7 +4,13 @@
 
 #include <algorithm>
 
+#include "ops/processor.h"
+
 namespace sketchlayers::cpu {
+
+bool takes_panels(at::ScalarType type, const Sketch& sketch) {
+  return type == at::kBFloat16 && sketch.groups == 1 && sketch.blocks == 1 && multiplies_bfloat16();
+}
 
 at::Tensor lined_up(int64_t rows, int64_t columns, const at::TensorOptions& options) {
   const int64_t row = left_row(columns);
@@ -17,12 +23,16 @@ at::Tensor lined_up(int64_t rows, int64_t columns, const at::TensorOptions& opti
   return whole.narrow(1, 0, columns);
 }
 
+at::Tensor left_side(const at::Tensor& rows) {
+  return lined_up(rows.size(0), rows.size(1), rows.options()).copy_(rows);
+}
+
 at::Tensor as_left_side(const at::Tensor& rows) {
   constexpr int64_t kFewRows = 16;
   const int64_t columns = rows.size(1);
   const bool in_lines = columns % kLineNumbers == 0;
   if (in_lines && (rows.size(0) < kFewRows || left_row(columns) == columns)) return rows;
-  return lined_up(rows.size(0), columns, rows.options()).copy_(rows);
+  return left_side(rows);
 }
 
 Term term(const at::Tensor& left, const RightSide& right, double scale) {

@@ -3,22 +3,9 @@
 #include <ATen/ops/empty.h>
 
 #include "cpu/panel_operands.h"
-#include "ops/processor.h"
 #include "ops/sign_matrix.h"
 
 namespace sketchlayers::cpu {
-namespace {
-
-at::Tensor left_side(const at::Tensor& rows) {
-  return lined_up(rows.size(0), rows.size(1), rows.options()).copy_(rows);
-}
-
-}  // namespace
-
-bool takes_panels(const Sketch& sketch, at::ScalarType type, const SketchArguments& arguments) {
-  return type == at::kBFloat16 && sketch.groups == 1 && sketch.blocks == 1 &&
-         sketch.mixes_space() && !arguments.frame && multiplies_bfloat16();
-}
 
 void weight_by_panels(const SketchTensors& tensors, const Sketch& sketch,
                       const at::Tensor& weight) {

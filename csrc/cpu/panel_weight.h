@@ -6,8 +6,7 @@
 
 namespace sketchlayers::cpu {
 
-bool takes_panels(const Sketch& sketch, at::ScalarType type, const SketchArguments& arguments);
-
+// With spatial mixing, where a row of the weight is one of a product, and without a frame.
 // Into a contiguous weight.
 void weight_by_panels(const SketchTensors& tensors, const Sketch& sketch, const at::Tensor& weight);
 

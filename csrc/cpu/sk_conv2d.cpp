@@ -7,6 +7,7 @@
 #include "cpu/conv_geometry.h"
 #include "cpu/factors.h"
 #include "cpu/panel_conv.h"
+#include "cpu/panel_operands.h"
 
 namespace sketchlayers {
 namespace {
@@ -52,7 +53,7 @@ at::Tensor sk_conv2d_factored_cpu(const ConvCall& call) {
     geometry.merge_images();
   }
   const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
-  if (cpu::takes_panels(input, sketch)) {
+  if (sketch.mixes_channels() && cpu::takes_panels(input.scalar_type(), sketch)) {
     const at::Tensor output = cpu::empty_result(sizes, input.options(), format);
     cpu::conv_by_panels(images, tensors, sketch, geometry,
                         bias ? offset.const_data_ptr<float>() : nullptr, output);
@@ -87,7 +88,7 @@ LayerGradients sk_conv2d_factored_backward_cpu(const ConvBackwardCall& call) {
   if (!takes(input) || has_many_phases(arguments)) return sk_conv2d_composed_backward(call);
   const cpu::ConvGeometry geometry(input, grad.sizes(), sketch.kernel_h, sketch.kernel_w,
                                    arguments);
-  if (cpu::takes_panels(input, sketch)) {
+  if (sketch.mixes_channels() && cpu::takes_panels(input.scalar_type(), sketch)) {
     return cpu::conv_by_panels_backward(cpu::dense_images(grad), cpu::dense_images(input), tensors,
                                         sketch, geometry, output_mask);
   }

@@ -5,6 +5,7 @@
 #include "composite/composed.h"
 #include "cpu/allocate.h"
 #include "cpu/factors.h"
+#include "cpu/panel_operands.h"
 #include "cpu/panel_weight.h"
 #include "cpu/weight.h"
 
@@ -41,6 +42,10 @@ class WeightOperands {
   std::vector<at::Tensor> kept_;
 };
 
+bool by_panels(at::ScalarType type, const Sketch& sketch, const SketchArguments& arguments) {
+  return sketch.mixes_space() && !arguments.frame && cpu::takes_panels(type, sketch);
+}
+
 at::Tensor sk_weight_cpu(const WeightCall& call) {
   const auto& [s1, s2, u1, u2] = call.tensors;
   const Sketch sketch = check_call(call);
@@ -50,7 +55,7 @@ at::Tensor sk_weight_cpu(const WeightCall& call) {
   const at::Tensor weight =
       cpu::empty_result(sketch.weight_sizes(), s1.options(), at::MemoryFormat::Contiguous);
   const auto format = common_memory_format(s1, s1);
-  if (cpu::takes_panels(sketch, s1.scalar_type(), call.arguments)) {
+  if (by_panels(s1.scalar_type(), sketch, call.arguments)) {
     cpu::weight_by_panels(call.tensors, sketch, weight);
     return in_format(weight, format);
   }
@@ -70,7 +75,7 @@ WeightGradients sk_weight_backward_cpu(const WeightBackwardCall& call) {
   if (!computes_in_float(grad.scalar_type()) || sketch.blocks > 1) {
     return sk_weight_composed_backward(call);
   }
-  if (cpu::takes_panels(sketch, grad.scalar_type(), call.arguments)) {
+  if (by_panels(grad.scalar_type(), sketch, call.arguments)) {
     return cpu::weight_by_panels_backward(grad, call.u1, call.u2, sketch);
   }
   const WeightOperands operands(sketch, call.u1, call.u2, call.arguments);

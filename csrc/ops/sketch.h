@@ -59,6 +59,7 @@ struct Sketch {
   int64_t second_rank() const { return mixes_space() ? rank * positions() : rank; }
   // For 1x1 kernels both mixings are the same layer and take the same code.
   bool mixes_space() const { return mixing == Mixing::kSpatial || positions() == 1; }
+  bool mixes_channels() const { return mixing == Mixing::kChannel || positions() == 1; }
   std::vector<int64_t> weight_sizes() const;
   std::vector<int64_t> s1_sizes() const;
   std::vector<int64_t> s2_sizes() const;
