@@ -172,7 +172,7 @@ cpp-test: $(STAMPS)/installed $(STAMPS)/googletest ## the C++ tests, of the libr
 # -------------------------------------------------------------------- sanitizers, oldest PyTorch
 
 # The sanitizers' libraries come with gcc. PyTorch's own leaks, and its refusals of absurd sizes,
-# are not looked at. Python loads the library that CMake has built in place of its own.
+# are not looked at. Python loads what CMake has built, for CPUs alone, in place of its own.
 SANITIZE := build/sanitize
 SANITIZE_CMAKE = -G Ninja -DPython_EXECUTABLE=$$(command -v $(PY)) -DSKETCHLAYERS_TESTS=ON
 ADDRESS_ENV = PYTHONPATH=$(abspath $(SANITIZE)/python) OMP_NUM_THREADS=2 \
@@ -187,11 +187,12 @@ FUZZ_SEED ?= $(shell date +%Y%m%d)
 sanitize: sanitize-address sanitize-thread ## C++ tests, kernel tests and fuzzing under sanitizers
 
 sanitize-address: $(STAMPS)/installed $(STAMPS)/googletest
-	cmake -S . -B $(SANITIZE)/address $(SANITIZE_CMAKE) "-DSKETCHLAYERS_SANITIZE=address;undefined"
+	cmake -S . -B $(SANITIZE)/address $(SANITIZE_CMAKE) -DSKETCHLAYERS_PYTHON=ON \
+		"-DSKETCHLAYERS_SANITIZE=address;undefined"
 	ASAN_OPTIONS=detect_leaks=0 cmake --build $(SANITIZE)/address
 	ASAN_OPTIONS=detect_leaks=0 ctest --test-dir $(SANITIZE)/address --parallel 2 --output-on-failure -E "^(install|examples|other_pytorch)$$"
 	rm -rf $(SANITIZE)/python && mkdir -p $(SANITIZE)/python && cp -r python/sketchlayers $(SANITIZE)/python
-	cp $(SANITIZE)/address/libsketchlayers.so $(SANITIZE)/python/sketchlayers
+	cmake --install $(SANITIZE)/address --component python --prefix $(SANITIZE)/python/sketchlayers
 	$(ADDRESS_ENV) $(PY) tests/ops/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 	$(ADDRESS_ENV) $(PY) tests/checkpoint/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 	$(ADDRESS_ENV) $(PY) -m pytest $(IN_PARALLEL) tests/ops/test_cpu_kernels.py \
