@@ -1,5 +1,5 @@
-# Finds the C++ libraries of an installed PyTorch: the targets LibTorch::LibTorch and, for a
-# PyTorch with CUDA, LibTorch::CUDA.
+# Finds the C++ libraries of an installed PyTorch: the targets LibTorch::LibTorch, for a PyTorch with
+# CUDA LibTorch::CUDA, and for one with Python LibTorch::Python.
 #
 # PyTorch's own find_package(Torch) is not used, because for a PyTorch with CUDA it demands a whole
 # CUDA toolkit even of a project that is compiled for the CPU alone.
@@ -24,7 +24,7 @@ if(NOT LIBTORCH_ROOT)
 endif()
 
 find_path(LibTorch_INCLUDE_DIR ATen/ATen.h HINTS "${LIBTORCH_ROOT}/include" NO_DEFAULT_PATH)
-foreach(_name IN ITEMS c10 torch_cpu c10_cuda torch_cuda)
+foreach(_name IN ITEMS c10 torch_cpu c10_cuda torch_cuda torch_python)
   find_library(LibTorch_${_name}_LIBRARY ${_name} HINTS "${LIBTORCH_ROOT}/lib" NO_DEFAULT_PATH)
 endforeach()
 
@@ -69,6 +69,11 @@ if(LibTorch_FOUND)
     target_link_libraries(
       LibTorch::CUDA INTERFACE LibTorch::LibTorch "${LibTorch_torch_cuda_LIBRARY}"
                                "${LibTorch_c10_cuda_LIBRARY}")
+  endif()
+  if(LibTorch_torch_python_LIBRARY AND NOT TARGET LibTorch::Python)
+    add_library(LibTorch::Python INTERFACE IMPORTED)
+    target_link_libraries(
+      LibTorch::Python INTERFACE LibTorch::LibTorch "${LibTorch_torch_python_LIBRARY}")
   endif()
 endif()
 mark_as_advanced(LibTorch_INCLUDE_DIR)

@@ -2,7 +2,7 @@
 
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
 Python_add_library(_C MODULE WITH_SOABI csrc/python/bindings.cpp) # pybind11 comes with PyTorch
-target_link_libraries(_C PRIVATE sketchlayers)
+target_link_libraries(_C PRIVATE sketchlayers LibTorch::Python)
 target_compile_options(_C PRIVATE ${OpenMP_CXX_FLAGS})
 target_link_options(_C PRIVATE ${OpenMP_CXX_FLAGS})
 target_compile_definitions(

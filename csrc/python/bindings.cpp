@@ -13,11 +13,11 @@
 #include "cuda/kernel_checks.h"
 #include "cuda/kernel_families.h"
 #endif
-#include "memory_sample.h"
 #include "ops/processor.h"
 #include "plan/chain_plan.h"
 #include "plan/measured_times.h"
 #include "plan/plan.h"
+#include "python/tensor_state.h"
 
 namespace py = pybind11;
 
@@ -196,12 +196,11 @@ PYBIND11_MODULE(_C, m) {
         "Replaces the planner's constants by those in the text.");
   m.def("reset_plan_costs", &sketchlayers::reset_cost_model,
         "Puts the planner's own constants back.");
-  m.def(
-      "sample_memory",
-      [](uintptr_t address, int64_t bytes) {
-        return sketchlayers::sample_memory(reinterpret_cast<const void*>(address), bytes);
-      },
-      py::arg("address"), py::arg("bytes"), "A hash of 128 words spread evenly over memory.");
+  m.def("tensor_state", &sketchlayers::tensor_state, py::arg("tensor"),
+        "Another number after nearly any change of a tensor, or None.");
+  m.def("weight_state", &sketchlayers::weight_state, py::arg("attributes"), py::arg("sources"),
+        "Another number after nearly any change of what a layer's weight is made from, or None "
+        "where a call may not use an earlier weight.");
   m.def("build_info", &build_info, "What the compiled part was built from and for.");
   m.def("cuda_kernel_mode", &cuda_kernel_mode, "The value of SKETCHLAYERS_CUDA_KERNELS.");
 #ifdef SKETCHLAYERS_CUDA_VERSION

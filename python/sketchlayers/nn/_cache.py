@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import torch
-from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
-from torch.utils._device import DeviceContext
+from torch import Tensor
 
+from sketchlayers import _extension
 from sketchlayers.nn._autocast import autocast_type
-from sketchlayers.nn._fingerprint import fingerprint
 from sketchlayers.nn._seeded import SeededModule
 
 _MOST_SHAPES = 256  # decisions remembered; inputs of ever new shapes must not fill the memory
-_TRANSIENT = ("_kept", "_decisions", "_decided_at")
+_TRANSIENT = ("_kept", "_seed_followed_at", "_decisions", "_decided_at")
 
 _era = 0  # decisions of earlier ones were made in another way
 
@@ -30,11 +28,11 @@ def decide_again() -> None:
 class _Kept(NamedTuple):
     """One dense weight and what it was formed from; immutable, so that threads can share it."""
 
-    key: tuple[object, ...]
+    state: int
     weight: Tensor
-    # Memory that is still held is not given to another tensor, so that an equal data pointer
-    # means the same memory.
-    sources: tuple[Tensor | None, ...]
+    # Tensors and memory that are still held are not given to others, so that equal addresses mean
+    # the same ones.
+    sources: tuple[Tensor, ...]
 
 
 class WeightCache(SeededModule):
@@ -61,11 +59,15 @@ class WeightCache(SeededModule):
     gradients of the factors.
     """
 
-    # Names of the parameters that the weight is made from.
+    # Names of the parameters that the weight is made from, and of attributes that it depends on.
     _trained: ClassVar[tuple[str, ...]]
+    _weight_options: ClassVar[tuple[str, ...]] = ()
+    # Those, names of buffers, and of the attributes.
+    _weight_sources: ClassVar[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
 
     # Also for layers that were unpickled, whose ``__init__`` has not run.
     _kept: _Kept | None = None
+    _seed_followed_at: int | None = None  # a state of the layer
     _decisions: dict[torch.Size, bool] | None = None
     _decided_at: int = 0
 
@@ -74,13 +76,14 @@ class WeightCache(SeededModule):
         self._kept = None
         self._decisions = None
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if hasattr(cls, "_trained"):
+            cls._weight_sources = cls._trained, ("seed_bits", *cls._fixed), cls._weight_options
+
     def dense_weight(self) -> Tensor:
         """The weight to keep."""
         raise NotImplementedError
-
-    def _weight_options(self) -> tuple[object, ...]:
-        """What else the weight depends on."""
-        return ()
 
     def _prefers_kept_weight(self, input: Tensor) -> bool:
         """Whether a call is to use the dense weight, were it there already.
@@ -130,71 +133,57 @@ class WeightCache(SeededModule):
         self._kept = None
         super()._load_from_state_dict(*args)
 
-    def _keeps_weight(self) -> bool:
-        """Whether a call at this moment may keep the dense weight."""
-        if torch.compiler.is_compiling() or self.training:
-            return False
-        # `fully_shard` hooks every module of which it has a parameter, and gathers new values into
-        # the same memory, past the version counter.
-        if self._load_state_dict_pre_hooks:
-            return False
-        records = torch.is_grad_enabled()
-        for name in self._trained:
-            parameter = self._parameters.get(name)
-            # An exact comparison: a subclass, such as a fake or distributed tensor, has its own
-            # rules.
-            if type(parameter) is not nn.Parameter or (records and parameter.requires_grad):
-                return False
-            if not (parameter.is_cpu or parameter.is_meta):
-                return False
-        return not (
-            peek_interpreter_stack() is not None
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._get_tracing_state() is not None
-            or forward_ad._current_level >= 0
-            or (torch._C._len_torch_function_stack() and _in_function_mode())
-        )
-
     def _would_keep_weight(self) -> bool:
-        """As `_keeps_weight`, and the factors are such as can be followed; meta ones stand for any.
+        """Whether a call at this moment may keep the dense weight; factors on meta stand for any.
 
         For telling the plan: a call finds out by itself.
         """
-        if not self._keeps_weight():
+        if torch.compiler.is_compiling():
             return False
-        own = self._parameters[self._trained[0]]
-        assert own is not None
-        return own.is_meta or (self._weight_key(None) is not None and self._may_form())
+        first = self._parameters.get(self._trained[0])
+        if first is not None and first.is_meta:
+            return not (self.training or (torch.is_grad_enabled() and first.requires_grad))
+        return self._state() is not None and self._may_form()
 
-    def _kept_weight(self, input: Tensor) -> Tensor | None:
+    def _state(self) -> int | None:
+        """Another number after nearly any change of what the weight is made from, and of autocast.
+
+        None where a call may not use an earlier weight.
+        """
+        look = _state_reader()
+        return None if look is None else look(self.__dict__, self._weight_sources)
+
+    def _current_weight(self, input: Tensor) -> Tensor | None:
         """The dense weight for this input; ``None`` where the operator is to run.
 
-        It is in the type that autocast computes in, where that is on. Nothing is checked here that
-        the operator checks: an input that may not fit is left to it.
+        What was written into the seed's buffer takes effect before. The weight is in the type that
+        autocast computes in, where that is on. Nothing is checked here that the operator checks: an
+        input that may not fit is left to it.
         """
-        # This runs at every call: the cheap answers come first, in attributes more than helpers.
-        if torch.compiler.is_compiling() or self.training or type(input) is not Tensor:
-            return None
-        shape = input.shape
-        decisions = self._decisions if self._decided_at == _era else None
-        decision = None if decisions is None else decisions.get(shape)
-        if decision is False:
-            return None
-        if not self._keeps_weight():
+        # This runs at every call, and what it costs is what the layer is slower than a dense one.
+        state = self._state()
+        if state is None:
+            self._follow_seed()
             if torch.is_grad_enabled():  # in eval mode too, training is not to hold the weight
                 self._kept = None
             return None
-        if decision is None and not self._decide(input):
+        if state != self._seed_followed_at:
+            self._follow_seed()
+            self._seed_followed_at = state = self._state()
+        if type(input) is not Tensor:
             return None
-        lowered = autocast_type(input.device.type) if torch._C._is_any_autocast_enabled() else None
+        decisions = self._decisions if self._decided_at == _era else None
+        decision = None if decisions is None else decisions.get(input.shape)
+        if decision is None:
+            decision = self._decide(input)
+        if not decision:
+            return None
         kept = self._kept
-        key = self._weight_key(lowered)
-        if kept is not None and kept.key != key:
+        if kept is None or kept.state != state:
             self._kept = kept = None  # freed before the new one is formed
-        if kept is None:
-            if key is None or not self._may_form():
+            if state is None or not self._may_form():
                 return None
-            kept = self._form(key, lowered)
+            kept = self._form(state, input.device.type)
         weight = kept.weight
         if input.device != weight.device or (
             input.dtype is not weight.dtype and not _unified(input, weight)
@@ -214,46 +203,34 @@ class WeightCache(SeededModule):
         decisions[input.shape] = decision
         return decision
 
-    def _weight_key(self, lowered: torch.dtype | None) -> tuple[object, ...] | None:
-        """What a kept weight depends on; None for tensors that cannot be followed.
-
-        ``lowered`` is the type that autocast brings it to, ``None`` without autocast.
-        """
-        tensors = self._sources()
-        state = fingerprint(*tensors)
-        if state is None:
-            return None
-        return (lowered, self._made, *self._weight_options(), *map(id, tensors), *state)
-
     def _may_form(self) -> bool:
         tensors = [self._parameters[name] for name in self._trained]
         return not any(tensor is not None and tensor.is_shared() for tensor in tensors)
 
-    def _form(self, key: tuple[object, ...], lowered: torch.dtype | None) -> _Kept:
-        sources = self._sources()
+    def _form(self, state: int, device: str) -> _Kept:
+        buffers = (self._buffers.get(name) for name in self._fixed)
+        sources = [*(self._parameters[name] for name in self._trained), *buffers]
+        held = [tensor for tensor in sources if tensor is not None]
         # Aliases for their memory, which a swap of ``.data`` leaves.
-        memory = tuple(None if tensor is None else tensor.detach() for tensor in sources)
+        memory = [tensor.detach() for tensor in held]
+        lowered = autocast_type(device)
         # A normal tensor, which later calls outside of inference mode may save for backward.
         with torch.inference_mode(False), torch.no_grad():
             weight = self.dense_weight()
             if lowered is not None and weight.dtype is not torch.float64:
                 weight = weight.to(lowered)
-        kept = _Kept(key, weight, (*sources, *memory))
-        if self._weight_key(lowered) == key:  # else another thread has changed them meanwhile
+        kept = _Kept(state, weight, (*held, *memory))
+        if self._state() == state:  # else another thread has changed them meanwhile
             self._kept = kept
         return kept
 
-    def _sources(self) -> list[Tensor | None]:
-        """The tensors that the weight is made from, but for those that follow from the seed."""
-        parameters, buffers = self._parameters, self._buffers
-        trained = [parameters[name] for name in self._trained]
-        return [*trained, *(buffers[name] for name in self._fixed if name in buffers)]
 
-
-def _in_function_mode() -> bool:
-    """Whether a function mode sees every call, as a tracer's does; that of a device does not."""
-    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
-    return any(type(mode) is not DeviceContext for mode in modes)
+@functools.cache
+def _state_reader() -> Callable[[dict[str, Any], object], int | None] | None:
+    if _extension.problem() is not None:
+        return None
+    reader: Callable[[dict[str, Any], object], int | None] = _extension.load().weight_state
+    return reader
 
 
 def _unified(input: Tensor, weight: Tensor) -> bool:

@@ -216,6 +216,8 @@ def effective_dilation(conv: Any) -> tuple[int, ...]:
 
     Any other changes nothing there, and crashes some of them (PyTorch 2.14 in float16 on CPUs).
     """
+    if max(conv.dilation) == 1:
+        return conv.dilation
     taps = zip(conv.dilation, conv.kernel_size, strict=True)
     return tuple(dilation if kernel > 1 else 1 for dilation, kernel in taps)
 

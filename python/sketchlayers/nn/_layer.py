@@ -388,7 +388,8 @@ class ConvLayer(CompressedLayer):
         input, padding = pad(self, input)
         dilation = effective_dilation(self)
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self._axes - 1]
-        return convolve(input, weight, self.bias, self.stride, padding, dilation, self.groups)
+        bias = parameter_of(self, "bias")
+        return convolve(input, weight, bias, self.stride, padding, dilation, self.groups)
 
     @property
     def _weight_shape(self) -> tuple[int, ...]:
@@ -528,7 +529,7 @@ class LinearLayer(CompressedLayer):
         return folded
 
     def _applied(self, input: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(input, weight, self.bias)
+        return F.linear(input, weight, parameter_of(self, "bias"))
 
     @property
     def _weight_shape(self) -> tuple[int, ...]:
@@ -542,6 +543,12 @@ class LinearLayer(CompressedLayer):
             f"bias={self.bias is not None}",
         ]
         return ", ".join([*sizes, *self._options_repr(), f"rate={self.rate:.3g}"])
+
+
+def parameter_of(module: nn.Module, name: str) -> Any:
+    """As ``getattr``, but without ``nn.Module``'s search in Python for a parameter of its own."""
+    own = module._parameters.get(name)
+    return getattr(module, name) if own is None else own
 
 
 def draw_normal(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from sketchlayers.nn._cache import WeightCache
 from sketchlayers.nn._geometry import Geometry, batch_and_size, output_size
@@ -78,8 +79,7 @@ class FormedLayer(WeightCache, CompressedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the dense layer with this weight makes of an input."""
-        self._follow_seed()
-        weight = self._kept_weight(input)
+        weight = None if is_compiling() else self._current_weight(input)
         return self._applied(input, self.dense_weight() if weight is None else weight)
 
     def multiply_adds(self, input_shape: Sequence[int]) -> int:

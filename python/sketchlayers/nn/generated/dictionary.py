@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional
 
 from sketchlayers import decompose
@@ -283,8 +284,7 @@ class DictionaryLinear(LinearLayer, DictionaryLayer):
 
         Forming the weight would take ``m d1 d2`` multiply-adds, more than most batches.
         """
-        self._follow_seed()
-        weight = self._kept_weight(input)
+        weight = None if is_compiling() else self._current_weight(input)
         if weight is None and not self._is_factored:
             weight = self.dense_weight()
         if weight is not None:

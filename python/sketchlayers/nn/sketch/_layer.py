@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from sketchlayers import _extension, ops
 from sketchlayers._runtime.parallel import check_whole
@@ -109,6 +110,7 @@ class SketchLayer(WeightCache, CompressedLayer):
     _inits = ("fit", "unbiased", "random")
     _trained = ("s1", "s2")
     _fixed = ("u1", "u2", "frame_signs")
+    _weight_options = ("scale", "num_sketches", "mixing")
 
     s1: nn.Parameter
     s2: nn.Parameter
@@ -275,9 +277,6 @@ class SketchLayer(WeightCache, CompressedLayer):
         per_row = (self.blocks + positions) * channels
         return self.num_sketches * self.rank * per_row < self._group_outputs * self._patch
 
-    def _weight_options(self) -> tuple[object, ...]:
-        return self.scale, self.num_sketches, self.mixing
-
     def sketch_matrices(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """The sketch matrices of the paper, with their ``1/sqrt`` factors.
 
@@ -330,13 +329,22 @@ class SketchLayer(WeightCache, CompressedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the dense layer with the weight ``W_hat`` makes of an input."""
-        self._follow_seed()
-        weight = self._kept_weight(input)
-        if weight is None and exporting():
-            if self._exports_factors():
-                return self._from_factors(input)
-            weight = self.dense_weight()
+        if is_compiling():
+            return self._traced(input)
+        weight = self._current_weight(input)
         return self._from_factors(input) if weight is None else self._applied(input, weight)
+
+    def _traced(self, input: Tensor) -> Tensor:
+        """The output in code that is compiled or exported, where no weight is kept."""
+        if not exporting():
+            return self._from_factors(input)
+        if self._exports_factors():
+            return self._exported_factors(input)
+        return self._applied(input, self.dense_weight())
+
+    def _exported_factors(self, input: Tensor) -> Tensor:
+        """The output in standard operations, without a dense weight."""
+        raise NotImplementedError
 
     def _from_factors(self, input: Tensor) -> Tensor:
         """The output without a dense weight that is there already."""

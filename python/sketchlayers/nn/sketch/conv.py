@@ -7,9 +7,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from sketchlayers import ops
-from sketchlayers.nn._export import exporting
 from sketchlayers.nn._geometry import pad
-from sketchlayers.nn._layer import Conv1dLayer, Conv2dLayer, Conv3dLayer, stands_for_dense
+from sketchlayers.nn._layer import (
+    Conv1dLayer,
+    Conv2dLayer,
+    Conv3dLayer,
+    parameter_of,
+    stands_for_dense,
+)
 from sketchlayers.nn.sketch import _onnx
 from sketchlayers.nn.sketch._layer import SketchLayer
 
@@ -45,23 +50,27 @@ class SKConv2d(Conv2dLayer, SketchLayer):
 
     def _from_factors(self, input: Tensor) -> Tensor:
         input, padding = pad(self, input)
-        window = self.stride, padding, self.dilation, self.groups
-        if exporting():
-            return _onnx.conv2d(self, input, *window)
         return ops.sk_conv2d(
             input,
-            self.s1,
-            self.s2,
+            parameter_of(self, "s1"),
+            parameter_of(self, "s2"),
             self.u1,
             self.u2,
-            self.bias,
-            *window,
+            parameter_of(self, "bias"),
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
             mixing=self.mixing,
             num_sketches=self.num_sketches,
             scale=self.scale,
             frame=self.frame_signs,
-            path=self.path,
+            path=self._path,
         )
+
+    def _exported_factors(self, input: Tensor) -> Tensor:
+        input, padding = pad(self, input)
+        return _onnx.conv2d(self, input, self.stride, padding, self.dilation, self.groups)
 
 
 @stands_for_dense

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sketchlayers import ops
-from sketchlayers.nn._export import exporting
-from sketchlayers.nn._layer import LinearLayer, stands_for_dense
+from sketchlayers.nn._layer import LinearLayer, parameter_of, stands_for_dense
 from sketchlayers.nn.sketch import _onnx
 from sketchlayers.nn.sketch._layer import SketchLayer
 
@@ -37,17 +36,18 @@ class SKLinear(LinearLayer, SketchLayer):
     _without = ("mixing",)  # both are the same without kernel positions
 
     def _from_factors(self, input: Tensor) -> Tensor:
-        if exporting():
-            return _onnx.linear(self, input)
         return ops.sk_linear(
             input,
-            self.s1,
-            self.s2,
+            parameter_of(self, "s1"),
+            parameter_of(self, "s2"),
             self.u1,
             self.u2,
-            self.bias,
+            parameter_of(self, "bias"),
             num_sketches=self.num_sketches,
             scale=self.scale,
             frame=self.frame_signs,
-            path=self.path,
+            path=self._path,
         )
+
+    def _exported_factors(self, input: Tensor) -> Tensor:
+        return _onnx.linear(self, input)
