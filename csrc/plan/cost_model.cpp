@@ -1,6 +1,7 @@
 #include "plan/cost_model.h"
 
 #include <atomic>
+#include <cctype>
 #include <cmath>
 #include <memory>
 #include <mutex>
@@ -42,9 +43,9 @@ unsigned find(const Word (&words)[N], const std::string& name, const std::string
 // One line of constants; none where it is empty.
 struct Line {
   bool empty = false;
-  unsigned processors, precisions, works;
-  unsigned kinds = 0;  // or in training
+  unsigned processors, precisions, works, kinds;
   bool channels_last = false;
+  bool training = false;
   Cost cost;
 };
 
@@ -57,10 +58,11 @@ Line parse(const std::string& text) {
     return line;
   }
   words >> precision >> work >> kind >> std::ws;
-  if (words.peek() == 'c') {
+  if (std::isalpha(words.peek())) {
     words >> rest;
-    line.channels_last = rest == "channels_last" && kind != "training";
-    if (!line.channels_last) words.setstate(std::ios::failbit);
+    line.channels_last = rest == "channels_last";
+    line.training = rest == "training";
+    if (!line.channels_last && !line.training) words.setstate(std::ios::failbit);
   }
   Cost& cost = line.cost;
   words >> cost.call >> cost.multiply_add >> cost.element >> cost.weight;
@@ -69,27 +71,31 @@ Line parse(const std::string& text) {
   if (!complete || !valid(cost.call) || !valid(cost.multiply_add) || !valid(cost.element) ||
       !valid(cost.weight)) {
     throw std::invalid_argument(
-        "planner constants: a line must be four words, possibly channels_last, and four numbers "
-        "that are at least 0 (got '" +
+        "planner constants: a line must be four words, possibly channels_last or training, and "
+        "four numbers that are at least 0 (got '" +
         text + "')");
   }
   line.processors = find(kProcessorWords, processor, text);
   line.precisions = find(kPrecisionWords, precision, text);
   line.works = find(kWorkWords, work, text);
-  if (kind != "training") line.kinds = find(kKindWords, kind, text);
+  line.kinds = find(kKindWords, kind, text);
   return line;
 }
 
-// body(key) for the combinations of a line that say no more of kind and format.
+// body(key) for all combinations of a line, with contiguous images.
 template <typename Body>
-void for_keys(const Line& line, size_t processors, size_t precisions, size_t works,
+void for_keys(const Line& line, size_t processors, size_t precisions, size_t works, size_t kinds,
               const Body& body) {
   for (size_t p = 0; p < processors; ++p) {
     for (size_t t = 0; t < precisions; ++t) {
       for (size_t w = 0; w < works; ++w) {
-        if ((line.processors >> p & line.precisions >> t & line.works >> w & 1) == 0) continue;
-        body(CostKey{static_cast<Processor>(p), static_cast<Precision>(t), static_cast<Work>(w),
-                     Kind::kLinear, false});
+        for (size_t k = 0; k < kinds; ++k) {
+          const unsigned all =
+              line.processors >> p & line.precisions >> t & line.works >> w & line.kinds >> k;
+          if ((all & 1) == 0) continue;
+          body(CostKey{static_cast<Processor>(p), static_cast<Precision>(t), static_cast<Work>(w),
+                       static_cast<Kind>(k), false});
+        }
       }
     }
   }
@@ -106,20 +112,23 @@ CostModel::CostModel() {
 Cost CostModel::cost(const CostKey& key, bool training) const {
   const Cost& once = forward_[index(key)];
   if (!training) return once;
-  const Cost& times = training_[training_index(key)];
+  const Cost& times = training_[kind_index(key)];
   return {once.call * times.call, once.multiply_add * times.multiply_add,
           once.element * times.element, once.weight * times.weight};
 }
 
-size_t CostModel::training_index(const CostKey& key) {
+size_t CostModel::work_index(const CostKey& key) {
   const size_t index =
       static_cast<size_t>(key.processor) * kPrecisions + static_cast<size_t>(key.precision);
   return index * kWorks + static_cast<size_t>(key.work);
 }
 
+size_t CostModel::kind_index(const CostKey& key) {
+  return work_index(key) * kKinds + static_cast<size_t>(key.kind);
+}
+
 size_t CostModel::index(const CostKey& key) {
-  const size_t index = training_index(key) * kKinds + static_cast<size_t>(key.kind);
-  return 2 * index + (key.channels_last ? 1 : 0);
+  return 2 * kind_index(key) + (key.channels_last ? 1 : 0);
 }
 
 void CostModel::read(std::istream& text) {
@@ -128,17 +137,15 @@ void CostModel::read(std::istream& text) {
   while (std::getline(text, words)) {
     const Line line = parse(words.substr(0, words.find('#')));
     if (line.empty) continue;
-    for_keys(line, kProcessors, kPrecisions, kWorks, [&](CostKey key) {
-      next.own_[training_index(key)] = true;
-      if (line.kinds == 0) next.training_[training_index(key)] = line.cost;
-      for (size_t k = 0; k < kKinds; ++k) {
-        if ((line.kinds >> k & 1) == 0) continue;
-        key.kind = static_cast<Kind>(k);
-        key.channels_last = true;
-        next.forward_[index(key)] = line.cost;
-        key.channels_last = false;
-        if (!line.channels_last) next.forward_[index(key)] = line.cost;
+    for_keys(line, kProcessors, kPrecisions, kWorks, kKinds, [&](CostKey key) {
+      next.own_[work_index(key)] = true;
+      if (line.training) {
+        next.training_[kind_index(key)] = line.cost;
+        return;
       }
+      if (!line.channels_last) next.forward_[index(key)] = line.cost;
+      key.channels_last = true;
+      next.forward_[index(key)] = line.cost;
     });
   }
   *this = next;

@@ -49,7 +49,7 @@ class CostModel {
   CostModel();
 
   // Whether constants were read beside those that come with the package.
-  bool is_of_this_machine(const CostKey& key) const { return own_[training_index(key)]; }
+  bool is_of_this_machine(const CostKey& key) const { return own_[work_index(key)]; }
 
   // Of a forward call, or of one with its backward.
   Cost cost(const CostKey& key, bool training) const;
@@ -58,7 +58,7 @@ class CostModel {
   //   cpu float32 factored channel CALL MULTIPLY_ADD ELEMENT WEIGHT
   // with seconds of a forward call, which count for both memory formats, or with the word
   // channels_last before the numbers for that one; or
-  //   cpu float32 factored training CALL MULTIPLY_ADD ELEMENT WEIGHT
+  //   cpu float32 factored channel training CALL MULTIPLY_ADD ELEMENT WEIGHT
   // with the times by which these grow in training; or empty, or a comment after #. Words for
   // several: `cpu` means every kind of CPU, `half` bfloat16 and float16, `float` these and float32,
   // `conv` spatial and channel, and `all` everything. Raises std::invalid_argument and changes
@@ -67,11 +67,12 @@ class CostModel {
 
  private:
   static constexpr size_t kProcessors = 4, kPrecisions = 4, kWorks = 4, kKinds = 4;
-  static size_t training_index(const CostKey& key);
+  static size_t work_index(const CostKey& key);
+  static size_t kind_index(const CostKey& key);
   static size_t index(const CostKey& key);
 
   std::array<Cost, kProcessors * kPrecisions * kWorks * kKinds * 2> forward_;
-  std::array<Cost, kProcessors * kPrecisions * kWorks> training_;
+  std::array<Cost, kProcessors * kPrecisions * kWorks * kKinds> training_;
   std::array<bool, kProcessors * kPrecisions * kWorks> own_{};
 };
 

@@ -692,7 +692,7 @@ TEST(CostModel, WordsStandForSeveral) {
   read(model,
        "cpu float factored conv 1 2 3 4\n"
        "amx half factored channel channels_last 5 6 7 8\n"
-       "all all factored training 3 3 3 3\n");
+       "all all factored all training 3 3 3 3\n");
   const auto call = [&](Processor processor, Precision precision, Kind kind, bool channels_last) {
     return model.cost({processor, precision, Work::kFactored, kind, channels_last}, false).call;
   };
@@ -755,7 +755,7 @@ TEST(CostModel, WrongLinesChangeNothing) {
       "cpu float32 factored channel 1 2 inf 4",
       "cpu float32 factored channel 1 2 1e999 4",
       "cpu float32 factored channel channels 1 2 3 4",
-      "cpu float32 factored training channels_last 1 2 3 4",
+      "cpu float32 factored channel training channels_last 1 2 3 4",
       "cpu float32 factored 1 2 3 4",
       "tpu float32 factored channel 1 2 3 4",
       "cpu float8 factored channel 1 2 3 4",

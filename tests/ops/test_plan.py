@@ -96,7 +96,7 @@ def test_measured_constants_change_the_choice(own_costs):
     own_costs("# slow\ncpu float32 factored channel 100 0 0 0  # seconds\n\n")
     changed = plan(mixing="channel")
     assert (changed.path, changed.factored_seconds) == ("folded", 100)
-    own_costs("cpu float32 factored training 1e-9 1 1 1")
+    own_costs("cpu float32 factored all training 1e-9 1 1 1")
     assert plan(mixing="channel", training=True).factored_seconds == pytest.approx(1e-7)
     for processor in ("onednn", "amx"):
         assert plan(mixing="channel", dtype="bfloat16", processor=processor).factored_seconds < 1
@@ -131,7 +131,7 @@ def test_a_layer_is_planned_for_the_memory_format_that_it_meets(own_costs):
     "line",
     [
         "cpu float32 factored channel channels 1 2 3 4",
-        "cpu float32 factored training channels_last 1 2 3 4",
+        "cpu float32 factored channel training channels_last 1 2 3 4",
         "cpu float32 factored channel 1 2 3",
         "cpu float32 factored channel 1 2 3 4 5",
         "cpu float32 factored channel 1 2 3 -4",

@@ -300,20 +300,23 @@ def _constants_of_work(
             )
         times = [getattr(own, f"{timed}_forward") for own in members]
         forward[kind, channels_last] = fit([own_amounts[own] for own in members], times)
-    growth = fit(
-        [
-            [a * c for a, c in zip(own_amounts[own], forward[group_of(own, work)], strict=True)]
-            for own in samples
-        ],
-        [getattr(own, f"{timed}_training") for own in samples],
-    )
     rows = [
         (f"{kind} channels_last" if channels_last else kind, numbers)
         for (kind, channels_last), numbers in forward.items()
     ]
+    # Every kind of layer has panels of its own in the backward pass.
+    training = {own.kind for own in samples} if work == "panels" else {"all"}
+    for kind in sorted(training):
+        members = [own for own in samples if kind in (own.kind, "all")]
+        grown = [
+            [a * c for a, c in zip(own_amounts[own], forward[group_of(own, work)], strict=True)]
+            for own in members
+        ]
+        times = [getattr(own, f"{timed}_training") for own in members]
+        rows.append((f"{kind} training", fit(grown, times)))
     return [
         " ".join([words, group, *(f"{number:.4g}" for number in numbers)])
-        for group, numbers in [*rows, ("training", growth)]
+        for group, numbers in rows
     ]
 
 
