@@ -17,10 +17,10 @@ from torch import Tensor
 from sketchlayers._runtime.files import shortened, written_whole
 from sketchlayers._version import __version__
 
-VERSION = 2
-"""Of the format; see ``docs/file_format.md``."""
+VERSION = 3
+"""The latest of the format; see ``docs/file_format.md``."""
 
-_READ = ("1", "2")
+_READ = ("1", "2", "3")
 
 LARGEST_HEADER = 16 * 2**20
 """Bytes; a header beyond that is refused unread. A tensor takes some hundred of them."""
@@ -72,15 +72,18 @@ class WrongFileError(ValueError):
     """What is wrong with a file."""
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], parts: Mapping[str, Any]) -> int:
+def write(
+    path: Path, tensors: Mapping[str, Tensor], parts: Mapping[str, Any], *, version: int
+) -> int:
     """Writes all or nothing; returns the size in bytes.
 
     Args:
         path: of the file.
         tensors: contiguous ones on the CPU, of `DTYPES`, no two with the same memory.
         parts: what JSON can hold, by a name of `PARTS`.
+        version: of the format, the earliest that has what the file needs.
     """
-    metadata = {"format": "pt", f"{_PREFIX}version": str(VERSION), f"{_PREFIX}writer": __version__}
+    metadata = {"format": "pt", f"{_PREFIX}version": str(version), f"{_PREFIX}writer": __version__}
     for name, value in parts.items():
         metadata[_PREFIX + name] = json.dumps(value, separators=(",", ":"), allow_nan=False)
     metadata[_CHECKSUM] = checksum(metadata, tensors.items())

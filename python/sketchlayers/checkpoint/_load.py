@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from sketchlayers._runtime.files import shortened
 from sketchlayers._runtime.parallel import has_shards, unwrapped
+from sketchlayers.nn._rounding import Rounding, note
 from sketchlayers.surgery.forms import FormError, with_forms_at
 
 from ._container import Container, Entry, WrongFileError, opened
 from ._layers import forms_of
 from ._match import match
+from ._packed import PackedDescription, unpacked
 from ._save import file_at
 from .architecture import build
 
@@ -31,6 +33,7 @@ class Description:
         layers: kind and configuration of every convolution and fully connected layer, by its place.
         reports: how the model was compressed, oldest first.
         shapes: of the stored tensors.
+        bits: of each number of those that are stored in few.
     """
 
     version: int
@@ -38,6 +41,7 @@ class Description:
     layers: Mapping[str, Mapping[str, Any]]
     reports: tuple[Mapping[str, Any], ...]
     shapes: Mapping[str, tuple[int, ...]]
+    bits: Mapping[str, int]
 
 
 def load(
@@ -99,13 +103,17 @@ def load(
     try:
         with opened(path) as container:
             part = _model_part(container)
+            few_bits = _in_few_bits(part, container)
+            entries = container.entries | {name: one.entry for name, one in few_bits.items()}
             network = _network(part) if into is None else into
             with with_forms_at(network, forms_of(part)) as network:
-                found = match(network, part, container.entries, device=place)
-                entries = container.entries
-                model = found.take(
-                    container.read() if found.has_values else _without_values(entries)
-                )
+                found = match(network, part, entries, device=place)
+                if found.has_values:
+                    tensors, rounded = _values(container, few_bits)
+                    model = found.take(tensors)
+                    _note(found.sources, rounded, model)
+                else:
+                    model = found.take(_without_values(entries))
     except (FormError, WrongFileError) as error:
         raise ValueError(f"load: {path} cannot be loaded: {error}") from error
     return model.eval() if into is None else model
@@ -125,6 +133,8 @@ def read_description(path: str | os.PathLike[str]) -> Description:
     try:
         with opened(path) as container:
             part = _model_part(container)
+            few_bits = _in_few_bits(part, container)
+            entries = container.entries | {name: one.entry for name, one in few_bits.items()}
             reports = container.parts.get("reports", [])
             if not isinstance(reports, list) or not all(isinstance(one, dict) for one in reports):
                 raise WrongFileError("its reports must be a list of JSON objects")
@@ -133,7 +143,8 @@ def read_description(path: str | os.PathLike[str]) -> Description:
                 architecture=part.get("architecture"),
                 layers=part["layers"],
                 reports=tuple(reports),
-                shapes={name: entry.shape for name, entry in container.entries.items()},
+                shapes={name: entry.shape for name, entry in entries.items()},
+                bits={name: one.bits for name, one in few_bits.items()},
             )
     except WrongFileError as error:
         raise ValueError(f"read_description: {path} cannot be read: {error}") from error
@@ -159,6 +170,37 @@ def _model_part(container: Container) -> dict[str, Any]:
     if not isinstance(part, dict) or not isinstance(part.get("layers"), dict):
         raise WrongFileError("its description of the model must be a JSON object with layers")
     return part
+
+
+def _in_few_bits(part: Mapping[str, Any], container: Container) -> dict[str, PackedDescription]:
+    """What the file holds as whole numbers of a few bits."""
+    said = part.get("rounded", {})
+    if not isinstance(said, dict):
+        raise WrongFileError("what it says of few bits must be a JSON object")
+    missing = [name for name in said if name not in container.entries]
+    if missing:
+        raise WrongFileError(f"it must have the tensor {missing[0]} that it says is in few bits")
+    return {
+        name: PackedDescription(name, one, container.entries[name]) for name, one in said.items()
+    }
+
+
+def _values(
+    container: Container, few_bits: Mapping[str, PackedDescription]
+) -> tuple[dict[str, Tensor], dict[str, Rounding]]:
+    """All tensors, and how those in few bits follow from them."""
+    tensors, rounded = container.read(), {}
+    for name, description in few_bits.items():
+        tensors[name], rounded[name] = unpacked(tensors[name], description)
+    return tensors, rounded
+
+
+def _note(sources: Mapping[str, str], rounded: Mapping[str, Rounding], model: nn.Module) -> None:
+    """Notes on the modules of a model what was stored in few bits."""
+    for name, source in sources.items():
+        if source in rounded:
+            place, _, own = name.rpartition(".")
+            note(model.get_submodule(place), own, rounded[source])
 
 
 def _without_values(entries: Mapping[str, Entry]) -> dict[str, Tensor]:

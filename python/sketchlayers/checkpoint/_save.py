@@ -15,12 +15,14 @@ from sketchlayers._runtime.files import check_safetensors
 from sketchlayers._runtime.parallel import has_shards, unwrapped, whole
 from sketchlayers._runtime.processes import Processes
 from sketchlayers.nn._geometry import memory_format
+from sketchlayers.nn._rounding import roundings
 from sketchlayers.reports.report import Report
 from sketchlayers.surgery.forms import FormError, with_forms_at
 
 from ._container import DTYPES, Entry, WrongFileError, has_nan, write
 from ._layers import describe, forms_of, plain_forms
 from ._match import match
+from ._packed import described, packed
 from .architecture import build
 
 FILE_IN_FOLDER = "model.safetensors"
@@ -38,8 +40,9 @@ def save(
 
     The file has every tensor of the state dict once, and the configuration of every convolution and
     fully connected layer. Signs, hashes and kept dense weights are not stored: they follow from the
-    seeds. `load` puts it into a network of the same class, and other programs read its tensors as
-    those of any safetensors file. Of several processes, one should write. For a network that
+    seeds. What `compress` has rounded, and nobody trained since, is stored in as few bits. `load`
+    puts it into a network of the same class, and other programs read all other tensors as those of
+    any safetensors file. Of several processes, one should write. For a network that
     ``fully_shard`` has shared out, call it in all of them: the first one writes the whole file.
 
     Args:
@@ -81,7 +84,8 @@ def save(
         writes = processes.rank == 0
         tensors, parts = _contents(model, architecture, reports, with_values=writes)
         if writes:
-            write(path, tensors, parts)
+            rounded = _pack(model, tensors, parts["model"])
+            write(path, tensors, parts, version=3 if rounded else 2)
     return path
 
 
@@ -113,6 +117,23 @@ def _contents(
     listed = [one.to_dict() if isinstance(one, Report) else dict(one) for one in told]
     contiguous = {name: x.contiguous() for name, x in tensors.items()}
     return contiguous, {"model": part} | ({"reports": listed} if listed else {})
+
+
+def _pack(model: nn.Module, tensors: dict[str, Tensor], part: dict[str, Any]) -> bool:
+    """Puts bytes in the place of tensors that are whole numbers times scales, and says so.
+
+    Those that have been trained since they were rounded stay as they are.
+    """
+    said = {}
+    for name, rounding in roundings(model):
+        values = tensors.get(name)
+        integers = None if values is None or not values.numel() else rounding.integers(values)
+        if values is not None and integers is not None:
+            said[name] = described(values, rounding)
+            tensors[name] = packed(integers, rounding)
+    if said:
+        part["rounded"] = said
+    return bool(said)
 
 
 def _stored(model: nn.Module, device: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -59,6 +59,7 @@ def compress(
     rate: float | Mapping[str, float] | None = None,
     flops_rate: float | None = None,
     latency_rate: float | None = None,
+    bytes_rate: float | None = None,
     max_drop: float | None = None,
     budget: BudgetName = "rate",
     calibration: Calibration | Iterable[Any] | None = None,
@@ -75,6 +76,8 @@ def compress(
     correct_bias: bool = True,
     reestimate_batch_norm: bool | Literal["auto"] = False,
     refine: bool | Refinement | None = None,
+    bits: int | None = None,
+    group_size: int | None = None,
     measure_latency: bool = True,
     forward: Forward | None = None,
     memory_budget: int = MEMORY_BUDGET,
@@ -131,13 +134,16 @@ def compress(
             instead of ``rate``.
         latency_rate: fraction of the time that is kept, for one batch (or ``example_inputs``) on
             this machine, measured layer by layer; instead of ``rate``.
+        bytes_rate: fraction of the bytes of a file that is kept, instead of ``rate``: layers get
+            ranks and bits that are expected to do the least damage together, or, with ``bits``,
+            ranks alone.
         max_drop: how much the network may lose at most, in the unit of ``evaluate`` (0.01 of an
             accuracy is one point); instead of ``rate``. The smallest network that loses no more is
             looked for with about six candidates, each fitted and evaluated; they are in
             ``report.candidates``. The images of ``evaluate`` then take part in the choice: measure
             on others what the network is worth.
         budget: what ``max_drop`` makes as small as it can be: "rate" (parameters), "flops_rate"
-            (multiply-adds) or "latency_rate" (time).
+            (multiply-adds), "latency_rate" (time) or "bytes_rate" (a file's bytes).
         calibration: batches of images (tensors, tuples that begin with them, or dicts), a few
             thousand images altogether, or the `Calibration` of some. With the latter, everything
             that needs the images themselves is left out: ``sequential``, ``sensitivity``,
@@ -177,6 +183,13 @@ def compress(
         refine: True or a `Refinement`: afterwards train the factors, without labels, to give the
             original network's outputs; seconds to minutes. The result is never worse on images
             held out for that.
+        bits: round the numbers of all layers, replaced or not, to so many bits, 2 to 16, with a
+            scale for each output: one factor after the other, each first fitted to what is rounded
+            already, in the norm of the layer's output (with images; GPTQ, Frantar et al., ICLR
+            2023). Depthwise factors have at least 8. The network computes in floating point as
+            before; `save` writes the few bits. With ``rate=1`` layers stay dense.
+        group_size: inputs that share a scale; None: all of an output. It must divide the inputs of
+            a weight; others have one scale for each output.
         measure_latency: time one call of both networks at the end, with one image and with the
             first batch (or ``example_inputs``), for the report: for two seconds, or 2 % of the
             compression's time, but each call at least once.
@@ -234,6 +247,7 @@ def compress(
         rate=rate,
         flops_rate=flops_rate,
         latency_rate=latency_rate,
+        bytes_rate=bytes_rate,
         max_drop=max_drop,
         budget=budget,
         evaluate=evaluate,
@@ -261,6 +275,8 @@ def compress(
         correct_bias=correct_bias,
         reestimate_batch_norm=reestimate_batch_norm,
         refine=refine,
+        bits=bits,
+        group_size=group_size,
         forward=forward,
         memory_budget=memory_budget,
         progress=progress,
@@ -275,6 +291,12 @@ def compress(
             made = maker.smallest(goal.unit, goal.max_drop)
         else:
             made = maker.make(*goal.budgets or [None])
+    if not with_data and (bits is not None or goal.unit == "bytes"):
+        warnings.warn(
+            "compress: without calibration images every number was rounded to the nearest one, "
+            "which needs more bits than rounding in the norm of the layers' outputs",
+            stacklevel=3,
+        )
     _warn_of_large_errors(made.report, with_data=with_data)
     return made.result(inplace=inplace)
 
@@ -306,12 +328,14 @@ def sweep(
     Args:
         model: any module; it is not changed.
         rates: fractions that are kept, each in (0, 1]; models are made in this order.
-        budget: what rates count: "rate" (parameters), "flops_rate" (multiply-adds) or
-            "latency_rate" (time); as the arguments of `compress` of these names.
+        budget: what rates count: "rate" (parameters), "flops_rate" (multiply-adds),
+            "latency_rate" (time) or "bytes_rate" (a file's bytes); as the arguments of `compress`
+            of these names.
         calibration: as for `compress`.
         evaluate: as for `compress`.
         **how: ``method`` and all other arguments of `compress` but ``rate``, ``flops_rate``,
-            ``latency_rate``, ``max_drop`` and ``inplace``; also options of the method.
+            ``latency_rate``, ``bytes_rate``, ``max_drop`` and ``inplace``; also options of the
+            method.
 
     Returns:
         The `Sweep`: models and reports by the rate that was asked. All models are in memory.
@@ -322,7 +346,7 @@ def sweep(
         ValueError: a rate cannot be met or is not in (0, 1]; see also `compress`.
         TypeError: see `compress`.
     """
-    for name in ("rate", "flops_rate", "latency_rate", "max_drop", "inplace"):
+    for name in ("rate", "flops_rate", "latency_rate", "bytes_rate", "max_drop", "inplace"):
         if name in how:
             hint = "rates" if name != "inplace" else "sweep[rate].model"
             raise TypeError(f"sweep: there is no argument {name!r}; see {hint}")

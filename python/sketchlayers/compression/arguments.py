@@ -16,8 +16,9 @@ from sketchlayers.compression.allocation.costs import Budget, Unit
 from sketchlayers.compression.finishing.refine import Refinement
 from sketchlayers.methods._method import Init, Method
 from sketchlayers.nn._checks import percent_hint, whole_number
+from sketchlayers.nn._rounding import FEWEST_BITS, MOST_BITS
 
-BudgetName = Literal["rate", "flops_rate", "latency_rate"]
+BudgetName = Literal["rate", "flops_rate", "latency_rate", "bytes_rate"]
 Allocation = Literal["uniform", "error"]
 Sensitivity = bool | Literal["fit", "allocation"]
 
@@ -28,11 +29,13 @@ _MEANINGS = {
     "rate": "it is the fraction of the parameters that is kept",
     "flops_rate": "it is the fraction of the multiply-adds that is kept",
     "latency_rate": "it is the fraction of the time that is kept",
+    "bytes_rate": "it is the fraction of the bytes of a file that is kept",
 }
 _UNITS: dict[str, Unit] = {
     "rate": "parameters",
     "flops_rate": "multiply-adds",
     "latency_rate": "seconds",
+    "bytes_rate": "bytes",
 }
 _WORDS = {
     "flops_rate": ("flop", "mac", "multiply"),
@@ -57,6 +60,8 @@ class Settings:
         reestimate: batch norm: False, True, or "auto".
         refinement: None for none.
         seed: what the layers' seeds are derived from.
+        bits: that layers' numbers are rounded to; None: as the budget says.
+        group_size: inputs that share a scale; None: all of an output.
     """
 
     init: Init
@@ -69,6 +74,8 @@ class Settings:
     reestimate_batch_norm: bool | Literal["auto"]
     refinement: Refinement | None
     seed: int
+    bits: int | None = None
+    group_size: int | None = None
 
 
 def settings(
@@ -83,6 +90,9 @@ def settings(
     reestimate_batch_norm: bool | str,
     refine: bool | Refinement | None,
     seed: int | None,
+    bits: int | None,
+    group_size: int | None,
+    unit: Unit,
 ) -> Settings:
     """Checks the settings and fills in defaults, which depend on the data.
 
@@ -90,7 +100,8 @@ def settings(
         data: what `calibration` is: nothing, finished moments, or images.
         per_layer: whether the caller gives every layer its rate.
         init, allocation, sequential, sensitivity, correct_bias: as for `compress`.
-        reestimate_batch_norm, refine, seed: as for `compress`.
+        reestimate_batch_norm, refine, seed, bits, group_size: as for `compress`.
+        unit: what budgets count.
 
     Raises:
         TypeError: an argument of another type.
@@ -132,8 +143,27 @@ def settings(
         raise TypeError(
             f"compress: refine must be a bool or a Refinement (got {type(refine).__name__})"
         )
+    bits = _checked_bits(bits)
+    rounds = bits is not None or unit == "bytes"
+    if group_size is not None:
+        whole_number("compress", "group_size", group_size)
+        if not rounds:
+            raise ValueError(
+                f"compress: group_size goes with bits or bytes_rate (got {group_size} without)"
+            )
+    for name, value in (("refine", refinement), ("init='random'", init == "random")):
+        if rounds and value:
+            raise ValueError(
+                f"compress: {name} must be left out with bits or bytes_rate: training moves the "
+                "numbers away from what few bits hold"
+            )
     weighted = images if sensitivity is None else sensitivity
-    default = "uniform" if data == "none" else "error"
+    default = "uniform" if data == "none" and unit != "bytes" else "error"
+    if unit == "bytes" and allocation == "uniform":
+        raise ValueError(
+            "compress: allocation must be 'error' with bytes_rate (got 'uniform'): bits are chosen "
+            "by the errors that they make"
+        )
     return Settings(
         init=init,  # type: ignore[arg-type]
         allocation=default if allocation is None else allocation,  # type: ignore[arg-type]
@@ -145,7 +175,15 @@ def settings(
         reestimate_batch_norm=reestimate_batch_norm,  # type: ignore[arg-type]
         refinement=refinement,
         seed=_checked_seed(seed),
+        bits=bits,
+        group_size=group_size,
     )
+
+
+def _checked_bits(bits: int | None) -> int | None:
+    if bits is None:
+        return None
+    return whole_number("compress", "bits", bits, FEWEST_BITS, MOST_BITS)
 
 
 @dataclass(frozen=True)
@@ -170,6 +208,7 @@ def checked_goal(
     rate: float | Mapping[str, float] | None,
     flops_rate: float | None,
     latency_rate: float | None,
+    bytes_rate: float | None,
     max_drop: float | None,
     budget: str,
     evaluate: object,
@@ -189,11 +228,16 @@ def checked_goal(
                 f"compress: budget goes with max_drop (got budget={budget!r} without); a rate is "
                 f"given as {budget}=..."
             )
-        rates = checked_rates(rate, flops_rate, latency_rate)
+        rates = checked_rates(rate, flops_rate, latency_rate, bytes_rate)
         if isinstance(rates, Budget):
             return Goal(rates.unit, (rates,))
         return Goal("parameters", layer_rates=rates)
-    given = {"rate": rate, "flops_rate": flops_rate, "latency_rate": latency_rate}
+    given = {
+        "rate": rate,
+        "flops_rate": flops_rate,
+        "latency_rate": latency_rate,
+        "bytes_rate": bytes_rate,
+    }
     if others := [name for name, value in given.items() if value is not None]:
         raise ValueError(
             f"compress: max_drop must be given without {others[0]}: it finds the rate itself "
@@ -247,7 +291,10 @@ def _check_evaluate(evaluate: object) -> None:
 
 
 def checked_rates(
-    rate: float | Mapping[str, float] | None, flops_rate: float | None, latency_rate: float | None
+    rate: float | Mapping[str, float] | None,
+    flops_rate: float | None,
+    latency_rate: float | None,
+    bytes_rate: float | None = None,
 ) -> Rates:
     """Returns the one budget that was given, or the layers' own rates.
 
@@ -261,6 +308,7 @@ def checked_rates(
             ("rate", rate),
             ("flops_rate", flops_rate),
             ("latency_rate", latency_rate),
+            ("bytes_rate", bytes_rate),
         )
         if value is not None
     }
@@ -272,7 +320,7 @@ def checked_rates(
         )
     if len(given) > 1:
         raise ValueError(
-            "compress: one of rate, flops_rate and latency_rate must be given "
+            "compress: one of rate, flops_rate, latency_rate and bytes_rate must be given "
             f"(got {' and '.join(given)})"
         )
     if isinstance(rate, Mapping):

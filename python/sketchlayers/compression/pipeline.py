@@ -84,7 +84,8 @@ def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
     call = examples[0][0] if examples else None
     costs = Costs(task.unit, found, task.model, call, task.processes)
     for budget in budgets:
-        ranks.check_budget(found, task.method, layers, budget, costs, log.reasons)
+        fewest = min(task.bits_to_choose, default=None)
+        ranks.check_budget(found, task.method, layers, budget, costs, log.reasons, fewest)
     measured = measure(task, found, log)
     with log.stage("ranks"):
         curves_of_layers = curves(task, found, measured, log)
@@ -94,7 +95,8 @@ def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
 def smallest_rate(prepared: Prepared) -> float:
     """Returns the smallest rate of the whole model that is possible."""
     task, layers = prepared.task, prepared.log.open_layers(prepared.found)
-    return ranks.smallest_rate(task.method, layers, prepared.costs)
+    fewest = min(task.bits_to_choose, default=None)
+    return ranks.smallest_rate(task.method, layers, prepared.costs, fewest)
 
 
 def planned(prepared: Prepared, budget: Budget) -> Ranks:

@@ -89,6 +89,8 @@ def task_of(
     correct_bias: bool,
     reestimate_batch_norm: bool | Literal["auto"],
     refine: bool | Refinement | None,
+    bits: int | None,
+    group_size: int | None,
     forward: Forward | None,
     memory_budget: int,
     progress: bool | None,
@@ -125,6 +127,9 @@ def task_of(
         reestimate_batch_norm=reestimate_batch_norm,
         refine=refine,
         seed=seed,
+        bits=bits,
+        group_size=group_size,
+        unit=unit,
     )
     processes = Processes("compress", join=calibration is not None and moments is None)
     images = None

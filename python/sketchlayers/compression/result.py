@@ -16,6 +16,7 @@ from sketchlayers.compression.survey.layers import (
     stored_bytes,
     stored_tensors,
 )
+from sketchlayers.nn._rounding import roundings
 from sketchlayers.reports.candidates import Evaluation
 from sketchlayers.reports.report import Report
 from sketchlayers.reports.rows import LayerReport
@@ -65,7 +66,7 @@ def _layer_report(layer: Layer, outcome: Outcome) -> LayerReport:
     else:
         after = (
             sum(parameter.numel() for parameter in new.module.parameters()),
-            sum(stored_bytes(tensor) for _, tensor in stored_tensors(new.module)),
+            _bytes_after(new.module),
             multiply_adds(new.module, layer.calls) if layer.calls else None,
         )
     return LayerReport(
@@ -82,4 +83,14 @@ def _layer_report(layer: Layer, outcome: Outcome) -> LayerReport:
         multiply_adds_after=after[2],
         relative_error=None if new is None else new.relative_error,
         reason=None if reason is None else reason.text,
+        bits=None if new is None else min((x.bits for _, x in roundings(new.module)), default=None),
+    )
+
+
+def _bytes_after(module: nn.Module) -> int:
+    """What a file holds of a new layer."""
+    rounded = dict(roundings(module))
+    return sum(
+        rounded[name].stored_bytes(tensor.numel()) if name in rounded else stored_bytes(tensor)
+        for name, tensor in stored_tensors(module)
     )

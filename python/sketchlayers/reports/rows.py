@@ -29,6 +29,7 @@ class LayerReport(Exported):
             after one without data ``|W_hat - W| / |W|`` (Frobenius); None if nothing was fitted.
         reason: why the layer is unchanged, or stays dense with another weight; None if it is
             replaced.
+        bits: of its numbers; None where they are not rounded.
     """
 
     _derived = ("rate",)
@@ -46,6 +47,7 @@ class LayerReport(Exported):
     multiply_adds_after: int | None = None
     relative_error: float | None = None
     reason: str | None = None
+    bits: int | None = None
 
     @property
     def rate(self) -> float:

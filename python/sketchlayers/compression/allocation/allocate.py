@@ -122,12 +122,14 @@ class Option:
         rank: None for the dense layer.
         cost: what the budget counts.
         damage: what it is expected to do to the network; 0 for the dense layer.
+        bits: that its numbers are rounded to; None: they stay.
     """
 
     method: Method | None
     rank: Rank | None
     cost: float
     damage: float
+    bits: int | None = None
 
 
 def least_damage(layers: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Option]:

@@ -1,4 +1,4 @@
-"""What a budget counts: parameters, multiply-adds, or seconds."""
+"""What a budget counts: parameters, multiply-adds, seconds, or bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,10 +16,12 @@ from sketchlayers._runtime.processes import Processes
 from sketchlayers._runtime.timing import paired_times
 from sketchlayers.compression.survey.layers import Layer, Survey
 from sketchlayers.methods import Method, Rank
+from sketchlayers.nn._geometry import Geometry
+from sketchlayers.nn._rounding import stored_bytes
 from sketchlayers.surgery.evaluation import same_random_numbers
 from sketchlayers.surgery.replace import evaluation_copy
 
-Unit = Literal["parameters", "multiply-adds", "seconds"]
+Unit = Literal["parameters", "multiply-adds", "seconds", "bytes"]
 _TIMED_RANKS = 6
 """Ranks of a layer that are timed; the times of the others are interpolated."""
 _ROUNDS = 9
@@ -41,7 +43,12 @@ class Budget:
     @property
     def argument(self) -> str:
         """What `compress` calls it."""
-        names = {"parameters": "rate", "multiply-adds": "flops_rate", "seconds": "latency_rate"}
+        names = {
+            "parameters": "rate",
+            "multiply-adds": "flops_rate",
+            "seconds": "latency_rate",
+            "bytes": "bytes_rate",
+        }
         return names[self.unit]
 
 
@@ -65,7 +72,9 @@ class Costs:
         """
         self._unit = unit
         self._processes = processes
-        if unit != "parameters" and any(layer.calls is None for layer in found.layers):
+        if unit in ("multiply-adds", "seconds") and any(
+            layer.calls is None for layer in found.layers
+        ):
             raise ValueError(
                 "compress: a budget of multiply-adds or seconds must know the layers' inputs "
                 "(got neither example_inputs nor calibration images)"
@@ -73,18 +82,26 @@ class Costs:
         self._times: dict[str, _Times] = {}
         self.whole = self._whole(found, model, call)
 
-    def dense(self, layer: Layer) -> float:
-        """Returns the cost of the layer as it is."""
+    def dense(self, layer: Layer, bits: int | None = None) -> float:
+        """Returns the cost of the layer as it is, or rounded to some bits."""
         if self._unit == "parameters":
             return layer.parameters
+        if self._unit == "bytes":
+            return layer.bytes if bits is None else _rounded_bytes(layer, layer.parameters, 0, bits)
         if self._unit == "multiply-adds":
             return layer.multiply_adds or 0
         return self._timed(layer).dense
 
-    def of(self, layer: Layer, method: Method, rank: Rank) -> float:
-        """Returns the cost of a replacement."""
+    def of(self, layer: Layer, method: Method, rank: Rank, bits: int | None = None) -> float:
+        """Returns the cost of a replacement, or of a rounded one."""
         if self._unit == "parameters":
             return method.parameters(layer.module, rank)
+        if self._unit == "bytes":
+            entries = method.parameters(layer.module, rank)
+            if bits is None:
+                return entries * layer.module.get_parameter("weight").element_size()
+            inner = sum(size or 0 for size in ((rank,) if isinstance(rank, int) else rank))
+            return _rounded_bytes(layer, entries, inner, bits)
         count = _multiply_adds(layer, method, rank)
         return count if self._unit == "multiply-adds" else self._timed(layer).of(method, count)
 
@@ -93,6 +110,8 @@ class Costs:
     ) -> float:
         if self._unit == "parameters":
             return found.parameters
+        if self._unit == "bytes":
+            return found.bytes
         if self._unit == "multiply-adds":
             return sum(layer.multiply_adds or 0 for layer in found.layers)
         assert call is not None
@@ -103,6 +122,15 @@ class Costs:
         if layer.name not in self._times:
             self._times[layer.name] = _Times(layer, self._processes)
         return self._times[layer.name]
+
+
+def _rounded_bytes(layer: Layer, parameters: int, inner: int, bits: int) -> float:
+    """What a file holds, about, of a layer with so many parameters and inner channels."""
+    weight = layer.module.get_parameter("weight")
+    bias: Any = getattr(layer.module, "bias", None)
+    kept = 0 if bias is None else bias.numel()
+    outputs = Geometry.of(layer.module).out_channels
+    return stored_bytes(parameters - kept, outputs + inner, bits) + kept * weight.element_size()
 
 
 class _Times:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -20,13 +21,21 @@ from sketchlayers.compression.fitting.layer import (
     power,
     without_mean,
 )
+from sketchlayers.compression.fitting.rounding import round_layer
 from sketchlayers.compression.survey.layers import Layer
 from sketchlayers.methods import Method, Rank
-from sketchlayers.methods._curve import front_of
+from sketchlayers.methods._curve import front_of, squared_error
 from sketchlayers.methods._rank import Candidate
+from sketchlayers.nn._geometry import ordinary_weight
 
 _FITTED = 0.02
 """The squared error, about, of the fit whose error is scaled."""
+_PROBED_BITS = 4
+"""That a dense layer is rounded to, to see how large its error is."""
+_PER_BIT = 3.3
+"""How much larger the squared error is with one bit less."""
+_FACTORS = 8.0
+"""How much larger it is of factors, about, whose errors add up (4 of Tucker's, 10 of CP's)."""
 _QUICK = {"max_sweeps": 2, "starts": 1}
 """Its options: fewer sweeps than of those that are kept."""
 
@@ -36,15 +45,17 @@ class Alternative:
     """One thing that a layer could become.
 
     Attributes:
-        method: of the replacement.
-        rank: of the replacement.
+        method: of the replacement; None: the layer stays dense.
+        rank: of the replacement; None: the layer stays dense.
         damage: what it is expected to do to the network, as `DamageMeter` measures it; without a
             meter the squared relative error of the layer's output.
+        bits: that its numbers are rounded to; None: they stay.
     """
 
-    method: Method
-    rank: Rank
+    method: Method | None
+    rank: Rank | None
     damage: float
+    bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,13 @@ class Curve:
 
 
 def curve_of(
-    layer: Layer, method: Method, norm: Norm, meter: DamageMeter | None, *, correct_bias: bool
+    layer: Layer,
+    method: Method,
+    norm: Norm,
+    meter: DamageMeter | None,
+    *,
+    correct_bias: bool,
+    bits: Sequence[int] = (),
 ) -> Curve:
     """Returns all that a layer could become.
 
@@ -66,6 +83,7 @@ def curve_of(
         meter: measures what errors do to the network; None: the squared relative error of the
             layer's output is its damage.
         correct_bias: biases will take up the change of the mean, which then is no error.
+        bits: that numbers may be rounded to; none: they stay.
 
     Raises:
         OutputsDifferError: the outputs of the network with a replacement are not as many.
@@ -82,6 +100,8 @@ def curve_of(
             damage_of = Damage(
                 [Point(scale * error, meter.measure(layer.name, probe)) for error, probe in some]
             )
+        if bits:
+            return Curve(tuple(_rounded(layer, candidates, centred, damage_of, scale, bits)))
         damages = [damage_of(scale * candidate.squared_error) for _, candidate in candidates]
     return Curve(
         tuple(
@@ -89,6 +109,28 @@ def curve_of(
             for (member, one), damage in zip(candidates, damages, strict=True)
         )
     )
+
+
+def _rounded(
+    layer: Layer,
+    candidates: Sequence[tuple[Method, Candidate]],
+    norm: Norm,
+    damage_of: Damage,
+    scale: float,
+    bits: Sequence[int],
+) -> Iterator[Alternative]:
+    """What the layer could become with numbers of some bits, dense or replaced."""
+    moment = None if norm.moments is None else norm.moments.second_moment
+    module = copy.deepcopy(layer.module).double()
+    round_layer(module, _PROBED_BITS, second_moment=moment)
+    change = {"second_moment": for_method(moment), "sensitivity": for_method(norm.sensitivity)}
+    probed = squared_error(layer.module, ordinary_weight(module).detach(), change)
+    for of in bits:
+        rounding = probed * _PER_BIT ** (_PROBED_BITS - of)
+        yield Alternative(None, None, damage_of(scale * rounding), of)
+        for member, one in candidates:
+            error = one.squared_error + _FACTORS * rounding
+            yield Alternative(member, one.rank, damage_of(scale * error), of)
 
 
 def _candidates(layer: Layer, method: Method, norm: Norm) -> list[tuple[Method, Candidate]]:

@@ -10,7 +10,7 @@ from functools import partial
 
 from sketchlayers.compression.allocation import allocate
 from sketchlayers.compression.allocation.costs import Budget, Costs
-from sketchlayers.compression.allocation.curves import Curve
+from sketchlayers.compression.allocation.curves import Alternative, Curve
 from sketchlayers.compression.survey.layers import Layer, Survey
 from sketchlayers.compression.survey.reasons import COMPRESSED, Reason
 from sketchlayers.compression.survey.selection import match, why_not
@@ -29,10 +29,12 @@ class Chosen:
     Attributes:
         method: None: stays as it is.
         rank: None: stays as it is.
+        bits: that its numbers are rounded to; None: they stay.
     """
 
     method: Method | None = None
     rank: Rank | None = None
+    bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class Ranks:
     damage: float | None = None
 
 
-def smallest_rate(method: Method, layers: Sequence[Layer], costs: Costs) -> float:
-    """Returns the smallest rate of the whole model that the layers' ranks allow."""
-    smallest = _fixed(layers, costs) + sum(_cheapest(one, method, costs) for one in layers)
+def smallest_rate(
+    method: Method, layers: Sequence[Layer], costs: Costs, bits: int | None = None
+) -> float:
+    """Returns the smallest rate of the whole model that ranks, and the fewest bits, allow."""
+    smallest = _fixed(layers, costs) + sum(_cheapest(one, method, costs, bits) for one in layers)
     return smallest / costs.whole if costs.whole else 1.0
 
 
@@ -65,6 +69,7 @@ def check_budget(
     budget: Budget,
     costs: Costs,
     reasons: Mapping[str, Reason],
+    bits: int | None = None,
 ) -> None:
     """Makes sure that the budget can be met.
 
@@ -75,6 +80,7 @@ def check_budget(
         budget: for the whole model.
         costs: in the budget's unit.
         reasons: why other layers stay as they are.
+        bits: the fewest that layers may have; None: they are not rounded.
 
     Raises:
         ValueError: it cannot be met; the message tells the smallest possible one.
@@ -85,7 +91,7 @@ def check_budget(
             "compress: a rate of the whole model must know all its parameters; run the model once "
             f"(got {why_not(lazy)})"
         )
-    smallest = smallest_rate(method, layers, costs)
+    smallest = smallest_rate(method, layers, costs, bits)
     if smallest <= budget.rate * (1 + TOLERANCE):
         return
     if layers:
@@ -173,7 +179,7 @@ def by_error(
         layer.name: [
             *(
                 allocate.Option(
-                    one.method, one.rank, costs.of(layer, one.method, one.rank), one.damage
+                    one.method, one.rank, _cost_of(one, layer, costs), one.damage, one.bits
                 )
                 for one in curves[layer.name].alternatives
             ),
@@ -183,15 +189,23 @@ def by_error(
     }
     best = allocate.least_damage(options, _share(budget, costs, fixed))
     got = fixed + sum(option.cost for option in best.values())
-    chosen = {name: Chosen(option.method, option.rank) for name, option in best.items()}
+    chosen = {
+        name: Chosen(option.method, option.rank, option.bits) for name, option in best.items()
+    }
     damage = sum(option.damage for option in best.values())
     return dataclasses.replace(_within(budget, costs, got, chosen), damage=damage)
 
 
-def _cheapest(layer: Layer, method: Method, costs: Costs) -> float:
+def _cost_of(one: Alternative, layer: Layer, costs: Costs) -> float:
+    if one.method is None or one.rank is None:
+        return costs.dense(layer, one.bits)
+    return costs.of(layer, one.method, one.rank, one.bits)
+
+
+def _cheapest(layer: Layer, method: Method, costs: Costs, bits: int | None) -> float:
     members = method.members(layer.module)
-    smallest = (costs.of(layer, one, one.ranks(layer.module)[0]) for one in members)
-    return min((costs.dense(layer), *smallest))
+    smallest = (costs.of(layer, one, one.ranks(layer.module)[0], bits) for one in members)
+    return min((costs.dense(layer, bits), *smallest))
 
 
 def _fixed(layers: Sequence[Layer], costs: Costs) -> float:

@@ -6,13 +6,13 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sketchlayers.compression.calibration.moments import LayerMoments
+from sketchlayers.compression.fitting.rounding import round_layer
 from sketchlayers.compression.fitting.target import Target, weight_by_group
 from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._method import Init
@@ -28,12 +28,22 @@ class Choice:
         method: None: stays a plain layer.
         rank: None: stays a plain layer.
         seed: of the replacement.
+        bits: that its numbers are rounded to; None: they stay.
+        group_size: inputs that share a scale then; None: all of an output.
     """
 
     layer: nn.Module
     method: Method | None
     rank: Rank | None
     seed: int
+    bits: int | None = None
+    group_size: int | None = None
+
+    def rounded(self, module: nn.Module, **norm: Tensor | None) -> nn.Module:
+        """The module itself, its weights rounded if they shall be, see `round_layer`."""
+        if self.bits is not None:
+            round_layer(module, self.bits, group_size=self.group_size, **norm)
+        return module
 
 
 @dataclass(frozen=True)
@@ -106,14 +116,25 @@ def fit_alone(choice: Choice, norm: Norm, *, init: Init, correct_bias: bool = Tr
     With moments and a bias the fit is in the norm of the covariance, and the bias takes up the
     change of the mean: ``b~ = b + (W - W~) E[x]``.
     """
-    assert choice.method is not None and choice.rank is not None
-    build = partial(choice.method.build, choice.layer, choice.rank, init=init, seed=choice.seed)
     if init == "random" or norm.moments is None:
-        module = build()
-        return Fitted(module, getattr(module, "fit_error", None))
+        return _without_data(choice, init)
     target = Target.of_weight(choice.layer, norm.moments)
     module = approximate(choice, target, norm.sensitivity, correct_bias=correct_bias)
     return Fitted(module, target.relative_error(choice.layer, module))
+
+
+def _without_data(choice: Choice, init: Init) -> Fitted:
+    layer, module = choice.layer, choice.layer
+    if choice.method is None or choice.rank is None:
+        weight = ordinary_weight(layer).detach()
+        module = with_weight(layer, weight).to(layer.get_parameter("weight").dtype)
+    else:
+        module = choice.method.build(layer, choice.rank, init=init, seed=choice.seed)
+    if choice.bits is None:
+        return Fitted(module, getattr(module, "fit_error", None))
+    module = choice.rounded(module)
+    before, after = (ordinary_weight(one).detach().double() for one in (layer, folded(module)))
+    return Fitted(module, float((before - after).norm() / before.norm()))
 
 
 def approximate(
@@ -143,6 +164,9 @@ def approximate(
             sensitivity=for_method(sensitivity),
             **({} if start is None else {"start": start}),
         )
+    module = choice.rounded(
+        module, weight=weight, second_moment=target.second_moment(centred=centred)
+    )
     if centred:
         weight = weight_by_group(module, target.inputs)
         rest = target.mean - (weight @ target.inputs.mean[..., None])[..., 0]

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 
 from sketchlayers.compression.fitting.layer import Choice, Fitted, seeded, with_weight
 from sketchlayers.compression.survey.layers import stored_tensors
+from sketchlayers.nn._rounding import Rounding, note, roundings
+
+_SCALE = ":scale:"
+"""Between the name of a parameter that is rounded and its bits."""
 
 
 class Stored(NamedTuple):
     """What is kept of a fitted layer.
 
     Attributes:
-        tensors: its parameters and persistent buffers.
+        tensors: its parameters and persistent buffers, and the scales of those that are rounded.
         errors: change of its output and of its weight, each relative; None where not known.
     """
 
@@ -27,6 +31,8 @@ class Stored(NamedTuple):
 def stored_form(fitted: Fitted) -> Stored:
     """Returns copies of all that is kept of a layer."""
     tensors = {name: x.detach().clone() for name, x in stored_tensors(fitted.module)}
+    for name, rounding in roundings(fitted.module):
+        tensors[f"{name}{_SCALE}{rounding.bits}"] = rounding.scale
     return Stored(tensors, (fitted.relative_error, getattr(fitted.module, "fit_error", None)))
 
 
@@ -37,16 +43,22 @@ def restored(stored: Stored, choice: Choice) -> Fitted:
         KeyError, RuntimeError: it is of another layer.
     """
     layer = choice.layer
+    scales = {name: x for name, x in stored.tensors.items() if _SCALE in name}
+    tensors = {name: x for name, x in stored.tensors.items() if name not in scales}
     like = layer.get_parameter("weight")
     module: Any
     if choice.method is None or choice.rank is None:
-        module = with_weight(layer, stored.tensors["weight"]).to(like.dtype)
+        module = with_weight(layer, tensors["weight"]).to(like.dtype)
         if module.bias is not None:
-            _copy(module.bias, stored.tensors["bias"])
+            _copy(module.bias, tensors["bias"])
     else:
         with seeded(0, like.device):
             module = choice.method.build(layer, choice.rank, init="random", seed=choice.seed)
-        module.load_state_dict(stored.tensors)
+        module.load_state_dict(tensors)
+    for key, scale in scales.items():
+        name, bits = key.split(_SCALE)
+        place, _, own = name.rpartition(".")
+        note(module.get_submodule(place), own, Rounding(int(bits), scale))
     relative_error, fit_error = stored.errors
     if fit_error is not None:
         module.fit_error = fit_error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sketchlayers.compression.allocation import ranks
 from sketchlayers.compression.allocation.costs import Budget, Costs
@@ -36,6 +37,11 @@ def allocate(
         chosen = ranks.uniform(task.method, log.open_layers(found), budget, costs)
     else:
         chosen = ranks.by_error(curves, layers, budget, costs)
+    if task.settings.bits is not None:
+        rounded = {
+            name: replace(one, bits=task.settings.bits) for name, one in chosen.chosen.items()
+        }
+        chosen = replace(chosen, chosen=rounded)
     log.notes.extend(chosen.notes)
     for name, one in chosen.chosen.items():
         if one.method is None:

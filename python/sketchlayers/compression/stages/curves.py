@@ -45,12 +45,20 @@ def _curves(
             key = task.cache.key(
                 *("curve", layer.name, task.method, norm.sensitivity is None, meter is None),
                 task.settings.correct_bias,
+                task.bits_to_choose,
                 *([] if meter is None else [x.name for x in layers]),  # they share the images
             )
             curve = task.cache.get("curve", key, JSON, partial(_read, layer, task.method))
             if curve is None:
                 correct_bias = task.settings.correct_bias
-                curve = curve_of(layer, task.method, norm, meter, correct_bias=correct_bias)
+                curve = curve_of(
+                    layer,
+                    task.method,
+                    norm,
+                    meter,
+                    correct_bias=correct_bias,
+                    bits=task.bits_to_choose,
+                )
                 task.cache.put("curve", key, JSON, partial(_write, layer, task.method, curve))
             else:
                 log.taken["curves"] += 1
@@ -61,14 +69,23 @@ def _curves(
 
 def _write(layer: Layer, method: Method, curve: Curve, path: Path) -> None:
     members = method.members(layer.module)
-    write_json(path, [[members.index(x.method), x.rank, x.damage] for x in curve.alternatives])
+    listed = [
+        [None if x.method is None else members.index(x.method), x.rank, x.damage, x.bits]
+        for x in curve.alternatives
+    ]
+    write_json(path, listed)
 
 
 def _read(layer: Layer, method: Method, path: Path) -> Curve:
     members = method.members(layer.module)
     return Curve(
         tuple(
-            Alternative(members[number], tuple(rank) if isinstance(rank, list) else rank, damage)
-            for number, rank, damage in read_json(path)
+            Alternative(
+                None if number is None else members[number],
+                tuple(rank) if isinstance(rank, list) else rank,
+                damage,
+                bits,
+            )
+            for number, rank, damage, bits in read_json(path)
         )
     )

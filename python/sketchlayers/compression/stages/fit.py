@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -27,8 +27,13 @@ from sketchlayers.compression.seeds import layer_seed
 from sketchlayers.compression.stages.measure import Measured
 from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Survey
-from sketchlayers.compression.survey.reasons import Reason
+from sketchlayers.compression.survey.reasons import REFUSED, Reason
+from sketchlayers.nn._geometry import CONVOLUTIONS
 from sketchlayers.surgery.calls import OrderError
+
+_PLAIN = (*CONVOLUTIONS, nn.Linear)
+_REFUSED_BITS = 8
+"""The fewest of layers that no method takes, small ones and depthwise ones: others pay less."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +63,47 @@ def fit(task: Task, found: Survey, measured: Measured, chosen: Ranks, log: Log) 
             chosen.chosen[name].method,
             chosen.chosen[name].rank,
             layer_seed(task.settings.seed, name),
+            chosen.chosen[name].bits,
+            task.settings.group_size,
         )
         for name, layer in layers.items()
     }
+    refused = _refused(task, found, log)
+    choices |= refused
     sequence = _sequence(task, choices, measured, log)
-    alone = {name: one for name, one in choices.items() if name not in sequence and one.method}
-    fitted = _fit_each(task, alone, measured.norms, log)
+    alone = {
+        name: one
+        for name, one in choices.items()
+        if name not in sequence and (one.method or one.bits)
+    }
+    norms = {**measured.norms, **dict.fromkeys(refused, Norm())}
+    fitted = _fit_each(task, alone, norms, log)
     if sequence and task.images is not None:
         fitted |= _fit_in_sequence(task, task.images, sequence, alone, fitted, measured, log)
     for name, one in fitted.items():
-        one.module.train(layers[name].module.training)  # they ran in evaluation mode
+        one.module.train(choices[name].layer.training)  # they ran in evaluation mode
     return Fits(
-        {name: fitted[name] for name in layers if name in fitted},
+        {name: fitted[name] for name in choices if name in fitted},
         bool(sequence) or (task.settings.sequential and not choices),
     )
+
+
+def _refused(task: Task, found: Survey, log: Log) -> dict[str, Choice]:
+    """Layers that the method does not take, where numbers are rounded: with many bits, alone."""
+    settings = task.settings
+    if settings.bits is None and task.unit != "bytes":
+        return {}
+    bits = max(settings.bits or 0, _REFUSED_BITS)
+    chosen = {}
+    for layer in found.layers:
+        reason = log.reasons.get(layer.name) or layer.reason
+        kept = reason is not None and (reason.kind == REFUSED or reason == Reason.FIRST_KEPT)
+        weight = layer.module._parameters.get("weight")
+        if not kept or not isinstance(layer.module, _PLAIN) or weight is None:
+            continue
+        if layer.parameters and weight.numel() and not weight.is_meta:
+            chosen[layer.name] = Choice(layer.module, None, None, 0, bits, settings.group_size)
+    return chosen
 
 
 def _sequence(
@@ -81,7 +113,8 @@ def _sequence(
     order = measured.order
     if not task.settings.sequential or order is None:
         return {}
-    names = [name for name in choices if measured.norms[name].moments is not None]
+    norms = measured.norms
+    names = [name for name in choices if name in norms and norms[name].moments is not None]
     varying = [name for name in names if len(order.calls(name)) > 1]
     if varying:
         log.notes.append(
@@ -174,7 +207,9 @@ def _fit_in_sequence(
             keep=keep,
             advance=bar,
         )
-    missed = {name: one for name, one in choices.items() if name not in done and one.method}
+    missed = {
+        name: one for name, one in choices.items() if name not in done and (one.method or one.bits)
+    }
     if missed and task.settings.only_sequential:
         raise OrderError(
             "compress: the smaller network must run its layers as the original one does for "
@@ -198,6 +233,7 @@ def _fit_ahead(
     advance: Callable[[int], None],
 ) -> dict[str, nn.Module]:
     """What the fits of small layers go on from in the sequence."""
+    choices = {name: replace(choice, bits=None) for name, choice in choices.items()}
     keys = {name: _key(task, "ahead", name, choice) for name, choice in choices.items()}
     before = {
         name: one.module
@@ -220,7 +256,8 @@ def _key(task: Task, before: str, name: str, choice: Choice) -> str:
     """Of the fit of a layer after others."""
     settings = task.settings
     how = (settings.init, settings.correct_bias, settings.weighted_fit)
-    return task.cache.key(before, name, choice.method, choice.rank, choice.seed, how)
+    rounding = choice.bits, choice.group_size
+    return task.cache.key(before, name, choice.method, choice.rank, choice.seed, how, rounding)
 
 
 def _known(task: Task, key: str, choice: Choice, log: Log) -> Fitted | None:

@@ -26,6 +26,9 @@ from sketchlayers.compression.survey.selection import FilterFunction
 from sketchlayers.methods import Method
 from sketchlayers.surgery.calls import Call, ExampleCall, ExampleInputs
 
+BITS = (8, 6, 5, 4, 3, 2)
+"""That layers may have under a budget of bytes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -78,6 +81,13 @@ class Task:
     def norm_of_fit(self, norm: Norm) -> Norm:
         """Returns what a layer is fitted in, of what errors of its outputs do."""
         return norm if self.settings.weighted_fit else Norm(norm.moments)
+
+    @property
+    def bits_to_choose(self) -> tuple[int, ...]:
+        """Bits that a budget of bytes chooses from; none where it does not."""
+        if self.unit != "bytes":
+            return ()
+        return BITS if self.settings.bits is None else (self.settings.bits,)
 
     @property
     def examples(self) -> list[tuple[Call, int]]:

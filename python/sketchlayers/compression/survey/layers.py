@@ -88,6 +88,11 @@ class Survey:
         return sum(one.parameters for one in self.others)
 
     @property
+    def bytes(self) -> int:
+        """What a checkpoint holds of the model."""
+        return self.other_bytes + sum(layer.bytes for layer in self.layers)
+
+    @property
     def compressible(self) -> tuple[Layer, ...]:
         """The layers that can be replaced."""
         return tuple(layer for layer in self.layers if layer.reason is None)

@@ -36,6 +36,10 @@ COMPRESSED = "compressed"
 """The kind of the reason of layers that are compressed already."""
 
 
+REFUSED = "refused"
+"""The kind of the reason of plain layers of their own that the method does not take."""
+
+
 @dataclass(frozen=True)
 class Reason:
     """Why a layer stays as it is.
@@ -101,7 +105,9 @@ class Reasons:
                 or self._used_elsewhere(name, module)
                 or self._out_of_reach(module)
             )
-            reason = None if text is None else Reason(text)
+            if text is not None:
+                alone = not (self._unknown(module) or self._used_elsewhere(name, module))
+                reason = Reason(text, REFUSED if alone else "other")
         return reason
 
     def _unknown(self, module: nn.Module) -> str | None:

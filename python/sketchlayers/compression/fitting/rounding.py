@@ -1,0 +1,217 @@
+"""Layers whose parameters are rounded to a few bits, in the norm of the layer's output.
+
+A layer of factors is a chain. Its factors are rounded one after the other, each in the norm of the
+features that the rounded ones before it give; each is first re-fitted to these, and the last one to
+the weight that all of them stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sketchlayers.decompose import corrected_weight, rounded
+from sketchlayers.decompose.rounding import Rounded
+from sketchlayers.nn._geometry import CONVOLUTIONS, Geometry, own_weight
+from sketchlayers.nn._rounding import MOST_BITS, Rounding, note
+from sketchlayers.nn.factored._conv import FactoredConv
+from sketchlayers.nn.factored._layer import FactoredLayer
+
+from .target import RIDGE
+
+DEPTHWISE_BITS = 8
+"""The fewest of a filter with one channel: it has few entries, and errors in each count much."""
+
+
+@torch.no_grad()
+def round_layer(
+    layer: nn.Module,
+    bits: int,
+    *,
+    group_size: int | None = None,
+    weight: Tensor | None = None,
+    second_moment: Tensor | None = None,
+) -> None:
+    """Rounds the weights of a layer in place, and notes on its modules how they follow.
+
+    Args:
+        layer: a plain one, or one that a method has made; in float64 or as it will stay.
+        bits: of each number.
+        group_size: inputs that share a scale; None: all of an output.
+        weight: ``(groups, T, n)``, what the layer stands for; None: its own.
+        second_moment: ``(groups, n, n)`` of the layer's input patches; None for the identity.
+    """
+    if isinstance(layer, FactoredLayer):
+        _round_chain(layer, bits, group_size, weight, second_moment)
+    elif isinstance(layer, (*CONVOLUTIONS, nn.Linear, nn.Embedding)):
+        moments = [None] if second_moment is None else list(second_moment)
+        own = layer.get_parameter("weight")
+        if getattr(layer, "transposed", False):  # its scales are those of inputs
+            moments = [None]
+        by_group = own.reshape(len(moments), len(own) // len(moments), -1)
+        made = [
+            rounded(one, bits, second_moment=moment, groups=_groups(one, group_size))
+            for one, moment in zip(by_group, moments, strict=True)
+        ]
+        _put(layer, "weight", bits, made)
+    else:
+        for module in layer.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and name != "bias" and parameter.numel():
+                    rows = parameter.reshape(1, -1) if parameter.dim() < 2 else parameter
+                    made = [rounded(rows, bits, groups=_groups(rows, group_size))]
+                    _put(module, name, bits, made)
+
+
+def _groups(rows: Tensor, group_size: int | None) -> int:
+    inputs = rows[0].numel()
+    return 1 if group_size is None or inputs % group_size else inputs // group_size
+
+
+def _put(module: nn.Module, name: str, bits: int, made: Sequence[Rounded]) -> None:
+    """Gives a module's parameter the rounded weights of its groups."""
+    parameter = module._parameters[name]
+    assert parameter is not None
+    scale = torch.cat([one.scale for one in made]).float().cpu()
+    values = torch.cat([one.weight for one in made])
+    note(module, name, Rounding(bits, scale))
+    parameter.copy_(values.reshape(parameter.shape))
+
+
+def _round_chain(
+    layer: FactoredLayer,
+    bits: int,
+    group_size: int | None,
+    weight: Tensor | None,
+    second_moment: Tensor | None,
+) -> None:
+    parts = layer.parts()
+    by_part = [_by_group(layer, part) for part in parts]
+    if weight is None:
+        weight = _by_group(layer)
+    kernel = getattr(layer, "kernel_size", ())
+    groups = []
+    for g, target in enumerate(weight.double()):
+        factors = _balanced([part[g] for part in by_part])
+        moment = None if second_moment is None else second_moment[g]
+        groups.append(_round_group(factors, target.flatten(1), moment, kernel, bits, group_size))
+    for part, made in zip(parts, zip(*groups, strict=True), strict=True):
+        of_part = max(bits, DEPTHWISE_BITS) if is_depthwise(part) else bits
+        if getattr(part, "transposed", False):
+            own = own_weight(part, torch.cat([one.weight for one in made]))
+            again = rounded(own, min(MOST_BITS, of_part))
+            _put(part, "weight", of_part, [again])
+        else:
+            _put(part, "weight", of_part, made)
+
+
+def is_depthwise(part: nn.Module) -> bool:
+    """Whether each of its outputs has one input of its own."""
+    sizes = Geometry.of(part)
+    return sizes.groups > 1 and sizes.group_inputs == 1
+
+
+def _by_group(layer: Any, part: Any = None) -> Tensor:
+    """The weight of a part, or of the whole, ``(groups, outputs, inputs, *kernel)``, float64."""
+    weight: Tensor
+    if isinstance(layer, FactoredConv):
+        weight = layer._product() if part is None else layer._ordinary(part)
+    else:
+        weight = layer.dense_weight() if part is None else part.weight
+    return weight.detach().double().cpu().unflatten(0, (layer._groups, -1))
+
+
+def _balanced(factors: Sequence[Tensor]) -> list[Tensor]:
+    """The same product, in which the inputs of every factor but the first are of one size.
+
+    The rows of each factor have scales of their own, so that their sizes are free.
+    """
+    balanced = list(factors)
+    for i in range(len(balanced) - 1, 0, -1):
+        factor, before = balanced[i], balanced[i - 1]
+        if factor.shape[1] == 1 and len(before) == len(factor):  # depthwise
+            size = factor.flatten(1).abs().amax(1)
+        else:
+            size = factor.transpose(0, 1).flatten(1).square().mean(1).sqrt()
+        size = torch.where(size > 0, size, 1.0)
+        depthwise = factor.shape[1] == 1 and len(before) == len(factor)
+        ones = [1] * (factor.dim() - 2)
+        balanced[i] = factor / (size.view(-1, 1, *ones) if depthwise else size.view(1, -1, *ones))
+        balanced[i - 1] = before * size.view(-1, *[1] * (before.dim() - 1))
+    return balanced
+
+
+def _round_group(
+    factors: Sequence[Tensor],
+    target: Tensor,
+    moment: Tensor | None,
+    kernel: Sequence[int],
+    bits: int,
+    group_size: int | None,
+) -> list[Rounded]:
+    made: list[Rounded] = []
+    inputs = factors[0].shape[1]
+    eye = torch.eye(target.shape[1], dtype=torch.float64)
+    # What each factor gets for a patch, (channels, *kernel, n): before rounding and after.
+    wanted = found = eye.reshape(inputs, *kernel, -1)
+    for i, factor in enumerate(factors):
+        last = i == len(factors) - 1
+        depthwise = factor.shape[1] == 1 and len(found) == len(factor) and i > 0
+        if depthwise:
+            # As many scales as numbers would outweigh them.
+            flat = factor.flatten(1)
+            one = rounded(flat, max(bits, DEPTHWISE_BITS), one_scale=True)
+        else:
+            own, norm = factor.flatten(1), None
+            if i == 0:
+                norm = None if moment is None else _traced(moment, inputs, kernel, factor.shape[2:])
+            elif moment is not None:
+                features = found.flatten(0, -2)
+                image = features @ moment
+                norm = image @ features.T
+                before = target if last else own @ wanted.flatten(0, -2)
+                own = corrected_weight(own, before @ image.T, norm, ridge=RIDGE)
+            one = rounded(own, bits, second_moment=norm, groups=_groups(own, group_size))
+        made.append(one._replace(weight=one.weight.reshape(factor.shape)))
+        if not last:
+            wanted = _through(wanted, factor, depthwise=depthwise)
+            found = _through(found, made[-1].weight, depthwise=depthwise)
+    return made
+
+
+def _traced(moment: Tensor, inputs: int, kernel: Sequence[int], own: Sequence[int]) -> Tensor:
+    """The second moment of what a factor with its own kernel gets, over all its places."""
+    axes = len(kernel)
+    by_axis = moment.reshape(inputs, *kernel, inputs, *kernel)
+    letters = "abcdefgh"
+    left, right = "s", "t"
+    for axis in range(axes):
+        left += letters[axis]
+        right += letters[axis + axes] if own[axis] > 1 else letters[axis]
+    kept = [i for i in range(axes) if own[i] > 1]
+    out = "s" + "".join(letters[i] for i in kept) + "t" + "".join(letters[i + axes] for i in kept)
+    traced = torch.einsum(f"{left}{right}->{out}", by_axis)
+    size = inputs
+    for i in kept:
+        size *= kernel[i]
+    return traced.reshape(size, size)
+
+
+def _through(features: Tensor, factor: Tensor, *, depthwise: bool) -> Tensor:
+    """What a factor makes of features ``(channels, *kernel, n)``; axes that it has get size 1."""
+    axes = factor.dim() - 2
+    letters = "abcd"[:axes]
+    source = "s" + letters + "n"
+    kept = "".join(x if factor.shape[2 + i] == 1 else "" for i, x in enumerate(letters))
+    taken = factor.flatten(2)
+    shape = [1 if factor.shape[2 + i] > 1 else features.shape[1 + i] for i in range(axes)]
+    own = "".join(x for i, x in enumerate(letters) if factor.shape[2 + i] > 1)
+    taken = taken.reshape(*factor.shape[:2], *(n for n in factor.shape[2:] if n > 1))
+    if depthwise:
+        result = torch.einsum(f"s{own},{source}->s{kept}n", taken[:, 0], features)
+    else:
+        result = torch.einsum(f"o s{own},{source}->o{kept}n".replace(" ", ""), taken, features)
+    return result.reshape(len(factor), *shape, features.shape[-1])
