@@ -198,6 +198,35 @@ def scratch() -> str:
     )
 
 
+# ------------------------------------------------------------------------------------ few bits
+
+
+def few_bits() -> str:
+    """Bytes of a file and accuracy of four ways to get there."""
+    ways = {
+        "bits": "{} bits, dense",
+        "rank": "low rank, rate {}, float32",
+        "in turn": "low rank, rate {}, then 8 bits, each number the nearest",
+        "together": "`bytes_rate={}`",
+    }
+
+    def line(row: Row) -> list[str]:
+        name = ways.get(row["way"], "dense, float32").format(f"{float(row['size']):g}")
+        name += ", batch norms folded before" * row["network"].endswith("folded")
+        found = f"{float(row['accuracy']):.1f} ± {float(row['standard_error']):.1f}"
+        return [name, whole(row["bytes"]), found]
+
+    return table(
+        ["network", "bytes of the file", "accuracy %"],
+        map(line, results("few_bits_cpu_intel_xeon")),
+    )
+
+
+def whole(number: str) -> str:
+    """With thousands apart."""
+    return f"{round(float(number)):,}"
+
+
 # --------------------------------------------------------------------------------------- speed
 
 LAYERS = (
@@ -581,6 +610,7 @@ TABLES = {
         factors,
         choices,
         other_machines,
+        few_bits,
         linear_speed,
         networks,
         peers,

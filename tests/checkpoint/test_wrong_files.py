@@ -109,9 +109,9 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         lambda parts: with_entry(parts, "features.seed_bits", -3),
         "features.seed_bits: SKConv2d: seed_bits must hold zeros and ones",
     ),
-    "version 3": (
-        lambda parts: with_metadata(parts, "version", "3"),
-        "it is in version 3 of the format, written by sketchlayers ",
+    "version 4": (
+        lambda parts: with_metadata(parts, "version", "4"),
+        "it is in version 4 of the format, written by sketchlayers ",
     ),
     "no version": (lambda parts: with_metadata(parts, "version", "one"), "version one of the"),
     "no JSON": (lambda parts: with_metadata(parts, "model", "{"), "model in its header is no JSON"),

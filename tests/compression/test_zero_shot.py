@@ -194,7 +194,7 @@ def test_loaders_of_all_kinds() -> None:
         ({"rate": 0.01}, ValueError, "rate must be at least 0."),
         ({"allocation": "best"}, ValueError, "allocation must be None, 'uniform' or 'error'"),
         ({"sensitivity": "all"}, ValueError, "sensitivity must be"),
-        ({"flops_rate": 0.5}, ValueError, "one of rate, flops_rate and latency_rate"),
+        ({"flops_rate": 0.5}, ValueError, "one of rate, flops_rate, latency_rate and bytes_rate"),
         ({"init": "random"}, ValueError, "init must be 'fit' with calibration"),
         ({"refine": 3}, TypeError, "refine must be a bool or a Refinement"),
     ],

@@ -133,6 +133,8 @@ def _how(
             args.reestimate_batch_norm, args.reestimate_batch_norm
         ),
         "refine": None if args.refine is None else Refinement(epochs=args.refine),
+        "bits": args.bits,
+        "group_size": args.group_size,
         "measure_latency": args.measure_latency,
         "memory_budget": args.memory_budget,
         "cache": args.cache,
@@ -194,7 +196,11 @@ def _check_ending(path: Path, loaded: Loaded) -> None:
 def _rates(args: argparse.Namespace) -> dict[str, Any]:
     """The budget, as `compress` takes it."""
     if args.rate is None:
-        return {"flops_rate": args.flops_rate, "latency_rate": args.latency_rate}
+        return {
+            "flops_rate": args.flops_rate,
+            "latency_rate": args.latency_rate,
+            "bytes_rate": args.bytes_rate,
+        }
     by_pattern: dict[str, float] = dict(one for one in args.rate if isinstance(one, tuple))
     numbers = [one for one in args.rate if isinstance(one, float)]
     if len(numbers) > 1 or (numbers and by_pattern):

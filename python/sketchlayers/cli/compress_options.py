@@ -80,6 +80,12 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
         help="fraction of the time that is kept, for one batch of images on this machine",
     )
     add(
+        "--bytes-rate",
+        type=float,
+        metavar="RATE",
+        help="fraction of a file's bytes that is kept: layers get ranks and bits",
+    )
+    add(
         "--rates",
         type=share,
         nargs="+",
@@ -192,9 +198,20 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     add_method(add, "auto with --calibration, sketch with --init random; else it must be given")
     add(
         "--budget",
-        choices=("rate", "flops_rate", "latency_rate"),
+        choices=("rate", "flops_rate", "latency_rate", "bytes_rate"),
         help="what --rates and --max-drop make smaller: parameters (rate, default), multiply-adds, "
-        "or time",
+        "time, or bytes",
+    )
+    add(
+        "--bits",
+        type=int,
+        help="round the numbers of all layers to so many bits, 2 to 16; the file holds no more",
+    )
+    add(
+        "--group-size",
+        type=int,
+        metavar="N",
+        help="inputs that share a scale, with --bits or --bytes-rate (default: all of an output)",
     )
     add(
         "--init",
@@ -299,6 +316,8 @@ def _check_budget(args: argparse.Namespace) -> None:
         raise WrongInput("--finetune goes with one size: --rate, not --rates")
     if args.budget is not None and not (args.rates or args.max_drop):
         raise WrongInput("--budget goes with --rates or --max-drop")
+    if args.dry_run and (args.bits or args.bytes_rate or args.budget == "bytes_rate"):
+        raise WrongInput("--dry-run cannot know bits, which are chosen by errors: give a --rate")
     if args.max_drop is not None:
         for option in ("val", "calibration"):
             if getattr(args, option) is None:

@@ -14,6 +14,7 @@ AXES = {
     "rate": "parameters, after / before",
     "flops_rate": "multiply-adds, after / before",
     "latency_rate": "time, after / before (estimated from the layers')",
+    "bytes_rate": "bytes, after / before",
 }
 
 
@@ -60,7 +61,8 @@ class CandidateReport(Exported):
     """One size of a network.
 
     Attributes:
-        budget: what the rates count: "rate" (parameters), "flops_rate" or "latency_rate".
+        budget: what the rates count: "rate" (parameters), "flops_rate", "latency_rate" or
+            "bytes_rate".
         rate_asked: of that.
         rate: that was reached.
         parameters: of the whole model.

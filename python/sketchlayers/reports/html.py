@@ -201,7 +201,9 @@ def _count(value: float) -> str:
 
 def _layers(report: Report) -> str:
     counted = report.multiply_adds_before is not None
+    rounded = any(row.bits is not None for row in report.layers)
     names = ["layer", "kind", "shape", "method", "rank", "parameters", "after"]
+    names += ["bits", "bytes", "after"] * rounded
     names += ["multiply-adds", "after"] * counted
     names += [f"{report.error_of} error"] * (report.error_of is not None)
     rows = []
@@ -209,14 +211,20 @@ def _layers(report: Report) -> str:
         cells = [layer_name(row.name), row.kind, joined(row.shape), row.becomes or "-"]
         cells += ["-" if row.rank is None else rank_text(row.rank)]
         cells += [f"{row.parameters_before:,}", f"{row.parameters_after:,}"]
+        if rounded:
+            cells += ["-" if row.bits is None else str(row.bits)]
+            cells += [f"{row.bytes_before:,}", f"{row.bytes_after:,}"]
         if counted:
             cells += [quantity(row.multiply_adds_before), quantity(row.multiply_adds_after)]
         if report.error_of is not None:
             cells.append(error_text(row.relative_error))
         rows.append(cells)
     others = f"{report.other_parameters:,}"
-    blank = [""] * (len(names) - 7)
-    rows.append(["everything else", "", "", "", "", others, others, *blank])
+    sizes = [others, others]
+    if rounded:
+        sizes += ["", f"{report.other_bytes:,}", f"{report.other_bytes:,}"]
+    blank = [""] * (len(names) - 5 - len(sizes))
+    rows.append(["everything else", "", "", "", "", *sizes, *blank])
     return f"<h2>Layers</h2>\n{_table(names, rows, left=4)}"
 
 

@@ -43,7 +43,7 @@ class Report(Printed):
         other_bytes: size of those in a checkpoint, running statistics included.
         notes: advice and exceptions, such as why a rate was not met.
         budget: the argument that ``rate_asked`` was given to: "rate" (parameters), "flops_rate"
-            (multiply-adds) or "latency_rate" (time).
+            (multiply-adds), "latency_rate" (time) or "bytes_rate".
         budget_rate: the rate of that budget that was reached; of time, as estimated from the times
             of the layers. None where layers have rates of their own.
         allocation: how the budget became ranks; None where layers have rates of their own.

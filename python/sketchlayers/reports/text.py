@@ -77,7 +77,7 @@ def totals(report: Report) -> list[Total]:
         found.append(Total(what, text(before), text(after), ratio(after, before), told))
 
     add("parameters", report.parameters_before, report.parameters_after, "{:,}".format, "rate")
-    add("file size", report.bytes_before, report.bytes_after, megabytes, "")
+    add("file size", report.bytes_before, report.bytes_after, megabytes, "bytes_rate")
     before, after = report.multiply_adds_before, report.multiply_adds_after
     if before is not None and after is not None:
         add("multiply-adds", before, after, quantity, "flops_rate")
@@ -102,21 +102,27 @@ def images_of(latency: Latency) -> str:
 def _layers(report: Report) -> Table:
     marks = marks_of(report.kept)
     counted = report.multiply_adds_before is not None
+    rounded = any(row.bits is not None for row in report.layers)
     headers: list[str | tuple[str, str]] = ["layer", "method", "shape", "rank"]
-    for what in ["parameters"] + ["multiply-adds"] * counted:
+    headers += ["bits"] * rounded
+    for what in ["parameters"] + ["bytes"] * rounded + ["multiply-adds"] * counted:
         headers += [(what, "before"), (what, "after")]
     errors = [] if report.error_of is None else [(report.error_of, "error")]
     table = Table(*headers, *errors, "", left=3)
     for row in report.layers:
         rank = "-" if row.rank is None else rank_text(row.rank)
         cells = [layer_name(row.name), row.becomes or "-", joined(row.shape), rank]
+        cells += ["-" if row.bits is None else str(row.bits)] * rounded
         cells += [f"{row.parameters_before:,}", f"{row.parameters_after:,}"]
+        cells += [f"{row.bytes_before:,}", f"{row.bytes_after:,}"] * rounded
         if counted:
             cells += [quantity(row.multiply_adds_before), quantity(row.multiply_adds_after)]
         cells += [error_text(row.relative_error) for _ in errors]
         table.add(*cells, marks.get(row.reason or "", ""))
     others = f"{report.other_parameters:,}"
-    table.add("everything else", *[""] * 3, *[others] * 2, *[""] * (2 * counted + len(errors) + 1))
+    sizes = [others] * 2 + [f"{report.other_bytes:,}"] * (2 * rounded)
+    blank = [""] * (2 * counted + len(errors) + 1)
+    table.add("everything else", *[""] * (3 + rounded), *sizes, *blank)
     return table
 
 

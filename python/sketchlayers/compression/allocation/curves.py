@@ -34,7 +34,7 @@ _PROBED_BITS = 4
 """That a dense layer is rounded to, to see how large its error is."""
 _PER_BIT = 3.3
 """How much larger the squared error is with one bit less."""
-_FACTORS = 8.0
+_FACTORS = 15.0
 """How much larger it is of factors, about, whose errors add up (4 of Tucker's, 10 of CP's)."""
 _QUICK = {"max_sweeps": 2, "starts": 1}
 """Its options: fewer sweeps than of those that are kept."""
