@@ -4,7 +4,8 @@
 
 A quarter of them have bytes changed, cut out, inserted or cut off anywhere. The others have another
 value somewhere in the JSON of the header or of what it holds, half of these under a checksum that
-is right, so that the reader has to find what is wrong by itself.
+is right, so that the reader has to find what is wrong by itself. Half of the files are of version
+2, and half of version 3, with parameters of few bits.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests import fuzzing
 from tests.checkpoint.files import Parts
 from tests.checkpoint.networks import Tiny, tiny
+from tests.checkpoint.rounded import tiny_rounded
 
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 2, 3, 4, 2**31, 2**63, 10**30, 0.5, 1e308, -0.0),
     *("", "same", "spatial", "SKConv2d", "SKLinear", "Conv2d", "Linear", "TuckerConv2d", "F16"),
     *([], [1, 1], [3, 3], [2**40, 2**40], [None, 1], {}, {"kind": "SKLinear"}, {"same_as": ""}),
+    *(8, 16, 17, "BF16", "U8", [4, 2], {"bits": 4, "shape": [4]}, {"bits": 8, "shape": [2, 2]}),
 )
 
 
@@ -44,12 +47,15 @@ def corrupted(draw: random.Random, good: bytes) -> bytes:
     if what < 0.6:
         model = parts.model()
         for _ in range(draw.choice((1, 1, 2))):
-            model = _changed(draw, model)
+            if isinstance(model, dict) and "rounded" in model and draw.random() < 0.5:
+                model |= {"rounded": _changed(draw, model["rounded"])}
+            else:
+                model = _changed(draw, model)
         metadata["sketchlayers.model"] = json.dumps(model)
     elif what < 0.8:
         parts.header = _changed(draw, parts.header)
     elif what < 0.9:
-        place = draw.randrange(len(parts.data))
+        place = _place(draw, parts)
         new = draw.choice((b"\x7f", b"\xff\xff\xff\x7f", b"\xff" * 8, b"\0" * 16))
         parts.data = (parts.data[:place] + new + parts.data[place:])[: len(parts.data)]
     else:
@@ -59,6 +65,14 @@ def corrupted(draw: random.Random, good: bytes) -> bytes:
         return parts.signed().whole() if draw.random() < 0.5 else parts.whole()
     except Exception:  # not a file any more for which there is a checksum
         return parts.whole()
+
+
+def _place(draw: random.Random, parts: Parts) -> int:
+    """Where data is changed: anywhere, or in a tensor of few bits."""
+    packed = [x["data_offsets"] for x in parts.header.values() if x.get("dtype") == "U8"]
+    if packed and draw.random() < 0.5:
+        return draw.randrange(*draw.choice(packed))
+    return draw.randrange(len(parts.data))
 
 
 def _bytes_changed(draw: random.Random, good: bytes) -> bytes:
@@ -148,12 +162,15 @@ class Files:
         torch.set_num_threads(1)
         self._folder = tempfile.TemporaryDirectory()
         self._bad = Path(self._folder.name, "bad.safetensors")
-        self._good = sketchlayers.save(tiny(), self._bad).read_bytes()
+        self._good = [
+            sketchlayers.save(network, self._bad).read_bytes()
+            for network in (tiny(), tiny_rounded())
+        ]
         self._target = Target()
 
     def attempt(self, draw: random.Random) -> str:
         """Writes one file and tries to load it."""
-        self._bad.write_bytes(corrupted(draw, self._good))
+        self._bad.write_bytes(corrupted(draw, draw.choice(self._good)))
         return self._target.attempt(self._bad)
 
 

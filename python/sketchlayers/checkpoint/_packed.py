@@ -17,6 +17,9 @@ _AT_ONCE = 2**20
 """Numbers that are packed at once, a multiple of 8: each takes a byte for every bit meanwhile."""
 
 
+_MOST_AXES, _LONGEST_AXIS = 16, 2**40
+
+
 def packed(integers: Tensor, rounding: Rounding) -> Tensor:
     """The bytes of a parameter: its scales in bfloat16, then its numbers, one after the other.
 
@@ -98,9 +101,9 @@ class PackedDescription:
         if not _is_whole(bits) or not FEWEST_BITS <= bits <= MOST_BITS:
             raise WrongFileError(
                 f"the bits of {name} must be a whole number from {FEWEST_BITS} to {MOST_BITS} "
-                f"(got {str(bits)[:40]})"
+                f"(got {_shown(bits)})"
             )
-        if not isinstance(shape, list) or not all(_is_whole(x) and x > 0 for x in shape):
+        if not _is_shape(shape):
             raise WrongFileError(f"the shape of {name} must be a list of whole numbers above 0")
         if dtype is None or not dtype.is_floating_point or dtype.itemsize < 2:
             raise WrongFileError(f"the type of {name} must be F16, BF16, F32 or F64")
@@ -108,11 +111,11 @@ class PackedDescription:
         if not _is_whole(groups) or groups < 1 or entries // rows % groups:
             raise WrongFileError(
                 f"the groups of {name} must divide the {entries // rows} numbers of a row "
-                f"(got {str(groups)[:40]})"
+                f"(got {_shown(groups)})"
             )
         if not _is_whole(blocks) or blocks < 1 or rows % blocks:
             raise WrongFileError(
-                f"the blocks of {name} must divide its {rows} rows (got {str(blocks)[:40]})"
+                f"the blocks of {name} must divide its {rows} rows (got {_shown(blocks)})"
             )
         self.bits: int = bits
         self.blocks: int = blocks
@@ -144,8 +147,19 @@ def described(values: Tensor, rounding: Rounding) -> dict[str, Any]:
     return said
 
 
+def _shown(value: object) -> str:
+    return " ".join(str(value)[:40].split())
+
+
 def _is_whole(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _is_shape(shape: object) -> bool:
+    """Whether it is one that a tensor can have."""
+    if not isinstance(shape, list) or len(shape) > _MOST_AXES:
+        return False
+    return all(_is_whole(size) and 0 < size <= _LONGEST_AXIS for size in shape)
 
 
 def _is_text(value: object) -> bool:

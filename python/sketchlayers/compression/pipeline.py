@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sketchlayers._runtime.watch import expect
 from sketchlayers.compression.allocation import ranks
-from sketchlayers.compression.allocation.costs import Budget, Costs
+from sketchlayers.compression.allocation.costs import Budget, Costs, rounded_bytes
 from sketchlayers.compression.allocation.curves import Curve
 from sketchlayers.compression.allocation.ranks import Ranks
 from sketchlayers.compression.stages.allocate import allocate
@@ -25,7 +25,7 @@ from sketchlayers.compression.stages.expected import expected_seconds
 from sketchlayers.compression.stages.finish import Finished, finish
 from sketchlayers.compression.stages.fit import Fits, fit
 from sketchlayers.compression.stages.measure import Measured, measure
-from sketchlayers.compression.stages.survey import look_at
+from sketchlayers.compression.stages.survey import look_at, refused_layers
 from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Survey
 
@@ -82,7 +82,15 @@ def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
         )
     expect(expected)
     call = examples[0][0] if examples else None
-    costs = Costs(task.unit, found, task.model, call, task.processes)
+    costs = Costs(
+        task.unit,
+        found,
+        task.model,
+        call,
+        task.processes,
+        group_size=task.settings.group_size,
+        spared=_spared_bytes(task, found, log),
+    )
     for budget in budgets:
         fewest = min(task.bits_to_choose, default=None)
         ranks.check_budget(found, task.method, layers, budget, costs, log.reasons, fewest)
@@ -90,6 +98,18 @@ def prepare(task: Task, budgets: Sequence[Budget]) -> Prepared:
     with log.stage("ranks"):
         curves_of_layers = curves(task, found, measured, log)
     return Prepared(task, found, costs, measured, curves_of_layers, expected, log)
+
+
+def _spared_bytes(task: Task, found: Survey, log: Log) -> float:
+    """What rounding takes, under a budget of bytes, from layers that are not replaced."""
+    bits = task.bits_of_refused
+    if task.unit != "bytes" or bits is None:
+        return 0.0
+    layers = refused_layers(task, found, log)
+    group_size = task.settings.group_size
+    return sum(
+        one.bytes - rounded_bytes(one, one.parameters, 0, bits, group_size) for one in layers
+    )
 
 
 def smallest_rate(prepared: Prepared) -> float:

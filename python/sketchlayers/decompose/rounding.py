@@ -13,12 +13,15 @@ from ._norm import as_moment
 
 DAMPING = 1e-3
 """Of the mean of the second moment's diagonal, added to it: inputs that hardly vary are rounded."""
-_SHRUNK = tuple(1 - 0.02 * step for step in range(31))
-"""Scales that are tried, over that which reaches the largest entry."""
+_SHRUNK = (1 + 2**-8, *(1 - 0.02 * step for step in range(31)))
+"""Scales that are tried, over that which reaches the largest entry: first one that does so also
+when it is rounded to bfloat16."""
 _BLOCK = 128
 """Columns whose errors are passed on together."""
 _PASSES = 2
 """Over all columns after the first, each to its best number given all others."""
+_FEW_BITS = 7
+"""With more every scale is left as it is: bfloat16 would move it by more than a number's step."""
 _SMALL = 2048
 """Inputs up to which these are made: their time grows with the square."""
 
@@ -95,7 +98,8 @@ def rounded(
         integers = _passing_errors_on(matrix, by_group.spread(scale), bits, damped)
         if inputs <= _SMALL:
             for _ in range(_PASSES):
-                scale = _best_scales(matrix, integers, scale, damped, by_group)
+                if bits <= _FEW_BITS:
+                    scale = _best_scales(matrix, integers, scale, damped, by_group)
                 _improve(matrix, integers, by_group.spread(scale), bits, damped)
     used = by_group.largest(matrix) > 0
     product = integers * by_group.spread(scale)

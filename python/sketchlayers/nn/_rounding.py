@@ -7,7 +7,6 @@ step of training moves them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,8 @@ from sketchlayers.decompose._integers import nearest_integers
 
 FEWEST_BITS, MOST_BITS = 2, 16
 
-_NOTES = "_roundings"
+NOTES = "_roundings"
+"""The attribute of a module that has its notes."""
 
 
 def rows_of(shape: Sequence[int]) -> int:
@@ -64,16 +64,21 @@ class Rounding:
 
 def stored_bytes(entries: int, scales: int, bits: int) -> int:
     """What a file holds of a parameter in so many bits: its numbers, and scales in bfloat16."""
-    return math.ceil(entries * bits / 8) + 2 * scales
+    return -(-entries * bits // 8) + 2 * scales
 
 
 def note(module: nn.Module, name: str, rounding: Rounding) -> None:
     """Notes on a module how the values of its own parameter ``name`` follow from few bits."""
-    vars(module).setdefault(_NOTES, {})[name] = rounding
+    vars(module).setdefault(NOTES, {})[name] = rounding
+
+
+def forget(module: nn.Module) -> None:
+    """Takes from a module, and from no other that it was copied from, what is noted on it."""
+    vars(module).pop(NOTES, None)
 
 
 def roundings(model: nn.Module) -> Iterator[tuple[str, Rounding]]:
     """What is noted in a model, by the qualified names of parameters."""
     for place, module in model.named_modules(remove_duplicate=False):
-        for name, rounding in vars(module).get(_NOTES, {}).items():
+        for name, rounding in vars(module).get(NOTES, {}).items():
             yield f"{place}.{name}" if place else name, rounding

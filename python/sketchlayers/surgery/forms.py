@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from torch import nn
 
 from sketchlayers import methods
+from sketchlayers.nn._rounding import roundings
 from sketchlayers.nn.plain import PlainForm, form_of
 from sketchlayers.surgery.replace import carry_hooks, evaluation_copy, replace_layers
 
@@ -118,11 +119,13 @@ def needed(form: PlainForm, parent: nn.Module) -> bool:
     """Tells whether the layer cannot stand in its place again.
 
     An attention layer cannot where PyTorch would then compute the layer around it from the weights
-    of all, which are multiplied out for that.
+    of all, which are multiplied out for that. Matrices that a file holds in few bits stay apart.
     """
     around = parent if isinstance(parent, nn.TransformerEncoderLayer) else form
     compressed = methods.compressed_layers()
-    return any(isinstance(part, compressed) for part in around.modules())
+    if any(isinstance(part, compressed) for part in around.modules()):
+        return True
+    return next(roundings(around), None) is not None
 
 
 class FormError(ValueError):

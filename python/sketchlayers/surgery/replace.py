@@ -16,6 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sketchlayers.nn import Configured
+from sketchlayers.nn._rounding import NOTES
 
 # What a hook was registered with (`with_kwargs`, `always_call`) is kept in dicts by the same ids.
 _HOOKS = (
@@ -183,4 +184,4 @@ def _standard_attributes(layer: nn.Module) -> set[str]:
         assert issubclass(kind, Configured)
         new.append(kind.from_config(layer.config(), device="meta"))
     parameters = (module._parameters for module in new)
-    return {"_compiled_call_impl"}.union(*map(vars, new), *parameters)
+    return {"_compiled_call_impl", NOTES}.union(*map(vars, new), *parameters)

@@ -62,10 +62,15 @@ class Costs:
         model: nn.Module,
         call: Callable[[nn.Module], object] | None,
         processes: Processes,
+        *,
+        group_size: int | None = None,
+        spared: float = 0.0,
     ) -> None:
         """Takes the survey with its calls; for seconds, a call of the model on one input.
 
-        Several processes take the mean of their times, so that they choose alike.
+        Of bytes, ``group_size`` inputs share a scale, and ``spared`` are what rounding takes from
+        layers that no rank is chosen for. Several processes take the mean of their times, so that
+        they choose alike.
 
         Raises:
             ValueError: the unit needs calls and there are none.
@@ -79,6 +84,8 @@ class Costs:
                 "compress: a budget of multiply-adds or seconds must know the layers' inputs "
                 "(got neither example_inputs nor calibration images)"
             )
+        self._group_size = group_size
+        self.spared = spared
         self._times: dict[str, _Times] = {}
         self.whole = self._whole(found, model, call)
 
@@ -87,7 +94,9 @@ class Costs:
         if self._unit == "parameters":
             return layer.parameters
         if self._unit == "bytes":
-            return layer.bytes if bits is None else _rounded_bytes(layer, layer.parameters, 0, bits)
+            if bits is None:
+                return layer.bytes
+            return rounded_bytes(layer, layer.parameters, 0, bits, self._group_size)
         if self._unit == "multiply-adds":
             return layer.multiply_adds or 0
         return self._timed(layer).dense
@@ -101,7 +110,7 @@ class Costs:
             if bits is None:
                 return entries * layer.module.get_parameter("weight").element_size()
             inner = sum(size or 0 for size in ((rank,) if isinstance(rank, int) else rank))
-            return _rounded_bytes(layer, entries, inner, bits)
+            return rounded_bytes(layer, entries, inner, bits, self._group_size)
         count = _multiply_adds(layer, method, rank)
         return count if self._unit == "multiply-adds" else self._timed(layer).of(method, count)
 
@@ -124,13 +133,18 @@ class Costs:
         return self._times[layer.name]
 
 
-def _rounded_bytes(layer: Layer, parameters: int, inner: int, bits: int) -> float:
+def rounded_bytes(
+    layer: Layer, parameters: int, inner: int, bits: int, group_size: int | None
+) -> float:
     """What a file holds, about, of a layer with so many parameters and inner channels."""
     weight = layer.module.get_parameter("weight")
     bias: Any = getattr(layer.module, "bias", None)
     kept = 0 if bias is None else bias.numel()
     outputs = Geometry.of(layer.module).out_channels
-    return stored_bytes(parameters - kept, outputs + inner, bits) + kept * weight.element_size()
+    scales = outputs + inner
+    if group_size is not None:
+        scales = max(scales, (parameters - kept) // group_size)
+    return stored_bytes(parameters - kept, scales, bits) + kept * weight.element_size()
 
 
 class _Times:

@@ -209,8 +209,8 @@ def _cheapest(layer: Layer, method: Method, costs: Costs, bits: int | None) -> f
 
 
 def _fixed(layers: Sequence[Layer], costs: Costs) -> float:
-    """Cost of all that stays as it is."""
-    return costs.whole - sum(costs.dense(layer) for layer in layers)
+    """Cost of all that no rank is chosen for."""
+    return costs.whole - costs.spared - sum(costs.dense(layer) for layer in layers)
 
 
 def _cost(costs: Costs, method: Method, layer: Layer, rank: Rank | None) -> float:

@@ -17,6 +17,7 @@ from sketchlayers.compression.fitting.target import Target, weight_by_group
 from sketchlayers.methods import Method, Rank
 from sketchlayers.methods._method import Init
 from sketchlayers.nn._geometry import ordinary_weight, own_weight
+from sketchlayers.nn._rounding import forget
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def _without_data(choice: Choice, init: Init) -> Fitted:
         return Fitted(module, getattr(module, "fit_error", None))
     module = choice.rounded(module)
     before, after = (ordinary_weight(one).detach().double() for one in (layer, folded(module)))
-    return Fitted(module, float((before - after).norm() / before.norm()))
+    size = float(before.norm())
+    return Fitted(module, float((before - after).norm()) / size if size else 0.0)
 
 
 def approximate(
@@ -190,6 +192,7 @@ def with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
     like = layer.get_parameter("weight")
     values = torch.empty_like(like, dtype=torch.float64).copy_(own_weight(layer, weight))
     new = copy.copy(layer)
+    forget(new)
     new._parameters = {
         name: None
         if one is None

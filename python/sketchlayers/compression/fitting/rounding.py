@@ -19,11 +19,15 @@ from sketchlayers.nn._geometry import CONVOLUTIONS, Geometry, own_weight
 from sketchlayers.nn._rounding import MOST_BITS, Rounding, note
 from sketchlayers.nn.factored._conv import FactoredConv
 from sketchlayers.nn.factored._layer import FactoredLayer
+from sketchlayers.nn.generated.dictionary import DictionaryLayer
 
 from .target import RIDGE
 
 DEPTHWISE_BITS = 8
 """The fewest of a filter with one channel: it has few entries, and errors in each count much."""
+
+DICTIONARY_BITS = 8
+"""The fewest of a dictionary's coefficients, which make large numbers cancel."""
 
 
 @torch.no_grad()
@@ -58,6 +62,8 @@ def round_layer(
         ]
         _put(layer, "weight", bits, made)
     else:
+        least = DICTIONARY_BITS if isinstance(layer, DictionaryLayer) else bits
+        bits = max(bits, least)
         for module in layer.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None and name != "bias" and parameter.numel():
@@ -206,10 +212,9 @@ def _through(features: Tensor, factor: Tensor, *, depthwise: bool) -> Tensor:
     letters = "abcd"[:axes]
     source = "s" + letters + "n"
     kept = "".join(x if factor.shape[2 + i] == 1 else "" for i, x in enumerate(letters))
-    taken = factor.flatten(2)
     shape = [1 if factor.shape[2 + i] > 1 else features.shape[1 + i] for i in range(axes)]
     own = "".join(x for i, x in enumerate(letters) if factor.shape[2 + i] > 1)
-    taken = taken.reshape(*factor.shape[:2], *(n for n in factor.shape[2:] if n > 1))
+    taken = factor.reshape(*factor.shape[:2], *(n for n in factor.shape[2:] if n > 1))
     if depthwise:
         result = torch.einsum(f"s{own},{source}->s{kept}n", taken[:, 0], features)
     else:

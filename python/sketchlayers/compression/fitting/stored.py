@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sketchlayers.compression.fitting.layer import Choice, Fitted, seeded, with_weight
 from sketchlayers.compression.survey.layers import stored_tensors
+from sketchlayers.nn._geometry import ordinary_weight
 from sketchlayers.nn._rounding import Rounding, note, roundings
 
 _SCALE = ":scale:"
@@ -48,9 +49,10 @@ def restored(stored: Stored, choice: Choice) -> Fitted:
     like = layer.get_parameter("weight")
     module: Any
     if choice.method is None or choice.rank is None:
-        module = with_weight(layer, tensors["weight"]).to(like.dtype)
-        if module.bias is not None:
-            _copy(module.bias, tensors["bias"])
+        module = with_weight(layer, ordinary_weight(layer)).to(like.dtype)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                _copy(parameter, tensors[name])
     else:
         with seeded(0, like.device):
             module = choice.method.build(layer, choice.rank, init="random", seed=choice.seed)
@@ -67,6 +69,6 @@ def restored(stored: Stored, choice: Choice) -> Fitted:
 
 def _copy(parameter: nn.Parameter, values: Tensor) -> None:
     if parameter.shape != values.shape:
-        raise RuntimeError(f"the bias has another shape ({tuple(values.shape)})")
+        raise RuntimeError(f"a parameter has another shape ({tuple(values.shape)})")
     with torch.no_grad():
         parameter.copy_(values)

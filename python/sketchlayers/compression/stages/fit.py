@@ -25,15 +25,11 @@ from sketchlayers.compression.fitting.sequence import fit_one_after_the_other
 from sketchlayers.compression.fitting.stored import Stored, restored, stored_form
 from sketchlayers.compression.seeds import layer_seed
 from sketchlayers.compression.stages.measure import Measured
+from sketchlayers.compression.stages.survey import refused_layers
 from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Survey
-from sketchlayers.compression.survey.reasons import REFUSED, Reason
-from sketchlayers.nn._geometry import CONVOLUTIONS
+from sketchlayers.compression.survey.reasons import Reason
 from sketchlayers.surgery.calls import OrderError
-
-_PLAIN = (*CONVOLUTIONS, nn.Linear)
-_REFUSED_BITS = 8
-"""The fewest of layers that no method takes, small ones and depthwise ones: others pay less."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,11 @@ def fit(task: Task, found: Survey, measured: Measured, chosen: Ranks, log: Log) 
         )
         for name, layer in layers.items()
     }
-    refused = _refused(task, found, log)
+    bits = task.bits_of_refused
+    refused = {
+        layer.name: Choice(layer.module, None, None, 0, bits, task.settings.group_size)
+        for layer in refused_layers(task, found, log)
+    }
     choices |= refused
     sequence = _sequence(task, choices, measured, log)
     alone = {
@@ -86,24 +86,6 @@ def fit(task: Task, found: Survey, measured: Measured, chosen: Ranks, log: Log) 
         {name: fitted[name] for name in choices if name in fitted},
         bool(sequence) or (task.settings.sequential and not choices),
     )
-
-
-def _refused(task: Task, found: Survey, log: Log) -> dict[str, Choice]:
-    """Layers that the method does not take, where numbers are rounded: with many bits, alone."""
-    settings = task.settings
-    if settings.bits is None and task.unit != "bytes":
-        return {}
-    bits = max(settings.bits or 0, _REFUSED_BITS)
-    chosen = {}
-    for layer in found.layers:
-        reason = log.reasons.get(layer.name) or layer.reason
-        kept = reason is not None and (reason.kind == REFUSED or reason == Reason.FIRST_KEPT)
-        weight = layer.module._parameters.get("weight")
-        if not kept or not isinstance(layer.module, _PLAIN) or weight is None:
-            continue
-        if layer.parameters and weight.numel() and not weight.is_meta:
-            chosen[layer.name] = Choice(layer.module, None, None, 0, bits, settings.group_size)
-    return chosen
 
 
 def _sequence(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Layer, Survey, survey
+from sketchlayers.compression.survey.reasons import REFUSED, Reason
 from sketchlayers.compression.survey.selection import left_out
+from sketchlayers.nn._geometry import CONVOLUTIONS
+
+_PLAIN = (*CONVOLUTIONS, nn.Linear)
 
 
 def look_at(task: Task, log: Log) -> Survey:
@@ -32,6 +38,23 @@ def look_at(task: Task, log: Log) -> Survey:
         for layer in log.open_layers(found):
             _check_finite(layer)
     return found
+
+
+def refused_layers(task: Task, found: Survey, log: Log) -> list[Layer]:
+    """Layers that are meant and not replaced, where numbers are rounded: these are alone."""
+    if task.bits_of_refused is None:
+        return []
+    return [layer for layer in found.layers if _may_be_rounded(layer, log)]
+
+
+def _may_be_rounded(layer: Layer, log: Log) -> bool:
+    reason = log.reasons.get(layer.name) or layer.reason
+    if reason is None or not (reason.kind == REFUSED or reason == Reason.FIRST_KEPT):
+        return False
+    weight = layer.module._parameters.get("weight")
+    if weight is None or weight.is_meta or not weight.numel():
+        return False
+    return isinstance(layer.module, _PLAIN) and layer.parameters > 0
 
 
 def _check_finite(layer: Layer) -> None:

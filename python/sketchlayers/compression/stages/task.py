@@ -30,6 +30,10 @@ BITS = (8, 6, 5, 4, 3, 2)
 """That layers may have under a budget of bytes."""
 
 
+_REFUSED_BITS = 8
+"""The fewest of layers that no method takes, small ones and depthwise ones: others pay less."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is asked for; all checked.
@@ -88,6 +92,13 @@ class Task:
         if self.unit != "bytes":
             return ()
         return BITS if self.settings.bits is None else (self.settings.bits,)
+
+    @property
+    def bits_of_refused(self) -> int | None:
+        """Bits of layers that the method does not take; None where nothing is rounded."""
+        if self.settings.bits is None and self.unit != "bytes":
+            return None
+        return max(self.settings.bits or 0, _REFUSED_BITS)
 
     @property
     def examples(self) -> list[tuple[Call, int]]:
