@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import sketchlayers
 from sketchlayers.checkpoint import read_description
 from sketchlayers.compression import Compressed
+from sketchlayers.compression.fitting.rounding import round_layer
+from sketchlayers.nn import CPConv2d, TuckerConv2d
 from sketchlayers.nn._rounding import roundings
 
 from .networks import assert_unchanged, state_of
@@ -578,3 +580,11 @@ def test_a_weight_of_zeros_has_no_error() -> None:
     nn.init.zeros_(model[2].weight)
     rows = compress(model, rate=1.0, bits=4, keep_first=False).report.layers
     assert rows[1].relative_error == 0
+
+
+@pytest.mark.filterwarnings(NEEDS_TRAINING, f"ignore:{NEAREST}:UserWarning")
+def test_factors_of_rank_one() -> None:
+    conv = nn.Conv2d(6, 9, 3)
+    for layer in (CPConv2d.from_conv(conv, rank=1), TuckerConv2d.from_conv(conv, ranks=(1, 1))):
+        round_layer(layer, 4)
+        assert_noted(layer)

@@ -661,8 +661,8 @@ TEST(CostModel, EveryKeyHasItsOwnLine) {
     for (size_t t = 0; t < precisions.size(); ++t) {
       for (size_t w = 0; w < works.size(); ++w) {
         const std::string words = processors[p] + " " + precisions[t] + " " + works[w] + " ";
-        lines << words << "training 2 0 0 0\n";
         for (size_t k = 0; k < kinds.size(); ++k) {
+          lines << words << kinds[k] << " training " << 2 + k << " 0 0 0\n";
           for (size_t f = 0; f < formats.size(); ++f) {
             lines << words << kinds[k] << formats[f] << ' ' << keys.size() << " 0 0 0\n";
             keys.push_back({static_cast<Processor>(p), static_cast<Precision>(t),
@@ -683,7 +683,8 @@ TEST(CostModel, EveryKeyHasItsOwnLine) {
   read(model, lines.str());
   for (size_t i = 0; i < keys.size(); ++i) {
     EXPECT_EQ(model.cost(keys[i], false).call, static_cast<double>(i));
-    EXPECT_EQ(model.cost(keys[i], true).call, 2 * static_cast<double>(i));
+    const double grown = 2 + static_cast<double>(keys[i].kind);
+    EXPECT_EQ(model.cost(keys[i], true).call, grown * static_cast<double>(i));
   }
 }
 

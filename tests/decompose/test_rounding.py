@@ -109,7 +109,8 @@ def test_nothing_that_is_given_changes() -> None:
     first = rounded(weight, 3, second_moment=moment, groups=3)
     assert torch.equal(weight, layer.weight) and torch.equal(moment, kept)
     again = rounded(weight, 3, second_moment=moment, groups=3)
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    for one, other in zip(first[:3], again[:3], strict=True):
+        assert torch.equal(one, other)
 
 
 # -------------------------------------------------------------------------------------- errors

@@ -33,11 +33,13 @@ class Rounded(NamedTuple):
         integers: of the shape of the weight, float64.
         scale: ``(T, groups)`` or ``(1, groups)``, float64 numbers that bfloat16 holds.
         weight: the product, float64.
+        bits: of each whole number.
     """
 
     integers: Tensor
     scale: Tensor
     weight: Tensor
+    bits: int
 
 
 def rounded(
@@ -105,7 +107,7 @@ def rounded(
     product = integers * by_group.spread(scale)
     product = product.where(by_group.spread(used), 0.0)
     scale = torch.where(used, scale, 0.0)
-    return Rounded(integers.reshape(weight.shape), scale, product.reshape(weight.shape))
+    return Rounded(integers.reshape(weight.shape), scale, product.reshape(weight.shape), bits)
 
 
 class _ByGroup(NamedTuple):

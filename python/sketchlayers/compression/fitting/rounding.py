@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sketchlayers.decompose import corrected_weight, rounded
 from sketchlayers.decompose.rounding import Rounded
-from sketchlayers.nn._geometry import CONVOLUTIONS, Geometry, own_weight
-from sketchlayers.nn._rounding import MOST_BITS, Rounding, note
+from sketchlayers.nn._geometry import CONVOLUTIONS, own_weight
+from sketchlayers.nn._rounding import Rounding, note
 from sketchlayers.nn.factored._conv import FactoredConv
 from sketchlayers.nn.factored._layer import FactoredLayer
 from sketchlayers.nn.generated.dictionary import DictionaryLayer
@@ -60,7 +60,7 @@ def round_layer(
             rounded(one, bits, second_moment=moment, groups=_groups(one, group_size))
             for one, moment in zip(by_group, moments, strict=True)
         ]
-        _put(layer, "weight", bits, made)
+        _put(layer, "weight", made)
     else:
         least = DICTIONARY_BITS if isinstance(layer, DictionaryLayer) else bits
         bits = max(bits, least)
@@ -69,7 +69,7 @@ def round_layer(
                 if parameter is not None and name != "bias" and parameter.numel():
                     rows = parameter.reshape(1, -1) if parameter.dim() < 2 else parameter
                     made = [rounded(rows, bits, groups=_groups(rows, group_size))]
-                    _put(module, name, bits, made)
+                    _put(module, name, made)
 
 
 def _groups(rows: Tensor, group_size: int | None) -> int:
@@ -77,13 +77,13 @@ def _groups(rows: Tensor, group_size: int | None) -> int:
     return 1 if group_size is None or inputs % group_size else inputs // group_size
 
 
-def _put(module: nn.Module, name: str, bits: int, made: Sequence[Rounded]) -> None:
+def _put(module: nn.Module, name: str, made: Sequence[Rounded]) -> None:
     """Gives a module's parameter the rounded weights of its groups."""
     parameter = module._parameters[name]
     assert parameter is not None
     scale = torch.cat([one.scale for one in made]).float().cpu()
     values = torch.cat([one.weight for one in made])
-    note(module, name, Rounding(bits, scale))
+    note(module, name, Rounding(made[0].bits, scale))
     parameter.copy_(values.reshape(parameter.shape))
 
 
@@ -105,19 +105,16 @@ def _round_chain(
         moment = None if second_moment is None else second_moment[g]
         groups.append(_round_group(factors, target.flatten(1), moment, kernel, bits, group_size))
     for part, made in zip(parts, zip(*groups, strict=True), strict=True):
-        of_part = max(bits, DEPTHWISE_BITS) if is_depthwise(part) else bits
-        if getattr(part, "transposed", False):
+        if getattr(part, "transposed", False):  # its rows are others
             own = own_weight(part, torch.cat([one.weight for one in made]))
-            again = rounded(own, min(MOST_BITS, of_part))
-            _put(part, "weight", of_part, [again])
+            _put(part, "weight", [rounded(own, made[0].bits)])
         else:
-            _put(part, "weight", of_part, made)
+            _put(part, "weight", made)
 
 
-def is_depthwise(part: nn.Module) -> bool:
-    """Whether each of its outputs has one input of its own."""
-    sizes = Geometry.of(part)
-    return sizes.groups > 1 and sizes.group_inputs == 1
+def _is_depthwise(factor: Tensor, inputs: int) -> bool:
+    """Whether each output of a factor has one of its inputs."""
+    return factor.shape[1] == 1 and len(factor) == inputs
 
 
 def _by_group(layer: Any, part: Any = None) -> Tensor:
@@ -138,12 +135,12 @@ def _balanced(factors: Sequence[Tensor]) -> list[Tensor]:
     balanced = list(factors)
     for i in range(len(balanced) - 1, 0, -1):
         factor, before = balanced[i], balanced[i - 1]
-        if factor.shape[1] == 1 and len(before) == len(factor):  # depthwise
+        depthwise = _is_depthwise(factor, len(before))
+        if depthwise:
             size = factor.flatten(1).abs().amax(1)
         else:
             size = factor.transpose(0, 1).flatten(1).square().mean(1).sqrt()
         size = torch.where(size > 0, size, 1.0)
-        depthwise = factor.shape[1] == 1 and len(before) == len(factor)
         ones = [1] * (factor.dim() - 2)
         balanced[i] = factor / (size.view(-1, 1, *ones) if depthwise else size.view(1, -1, *ones))
         balanced[i - 1] = before * size.view(-1, *[1] * (before.dim() - 1))
@@ -165,7 +162,7 @@ def _round_group(
     wanted = found = eye.reshape(inputs, *kernel, -1)
     for i, factor in enumerate(factors):
         last = i == len(factors) - 1
-        depthwise = factor.shape[1] == 1 and len(found) == len(factor) and i > 0
+        depthwise = i > 0 and _is_depthwise(factor, len(found))
         if depthwise:
             # As many scales as numbers would outweigh them.
             flat = factor.flatten(1)
