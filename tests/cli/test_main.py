@@ -45,7 +45,7 @@ def test_help_of_compress_begins_with_what_everybody_needs(
         "positional arguments", "options", "budget", "images", "training and accuracy", "output"
     ]  # fmt: skip
     assert groups["options"] == []  # everything but --help has a group that says what it is about
-    budgets = ["--rate", "--flops-rate", "--latency-rate", "--rates", "--max-drop"]
+    budgets = ["--rate", "--flops-rate", "--latency-rate", "--bytes-rate", "--rates", "--max-drop"]
     assert groups["budget"] == budgets
     assert "--calibration" in groups["images"] and "--finetune" in groups["training and accuracy"]
     assert {"--out", "--plot", "--html", "--force", "--json"} < set(groups["output"])
