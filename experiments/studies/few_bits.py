@@ -12,7 +12,7 @@ the file that `save` writes. Takes zero_shot.py's options for network and images
 
 Found: on ResNet-20 all bytes go into few bits first: 3 bits in every layer keep the accuracy at an
 eighth of the bytes, and one budget for ranks and bits leaves most layers dense. Low rank in float32
-needs two to four times the bytes, and low rank rounded afterwards loses (docs/export.md).
+needs two to four times the bytes, and low rank rounded afterwards loses (docs/compressing.md).
 """
 
 from __future__ import annotations

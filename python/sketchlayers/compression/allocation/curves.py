@@ -60,7 +60,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Curve:
-    """What one layer could become, by increasing parameters; no budget has a part in it."""
+    """What one layer could become; no budget has a part in it."""
 
     alternatives: tuple[Alternative, ...]
 
