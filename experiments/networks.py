@@ -3,9 +3,9 @@
 That is Kasiviswanathan, Narodytska, Jin, IJCAI 2018.
 
 Network-in-Network (Lin, Chen, Yan, ICLR 2014) and its variant with fully connected layers for 32x32
-images, GoogLeNet with batch norm for Places2, and the residual networks for CIFAR-10. Convolutions
-of Network-in-Network carry the paper's names, CONV_1 to CONV_9, so that patterns such as
-``CONV_[2-7]`` pick layers for compression.
+images, GoogLeNet with batch norm for Places2, the residual networks for CIFAR-10, and torchvision's
+ResNet-18 and MobileNetV2. Convolutions of Network-in-Network carry the paper's names, CONV_1 to
+CONV_9, so that patterns such as ``CONV_[2-7]`` pick layers for compression.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision import models
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception
 from torchvision.models.resnet import conv3x3
 
@@ -171,14 +172,38 @@ def _stage(blocks: int, inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(first, *(Block(outputs, outputs) for _ in range(blocks - 1)))
 
 
+def with_small_stem(network: models.ResNet) -> models.ResNet:
+    """The network with a first layer for images of 32x32: 3x3, stride 1, and no pooling after it.
+
+    It is changed in place; the new layer's weights are random.
+    """
+    network.conv1 = conv3x3(3, network.conv1.out_channels)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def resnet18_small_stem(num_classes: int = 10) -> nn.Module:
+    """Torchvision's ResNet-18 for images of 32x32: ``(N, 3, 32, 32)`` to ``(N, num_classes)``."""
+    network = with_small_stem(models.resnet18(num_classes=num_classes))
+    _kaiming(network)
+    return network
+
+
+CIFAR_RESNETS: dict[str, Callable[..., nn.Module]] = {
+    f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)
+}
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "ninn": ninn,
     "ninn_fc": ninn_fc,
     "googlenet_bn": googlenet_bn,
-    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
+    **CIFAR_RESNETS,
+    "resnet18_small_stem": resnet18_small_stem,
+    "resnet18": models.resnet18,
+    "mobilenet_v2": models.mobilenet_v2,
 }
 
-IMAGE_SIZES = {"googlenet_bn": 224}
+IMAGE_SIZES = {"googlenet_bn": 224, "resnet18": 224, "mobilenet_v2": 224}
 """Height and width of the images of networks that are not made for a data set's small ones."""
 
 

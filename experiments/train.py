@@ -60,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
 
     recipe = root.add_argument_group("training")
     add_options(recipe, "--epochs", "--batch-size", "--lr", "--momentum", lr=None)
-    add_options(recipe, "--weight-decay", "--warmup", "--clip", "--amp")
-    add_options(recipe, "--compile", "--test-every", "--seed")
+    add_options(recipe, "--weight-decay", "--schedule", "--warmup", "--label-smoothing", "--ema")
+    add_options(recipe, "--clip", "--amp", "--memory-format", "--compile", "--test-every", "--seed")
 
     where = root.add_argument_group("run")
     where.add_argument("--out", type=Path, required=True, help="folder of results")

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from common.distributed import World
@@ -30,6 +32,9 @@ CHECK_EVERY = 10
 
 SAVE_SECONDS = 600
 """Between checkpoints within an epoch; signals and the end of an epoch make one at once."""
+
+_MOMENTUM_SWING = 0.05
+"""How far the momentum goes from its value in both directions within one cycle."""
 
 
 def _setting(default: Any, kind: Any, help: str, rule: str = "", holds: Any = None) -> Any:
@@ -67,11 +72,28 @@ class Recipe:
     weight_decay: float = _setting(
         5e-4, float, "of weights; biases and normalisation layers have none", *_AT_LEAST_0
     )
-    warmup: float = _setting(
-        1.0, float, "epochs in which the learning rate rises linearly from 0", *_AT_LEAST_0
+    schedule: Literal["cosine", "one_cycle"] = _setting(
+        "cosine",
+        ("cosine", "one_cycle"),
+        "of the learning rate: up linearly and down as a cosine, or PyTorch's OneCycleLR, in which "
+        "the momentum falls and rises again",
+    )
+    warmup: float = _setting(1.0, float, "epochs in which the learning rate rises", *_AT_LEAST_0)
+    label_smoothing: float = _setting(
+        0.0, float, "share of each label that all classes get alike", *_BELOW_1
+    )
+    ema: float = _setting(
+        0.0,
+        float,
+        "decay, each step, of a moving average of the weights, which is tested and kept in the "
+        "weights' place; 0: none",
+        *_BELOW_1,
     )
     clip: float | None = _setting(None, float, "largest norm of all gradients together", *_POSITIVE)
     amp: Literal["off", "bf16"] = _setting("off", ("off", "bf16"), "type of mixed precision")
+    memory_format: Literal["channels_last", "contiguous"] = _setting(
+        "channels_last", ("channels_last", "contiguous"), "of weights and images"
+    )
     compile: bool = _setting(False, bool, "use torch.compile")
     test_every: int = _setting(
         1, int, "epochs from one test to the next; the last has one", *_AT_LEAST_1
@@ -85,9 +107,12 @@ class Recipe:
                 raise ValueError(f"{one.name}: must be {one.metadata['rule']} (got {value})")
 
     def factor(self, epoch: float) -> float:
-        """Learning rate, as a share of `lr`, after `epoch` passes (a fraction inside a pass).
+        """Learning rate of the schedule ``"cosine"``, as a share of `lr`, after `epoch` passes.
 
         It falls from the end of the warm-up to the last epoch as a cosine, to 0.
+
+        Args:
+            epoch: a fraction inside a pass.
         """
         if epoch < self.warmup:
             return epoch / self.warmup
@@ -220,9 +245,12 @@ class Trainer:
         }
         self.name = name
         self.history: list[Epoch] = []
-        self.network = network.to(self.world.device).to(memory_format=torch.channels_last)
+        self.memory_format = _memory_format(recipe)
+        self.network = network.to(self.world.device).to(memory_format=self.memory_format)
+        self.average = _moving_average(self.network, recipe.ema) if recipe.ema else None
         self.train_batches, self.test_batches = make_batches(data, recipe, self.world, workers)
         self.optimizer = _sgd(self.network, recipe)
+        self.scheduler = _scheduler(self.optimizer, recipe, len(self.train_batches))
         self.forward = self._forward_module()
         self.part = self._new_part()
         self._signals = Signals()
@@ -245,13 +273,25 @@ class Trainer:
             return Outcome("diverged", self.history)
         return Outcome("finished", self.history)
 
+    @property
+    def trained(self) -> nn.Module:
+        """What is tested and kept: the network, or the one with the average of its weights."""
+        return self.network if self.average is None else self.average.module
+
     def evaluate(self) -> Score:
         """Loss and accuracy on the test images, in eval mode."""
-        return evaluate(self.network, self.test_batches, world=self.world, amp=self.recipe.amp)
+        return evaluate(
+            self.trained,
+            self.test_batches,
+            world=self.world,
+            amp=self.recipe.amp,
+            memory_format=self.memory_format,
+        )
 
     def step_seconds(self) -> list[float]:
         """Seconds of every training step of an epoch, at a learning rate of 0."""
-        self._set_learning_rate(0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0
         self.forward.train()
         seconds = []
         begin = time.perf_counter()
@@ -275,7 +315,7 @@ class Trainer:
         images = len(self.train_batches) * self.train_batches.order.batch_size
         record = Epoch(
             epoch=done,
-            learning_rate=self.recipe.lr * self.recipe.factor(done),
+            learning_rate=self.recipe.lr * _share_of_largest(self.optimizer),
             train_loss=train.loss,
             train_accuracy=train.accuracy,
             test_loss=None if test is None else test.loss,
@@ -300,8 +340,8 @@ class Trainer:
         with self._bar(epoch, steps) as bar:
             while part.steps < steps:
                 seed_generators(self.recipe.seed, epoch, part.steps, self.world.rank)
-                self._set_learning_rate(epoch + part.steps / steps)
                 part.totals += self._step(*next(batches))
+                self.scheduler.step()
                 part.steps += 1
                 bar.update()
                 # Several processes can only stop together.
@@ -332,21 +372,18 @@ class Trainer:
         return score
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self.memory_format)
         with _autocast(self.world.device, self.recipe.amp):
             logits = self.forward(images)
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         return _totals(loss.detach(), logits.detach(), labels)
-
-    def _set_learning_rate(self, epoch: float) -> None:
-        factor = self.recipe.factor(epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
 
     def _forward_module(self) -> nn.Module:
         if self.recipe.compile:
@@ -394,8 +431,10 @@ class Trainer:
         self.folder.save_checkpoint(
             {
                 "arguments": self.arguments,
-                "network": self.network.state_dict(),
+                "network": self.trained.state_dict(),
+                "in_training": None if self.average is None else self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
                 "history": rows,
                 "part": part,
             }
@@ -406,8 +445,12 @@ class Trainer:
         state = self.folder.load_checkpoint(self.arguments) if self.folder else None
         if state is None:
             return
-        self.network.load_state_dict(state["network"])
+        self.trained.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.average is not None:
+            self.network.load_state_dict(state["in_training"])
+            self.average.n_averaged.fill_(self.scheduler.last_epoch)
         self.history = [Epoch(**row) for row in state["history"]]
         self.part = self._restored_part(**state["part"])
         if self.world.is_main and self.folder is not None:
@@ -433,7 +476,12 @@ def make_batches(
 
 
 def evaluate(
-    network: nn.Module, batches: Batches, *, world: World | None = None, amp: str = "off"
+    network: nn.Module,
+    batches: Batches,
+    *,
+    world: World | None = None,
+    amp: str = "off",
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Score:
     """Mean loss and accuracy of a network in eval mode; its mode is left as it was.
 
@@ -447,7 +495,7 @@ def evaluate(
     with evaluating(network):
         for images, labels in batches:
             with _autocast(world.device, amp):
-                logits = network(images.contiguous(memory_format=torch.channels_last)).float()
+                logits = network(images.contiguous(memory_format=memory_format)).float()
             totals += _totals(F.cross_entropy(logits, labels), logits, labels)
     return _score(world.total(totals).tolist())
 
@@ -462,10 +510,51 @@ def seed_generators(*parts: int) -> None:
 
 def _sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     groups = param_groups(network, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
+    for group in groups:
+        group["largest_lr"] = group["lr"]
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+
+
+def _share_of_largest(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate as a share of the largest, which is the same for all groups."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group["largest_lr"]
+
+
+def _scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
+) -> lr_scheduler.LRScheduler:
+    """What sets the learning rate after every one of the `steps` of each epoch."""
+    if recipe.schedule == "cosine":
+        return lr_scheduler.LambdaLR(optimizer, lambda step: recipe.factor(step / steps))
+    return lr_scheduler.OneCycleLR(
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        epochs=recipe.epochs,
+        steps_per_epoch=steps,
+        pct_start=min(recipe.warmup / recipe.epochs, 1.0),
+        cycle_momentum=recipe.momentum > 0,
+        base_momentum=max(recipe.momentum - _MOMENTUM_SWING, 0.0),
+        max_momentum=min(recipe.momentum + _MOMENTUM_SWING, 0.99),
+    )
+
+
+def _moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    averaged = get_ema_multi_avg_fn(decay)
+
+    def update(averages: Any, values: Any, count: Any) -> None:
+        if averages[0].is_floating_point():
+            averaged(averages, values, count)
+        else:  # numbers of batches, signs and indices, which no mean is for
+            for average, value in zip(averages, values, strict=True):
+                average.copy_(value)
+
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+
+
+def _memory_format(recipe: Recipe) -> torch.memory_format:
+    contiguous = recipe.memory_format == "contiguous"
+    return torch.contiguous_format if contiguous else torch.channels_last
 
 
 def _autocast(device: torch.device, amp: str) -> torch.autocast:

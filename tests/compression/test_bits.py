@@ -291,9 +291,35 @@ def test_groups_of_inputs(tmp_path: Path) -> None:
         errors = [(own - one.model.get_parameter(name)).norm() for one in (result, whole)]
         assert errors[0] <= errors[1]
     assert result.report.bytes_after > whole.report.bytes_after
-    # A size that divides no inputs leaves one scale for each output.
-    other = compress(model, rate=1.0, bits=3, group_size=7)
-    assert all(one.scale.shape[1] == 1 for _, one in roundings(other.model))
+
+
+@pytest.mark.filterwarnings(f"ignore:{NEAREST}:UserWarning")
+def test_a_group_size_that_does_not_divide_leaves_one_scale_and_a_note() -> None:
+    result = compress(network(), rate=1.0, bits=3, group_size=27)
+    scales = {name: one.scale.shape[1] for name, one in roundings(result.model)}
+    # 36 inputs, 108, 216 and 24, fewer than a group.
+    assert scales == {"0.weight": 1, "3.weight": 4, "6.weight": 8, "10.weight": 1}
+    told = [note for note in result.report.notes if "group size does not divide" in note]
+    assert len(told) == 1
+    assert told[0].endswith(": 0.weight (36)")
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.filterwarnings(f"ignore:{NEAREST}:UserWarning")
+def test_weights_that_rounding_would_make_larger_stay(images: bool, tmp_path: Path) -> None:
+    """One input for each output, and a scale of its own for it, in half precision."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 24), nn.ReLU(), nn.Linear(24, 8)).to(torch.bfloat16)
+    data = {"calibration": [torch.randn(32, 1).to(torch.bfloat16)]} if images else {}
+    result = compress(model, rate=1.0, bits=4, keep_first=False, **data)
+    assert [name for name, _ in roundings(result.model)] == ["2.weight"]
+    own = result.model.get_parameter("0.weight")
+    torch.testing.assert_close(own, model.get_parameter("0.weight"), rtol=2e-2, atol=2e-2)
+    assert [layer.bits for layer in result.report.layers] == [None, 4]
+    told = [note for note in result.report.notes if note.startswith("not rounded")]
+    assert len(told) == 1
+    assert told[0].endswith(": 0.weight")
+    assert_stored(result, tmp_path)
 
 
 @pytest.mark.filterwarnings(f"ignore:{NEAREST}:UserWarning")

@@ -142,9 +142,10 @@ def rounded_bytes(
     kept = 0 if bias is None else bias.numel()
     outputs = Geometry.of(layer.module).out_channels
     scales = outputs + inner
+    numbers, size = parameters - kept, weight.element_size()
     if group_size is not None:
-        scales = max(scales, (parameters - kept) // group_size)
-    return stored_bytes(parameters - kept, scales, bits) + kept * weight.element_size()
+        scales = max(scales, numbers // group_size)
+    return min(stored_bytes(numbers, scales, bits), numbers * size) + kept * size
 
 
 class _Times:

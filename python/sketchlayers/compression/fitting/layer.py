@@ -43,7 +43,8 @@ class Choice:
     def rounded(self, module: nn.Module, **norm: Tensor | None) -> nn.Module:
         """The module itself, its weights rounded if they shall be, see `round_layer`."""
         if self.bits is not None:
-            round_layer(module, self.bits, group_size=self.group_size, **norm)
+            dtype = self.layer.get_parameter("weight").dtype
+            round_layer(module, self.bits, dtype=dtype, group_size=self.group_size, **norm)
         return module
 
 

@@ -8,7 +8,7 @@ the weight that all of them stand for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sketchlayers.decompose import corrected_weight, rounded
 from sketchlayers.decompose.rounding import Rounded
 from sketchlayers.nn._geometry import CONVOLUTIONS, own_weight
-from sketchlayers.nn._rounding import Rounding, note
+from sketchlayers.nn._rounding import Rounding, note, stored_bytes
 from sketchlayers.nn.factored._conv import FactoredConv
 from sketchlayers.nn.factored._layer import FactoredLayer
 from sketchlayers.nn.generated.dictionary import DictionaryLayer
@@ -35,21 +35,26 @@ def round_layer(
     layer: nn.Module,
     bits: int,
     *,
+    dtype: torch.dtype = torch.float32,
     group_size: int | None = None,
     weight: Tensor | None = None,
     second_moment: Tensor | None = None,
 ) -> None:
     """Rounds the weights of a layer in place, and notes on its modules how they follow.
 
+    A parameter whose few bits and scales would be more bytes than it has now stays as it is.
+
     Args:
         layer: a plain one, or one that a method has made; in float64 or as it will stay.
         bits: of each number.
+        dtype: that it will stay in.
         group_size: inputs that share a scale; None: all of an output.
         weight: ``(groups, T, n)``, what the layer stands for; None: its own.
         second_moment: ``(groups, n, n)`` of the layer's input patches; None for the identity.
     """
+    form = _Form(bits, dtype, group_size)
     if isinstance(layer, FactoredLayer):
-        _round_chain(layer, bits, group_size, weight, second_moment)
+        _round_chain(layer, form, weight, second_moment)
     elif isinstance(layer, (*CONVOLUTIONS, nn.Linear, nn.Embedding)):
         moments = [None] if second_moment is None else list(second_moment)
         own = layer.get_parameter("weight")
@@ -57,40 +62,74 @@ def round_layer(
             moments = [None]
         by_group = own.reshape(len(moments), len(own) // len(moments), -1)
         made = [
-            rounded(one, bits, second_moment=moment, groups=_groups(one, group_size))
+            form.rounded(one, second_moment=moment)
             for one, moment in zip(by_group, moments, strict=True)
         ]
         _put(layer, "weight", made)
     else:
-        least = DICTIONARY_BITS if isinstance(layer, DictionaryLayer) else bits
-        bits = max(bits, least)
+        if isinstance(layer, DictionaryLayer):
+            form = form.of_at_least(DICTIONARY_BITS)
         for module in layer.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None and name != "bias" and parameter.numel():
                     rows = parameter.reshape(1, -1) if parameter.dim() < 2 else parameter
-                    made = [rounded(rows, bits, groups=_groups(rows, group_size))]
-                    _put(module, name, made)
+                    _put(module, name, [form.rounded(rows)])
 
 
-def _groups(rows: Tensor, group_size: int | None) -> int:
-    inputs = rows[0].numel()
-    return 1 if group_size is None or inputs % group_size else inputs // group_size
+class _Form(NamedTuple):
+    """How a layer's weights are rounded.
+
+    Attributes:
+        bits: of each number.
+        dtype: of the layer's parameters.
+        group_size: inputs that share a scale; None: all of an output.
+    """
+
+    bits: int
+    dtype: torch.dtype
+    group_size: int | None
+
+    def of_at_least(self, bits: int) -> _Form:
+        """The same with so many bits or more."""
+        return self._replace(bits=max(self.bits, bits))
+
+    def rounded(
+        self, weight: Tensor, *, second_moment: Tensor | None = None, one_scale: bool = False
+    ) -> _Weight:
+        """A weight of these outputs (rows), rounded where that takes fewer bytes."""
+        inputs, size = weight[0].numel(), self.group_size
+        groups = 1 if size is None or inputs % size else inputs // size
+        scales = groups * (1 if one_scale else len(weight))
+        numbers = weight.numel()
+        if stored_bytes(numbers, scales, self.bits) >= numbers * self.dtype.itemsize:
+            return _Weight(weight, None)
+        made = rounded(
+            weight, self.bits, second_moment=second_moment, groups=groups, one_scale=one_scale
+        )
+        return _Weight(made.weight, made)
 
 
-def _put(module: nn.Module, name: str, made: Sequence[Rounded]) -> None:
-    """Gives a module's parameter the rounded weights of its groups."""
+class _Weight(NamedTuple):
+    """A weight, and the whole numbers that it is made of; None where it stays in floats."""
+
+    values: Tensor
+    rounded: Rounded | None
+
+
+def _put(module: nn.Module, name: str, made: Sequence[_Weight]) -> None:
+    """Gives a module's parameter the weights of its groups, which are all rounded or none."""
     parameter = module._parameters[name]
     assert parameter is not None
-    scale = torch.cat([one.scale for one in made]).float().cpu()
-    values = torch.cat([one.weight for one in made])
-    note(module, name, Rounding(made[0].bits, scale))
-    parameter.copy_(values.reshape(parameter.shape))
+    numbers = [one.rounded for one in made if one.rounded is not None]
+    if numbers:
+        scale = torch.cat([one.scale for one in numbers]).float().cpu()
+        note(module, name, Rounding(numbers[0].bits, scale))
+    parameter.copy_(torch.cat([one.values for one in made]).reshape(parameter.shape))
 
 
 def _round_chain(
     layer: FactoredLayer,
-    bits: int,
-    group_size: int | None,
+    form: _Form,
     weight: Tensor | None,
     second_moment: Tensor | None,
 ) -> None:
@@ -103,11 +142,12 @@ def _round_chain(
     for g, target in enumerate(weight.double()):
         factors = _balanced([part[g] for part in by_part])
         moment = None if second_moment is None else second_moment[g]
-        groups.append(_round_group(factors, target.flatten(1), moment, kernel, bits, group_size))
+        groups.append(_round_group(factors, target.flatten(1), moment, kernel, form))
     for part, made in zip(parts, zip(*groups, strict=True), strict=True):
         if getattr(part, "transposed", False):  # its rows are others
-            own = own_weight(part, torch.cat([one.weight for one in made]))
-            _put(part, "weight", [rounded(own, made[0].bits)])
+            own = own_weight(part, torch.cat([one.values for one in made]))
+            bits = [one.rounded.bits for one in made if one.rounded is not None]
+            _put(part, "weight", [form.of_at_least(max(bits, default=0)).rounded(own)])
         else:
             _put(part, "weight", made)
 
@@ -152,10 +192,9 @@ def _round_group(
     target: Tensor,
     moment: Tensor | None,
     kernel: Sequence[int],
-    bits: int,
-    group_size: int | None,
-) -> list[Rounded]:
-    made: list[Rounded] = []
+    form: _Form,
+) -> list[_Weight]:
+    made: list[_Weight] = []
     inputs = factors[0].shape[1]
     eye = torch.eye(target.shape[1], dtype=torch.float64)
     # What each factor gets for a patch, (channels, *kernel, n): before rounding and after.
@@ -165,8 +204,7 @@ def _round_group(
         depthwise = i > 0 and _is_depthwise(factor, len(found))
         if depthwise:
             # As many scales as numbers would outweigh them.
-            flat = factor.flatten(1)
-            one = rounded(flat, max(bits, DEPTHWISE_BITS), one_scale=True)
+            one = form.of_at_least(DEPTHWISE_BITS).rounded(factor.flatten(1), one_scale=True)
         else:
             own, norm = factor.flatten(1), None
             if i == 0:
@@ -177,11 +215,11 @@ def _round_group(
                 norm = image @ features.T
                 before = target if last else own @ wanted.flatten(0, -2)
                 own = corrected_weight(own, before @ image.T, norm, ridge=RIDGE)
-            one = rounded(own, bits, second_moment=norm, groups=_groups(own, group_size))
-        made.append(one._replace(weight=one.weight.reshape(factor.shape)))
+            one = form.rounded(own, second_moment=norm)
+        made.append(one._replace(values=one.values.reshape(factor.shape)))
         if not last:
             wanted = _through(wanted, factor, depthwise=depthwise)
-            found = _through(found, made[-1].weight, depthwise=depthwise)
+            found = _through(found, made[-1].values, depthwise=depthwise)
     return made
 
 

@@ -29,6 +29,7 @@ from sketchlayers.compression.stages.survey import refused_layers
 from sketchlayers.compression.stages.task import Log, Task
 from sketchlayers.compression.survey.layers import Survey
 from sketchlayers.compression.survey.reasons import Reason
+from sketchlayers.nn._rounding import roundings, rows_of
 from sketchlayers.surgery.calls import OrderError
 
 
@@ -82,10 +83,40 @@ def fit(task: Task, found: Survey, measured: Measured, chosen: Ranks, log: Log) 
         fitted |= _fit_in_sequence(task, task.images, sequence, alone, fitted, measured, log)
     for name, one in fitted.items():
         one.module.train(choices[name].layer.training)  # they ran in evaluation mode
+    _note_exceptions(choices, fitted, log)
     return Fits(
         {name: fitted[name] for name in choices if name in fitted},
         bool(sequence) or (task.settings.sequential and not choices),
     )
+
+
+def _note_exceptions(choices: Mapping[str, Choice], fitted: Mapping[str, Fitted], log: Log) -> None:
+    """Says which parameters were not rounded as asked for, and why."""
+    floats, undivided = [], []
+    for layer, one in fitted.items():
+        if choices[layer].bits is None:
+            continue
+        size, known = choices[layer].group_size, dict(roundings(one.module))
+        for name, parameter in one.module.named_parameters(layer):
+            own = name.removeprefix(f"{layer}.")
+            if own.rpartition(".")[2] == "bias":
+                continue
+            if own not in known:
+                floats.append(name)
+                continue
+            inputs = parameter.numel() // rows_of(parameter.shape)
+            if size is not None and inputs > size and inputs % size:
+                undivided.append(f"{name} ({inputs})")
+    if floats:
+        log.notes.append(
+            "not rounded, since few bits and their scales would be no fewer bytes: "
+            f"{', '.join(floats)}"
+        )
+    if undivided:
+        log.notes.append(
+            "one scale for each output, since the group size does not divide the inputs: "
+            f"{', '.join(undivided)}"
+        )
 
 
 def _sequence(
