@@ -182,6 +182,16 @@ def with_small_stem(network: models.ResNet) -> models.ResNet:
     return network
 
 
+def resnet18(num_classes: int = 1000) -> nn.Module:
+    """torchvision's: ``(N, 3, 224, 224)`` to logits ``(N, num_classes)``; other sizes also work."""
+    return models.resnet18(num_classes=num_classes)
+
+
+def mobilenet_v2(num_classes: int = 1000, *, dropout: float = 0.2) -> nn.Module:
+    """torchvision's: ``(N, 3, 224, 224)`` to logits ``(N, num_classes)``; other sizes also work."""
+    return models.mobilenet_v2(num_classes=num_classes, dropout=dropout)
+
+
 def resnet18_small_stem(num_classes: int = 10) -> nn.Module:
     """Torchvision's ResNet-18 for images of 32x32: ``(N, 3, 32, 32)`` to ``(N, num_classes)``."""
     network = with_small_stem(models.resnet18(num_classes=num_classes))
@@ -199,8 +209,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "googlenet_bn": googlenet_bn,
     **CIFAR_RESNETS,
     "resnet18_small_stem": resnet18_small_stem,
-    "resnet18": models.resnet18,
-    "mobilenet_v2": models.mobilenet_v2,
+    "resnet18": resnet18,
+    "mobilenet_v2": mobilenet_v2,
 }
 
 IMAGE_SIZES = {"googlenet_bn": 224, "resnet18": 224, "mobilenet_v2": 224}

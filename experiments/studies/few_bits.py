@@ -50,6 +50,7 @@ _COLUMNS = (
     Column("seconds", "seconds", decimals(0)),
 )
 
+WAYS = ("dense", "bits", "rank", "in turn", "together")
 BITS = (8, 6, 5, 4, 3, 2)
 RATES = (0.7, 0.5, 0.3, 0.15)
 BYTES_RATES = (0.24, 0.15, 0.12, 0.09, 0.075, 0.06)
@@ -97,7 +98,7 @@ def measure(experiment: Experiment) -> Iterator[Row]:
         found = accuracies(experiment.found(network), dense)
         return {"way": way, "size": size, "bytes": stored, **found, **more, **label}
 
-    yield row("dense", 1.0, experiment.trained.network, parameters=None, seconds=None)
+    yield row("dense", 1, experiment.trained.network, parameters=None, seconds=None)
     for way, size, arguments in ways(args.bytes_rates):
         begin = time.perf_counter()
         small, report = quietly_compressed(
@@ -123,19 +124,33 @@ def table(rows: Sequence[Row], *, markdown: bool = False) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draws accuracy over bytes."""
-    lines = []
-    dense = next(float(str(row["accuracy"])) for row in rows if row["way"] == "dense")
-    for way in dict.fromkeys(str(row["way"]) for row in rows if row["way"] != "dense"):
-        points = sorted(
-            (float(str(row["bytes"])) / 1000, float(str(row["accuracy"])))
-            for row in rows
-            if row["way"] == way and row["network"] == rows[0]["network"]
-        )
-        lines.append(Line(way, tuple(x for x, _ in points), tuple(y for _, y in points)))
-    title = f"{rows[0]['network']}, without training"
-    panel = Panel(title, tuple(lines), dense, "thousands of bytes of the file")
-    plot_panels([panel], path, y="accuracy (%)", level="dense")
+    """Draws accuracy over bytes, a panel for each network."""
+    panels = [_panel(network, rows) for network in dict.fromkeys(row["network"] for row in rows)]
+    plot_panels(panels, path, y="accuracy (%)", level="dense")
+
+
+def _panel(network: object, rows: Sequence[Row]) -> Panel:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["network"] == network:
+            at = float(str(row["bytes"])) / 1000, float(str(row["accuracy"]))
+            points.setdefault(str(row["way"]), []).append(at)
+    ((_, dense),) = points.pop("dense")
+    lines = [
+        Line(way, tuple(x for x, _ in sorted(line)), tuple(y for _, y in sorted(line)))
+        for way, line in points.items()
+    ]
+    return Panel(
+        f"{network}, without training", tuple(lines), dense, "thousands of bytes of the file"
+    )
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """By network, way and size; each once, as it was measured last."""
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    once = {(row["network"], row["way"], float(str(row["size"]))): row for row in rows}
+    places = {key: (networks.index(key[0]), WAYS.index(str(key[1])), -key[2]) for key in once}
+    return [once[key] for key in sorted(once, key=places.__getitem__)]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -149,7 +164,7 @@ def main(arguments: Sequence[str]) -> None:
     if not args.show:
         zero_shot.check(args)
         for row in measure(Experiment(args)):
-            rows.append(row)
+            rows = in_order([*rows, row])
             print(f"{row['way']} {row['size']:g}: {row['accuracy']:.2f} %, {row['bytes']:,} bytes")
             write_csv(args.csv, rows)
     print(table(rows, markdown=args.markdown))
