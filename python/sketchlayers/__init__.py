@@ -3,8 +3,9 @@
 Trained networks: :func:`compress` makes one smaller with some images, without labels, by Tucker-2,
 CP or SVD in the norm of the layers' outputs, :func:`sweep` makes several sizes (:class:`Sweep`);
 :func:`inspect`, :func:`calibrate`, :func:`fold`, :func:`fuse_batch_norm`,
-:func:`optimize_for_inference`, :func:`clear_cache`. Files: :func:`save`, :func:`load`. Several
-processes: :func:`broadcast_model`. Layers of one's own: :func:`register_layer`.
+:func:`optimize_for_inference`, :func:`clear_cache`. Files: :func:`save`, :func:`load`,
+:func:`export_onnx`. Several processes: :func:`broadcast_model`. Layers of one's own:
+:func:`register_layer`.
 
 Layers to train: :class:`SKConv2d`, :class:`SKLinear` (tensor sketching); of other papers
 :class:`TuckerConv2d`, :class:`CPConv2d`, :class:`LowRankConv2d`, :class:`LowRankLinear`,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     )
     from sketchlayers.nn.batch_norm import fuse_batch_norm
     from sketchlayers.nn.plain import register_layer
+    from sketchlayers.onnx import export_onnx
     from sketchlayers.optim import param_groups
     from sketchlayers.planning import benchmark
 
@@ -73,6 +75,7 @@ _OUTSIDE_OF_NN = {
     "calibrate": "sketchlayers.compression.calibration.calibrate",
     "clear_cache": "sketchlayers.inference",
     "compress": "sketchlayers.compression",
+    "export_onnx": "sketchlayers.onnx",
     "fold": "sketchlayers.compression",
     "fuse_batch_norm": "sketchlayers.nn.batch_norm",
     "inspect": "sketchlayers.compression",
@@ -117,6 +120,7 @@ __all__ = [
     "calibrate",
     "clear_cache",
     "compress",
+    "export_onnx",
     "fold",
     "fuse_batch_norm",
     "inspect",

@@ -132,10 +132,18 @@ def test_onnx(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         torch.testing.assert_close(torch.from_numpy(y), small(x), rtol=1e-3, atol=1e-4)
 
 
+def test_onnx_has_the_few_bits_of_the_weights(folder: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    assert main([*SVD, "--rate", "0.7", "--bits", "4", "--onnx", "s.onnx"]) == 0
+    kinds = {one.data_type for one in onnx.load("s.onnx").graph.initializer}
+    assert onnx.TensorProto.UINT4 in kinds
+
+
 def test_onnx_needs_packages(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sketchlayers.cli import onnx
+    from sketchlayers import onnx
 
     monkeypatch.setattr(onnx, "_PACKAGES", ("no_such_package",))
     message = "--onnx needs no_such_package, which is not installed"

@@ -25,7 +25,6 @@ from sketchlayers.cli.dry_run import dry_run
 from sketchlayers.cli.finetune import Labels
 from sketchlayers.cli.messages import WrongInput, tell, warn
 from sketchlayers.cli.models import Loaded
-from sketchlayers.cli.onnx import write_onnx
 from sketchlayers.cli.options import (
     chosen_device,
     chosen_method,
@@ -41,6 +40,8 @@ from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.candidates.sweep import Sweep
 from sketchlayers.compression.finishing.refine import Refinement
 from sketchlayers.methods import Method
+from sketchlayers.nn._rounding import roundings
+from sketchlayers.onnx import export_onnx
 from sketchlayers.reports.report import Report
 
 __all__ = ["add_arguments", "run"]
@@ -162,7 +163,8 @@ def _write(
         example = example_input(model, size)
         assert example is not None
         path = file_of(args.onnx, rate)
-        write_onnx(model.eval(), torch.cat([example, example]), path)
+        rounded = any(True for _ in roundings(model))
+        export_onnx(model, example, path, quantized=rounded)
         tell(written(path))
     return opening
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from sketchlayers.cli.kinds import positive, positive_number, rate, share
 from sketchlayers.cli.messages import WrongInput
-from sketchlayers.cli.onnx import check_onnx
 from sketchlayers.cli.options import (
     add_computing,
     add_method,
@@ -18,6 +17,7 @@ from sketchlayers.cli.options import (
     check_destination,
 )
 from sketchlayers.compression.finishing.refine import Refinement
+from sketchlayers.onnx import check_onnx
 from sketchlayers.reports.plot import check_picture
 
 _EXAMPLES = """examples:
@@ -305,7 +305,7 @@ def _check_files(args: argparse.Namespace) -> None:
     if args.plot is not None:
         check_picture(args.plot)
     if args.onnx is not None:
-        check_onnx(args.onnx)
+        check_onnx("--onnx", args.onnx)
 
 
 def _check_budget(args: argparse.Namespace) -> None:

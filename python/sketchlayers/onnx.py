@@ -1,0 +1,317 @@
+"""Compressed models as ONNX files, with the few bits of their weights; see ``docs/export.md``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sketchlayers._runtime.extras import missing
+from sketchlayers._runtime.files import shortened, written_whole
+from sketchlayers.decompose._integers import largest_integer
+from sketchlayers.nn._rounding import Rounding, roundings, rows_of
+from sketchlayers.surgery.evaluation import evaluating
+
+if TYPE_CHECKING:
+    import onnx
+
+_PACKAGES = ("onnx", "onnxscript")
+_MOST_BITS = 8
+"""Of numbers that are written as such: with more the weight is written in floating point."""
+_FOUR_BITS = 4
+"""Up to these a number takes half a byte, a type that ONNX has from `_OPSET_OF_FOUR_BITS` on."""
+_OPSET_OF_FOUR_BITS = 21
+_NEAR = 1e-5
+"""Of its largest entry, what a weight may be off for its whole numbers to be written instead."""
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+def export_onnx(
+    model: nn.Module, example_inputs: Inputs, path: str | Path, *, quantized: bool = False
+) -> Path:
+    """Writes a model as ONNX, of standard operators, for batches of any size.
+
+    ``torch.onnx.export`` does it, with ``dynamo=True``. Weights that `compress` has rounded to 8
+    bits or fewer can be written as whole numbers and scales. They become floating point when a
+    runtime loads the file and folds constants, so that it is no slower for them. (ONNX Runtime does
+    not fold ``DequantizeLinear``, but runs it in every call: the numbers go through ``Cast`` and
+    ``Mul``.)
+
+    Args:
+        model: in any mode; it is exported in evaluation mode.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, on the
+            model's device. The first axis of those that share its size is the batch.
+        path: of the file, which ends in ``.onnx``; weights are in it.
+        quantized: write rounded weights in one byte each, or in half a byte up to 4 bits (opset 21,
+            for ONNX Runtime from 1.20 on); those that a batch norm has been merged into, too. What
+            PyTorch computes ahead, as the weights of small hashed layers, and transposed
+            convolutions that a batch norm has been merged into are in floating point.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        RuntimeError: PyTorch cannot export the model.
+        ValueError: another ending, or ``quantized`` of a model without rounded weights.
+
+    Warns:
+        UserWarning: the model works for batches of the example's size alone, and so does the file.
+
+    Example:
+        >>> small, report = sketchlayers.compress(model, bytes_rate=0.1, calibration=images)
+        >>> sketchlayers.export_onnx(small, images[0], "small.onnx", quantized=True)
+    """
+    path = Path(path)
+    check_onnx("export_onnx", path)
+    known = dict(roundings(model)) if quantized else {}
+    if quantized and not known:
+        raise ValueError(
+            "export_onnx: quantized=True must have a model with rounded weights (got none); "
+            "compress(..., bits=8) makes them"
+        )
+    with evaluating(model):
+        proto = _exported(model, example_inputs, known).model_proto
+        _write_numbers(proto, model, known)
+    for node in proto.graph.node:  # lines of the program that each comes from, and folders of it
+        del node.metadata_props[:]
+    with written_whole(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+    return path
+
+
+def check_onnx(owner: str, path: Path) -> None:
+    """Raises unless a model could be written there.
+
+    Args:
+        owner: to begin messages with.
+        path: of the file.
+
+    Raises:
+        ImportError: a package that PyTorch needs for it is missing.
+        ValueError: the file has another ending.
+    """
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(missing(owner, package, "onnx"))
+    if path.suffix.lower() != ".onnx":
+        raise ValueError(f"{owner}: the file must end in .onnx (got {path})")
+
+
+def _exported(
+    model: nn.Module, inputs: Inputs, known: Mapping[str, Rounding]
+) -> torch.onnx.ONNXProgram:
+    """For batches of any size; for the size of the example where the model needs that."""
+    opset = None
+    if any(one.bits <= _FOUR_BITS for one in known.values()):
+        opset = _OPSET_OF_FOUR_BITS
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, Mapping):
+        kwargs = dict(inputs)
+    else:
+        args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    size = _batch_size(args, kwargs)
+    if size is not None:
+        # PyTorch raises errors of many kinds where a model fixes the size, or fixes it as well.
+        with contextlib.suppress(Exception):
+            program = _with_any_batch(model, args, kwargs, size, opset)
+            if any(not isinstance(axis, int) for axis in _axes(program)):
+                return program
+    try:
+        program = _by_torch(model, args, kwargs, None, opset)
+    except Exception as error:
+        raise RuntimeError(
+            f"export_onnx: PyTorch cannot export this model ({type(error).__name__}: "
+            f"{shortened(error)})"
+        ) from error
+    if size is not None:
+        warnings.warn(
+            f"export_onnx: the model does not allow batches of any size: it gets {size}",
+            stacklevel=3,
+        )
+    return program
+
+
+def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """Of the first tensor with an axis."""
+    for one in (*args, *kwargs.values()):
+        if isinstance(one, Tensor) and one.dim():
+            return len(one)
+    return None
+
+
+def _axes(program: torch.onnx.ONNXProgram) -> Iterator[object]:
+    """Sizes of the inputs' axes; of those that are open, no number."""
+    for one in program.model.graph.inputs:
+        yield from one.shape or ()
+
+
+def _with_any_batch(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    size: int,
+    opset: int | None,
+) -> torch.onnx.ONNXProgram:
+    batch = torch.export.Dim("batch")
+
+    def in_batch(one: Any) -> bool:
+        return isinstance(one, Tensor) and one.dim() > 0 and len(one) == size
+
+    def enough(one: Any) -> Any:  # PyTorch takes an axis of one entry for one that stays so
+        return torch.cat([one, one]) if size == 1 and in_batch(one) else one
+
+    def shape(one: Any) -> dict[int, Any] | None:
+        return {0: batch} if in_batch(one) else None
+
+    shapes = {key: shape(one) for key, one in kwargs.items()} or tuple(map(shape, args))
+    args = tuple(map(enough, args))
+    kwargs = {key: enough(one) for key, one in kwargs.items()}
+    return _by_torch(model, args, kwargs, shapes, opset)
+
+
+def _by_torch(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: Any,
+    opset: int | None,
+) -> torch.onnx.ONNXProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how PyTorch does it
+        program = torch.onnx.export(
+            model,
+            args,
+            kwargs=kwargs,
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=shapes,
+            opset_version=opset,
+        )
+    assert program is not None
+    return program
+
+
+def _write_numbers(proto: onnx.ModelProto, model: nn.Module, known: Mapping[str, Rounding]) -> None:
+    """Replaces rounded weights by their whole numbers, scales, and the nodes that multiply them."""
+    from onnx import TensorProto, numpy_helper
+
+    graph, nodes = proto.graph, []
+    float_types = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    by_name = {one.name: one for one in graph.initializer if one.data_type in float_types}
+    computed = [one for name, one in by_name.items() if name not in known]
+    for name, rounding in known.items():
+        # PyTorch gives transposed weights, which it computes ahead, other names.
+        named = name in by_name
+        for initializer in [by_name[name]] if named else computed:
+            parameter = model.get_parameter(name)
+            shape = tuple(parameter.shape) if named else tuple(parameter.shape)[::-1]
+            if tuple(initializer.dims) != shape or not (named or len(shape) == 2):
+                continue
+            written = torch.from_numpy(numpy_helper.to_array(initializer).copy())
+            numbers = _numbers_of(written if named else written.T, parameter, rounding)
+            if numbers is not None:
+                graph.initializer.remove(initializer)
+                tensors, steps = _formed(initializer, numbers, rounding.bits, transposed=not named)
+                graph.initializer.extend(tensors)
+                nodes += steps
+                computed = [one for one in computed if one is not initializer]
+                break
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+
+
+class _Numbers(NamedTuple):
+    """Whole numbers ``(rows, groups, width)`` and their scales ``(rows, groups, 1)``."""
+
+    integers: Tensor
+    scale: Tensor
+
+
+def _numbers_of(written: Tensor, parameter: Tensor, rounding: Rounding) -> _Numbers | None:
+    """What a weight of the file is made of; None where it is not, or has too many bits.
+
+    It may be the parameter times a factor for each row, as a batch norm is merged into it.
+    """
+    integers = rounding.integers(parameter)
+    if integers is None or rounding.bits > _MOST_BITS or written.shape != parameter.shape:
+        return None
+    rows, groups = rows_of(parameter.shape), rounding.scale.shape[1]
+    blocks = rows // len(rounding.scale)
+    integers = integers.reshape(rows, groups, -1)
+    scale = rounding.scale.double().repeat_interleave(blocks, 0)[..., None]
+    own, there = (integers * scale).flatten(1), written.double().reshape(rows, -1)
+    power = own.square().sum(1)
+    factor = (own * there).sum(1) / torch.where(power > 0, power, 1.0)
+    scale = (scale * factor[:, None, None]).float()
+    off = (there - (integers * scale.double()).flatten(1)).abs().max()
+    eps = max(_NEAR, 2 * torch.finfo(written.dtype).eps)
+    return _Numbers(integers, scale) if off <= eps * there.abs().max() else None
+
+
+def _formed(
+    initializer: onnx.TensorProto, numbers: _Numbers, bits: int, *, transposed: bool
+) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+    """Tensors, and the nodes that form a weight, of its name, from them."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    name, nodes = initializer.name, []
+    integers, scale = numbers
+    dims = tuple(initializer.dims)[::-1] if transposed else tuple(initializer.dims)
+    one_group = integers.shape[1] == 1
+    if one_group:
+        integers = integers.reshape(dims)
+        scale = scale.reshape(-1, *[1] * (integers.dim() - 1))
+    shape = list(integers.shape)
+
+    def then(kind: str, inputs: list[str], step: str, **attributes: Any) -> str:
+        """Adds a node; returns the name of its output."""
+        nodes.append(helper.make_node(kind, inputs, [f"{name}.{step}"], **attributes))
+        return f"{name}.{step}"
+
+    tensors = []
+    if bits <= _FOUR_BITS:  # the odd numbers, counted from the first on
+        most = largest_integer(bits)
+        packed = _in_half_bytes((integers + most) // 2)
+        numbers_there = helper.make_tensor(
+            f"{name}.numbers", TensorProto.UINT4, shape, packed, raw=True
+        )
+        middle = numpy_helper.from_array(torch.tensor(most / 2).numpy(), f"{name}.middle")
+        tensors += [numbers_there, middle]
+        value = then("Cast", [numbers_there.name], "float", to=TensorProto.FLOAT)
+        value, scale = then("Sub", [value, middle.name], "centred"), 2 * scale
+    else:
+        array = integers.to(torch.int8).numpy()
+        tensors.append(numpy_helper.from_array(array, f"{name}.numbers"))
+        value = then("Cast", [tensors[-1].name], "float", to=TensorProto.FLOAT)
+    tensors.append(numpy_helper.from_array(scale.numpy(), f"{name}.scale"))
+    value = then("Mul", [value, tensors[-1].name], "scaled")
+    if initializer.data_type != TensorProto.FLOAT:
+        value = then("Cast", [value], "cast", to=initializer.data_type)
+    if not one_group:
+        form = torch.tensor(dims, dtype=torch.int64).numpy()
+        tensors.append(numpy_helper.from_array(form, f"{name}.shape"))
+        value = then("Reshape", [value, tensors[-1].name], "shaped")
+    if transposed:
+        then("Transpose", [value], "transposed", perm=[1, 0])
+    nodes[-1].output[0] = name
+    return tensors, nodes
+
+
+def _in_half_bytes(numbers: Tensor) -> bytes:
+    """Numbers below 16, two in a byte, the first in its lower half."""
+    flat = numbers.flatten().to(torch.uint8)
+    pairs = torch.zeros(2 * math.ceil(len(flat) / 2), dtype=torch.uint8)
+    pairs[: len(flat)] = flat
+    low, high = pairs.view(-1, 2).unbind(1)
+    return (low | high << 4).numpy().tobytes()
