@@ -530,8 +530,7 @@ def _scheduler(
     return lr_scheduler.OneCycleLR(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
-        epochs=recipe.epochs,
-        steps_per_epoch=steps,
+        total_steps=recipe.epochs * steps + 1,  # that after the last is where the cycle ends
         pct_start=min(recipe.warmup / recipe.epochs, 1.0),
         cycle_momentum=recipe.momentum > 0,
         base_momentum=max(recipe.momentum - _MOMENTUM_SWING, 0.0),

@@ -138,7 +138,7 @@ class Experiment:
         correct = self.found(network)
         return row | accuracies(correct, self._dense_found) | {"correct": bits_to_text(correct)}
 
-    def compressed(self, run: Run) -> Any:
+    def compressed(self, run: Run, **more: Any) -> Any:
         return quietly_compressed(
             self.trained.network,
             run.method,
@@ -148,6 +148,7 @@ class Experiment:
             filter_fn=is_convolution,
             seed=self.args.seed,
             **run.variant.options,
+            **more,
         )
 
     def found(self, network: nn.Module) -> Tensor:

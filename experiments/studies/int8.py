@@ -3,13 +3,14 @@ r"""Compression and int8 together: accuracy and bytes before and after quantisat
     python experiments/study.py int8 --network resnet20 --weights FILE --data cifar10 --root DIR \
         --rates 0.5 --methods tucker2 svd cp auto --csv int8.csv
 
-The dense network and every compressed one, with its factors and folded, are quantised by torchao:
-weights of convolutions and fully connected layers in int8 with a scale for each output, activations
-in int8 with a scale that calibration images set, no training. Takes zero_shot.py's options for
-network, images and compression.
+The dense network and every compressed one, with its factors, with these in 8 bits (``bits=8``) and
+folded, are quantised by torchao: weights of convolutions and fully connected layers in int8 with a
+scale for each output, activations in int8 with a scale that calibration images set, no training.
+Takes zero_shot.py's options for network, images and compression.
 
-Found: Tucker-2 and SVD lose nothing in int8; CP's factors fall from 91.5 to 30.6 %, and lose
-nothing if the network is folded first (docs/export.md).
+Found: 8 bits of weights cost nothing; 8 bits of activations cost CP's factors several points, since
+its components cancel and their rounding does not, and nothing if the network is folded first.
+Tucker-2 and SVD lose nothing (docs/export.md).
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def forms(experiment: Experiment, run: Run) -> Iterator[tuple[str, nn.Module]]:
         return
     network, _ = experiment.compressed(run)
     yield "factored", network
+    yield "factored, 8 bits", experiment.compressed(run, bits=8).model
     yield "folded", fold(network)
 
 

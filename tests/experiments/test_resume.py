@@ -105,6 +105,29 @@ def test_run_stopped_within_an_epoch_resumes_to_bit_identical_weights(
     check_same_run(folder, uninterrupted)
 
 
+def test_schedule_and_moving_average_are_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*ARGUMENTS, "--schedule", "one_cycle", "--ema", "0.9", "--label-smoothing", "0.1"]
+    whole, part = (RunFolder(tmp_path / name) for name in ("whole", "part"))
+    assert train.main([*options, "--out", str(whole.path)]) == 0
+    step = training.Trainer._step
+
+    def stop(self: training.Trainer, *batch: Tensor) -> Tensor:
+        if (len(self.history), self.part.steps) == (3, 4):
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "_step", stop)
+        assert train.main([*options, "--out", str(part.path)]) == 130
+    assert train.main([*options, "--out", str(part.path), "--resume"]) == 0
+    check_same_run(part, whole)
+    ends = [RunFolder.read_checkpoint(one.checkpoint)["in_training"] for one in (part, whole)]
+    for key, value in ends[0].items():
+        assert torch.equal(value, ends[1][key]), key
+
+
 @pytest.mark.parametrize("where", ["_step", "evaluate"])
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
 def test_a_signal_saves_what_was_done(

@@ -58,6 +58,100 @@ def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert recipe.factor(11) == pytest.approx(0)
 
 
+def learning_rates(few_digits: DataSet, **recipe: object) -> list[tuple[float, float]]:
+    """Learning rate and momentum of every step."""
+    trainer = Trainer(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), few_digits, Recipe(**recipe))
+    seen = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        group = optimizer.param_groups[0]
+        seen.append((group["lr"], group["momentum"]))
+
+    trainer.optimizer.register_step_pre_hook(note)
+    outcome = trainer.fit()
+    assert outcome.history[-1].learning_rate < 0.01 * recipe["lr"]
+    return seen
+
+
+def test_one_cycle_is_that_of_pytorch(few_digits: DataSet) -> None:
+    """The rate goes up from a fraction and down to nothing, and the momentum the other way."""
+    seen = learning_rates(few_digits, schedule="one_cycle", epochs=10, warmup=3, lr=0.1)
+    rates, momenta = zip(*seen, strict=True)
+    peak = rates.index(max(rates))
+    assert rates[0] == pytest.approx(0.1 / 25)
+    assert max(rates) == pytest.approx(0.1, rel=0.02)  # between two steps
+    assert peak == pytest.approx(0.3 * len(seen), abs=1)
+    assert list(rates[: peak + 1]) == sorted(rates[: peak + 1])
+    assert list(rates[peak:]) == sorted(rates[peak:], reverse=True)
+    assert (momenta[0], min(momenta)) == pytest.approx((0.95, 0.85), rel=0.01)
+    assert momenta.index(min(momenta)) == peak
+
+
+def test_the_cosine_is_taken_step_by_step(few_digits: DataSet) -> None:
+    recipe = Recipe(epochs=4, warmup=1, lr=0.1)
+    seen = learning_rates(few_digits, epochs=4, warmup=1, lr=0.1)
+    steps = len(seen) // 4
+    for number, (rate, momentum) in enumerate(seen):
+        assert rate == pytest.approx(0.1 * recipe.factor(number / steps))
+        assert momentum == 0.9
+
+
+def test_label_smoothing_is_in_the_loss(few_digits: DataSet) -> None:
+    losses = {
+        share: Trainer(
+            build(NARROW, 10).network, few_digits, Recipe(epochs=1, lr=1e-9, label_smoothing=share)
+        )
+        .fit()
+        .history[0]
+        .train_loss
+        for share in (0.0, 0.5)
+    }
+    assert losses[0.0] != losses[0.5]
+
+
+def test_the_moving_average_is_what_is_tested_and_kept(few_digits: DataSet, tmp_path: Path) -> None:
+    """With batch norm's statistics averaged like weights, and its count of batches copied."""
+    network, folder = build(NARROW, 10).network, RunFolder(tmp_path)
+    decay, expected = 0.9, weights(network)
+    trainer = Trainer(network, few_digits, Recipe(epochs=2, ema=decay), folder=folder)
+    steps = 0
+
+    def note(*_: object) -> None:
+        nonlocal steps
+        now = weights(network)
+        for key, value in expected.items():
+            if not value.is_floating_point() or steps == 0:
+                expected[key] = now[key]
+            else:
+                expected[key] = decay * value + (1 - decay) * now[key]
+        steps += 1
+
+    trainer.optimizer.register_step_post_hook(note)
+    outcome = trainer.fit()
+    kept = RunFolder.read_checkpoint(folder.checkpoint)
+    for key, value in expected.items():
+        torch.testing.assert_close(kept["network"][key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(kept["in_training"][key], network.state_dict()[key])
+    _, batches = make_batches(few_digits, Recipe(), World())
+    assert evaluate(trainer.trained, batches).accuracy == outcome.accuracy
+    assert trainer.trained is not network
+
+
+def test_images_may_stay_contiguous(few_digits: DataSet) -> None:
+    seen = []
+    for format_ in ("channels_last", "contiguous"):
+        network = nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        network[0].register_forward_pre_hook(
+            lambda _, inputs: seen.append(
+                inputs[0].is_contiguous(memory_format=torch.channels_last)
+            )
+        )
+        trainer = Trainer(network, few_digits, Recipe(epochs=1, memory_format=format_))
+        assert trainer.fit().status == "finished"
+        assert set(seen) == {format_ == "channels_last"}
+        seen.clear()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "rule"),
     [
@@ -70,6 +164,10 @@ def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
         ("amp", "int8", "off or bf16"),
         ("test_every", 0, "at least 1"),
         ("clip", 0.0, "positive"),
+        ("schedule", "step", "cosine or one_cycle"),
+        ("label_smoothing", 1.0, r"in \[0, 1\)"),
+        ("ema", 1.0, r"in \[0, 1\)"),
+        ("memory_format", "nhwc", "channels_last or contiguous"),
     ],
 )
 def test_bad_recipes(field: str, value: object, rule: str) -> None:
