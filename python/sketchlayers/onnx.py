@@ -67,8 +67,10 @@ def export_onnx(
         UserWarning: the model works for batches of the example's size alone, and so does the file.
 
     Example:
-        >>> small, report = sketchlayers.compress(model, bytes_rate=0.1, calibration=images)
-        >>> sketchlayers.export_onnx(small, images[0], "small.onnx", quantized=True)
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+        >>> images = torch.randn(64, 3, 8, 8)
+        >>> small, report = sketchlayers.compress(model, rate=1.0, bits=4, calibration=[images])
+        >>> path = sketchlayers.export_onnx(small, images, "small.onnx", quantized=True)
     """
     path = Path(path)
     check_onnx("export_onnx", path)
