@@ -157,13 +157,14 @@ class Block(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Shortcut plus residual, ``(N, inputs, H, W)`` to ``(N, outputs, H/stride, W/stride)``."""
         out = F.relu(self.bn1(self.conv1(images)))
-        return F.relu(self.bn2(self.conv2(out)) + self._shortcut(images))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self._shortcut(images, out.shape[1]))
 
-    def _shortcut(self, images: Tensor) -> Tensor:
+    def _shortcut(self, images: Tensor, channels: int) -> Tensor:
         """Option A: every other pixel, channels of zeros on both sides."""
         if self.stride == 1:
             return images
-        missing = self.conv2.out_channels - images.shape[1]
+        missing = channels - images.shape[1]
         return F.pad(images[:, :, ::2, ::2], (0, 0, 0, 0, missing // 2, missing - missing // 2))
 
 
