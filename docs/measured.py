@@ -53,6 +53,32 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 # ---------------------------------------------------------------------------- without training
 
+
+def other_packages() -> str:
+    """Accuracy, bytes, time and lines of code by other packages, without training."""
+    rows = results("other_packages_cpu_intel_xeon")
+
+    def line(row: Row) -> list[str]:
+        name = "dense" if row["peer"] == "dense" else f"{row['peer']}, {float(row['rate']):g}"
+        if not row["accuracy"]:
+            return [name, *["-"] * 6]
+        return [
+            name,
+            f"{int(row['parameters']):,}",
+            f"{int(row['bytes']):,}",
+            f"{float(row['accuracy']):.1f} ± {float(row['standard_error']):.1f}",
+            f"{float(row['milliseconds']):.1f}",
+            f"{float(row['seconds'] or 0):.0f}",
+            row["lines"] or "-",
+        ]
+
+    order = sorted(rows, key=lambda row: (-float(row["rate"]), -float(row["accuracy"] or 0)))
+    return table(
+        ["network by", "parameters", "bytes", "accuracy %", "ms an image", "made in s", "lines"],
+        map(line, order),
+    )
+
+
 ZERO_SHOT = results("zero_shot_cpu_amd_epyc")
 
 
@@ -604,6 +630,7 @@ TABLES = {
     for function in (
         decision,
         zero_shot,
+        other_packages,
         scratch,
         cost,
         layer_speed,

@@ -173,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     zero_shot.check(args)
-    rows: list[Row] = list(read_csv(args.csv)) if args.csv.is_file() else []
+    rows: list[Row] = []
+    if args.csv.is_file():
+        rows = [{key: cell or None for key, cell in row.items()} for row in read_csv(args.csv)]
     if not args.show:
         asked = [peer for peer in PEERS if peer.name in args.peers]
         left_out = missing_peers(asked)
