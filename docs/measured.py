@@ -240,10 +240,11 @@ def few_bits() -> str:
         name = ways.get(row["way"], "dense, float32").format(f"{float(row['size']):g}")
         name += ", batch norms folded before" * row["network"].endswith("folded")
         found = f"{float(row['accuracy']):.1f} ± {float(row['standard_error']):.1f}"
-        return [name, whole(row["bytes"]), found]
+        network = row["network"].removesuffix(" folded").replace("resnet", "ResNet-")
+        return [network, name, whole(row["bytes"]), found]
 
     return table(
-        ["network", "bytes of the file", "accuracy %"],
+        ["network", "form", "bytes of the file", "accuracy %"],
         map(line, results("few_bits_cpu_intel_xeon")),
     )
 

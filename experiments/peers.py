@@ -28,7 +28,7 @@ from torch import nn
 
 import zero_shot
 from common.distributed import alone
-from common.plots import Line, Panel, plot_panels
+from common.plots import Line, Panel, plot_sizes
 from common.runs import hardware, read_csv, versions
 from common.speed import measure_speeds, one_thread, pytorch_steps
 from common.stopping import exit_code
@@ -150,13 +150,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         lines = []
         for peer in dict.fromkeys(str(row["peer"]) for row in own if row["peer"] != DENSE):
             points = sorted(
-                (float(str(row["bytes"])) / 1e6, float(str(row["accuracy"])))
+                (float(str(row["bytes"])) / 1000, float(str(row["accuracy"])))
                 for row in own
                 if row["peer"] == peer
             )
             lines.append(Line(peer, tuple(x for x, _ in points), tuple(y for _, y in points)))
-        panels.append(Panel(f"{network}, without training", tuple(lines), dense, "MB of the file"))
-    plot_panels(panels, path, y="accuracy (%)", level=DENSE)
+        panels.append(Panel(f"{network}, without training", tuple(lines), dense))
+    plot_sizes(panels, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # Files only: works without a display.
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from sketchlayers.reports.plot import BLUE, GREEN, ORANGE, PINK, RED
 
@@ -89,6 +89,47 @@ def plot_panels(panels: Sequence[Panel], path: Path, *, x: str = "", y: str, lev
     figure.canvas.draw()  # sets the limits, on which the places of the names depend
     for axes, panel in zip(grid.flat, panels, strict=False):
         _name_lines(axes, panel, level)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_sizes(panels: Sequence[Panel], path: Path, *, lowest: float | None = None) -> None:
+    """Writes a PNG of accuracies over the bytes of files, which fall to the right, as logarithms.
+
+    Args:
+        panels: what to draw; x is thousands of bytes, y and the spread are percent. The level is
+            the dense network's accuracy.
+        path: of the file.
+        lowest: so many points below the level is where a panel ends; None: with its last point.
+    """
+    figure, grid = plt.subplots(
+        len(panels), 1, figsize=(7.5, 4.2 * len(panels)), squeeze=False, layout="constrained"
+    )
+    for axes, panel in zip(grid.flat, panels, strict=True):
+        for number, line in enumerate(panel.lines):
+            axes.errorbar(
+                line.x,
+                line.y,
+                line.spread,
+                color=_COLOURS[number % len(_COLOURS)],
+                marker="os"[number // len(_COLOURS) % 2],
+                markersize=4,
+                capsize=2,
+                label=line.name,
+            )
+        if panel.level is not None:
+            axes.axhline(panel.level, color="grey", linewidth=1, zorder=1, label="dense")
+            if lowest is not None:
+                axes.set_ylim(panel.level - lowest, panel.level + 0.25 * lowest)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.invert_xaxis()
+        axes.set(title=panel.title, xlabel="thousands of bytes of the file", ylabel="accuracy (%)")
+        axes.grid(alpha=0.3, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -26,7 +26,7 @@ from typing import Any
 from torch import nn
 
 import zero_shot
-from common.plots import Line, Panel, plot_panels
+from common.plots import Line, Panel, plot_sizes
 from common.runs import hardware, read_csv, versions
 from common.tables import Column, decimals, format_table, whole
 from sketchlayers import save
@@ -51,6 +51,14 @@ _COLUMNS = (
 )
 
 WAYS = ("dense", "bits", "rank", "in turn", "together")
+_NAMES = {
+    "bits": "few bits",
+    "rank": "low rank",
+    "in turn": "low rank, then 8 bits",
+    "together": "ranks and bits together",
+}
+_FOLDED = " folded"
+_POINTS_SHOWN = 10.0
 BITS = (8, 6, 5, 4, 3, 2)
 RATES = (0.7, 0.5, 0.3, 0.15)
 BYTES_RATES = (0.24, 0.15, 0.12, 0.09, 0.075, 0.06)
@@ -84,7 +92,7 @@ def measure(experiment: Experiment) -> Iterator[Row]:
     args = experiment.args
     dense = experiment.found(experiment.trained.network)
     label = {
-        "network": args.network + (" folded" if args.fold_batch_norms else ""),
+        "network": args.network + (_FOLDED if args.fold_batch_norms else ""),
         "data": args.label or args.data,
         "images": len(experiment.labels),
         "calibration_images": len(experiment.calibration.labels),
@@ -124,25 +132,31 @@ def table(rows: Sequence[Row], *, markdown: bool = False) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draws accuracy over bytes, a panel for each network."""
-    panels = [_panel(network, rows) for network in dict.fromkeys(row["network"] for row in rows)]
-    plot_panels(panels, path, y="accuracy (%)", level="dense")
+    """Draws accuracy over bytes, a panel for each network, that with folded batch norms in it."""
+    networks = dict.fromkeys(str(row["network"]).removesuffix(_FOLDED) for row in rows)
+    panels = [_panel(network, rows) for network in networks]
+    plot_sizes(panels, path, lowest=_POINTS_SHOWN)
 
 
-def _panel(network: object, rows: Sequence[Row]) -> Panel:
-    points: dict[str, list[tuple[float, float]]] = {}
+def _panel(network: str, rows: Sequence[Row]) -> Panel:
+    ways: dict[str, list[tuple[float, ...]]] = {}
+    level = None
     for row in rows:
-        if row["network"] == network:
-            at = float(str(row["bytes"])) / 1000, float(str(row["accuracy"]))
-            points.setdefault(str(row["way"]), []).append(at)
-    ((_, dense),) = points.pop("dense")
-    lines = [
-        Line(way, tuple(x for x, _ in sorted(line)), tuple(y for _, y in sorted(line)))
-        for way, line in points.items()
-    ]
-    return Panel(
-        f"{network}, without training", tuple(lines), dense, "thousands of bytes of the file"
-    )
+        folded = str(row["network"]).endswith(_FOLDED)
+        accuracy = float(str(row["accuracy"]))
+        if str(row["network"]).removesuffix(_FOLDED) != network:
+            continue
+        if row["way"] == "dense":
+            level = accuracy if level is None else level
+            continue
+        name = _NAMES[str(row["way"])] + (", batch norms folded" if folded else "")
+        point = float(str(row["bytes"])) / 1000, accuracy, float(str(row["standard_error"]))
+        ways.setdefault(name, []).append(point)
+    lines = []
+    for name, points in ways.items():
+        x, y, spread = zip(*sorted(points), strict=True)
+        lines.append(Line(name, x, y, spread))
+    return Panel(f"{network}, without training", tuple(lines), level)
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:

@@ -129,12 +129,13 @@ def tensorly_cp(network: nn.Module, share: float, experiment: Any) -> nn.Module:
     import tensorly
     from tensorly.decomposition import parafac
 
-    tensorly.set_backend("pytorch")
     kept = share_of_layers(network, share)
     for name, layer in convolutions(network):
         weight = layer.weight.detach()
         rank = max(1, int(kept * weight.numel() / sum(weight.shape)))
-        scale, (outputs, inputs, rows, columns) = parafac(weight, rank, init="svd", n_iter_max=100)
+        with tensorly.backend_context("pytorch"):
+            made = parafac(weight, rank, init="svd", n_iter_max=100)
+        scale, (outputs, inputs, rows, columns) = made
         (height, width), (down, right) = layer.kernel_size, layer.stride
         first = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
         second = nn.Conv2d(
@@ -158,14 +159,13 @@ def tensorly_tucker(network: nn.Module, share: float, experiment: Any) -> nn.Mod
     import tensorly
     from tensorly.decomposition import partial_tucker
 
-    tensorly.set_backend("pytorch")
-
     def at(removed: float) -> nn.Module:
         small = copy.deepcopy(network)
         for name, layer in convolutions(network):
             ranks = [max(1, round((1 - removed) * size)) for size in layer.weight.shape[:2]]
             weight = layer.weight.detach()
-            (core, (outputs, inputs)), _ = partial_tucker(weight, rank=ranks, modes=[0, 1])
+            with tensorly.backend_context("pytorch"):
+                (core, (outputs, inputs)), _ = partial_tucker(weight, rank=ranks, modes=[0, 1])
             first = nn.Conv2d(layer.in_channels, ranks[1], 1, bias=False)
             middle = nn.Conv2d(
                 ranks[1], ranks[0], layer.kernel_size, layer.stride, layer.padding, bias=False
