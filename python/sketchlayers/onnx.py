@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,8 +26,7 @@ _PACKAGES = ("onnx", "onnxscript")
 _MOST_BITS = 8
 """Of numbers that are written as such: with more the weight is written in floating point."""
 _FOUR_BITS = 4
-"""Up to these a number takes half a byte, a type that ONNX has from `_OPSET_OF_FOUR_BITS` on."""
-_OPSET_OF_FOUR_BITS = 21
+"""Up to these a number takes half a byte."""
 _NEAR = 1e-5
 """Of its largest entry, what a weight may be off for its whole numbers to be written instead."""
 
@@ -50,10 +49,10 @@ def export_onnx(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, on the
             model's device. The first axis of those that share its size is the batch.
         path: of the file, which ends in ``.onnx``; weights are in it.
-        quantized: write rounded weights in one byte each, or in half a byte up to 4 bits (opset 21,
-            for ONNX Runtime from 1.20 on); those that a batch norm has been merged into, too. What
-            PyTorch computes ahead, as the weights of small hashed layers, and transposed
-            convolutions that a batch norm has been merged into are in floating point.
+        quantized: write rounded weights in one byte each, or in half a byte up to 4 bits; those
+            that a batch norm has been merged into, too. What PyTorch computes ahead, as the weights
+            of small hashed layers, and transposed convolutions that a batch norm has been merged
+            into are in floating point.
 
     Returns:
         The path.
@@ -81,7 +80,7 @@ def export_onnx(
             "compress(..., bits=8) makes them"
         )
     with evaluating(model):
-        proto = _exported(model, example_inputs, known).model_proto
+        proto = _exported(model, example_inputs).model_proto
         _write_numbers(proto, model, known)
     for node in proto.graph.node:  # lines of the program that each comes from, and folders of it
         del node.metadata_props[:]
@@ -108,13 +107,8 @@ def check_onnx(owner: str, path: Path) -> None:
         raise ValueError(f"{owner}: the file must end in .onnx (got {path})")
 
 
-def _exported(
-    model: nn.Module, inputs: Inputs, known: Mapping[str, Rounding]
-) -> torch.onnx.ONNXProgram:
+def _exported(model: nn.Module, inputs: Inputs) -> torch.onnx.ONNXProgram:
     """For batches of any size; for the size of the example where the model needs that."""
-    opset = None
-    if any(one.bits <= _FOUR_BITS for one in known.values()):
-        opset = _OPSET_OF_FOUR_BITS
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(inputs, Mapping):
@@ -125,11 +119,11 @@ def _exported(
     if size is not None:
         # PyTorch raises errors of many kinds where a model fixes the size, or fixes it as well.
         with contextlib.suppress(Exception):
-            program = _with_any_batch(model, args, kwargs, size, opset)
+            program = _with_any_batch(model, args, kwargs, size)
             if any(not isinstance(axis, int) for axis in _axes(program)):
                 return program
     try:
-        program = _by_torch(model, args, kwargs, None, opset)
+        program = _by_torch(model, args, kwargs, None)
     except Exception as error:
         raise RuntimeError(
             f"export_onnx: PyTorch cannot export this model ({type(error).__name__}: "
@@ -162,7 +156,6 @@ def _with_any_batch(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     size: int,
-    opset: int | None,
 ) -> torch.onnx.ONNXProgram:
     batch = torch.export.Dim("batch")
 
@@ -178,7 +171,7 @@ def _with_any_batch(
     shapes = {key: shape(one) for key, one in kwargs.items()} or tuple(map(shape, args))
     args = tuple(map(enough, args))
     kwargs = {key: enough(one) for key, one in kwargs.items()}
-    return _by_torch(model, args, kwargs, shapes, opset)
+    return _by_torch(model, args, kwargs, shapes)
 
 
 def _by_torch(
@@ -186,7 +179,6 @@ def _by_torch(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     shapes: Any,
-    opset: int | None,
 ) -> torch.onnx.ONNXProgram:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how PyTorch does it
@@ -197,7 +189,6 @@ def _by_torch(
             dynamo=True,
             verbose=False,
             dynamic_shapes=shapes,
-            opset_version=opset,
         )
     assert program is not None
     return program
@@ -223,9 +214,9 @@ def _write_numbers(proto: onnx.ModelProto, model: nn.Module, known: Mapping[str,
             numbers = _numbers_of(written if named else written.T, parameter, rounding)
             if numbers is not None:
                 graph.initializer.remove(initializer)
-                tensors, steps = _formed(initializer, numbers, rounding.bits, transposed=not named)
-                graph.initializer.extend(tensors)
-                nodes += steps
+                steps = _formed(initializer, numbers, rounding.bits, transposed=not named)
+                graph.initializer.extend(steps.tensors)
+                nodes += steps.nodes
                 computed = [one for one in computed if one is not initializer]
                 break
     rest = list(graph.node)
@@ -261,59 +252,83 @@ def _numbers_of(written: Tensor, parameter: Tensor, rounding: Rounding) -> _Numb
     return _Numbers(integers, scale) if off <= eps * there.abs().max() else None
 
 
+class _Steps:
+    """Tensors, and nodes that compute a tensor from them, with names that begin like its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tensors: list[onnx.TensorProto] = []
+        self.nodes: list[onnx.NodeProto] = []
+
+    def constant(self, value: Tensor, name: str) -> str:
+        """Adds a tensor; returns its name."""
+        from onnx import numpy_helper
+
+        name = f"{self.name}.{name}"
+        self.tensors.append(numpy_helper.from_array(value.numpy(), name))
+        return name
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Adds a node; returns the name of its output."""
+        from onnx import helper
+
+        output = f"{self.name}.step{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def reshaped(self, value: str, shape: Sequence[int], name: str) -> str:
+        """Adds a node that gives a value a shape; returns the name of its output."""
+        return self.node("Reshape", value, self.constant(torch.tensor(shape), name))
+
+
 def _formed(
     initializer: onnx.TensorProto, numbers: _Numbers, bits: int, *, transposed: bool
-) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
-    """Tensors, and the nodes that form a weight, of its name, from them."""
-    from onnx import TensorProto, helper, numpy_helper
+) -> _Steps:
+    """The steps that form a weight from its whole numbers."""
+    from onnx import TensorProto
 
-    name, nodes = initializer.name, []
+    steps = _Steps(initializer.name)
     integers, scale = numbers
     dims = tuple(initializer.dims)[::-1] if transposed else tuple(initializer.dims)
     one_group = integers.shape[1] == 1
     if one_group:
         integers = integers.reshape(dims)
         scale = scale.reshape(-1, *[1] * (integers.dim() - 1))
-    shape = list(integers.shape)
-
-    def then(kind: str, inputs: list[str], step: str, **attributes: Any) -> str:
-        """Adds a node; returns the name of its output."""
-        nodes.append(helper.make_node(kind, inputs, [f"{name}.{step}"], **attributes))
-        return f"{name}.{step}"
-
-    tensors = []
-    if bits <= _FOUR_BITS:  # the odd numbers, counted from the first on
-        most = largest_integer(bits)
-        packed = _in_half_bytes((integers + most) // 2)
-        numbers_there = helper.make_tensor(
-            f"{name}.numbers", TensorProto.UINT4, shape, packed, raw=True
-        )
-        middle = numpy_helper.from_array(torch.tensor(most / 2).numpy(), f"{name}.middle")
-        tensors += [numbers_there, middle]
-        value = then("Cast", [numbers_there.name], "float", to=TensorProto.FLOAT)
-        value, scale = then("Sub", [value, middle.name], "centred"), 2 * scale
+    if bits <= _FOUR_BITS:
+        value, scale = _of_half_bytes(steps, integers, largest_integer(bits)), 2 * scale
     else:
-        array = integers.to(torch.int8).numpy()
-        tensors.append(numpy_helper.from_array(array, f"{name}.numbers"))
-        value = then("Cast", [tensors[-1].name], "float", to=TensorProto.FLOAT)
-    tensors.append(numpy_helper.from_array(scale.numpy(), f"{name}.scale"))
-    value = then("Mul", [value, tensors[-1].name], "scaled")
+        value = steps.constant(integers.to(torch.int8), "numbers")
+        value = steps.node("Cast", value, to=TensorProto.FLOAT)
+    value = steps.node("Mul", value, steps.constant(scale, "scale"))
     if initializer.data_type != TensorProto.FLOAT:
-        value = then("Cast", [value], "cast", to=initializer.data_type)
+        value = steps.node("Cast", value, to=initializer.data_type)
     if not one_group:
-        form = torch.tensor(dims, dtype=torch.int64).numpy()
-        tensors.append(numpy_helper.from_array(form, f"{name}.shape"))
-        value = then("Reshape", [value, tensors[-1].name], "shaped")
+        value = steps.reshaped(value, dims, "shape")
     if transposed:
-        then("Transpose", [value], "transposed", perm=[1, 0])
-    nodes[-1].output[0] = name
-    return tensors, nodes
+        steps.node("Transpose", value, perm=[1, 0])
+    steps.nodes[-1].output[0] = initializer.name
+    return steps
 
 
-def _in_half_bytes(numbers: Tensor) -> bytes:
-    """Numbers below 16, two in a byte, the first in its lower half."""
-    flat = numbers.flatten().to(torch.uint8)
-    pairs = torch.zeros(2 * math.ceil(len(flat) / 2), dtype=torch.uint8)
-    pairs[: len(flat)] = flat
-    low, high = pairs.view(-1, 2).unbind(1)
-    return (low | high << 4).numpy().tobytes()
+def _of_half_bytes(steps: _Steps, integers: Tensor, most: int) -> str:
+    """Halves of the odd numbers up to ``most``, from two in a byte; returns the name.
+
+    The lower halves of the bytes are the first half of the numbers, counted from the smallest on.
+    ONNX has a type of four bits, but ONNX Runtime before 1.24 no `Cast` of it.
+    """
+    from onnx import TensorProto
+
+    count, half = integers.numel(), math.ceil(integers.numel() / 2)
+    places = torch.zeros(2 * half, dtype=torch.uint8)
+    places[:count] = ((integers.flatten() + most) // 2).to(torch.uint8)
+    low, high = places.view(2, half)
+    both = steps.node("Cast", steps.constant(low | high << 4, "numbers"), to=TensorProto.FLOAT)
+    sixteen = steps.constant(torch.tensor(16.0), "sixteen")
+    upper = steps.node("Floor", steps.node("Div", both, sixteen))
+    lower = steps.node("Sub", both, steps.node("Mul", upper, sixteen))
+    value = steps.node("Concat", lower, upper, axis=0)
+    if count < 2 * half:
+        begin = steps.constant(torch.tensor([0]), "begin")
+        value = steps.node("Slice", value, begin, steps.constant(torch.tensor([count]), "end"))
+    value = steps.reshaped(value, tuple(integers.shape), "shape of numbers")
+    return steps.node("Sub", value, steps.constant(torch.tensor(most / 2), "middle"))

@@ -72,7 +72,7 @@ def test_every_number_of_bits(bits: int, tmp_path: Path) -> None:
     small = rounded(network(), bits, "tucker2", rate=0.5)
     path = sketchlayers.export_onnx(small, images(), tmp_path / "s.onnx", quantized=True)
     own = {name: one.bits for name, one in roundings(small)}
-    kinds = {True: onnx.TensorProto.UINT4, False: onnx.TensorProto.INT8}
+    kinds = {True: onnx.TensorProto.UINT8, False: onnx.TensorProto.INT8}
     assert numbers(path) == {name: kinds[few <= 4] for name, few in own.items()}
     assert_same(small, path, images(1), images(7))
 
