@@ -314,7 +314,7 @@ def _of_half_bytes(steps: _Steps, integers: Tensor, most: int) -> str:
     """Halves of the odd numbers up to ``most``, from two in a byte; returns the name.
 
     The lower halves of the bytes are the first half of the numbers, counted from the smallest on.
-    ONNX has a type of four bits, but ONNX Runtime before 1.24 no `Cast` of it.
+    ONNX has a type of four bits, but ONNX Runtime 1.22 no `Cast` of it.
     """
     from onnx import TensorProto
 
