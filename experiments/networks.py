@@ -176,9 +176,10 @@ def _stage(blocks: int, inputs: int, outputs: int) -> nn.Sequential:
 def with_small_stem(network: models.ResNet) -> models.ResNet:
     """The network with a first layer for images of 32x32: 3x3, stride 1, and no pooling after it.
 
-    It is changed in place; the new layer's weights are random.
+    It is changed in place; the new layer's weights are drawn as torchvision draws the others'.
     """
     network.conv1 = conv3x3(3, network.conv1.out_channels)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
     return network
 
@@ -195,9 +196,7 @@ def mobilenet_v2(num_classes: int = 1000, *, dropout: float = 0.2) -> nn.Module:
 
 def resnet18_small_stem(num_classes: int = 10) -> nn.Module:
     """Torchvision's ResNet-18 for images of 32x32: ``(N, 3, 32, 32)`` to ``(N, num_classes)``."""
-    network = with_small_stem(models.resnet18(num_classes=num_classes))
-    _kaiming(network)
-    return network
+    return with_small_stem(models.resnet18(num_classes=num_classes))
 
 
 CIFAR_RESNETS: dict[str, Callable[..., nn.Module]] = {

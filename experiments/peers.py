@@ -6,10 +6,12 @@ r"""Sets other packages beside `sketchlayers.compress`, on the same network, wit
 
 Parameters, bytes of the file, top-1 accuracy, milliseconds an image, seconds to make, and lines of
 Python that a user writes (trained/peers.py). A package that is not installed is named and left out;
-``pip install ".[peers]"`` brings them. Rows that the CSV file has are not made again.
+``pip install ".[peers]"`` brings them. What the CSV file has is not made again, so that a command
+that was stopped goes on with the next size. A package that fails has its error in its row.
 
-An image's time is that of one call with one image, on one thread, all networks of a row's size in
-turn: medians. Bytes are those of a file of `torch.save`, for our networks of `save`.
+An image's time is that of one call with one image, on one thread, all networks of a size that are
+made in one run in turn: medians. Bytes are those of a file of `torch.save`, for our networks of
+`save`.
 """
 
 from __future__ import annotations
@@ -98,12 +100,9 @@ def measure(experiment: Experiment, rate: float, peers: Sequence[Peer]) -> Itera
                 **accuracies(experiment.found(network), found),
             }
         yield {
-            "network": args.network,
-            "data": args.label or args.data,
+            **_key(args, name, 1.0 if name == DENSE else rate),
             "images": len(experiment.labels),
             "calibration_images": len(experiment.calibration.labels),
-            "peer": name,
-            "rate": 1 if name == DENSE else rate,
             **dict.fromkeys(("parameters", "bytes", "accuracy", "difference", "standard_error")),
             **dict.fromkeys(("milliseconds", "seconds", "lines", "note")),
             **measured,
@@ -113,14 +112,20 @@ def measure(experiment: Experiment, rate: float, peers: Sequence[Peer]) -> Itera
         }
 
 
+def _key(args: argparse.Namespace, peer: str, rate: float) -> Row:
+    """What tells a row from others."""
+    data = args.label or args.data
+    return {"network": args.network, "data": data, "peer": peer, "rate": rate}
+
+
 def file_bytes(network: nn.Module, *, ours: bool) -> int:
     """Of the file that a user would keep."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.safetensors"
         if ours:
             save(network, path)
-        else:
-            torch.save(network.state_dict(), path)
+        else:  # copies, since a file has all that a tensor is a part of
+            torch.save({name: one.clone() for name, one in network.state_dict().items()}, path)
         return path.stat().st_size
 
 
@@ -182,6 +187,10 @@ def _run(args: argparse.Namespace) -> None:
         experiment = Experiment(args)
         for number, rate in enumerate(args.rates):
             own = [one for one in asked if one not in left_out and (one.rated or number == 0)]
+            done = {identity(row, KEY) for row in rows if row["accuracy"]}
+            own = [one for one in own if identity(_key(args, one.name, rate), KEY) not in done]
+            if not own:
+                continue
             made = list(measure(experiment, rate, own))
             replaced = {identity(row, KEY) for row in made}
             rows = [*(row for row in rows if identity(row, KEY) not in replaced), *made]

@@ -106,12 +106,13 @@ def plot_sizes(panels: Sequence[Panel], path: Path, *, lowest: float | None = No
         len(panels), 1, figsize=(7.5, 4.2 * len(panels)), squeeze=False, layout="constrained"
     )
     for axes, panel in zip(grid.flat, panels, strict=True):
-        for number, line in enumerate(panel.lines):
+        colours = _colours(len(panel.lines))
+        for number, (line, colour) in enumerate(zip(panel.lines, colours, strict=True)):
             axes.errorbar(
                 line.x,
                 line.y,
                 line.spread,
-                color=_COLOURS[number % len(_COLOURS)],
+                color=colour,
                 marker="os"[number // len(_COLOURS) % 2],
                 markersize=4,
                 capsize=2,

@@ -202,7 +202,7 @@ def fasterai_svd(network: nn.Module, share: float, experiment: Any) -> nn.Module
 
 
 def torch_pruning(network: nn.Module, share: float, experiment: Any) -> nn.Module:
-    """Torch-Pruning: whole channels of least L2 norm, over all layers."""
+    """Torch-Pruning: the channels of least L2 norm of every layer that it can take."""
     import torch_pruning as tp
 
     example = next(iter(experiment.calibration))[:1]

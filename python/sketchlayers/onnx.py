@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,7 +60,7 @@ def export_onnx(
     Raises:
         ImportError: onnx or onnxscript is not installed.
         RuntimeError: PyTorch cannot export the model.
-        ValueError: another ending, or ``quantized`` of a model without rounded weights.
+        ValueError: another ending, or ``quantized`` of a model without weights in 8 bits or fewer.
 
     Warns:
         UserWarning: the model works for batches of the example's size alone, and so does the file.
@@ -73,11 +73,11 @@ def export_onnx(
     """
     path = Path(path)
     check_onnx("export_onnx", path)
-    known = dict(roundings(model)) if quantized else {}
+    known = few_bits(model) if quantized else {}
     if quantized and not known:
         raise ValueError(
-            "export_onnx: quantized=True must have a model with rounded weights (got none); "
-            "compress(..., bits=8) makes them"
+            "export_onnx: quantized=True must have a model with weights rounded to 8 bits or fewer "
+            "(got none); compress(..., bits=8) makes them"
         )
     with evaluating(model):
         proto = _exported(model, example_inputs).model_proto
@@ -87,6 +87,11 @@ def export_onnx(
     with written_whole(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
     return path
+
+
+def few_bits(model: nn.Module) -> dict[str, Rounding]:
+    """The parameters that a file can have whole numbers of, by name, and how they follow."""
+    return {name: one for name, one in roundings(model) if one.bits <= _MOST_BITS}
 
 
 def check_onnx(owner: str, path: Path) -> None:
@@ -107,23 +112,44 @@ def check_onnx(owner: str, path: Path) -> None:
         raise ValueError(f"{owner}: the file must end in .onnx (got {path})")
 
 
+class _Arguments(NamedTuple):
+    """Of a call of a model."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> _Arguments:
+        """What example inputs stand for."""
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        return cls((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
+
+    def batch_size(self) -> int | None:
+        """Of the first tensor with an axis."""
+        for one in (*self.args, *self.kwargs.values()):
+            if isinstance(one, Tensor) and one.dim():
+                return len(one)
+        return None
+
+    def each(self, change: Callable[[Any], Any]) -> _Arguments:
+        """What becomes of every argument."""
+        args = tuple(map(change, self.args))
+        return _Arguments(args, {name: change(one) for name, one in self.kwargs.items()})
+
+
 def _exported(model: nn.Module, inputs: Inputs) -> torch.onnx.ONNXProgram:
     """For batches of any size; for the size of the example where the model needs that."""
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(inputs, Mapping):
-        kwargs = dict(inputs)
-    else:
-        args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    size = _batch_size(args, kwargs)
+    call = _Arguments.of(inputs)
+    size = call.batch_size()
     if size is not None:
         # PyTorch raises errors of many kinds where a model fixes the size, or fixes it as well.
         with contextlib.suppress(Exception):
-            program = _with_any_batch(model, args, kwargs, size)
+            program = _with_any_batch(model, call, size)
             if any(not isinstance(axis, int) for axis in _axes(program)):
                 return program
     try:
-        program = _by_torch(model, args, kwargs, None)
+        program = _by_torch(model, call)
     except Exception as error:
         raise RuntimeError(
             f"export_onnx: PyTorch cannot export this model ({type(error).__name__}: "
@@ -137,26 +163,13 @@ def _exported(model: nn.Module, inputs: Inputs) -> torch.onnx.ONNXProgram:
     return program
 
 
-def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-    """Of the first tensor with an axis."""
-    for one in (*args, *kwargs.values()):
-        if isinstance(one, Tensor) and one.dim():
-            return len(one)
-    return None
-
-
 def _axes(program: torch.onnx.ONNXProgram) -> Iterator[object]:
     """Sizes of the inputs' axes; of those that are open, no number."""
     for one in program.model.graph.inputs:
         yield from one.shape or ()
 
 
-def _with_any_batch(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    size: int,
-) -> torch.onnx.ONNXProgram:
+def _with_any_batch(model: nn.Module, call: _Arguments, size: int) -> torch.onnx.ONNXProgram:
     batch = torch.export.Dim("batch")
 
     def in_batch(one: Any) -> bool:
@@ -168,27 +181,22 @@ def _with_any_batch(
     def shape(one: Any) -> dict[int, Any] | None:
         return {0: batch} if in_batch(one) else None
 
-    shapes = {key: shape(one) for key, one in kwargs.items()} or tuple(map(shape, args))
-    args = tuple(map(enough, args))
-    kwargs = {key: enough(one) for key, one in kwargs.items()}
-    return _by_torch(model, args, kwargs, shapes)
+    shapes = call.each(shape)
+    return _by_torch(model, call.each(enough), shapes.kwargs or shapes.args)
 
 
 def _by_torch(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    shapes: Any,
+    model: nn.Module, call: _Arguments, dynamic_shapes: Any = None
 ) -> torch.onnx.ONNXProgram:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how PyTorch does it
         program = torch.onnx.export(
             model,
-            args,
-            kwargs=kwargs,
+            call.args,
+            kwargs=call.kwargs,
             dynamo=True,
             verbose=False,
-            dynamic_shapes=shapes,
+            dynamic_shapes=dynamic_shapes,
         )
     assert program is not None
     return program
@@ -232,12 +240,12 @@ class _Numbers(NamedTuple):
 
 
 def _numbers_of(written: Tensor, parameter: Tensor, rounding: Rounding) -> _Numbers | None:
-    """What a weight of the file is made of; None where it is not, or has too many bits.
+    """What a weight of the file is made of; None where it is not.
 
     It may be the parameter times a factor for each row, as a batch norm is merged into it.
     """
     integers = rounding.integers(parameter)
-    if integers is None or rounding.bits > _MOST_BITS or written.shape != parameter.shape:
+    if integers is None or written.shape != parameter.shape:
         return None
     rows, groups = rows_of(parameter.shape), rounding.scale.shape[1]
     blocks = rows // len(rounding.scale)

@@ -44,6 +44,8 @@ def test_a_row_for_each_package(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert eight < 0.5 * int(by_name["ours, auto"]["bytes"])
     assert int(by_name["ours, auto"]["lines"]) < int(by_name["tensorly, CP"]["lines"])
     assert plot.stat().st_size > 0
+    assert peers.main([*command, "--peers", *names]) == 0
+    assert read(tmp_path / "results.csv") == rows  # nothing is made again
     capsys.readouterr()
     assert peers.main([f"--csv={tmp_path / 'results.csv'}", "--show", "--markdown"]) == 0
     assert "| tensorly, CP |" in capsys.readouterr().out

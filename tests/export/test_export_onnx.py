@@ -207,8 +207,9 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     x = torch.randn(2, 4)
     with pytest.raises(ValueError, match=r"export_onnx: the file must end in \.onnx"):
         sketchlayers.export_onnx(nn.Linear(4, 4), x, tmp_path / "s.pb")
-    with pytest.raises(ValueError, match="must have a model with rounded weights"):
-        sketchlayers.export_onnx(nn.Linear(4, 4), x, tmp_path / "s.onnx", quantized=True)
+    for model in (nn.Linear(4, 4), rounded(nn.Linear(4, 4), 12)):
+        with pytest.raises(ValueError, match="must have a model with weights rounded to 8 bits"):
+            sketchlayers.export_onnx(model, x, tmp_path / "s.onnx", quantized=True)
     with pytest.raises(RuntimeError, match="export_onnx: PyTorch cannot export this model"):
         sketchlayers.export_onnx(Unexportable(), x, tmp_path / "s.onnx")
     assert not list(tmp_path.iterdir())

@@ -40,8 +40,7 @@ from sketchlayers.compression.calibration.calibration import Calibration
 from sketchlayers.compression.candidates.sweep import Sweep
 from sketchlayers.compression.finishing.refine import Refinement
 from sketchlayers.methods import Method
-from sketchlayers.nn._rounding import roundings
-from sketchlayers.onnx import export_onnx
+from sketchlayers.onnx import export_onnx, few_bits
 from sketchlayers.reports.report import Report
 
 __all__ = ["add_arguments", "run"]
@@ -163,8 +162,7 @@ def _write(
         example = example_input(model, size)
         assert example is not None
         path = file_of(args.onnx, rate)
-        rounded = any(True for _ in roundings(model))
-        export_onnx(model, example, path, quantized=rounded)
+        export_onnx(model, example, path, quantized=bool(few_bits(model)))
         tell(written(path))
     return opening
 
