@@ -134,7 +134,7 @@ def tensorly_cp(network: nn.Module, share: float, experiment: Any) -> nn.Module:
         weight = layer.weight.detach()
         rank = max(1, int(kept * weight.numel() / sum(weight.shape)))
         with tensorly.backend_context("pytorch"):
-            made = parafac(weight, rank, init="svd", n_iter_max=100)
+            made = parafac(weight, rank, init="svd", random_state=experiment.args.seed)
         scale, (outputs, inputs, rows, columns) = made
         (height, width), (down, right) = layer.kernel_size, layer.stride
         first = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
