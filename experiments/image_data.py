@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -120,15 +120,30 @@ def _decoded(path: str, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after zero padding (pixels on every side) and random mirroring."""
+    """Random crop and random mirroring.
+
+    Attributes:
+        padding: pixels of zeros on every side of an image before it is cropped.
+        flip: whether to mirror.
+        crop_scale: in place of padding, crop at least this share of the image's area in a random
+            shape, and resize it (Szegedy et al., CVPR 2015, section 6); None pads.
+        size: height and width of what is cropped; None takes those of the images.
+    """
 
     padding: int = 4
     flip: bool = True
+    crop_scale: float | None = None
+    size: int | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Augments every image of ``(N, C, H, W)`` on its own, drawing from torch's generator."""
-        flip = v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)
-        augment = v2.Compose([v2.RandomCrop(pixels.shape[2:], padding=self.padding), flip])
+        size = list(pixels.shape[2:]) if self.size is None else [self.size, self.size]
+        crop = (
+            v2.RandomCrop(size, padding=self.padding)
+            if self.crop_scale is None
+            else v2.RandomResizedCrop(size, scale=(self.crop_scale, 1.0))
+        )
+        augment = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)])
         return torch.stack([augment(image) for image in pixels])
 
 
@@ -302,6 +317,9 @@ class DataSet:
             "test_images": len(self.test),
             "classes": len(self.classes),
             "size": self.size,
+            "crop_scale": self.augmentation.crop_scale,
+            "train_size": self.augmentation.size or self.size,
+            "normalisation": asdict(self.normalisation),
             "streamed": self.streamed,
             "held_out": self.held_out,
         }
@@ -316,6 +334,8 @@ def load(
     test_subset: int | None = None,
     held_out: int | None = None,
     stream: bool | None = None,
+    crop_scale: float | None = None,
+    train_size: int | None = None,
 ) -> DataSet:
     """Reads a data set that lies on this machine; nothing is downloaded.
 
@@ -329,15 +349,27 @@ def load(
             over the classes: settings can be chosen by them, and the test images stay unseen.
         stream: decode folders of images again in every epoch instead of once into memory; None
             decides by the memory needed.
+        crop_scale: as in `Augmentation`.
+        train_size: height and width of the images to train on, which crops make them; None means
+            `size`. Objects in resized crops are larger, so that a larger size suits the test
+            (Touvron et al., NeurIPS 2019).
 
     Raises:
         DataError: if files are missing or unreadable; the message names them.
-        ValueError: if a size is not positive or a subset is not within the data set.
+        ValueError: if a size is not positive, a share of the area not in (0, 1], or a subset is
+            not within the data set.
     """
     reader = _reader(name)
     size = reader.size if size is None else size
     if size < 1:
         raise ValueError(f"{name}: size must be at least 1 (got {size})")
+    if crop_scale is not None and not 0 < crop_scale <= 1:
+        raise ValueError(f"{name}: crop_scale must be in (0, 1] (got {crop_scale})")
+    if train_size is not None and train_size > size and crop_scale is None:
+        raise ValueError(
+            f"{name}: train_size must be at most the size {size}, or crop_scale be given "
+            f"(got {train_size})"
+        )
     train = read_split(name, root, train=True)
     if held_out is None:
         train = _cut(name, train, subset)
@@ -362,7 +394,7 @@ def load(
         test,
         size,
         Normalisation.of(some.pixels),
-        Augmentation(padding=size // 8, flip=reader.flip),
+        Augmentation(size // 8, reader.flip, crop_scale, train_size),
         held_out=held_out is not None,
     )
 

@@ -72,6 +72,15 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--root": {"type": Path, "help": "folder with the data set's files"},
     "--label": {"help": "what figures call the data set"},
     "--size": {"type": positive, "help": "height and width of images (default: the network's)"},
+    "--crop-scale": {
+        "type": float,
+        "help": "crop training images at random to at least this share of their area and resize "
+        "them (default: crop after padding with zeros)",
+    },
+    "--train-size": {
+        "type": positive,
+        "help": "height and width of the crops to train on (default: those of the test images)",
+    },
     "--subset": {"type": int, "help": "number of training images, evenly over classes"},
     "--test-subset": {"type": int, "help": "the same for test images"},
     "--held-out": {
@@ -100,7 +109,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 def load_data(args: argparse.Namespace, network: str) -> DataSet:
     """The data set that the options describe, in the size that a network is made for."""
-    names = ("subset", "test_subset", "held_out")
+    names = ("subset", "test_subset", "held_out", "crop_scale", "train_size")
     given = {name: getattr(args, name) for name in names if name in args}
     size = args.size or IMAGE_SIZES.get(network)
     return load(args.data, args.root, size=size, stream=args.stream or None, **given)

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     root = documented_parser(__doc__)
     data = root.add_argument_group("data")
     add_options(data, "--data", "--root", "--size", "--subset", "--test-subset", data="digits")
-    add_options(data, "--held-out", "--stream", "--label")
+    add_options(data, "--held-out", "--stream", "--label", "--crop-scale", "--train-size")
     network = root.add_argument_group("network")
     add_options(network, "--network", "--width", "--dropout", network="ninn")
     network.add_argument("--no-batch-norm", dest="batch_norm", action="store_false")

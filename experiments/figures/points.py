@@ -60,14 +60,16 @@ def is_done(job: Job, data: DataSet) -> bool:
     file = job.folder.summary
     if not file.exists():
         return False
-    here = {
+    here: dict[str, Any] = {
         "network": asdict(job.spec),
         "recipe": asdict(job.recipe),
         "data": data.describe(),
     }
+    here = json.loads(json.dumps(here))
     # What a summary does not have yet was as it is by default.
-    usual = {"network": asdict(NetworkSpec()), "recipe": asdict(Recipe()), "data": {}}
-    now = _flat(json.loads(json.dumps(here)))
+    plain = {key: here["data"][key] for key in ("crop_scale", "train_size", "normalisation")}
+    usual = {"network": asdict(NetworkSpec()), "recipe": asdict(Recipe()), "data": plain}
+    now = _flat(here)
     try:
         summary = json.loads(file.read_text())
         then = _flat({part: usual[part] | summary[part] for part in usual})

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,8 @@ def load(name: str, weights: Path | str | None = None, *, random: int | None = N
         name: of the table above, or of a classifier of torchvision.
         weights: a safetensors file, or one of `torch.save` with a state dict, alone or as
             ``state_dict``, ``model_state_dict``, ``model`` or ``network`` of a checkpoint; names
-            may begin with ``module.``. None takes those of a package, if there is one.
+            may begin with ``module.``. Checkpoints of train.py also say what images the network
+            expects. None takes the weights of a package, if there is one.
         random: a seed: draw random weights for 1,000 classes (CIFAR: 10) instead.
 
     Returns:
@@ -113,7 +115,8 @@ def load(name: str, weights: Path | str | None = None, *, random: int | None = N
             if definition.weights is None:
                 raise WeightsError(f"weights: {name} needs a file (got none)")
             weights = definition.weights()
-        values = read_state_dict(Path(weights))
+        content = read_weights(Path(weights))
+        values = state_dict_in(content, Path(weights))
         output = f"{definition.output}.weight"
         if output not in values:
             raise WeightsError(f"weights: those of {name} have a tensor {output} (got none)")
@@ -122,6 +125,7 @@ def load(name: str, weights: Path | str | None = None, *, random: int | None = N
         if _has_small_stem(network, values):
             definition = replace(definition, size=32)
             network = with_small_stem(network)
+        definition = _as_trained(definition, content)
         _load_into(network, name, values)
     network.eval()
     return Trained(network, classes, definition.size, definition.normalisation)
@@ -132,22 +136,39 @@ def with_batch_norms_folded(trained: Trained) -> Trained:
     return replace(trained, network=fuse(trained.network))
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, without ``module.`` in front of their names.
+def read_weights(path: Path) -> Any:
+    """What is in a file of weights.
 
     Raises:
-        WeightsError: the file is missing or has no weights.
+        WeightsError: the file is missing or unreadable.
     """
     try:
-        content = read(path, trust=False)
+        return read(path, trust=False)
     except (OSError, ValueError) as error:
         raise WeightsError(f"weights: {error}") from error
+
+
+def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """The weights among what is in a file, without ``module.`` in front of their names.
+
+    Raises:
+        WeightsError: there are none.
+    """
     for inner in _INNER_NAMES:
         if isinstance(content, Mapping) and isinstance(content.get(inner), Mapping):
             content = content[inner]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(f"weights: {path} must hold a state dict (got something else)")
     return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _as_trained(definition: Definition, content: Any) -> Definition:
+    """The definition with the size and the normalisation of a checkpoint of train.py."""
+    arguments = content.get("arguments") if isinstance(content, Mapping) else None
+    if not isinstance(arguments, Mapping) or "data.normalisation" not in arguments:
+        return definition
+    normalisation = Normalisation(**arguments["data.normalisation"])
+    return replace(definition, size=arguments["data.size"], normalisation=normalisation)
 
 
 def efficientnet_lite0(classes: int = 1000) -> nn.Module:

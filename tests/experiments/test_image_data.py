@@ -294,6 +294,11 @@ def test_bad_sizes_are_refused() -> None:
         load("digits", size=0)
     with pytest.raises(ValueError, match="data: must be one of digits, cifar10"):
         load("mnist")
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"crop_scale must be in \(0, 1\] \(got "):
+            load("digits", crop_scale=share)
+    with pytest.raises(ValueError, match=r"train_size must be at most the size 16, or .*got 20\)"):
+        load("digits", train_size=20)
 
 
 def test_images_that_are_held_out_are_training_images_outside_the_subset() -> None:
@@ -339,6 +344,31 @@ def test_augmentation_crops_and_mirrors_every_image_on_its_own() -> None:
         seen.add(matches[0])
     # 50 equally likely outcomes in 200 draws: all but a few turn up.
     assert len(seen) >= 40
+
+
+def test_resized_crops_have_the_size_asked_for_and_parts_of_their_image() -> None:
+    torch.manual_seed(0)
+    # Each image is a ramp, so that a part of it has a part of the values, in their order.
+    ramp = torch.arange(0, 240, 10, dtype=torch.uint8)
+    pixels = ramp.expand(32, 3, 24, 24)
+    cropped = Augmentation(flip=False, crop_scale=0.25, size=12)(pixels)
+    assert cropped.shape == (32, 3, 12, 12) and cropped.dtype == torch.uint8
+    rows = cropped[:, 0, 0].int()
+    assert (rows.diff() >= 0).all() and len({tuple(row.tolist()) for row in rows}) > 16
+    widths = rows[:, -1] - rows[:, 0]
+    assert 40 < widths.min() < 150 < widths.max() <= 230
+
+
+def test_images_to_train_on_may_have_another_size_than_those_to_test_on() -> None:
+    data = load("digits", crop_scale=0.5, train_size=12)
+    order = EpochOrder(len(data.train), 8, shuffle=True)
+    images, _ = next(
+        iter(Batches(data.train, order, data.normalisation, data.augmentation, size=16))
+    )
+    assert images.shape == (8, 3, 12, 12) and data.test.pixels.shape[2:] == (16, 16)
+    told = data.describe()
+    assert (told["size"], told["train_size"], told["crop_scale"]) == (16, 12, 0.5)
+    assert load("digits").describe()["train_size"] == 16
 
 
 def test_augmentation_can_be_switched_off() -> None:

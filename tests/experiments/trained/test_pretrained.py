@@ -9,10 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
+from common.runs import RunFolder
 from experiment import NetworkSpec, build
+from image_data import load
 from networks import Block, CifarResNet, count_parameters
 from trained import pretrained
 from trained.pretrained import WeightsError
+from training import Recipe, Trainer
 
 
 def with_prefix(network: nn.Module) -> dict[str, Tensor]:
@@ -64,6 +67,20 @@ def test_a_torchvision_resnet_with_a_stem_for_small_images(tmp_path: Path) -> No
     trained = pretrained.load("resnet18", tmp_path / "weights.pt")
     assert (trained.classes, trained.size) == (5, 32)
     assert torch.equal(trained.network(images), network(images))
+
+
+@pytest.mark.usefixtures("resnet8")
+def test_a_checkpoint_of_a_training_run_says_what_images_it_expects(tmp_path: Path) -> None:
+    data = load("digits", size=20, subset=40, test_subset=20)
+    network = CifarResNet(8)
+    Trainer(network, data, Recipe(epochs=1, batch_size=20), folder=RunFolder(tmp_path)).fit()
+    trained = pretrained.load("resnet8", tmp_path / "checkpoint.pt")
+    assert (trained.classes, trained.size) == (10, 20)
+    assert trained.normalisation == data.normalisation
+    pixels = data.test.in_memory(20).pixels
+    images = torch.cat(list(trained.pictures(data.test, "digits")))
+    torch.testing.assert_close(images, data.normalisation(pixels))
+    torch.testing.assert_close(trained.network(images), network.eval()(images))
 
 
 def test_googlenet_gets_the_input_that_it_was_trained_on(tmp_path: Path) -> None:
