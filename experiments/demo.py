@@ -35,9 +35,9 @@ from common.speed import (
     Speed,
     Step,
     measure_speeds,
-    one_thread,
     onnx_steps,
     pytorch_steps,
+    set_threads,
     training_steps,
 )
 from common.stopping import exit_code
@@ -318,7 +318,7 @@ class Demo:
 
     def _time_inference(self, results: Sequence[Result], *, exported: bool) -> None:
         networks = {result.name: result.network for result in results}
-        with one_thread(), heartbeat("timing"), torch.no_grad():
+        with set_threads(1), heartbeat("timing"), torch.no_grad():
             self._time("pytorch", results, pytorch_steps(networks, self.timed))
             if exported and self.world.device.type == "cpu":
                 with tempfile.TemporaryDirectory() as folder:
@@ -327,7 +327,7 @@ class Demo:
 
     def _time_training(self, results: Sequence[Result]) -> None:
         networks = {result.name: result.network for result in results}
-        with one_thread(), heartbeat("timing steps of training"):
+        with set_threads(1), heartbeat("timing steps of training"):
             self._time("training", results, training_steps(networks, self.timed))
 
     def _time(self, kind: str, results: Sequence[Result], steps: Mapping[str, Step] | None) -> None:

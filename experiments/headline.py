@@ -1,16 +1,18 @@
-r"""Measures what compression without training gives: parameters, file, accuracy, time of an image.
+r"""Measures what compression gives: parameters, file, multiply-adds, accuracy, time of an image.
 
     python experiments/headline.py --network resnet20 --weights FILE --data cifar10 --root DIR \
         --files DIR --csv headline.csv
-    python experiments/headline.py --csv headline.csv --show      # the table once more
+    python experiments/headline.py ... --methods auto --rates 0.3 0.15 --forms refined fine-tuned
+    python experiments/headline.py --csv headline.csv --show --png headline.png
 
-Networks are compressed by `sketchlayers.compress` with its defaults and saved in the folder of
---files, each with its report. What is there is not compressed again: a command that was stopped
-goes on where it was, and networks can be timed when the machine is idle. Rows of other networks in
-the CSV file stay.
+Networks are compressed by `sketchlayers.compress` with its defaults ("fitted"), with refine=True
+("refined"), or trained on with labels afterwards ("fine-tuned": three epochs unless --epochs says
+otherwise). They are saved in the folder of --files, each with its report. What is there is not made
+again: a command that was stopped goes on where it was, and networks can be timed when the machine
+is idle. Other rows of the CSV file stay.
 
-An image's time is that of one call with one image, on one thread, dense and compressed networks of
-a runtime in turn: medians.
+An image's time is that of one call with one image, on one thread and on two, dense and compressed
+networks of a runtime in turn: medians.
 """
 
 from __future__ import annotations
@@ -20,111 +22,176 @@ import copy
 import itertools
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+import image_data
 from common.distributed import alone
+from common.plots import Line, Panel, plot_sizes
 from common.runs import read_csv
-from common.speed import Speed, measure_speeds, one_thread, onnx_steps, pytorch_steps
+from common.speed import Speed, measure_speeds, onnx_steps, pytorch_steps, set_threads
 from common.stopping import exit_code
 from common.tables import Column, decimals, format_table, whole
 from networks import count_parameters
+from options import add_options
 from sketchlayers import load, save
 from sketchlayers._runtime.files import write_csv
 from sketchlayers.checkpoint import read_description
 from trained.pictures import accuracies
 from trained.results import Row, identity
 from trained.variants import quietly_compressed
+from training import Recipe, Trainer, recipe_of
 from zero_shot import Experiment, check
 from zero_shot import parser as zero_shot_parser
 
-METHODS = ("auto", "tucker2")
-RATES = (0.7, 0.5, 0.3)
-KEY = ("network", "data", "method", "rate")
-"""Columns that tell rows from each other; the dense network's method is "dense"."""
+METHODS = ("auto", "tucker2", "svd")
+RATES = (0.7, 0.5, 0.3, 0.15)
+FORMS = ("fitted", "refined", "fine-tuned")
+THREADS = (1, 2)
+KEY = ("network", "data", "method", "form", "rate")
+"""Columns that tell rows from each other; the dense network's method and form are "dense"."""
+_FINE_TUNING = Recipe(epochs=3, batch_size=128, lr=0.01, warmup=0.2)
+_POINTS_SHOWN = 20.0
+_RUNTIMES = {"pytorch": "PyTorch", "onnx": "ONNX Runtime"}
+
+
+class Size(NamedTuple):
+    """A network of the table."""
+
+    method: str
+    form: str
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """In names of files."""
+        form = "" if self.form in (self.method, FORMS[0]) else f"_{self.form}"
+        return f"{self.method}_{self.rate:g}{form}"
+
+
+DENSE = Size("dense", "dense", 1.0)
 
 
 class Headline(Experiment):
     """A network, its compressed forms, and images to test them on; errors are those of its base."""
 
     def rows(self) -> list[Row]:
-        """Compresses what is missing, then tests and times all."""
-        networks = {("dense", 1.0): self.trained.network}
-        files = {("dense", 1.0): save(self.trained.network, self._file("dense", 1.0))}
-        for method, rate in itertools.product(self.args.methods, self.args.rates):
-            files[method, rate] = file = self._compressed_file(method, rate)
-            networks[method, rate] = load(file, into=copy.deepcopy(self.trained.network)).eval()
-        names = {f"{method} {rate:g}": network for (method, rate), network in networks.items()}
+        """Makes what is missing, then tests and times all."""
+        sizes = itertools.product(self.args.methods, self.args.forms, self.args.rates)
+        files = {DENSE: save(self.trained.network, self._file(DENSE))}
+        files |= {size: self._made(size) for size in (Size(*size) for size in sizes)}
+        networks = {size: self._loaded(size) for size in files}
         print("timing ...", flush=True)
-        eager, exported = self._speeds(names)
+        times = [self._times(networks, threads) for threads in THREADS]
         rows = []
-        for (method, rate), network in networks.items():
-            name = f"{method} {rate:g}"
+        for size, network in networks.items():
+            report = _report(files[size]) or _report(list(files.values())[-1])
+            after = "before" if size is DENSE else "after"
             rows.append(
                 {
                     "network": self.args.network,
                     "data": self.args.label or self.args.data,
-                    "method": method,
-                    "rate": rate,
+                    **size._asdict(),
                     "images": len(self.labels),
-                    "calibration_images": 0 if method == "dense" else len(self.calibration.labels),
+                    "calibration_images": 0 if size is DENSE else len(self.calibration.labels),
                     "parameters": count_parameters(network),
-                    "file_bytes": files[method, rate].stat().st_size,
+                    "file_bytes": files[size].stat().st_size,
+                    "multiply_adds": report.get(f"multiply_adds_{after}"),
                     **accuracies(self.found(network), self._dense_found),
-                    "pytorch_ms": eager[name].milliseconds,
-                    "pytorch_speed": eager[name].times_as_fast,
-                    "onnx_ms": exported[name].milliseconds if exported else None,
-                    "onnx_speed": exported[name].times_as_fast if exported else None,
-                    "seconds": _seconds(files[method, rate]),
-                    "timing_threads": 1,
+                    **{key: value for own in times for key, value in own[size].items()},
+                    "seconds": None if size is DENSE else sum(report["seconds"].values()),
                     "note": self.args.note,
                     **self._circumstances,
                 }
             )
         return rows
 
-    def _file(self, method: str, rate: float) -> Path:
-        return self.args.files / f"{self.args.network}_{method}_{rate:g}.safetensors"
+    def _file(self, size: Size) -> Path:
+        return self.args.files / f"{self.args.network}_{size.name}.safetensors"
 
-    def _compressed_file(self, method: str, rate: float) -> Path:
-        """The saved network, made if it is not there."""
-        file = self._file(method, rate)
+    def _loaded(self, size: Size) -> nn.Module:
+        return load(self._file(size), into=copy.deepcopy(self.trained.network)).eval()
+
+    def _made(self, size: Size) -> Path:
+        """The file of a network, which is made if it is not there."""
+        file = self._file(size)
         if not file.exists():
-            print(f"compressing: {method} at {rate:g} ...", flush=True)
-            network, report = quietly_compressed(
-                self.trained.network,
-                method,
-                rate=rate,
-                calibration=self.calibration,
-                seed=self.args.seed,
-            )
-            save(network, file, reports=report)
+            if size.form == "fine-tuned":
+                network, reports = self._fine_tuned(size)
+            else:
+                print(f"compressing: {size.name} ...", flush=True)
+                network, reports = quietly_compressed(
+                    self.trained.network,
+                    size.method,
+                    rate=size.rate,
+                    calibration=self.calibration,
+                    refine=size.form == "refined",
+                    seed=self.args.seed,
+                )
+            save(network, file, reports=reports)
         return file
 
-    def _speeds(
-        self, networks: Mapping[str, nn.Module]
-    ) -> tuple[dict[str, Speed], dict[str, Speed] | None]:
-        """In PyTorch and in ONNX Runtime, on one image."""
+    def _fine_tuned(self, size: Size) -> tuple[nn.Module, Any]:
+        """The fitted network, trained on, and its report, whose seconds have those of training."""
+        fitted = self._made(size._replace(form="fitted"))
+        network = self._loaded(size._replace(form="fitted"))
+        print(f"fine-tuning: {size.name} ...", flush=True)
+        args, begin = self.args, time.perf_counter()
+        data = image_data.load(
+            args.data,
+            args.root,
+            size=args.size or self.trained.size,
+            test_subset=1,  # this network is tested with the others
+            crop_scale=args.crop_scale,
+        )
+        data = replace(data, normalisation=self.trained.normalisation)
+        outcome = Trainer(network, data, self._recipe(), name=size.name).fit()
+        if outcome.status != "finished":
+            raise ValueError(f"--lr: must be smaller (got {args.lr}, {outcome.status})")
+        report = dict(_report(fitted))
+        seconds = report["seconds"] | {"fine-tuning": time.perf_counter() - begin}
+        return network.eval(), [report | {"seconds": seconds}]
+
+    def _recipe(self) -> Recipe:
+        """That of fine-tuning; --batch-size is of tests and calibration."""
+        return recipe_of(self.args, batch_size=_FINE_TUNING.batch_size)
+
+    def _times(self, networks: Mapping[Size, nn.Module], threads: int) -> dict[Size, Row]:
+        """Columns with the milliseconds of one image, in PyTorch and in ONNX Runtime."""
         image = next(iter(self.measured))[:1].to(self.device)
         last = {
-            name: copy.deepcopy(network).to(memory_format=torch.channels_last)
-            for name, network in networks.items()
+            size.name: copy.deepcopy(network).to(memory_format=torch.channels_last)
+            for size, network in networks.items()
         }
-        timed = partial(measure_speeds, images=1, device=self.device, seconds=self.args.seconds)
-        with one_thread(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            eager = timed(pytorch_steps(last, image))
-            steps = onnx_steps(networks, image, Path(folder))
-            return eager, None if steps is None else timed(steps)
+        plain = {size.name: network for size, network in networks.items()}
+        rows: dict[Size, Row] = {size: {} for size in networks}
+        with set_threads(threads), tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            for runtime, steps in (
+                ("pytorch", pytorch_steps(last, image)),
+                ("onnx", onnx_steps(plain, image, Path(folder))),
+            ):
+                speeds: Mapping[str, Speed] = {}
+                if steps is not None:
+                    speeds = measure_speeds(steps, 1, self.device, self.args.seconds)
+                for size in networks:
+                    own = speeds.get(size.name)
+                    rows[size] |= {
+                        f"{runtime}_ms_{threads}": own.milliseconds if own else None,
+                        f"{runtime}_speed_{threads}": own.times_as_fast if own else None,
+                    }
+        return rows
 
 
-def _seconds(file: Path) -> float | None:
-    """That the compression of a saved network took; None for one that was not compressed."""
+def _report(file: Path) -> Any:
+    """Of the compression of a saved network, if it was compressed."""
     reports = read_description(file).reports
-    return sum(sum(report["seconds"].values()) for report in reports) if reports else None
+    return reports[-1] if reports else None
 
 
 def table(rows: Sequence[Mapping[str, str]], *, markdown: bool = False) -> str:
@@ -134,32 +201,69 @@ def table(rows: Sequence[Mapping[str, str]], *, markdown: bool = False) -> str:
         Column("kept", "rate and method", left=True),
         Column("parameters", "parameters", whole),
         Column("file_bytes", "file MB", lambda value: f"{float(str(value)) / 1e6:.2f}"),
+        Column("multiply_adds", "million multiply-adds", lambda value: f"{_millions(value):.0f}"),
         Column("accuracy", "top-1 %", decimals(1)),
         Column("change", "against dense"),
-        Column("pytorch", "ms an image, PyTorch"),
-        Column("onnx", "ms an image, ONNX Runtime"),
+        *(
+            Column(f"{kind}_{threads}", f"ms an image, {name}, threads: {threads}")
+            for kind, name in _RUNTIMES.items()
+            for threads in THREADS
+        ),
         Column("seconds", "made in s", decimals(0)),
     ]
     return format_table([{**row, **_cells(row)} for row in rows], columns, markdown=markdown)
 
 
+def _millions(value: object) -> float:
+    return float(str(value)) / 1e6
+
+
 def _cells(row: Mapping[str, str]) -> Row:
     dense = row["method"] == "dense"
     change = f"{float(row['difference']):+.1f} ± {float(row['standard_error']):.1f}"
+    form = "" if row["form"] == FORMS[0] else f", {row['form']}"
     return {
-        "kept": "dense" if dense else f"{float(row['rate']):g}, {row['method']}",
+        "kept": "dense" if dense else f"{float(row['rate']):g}, {row['method']}{form}",
         "change": None if dense else change,
-        "pytorch": _time(row, "pytorch"),
-        "onnx": _time(row, "onnx"),
+        **{
+            f"{kind}_{threads}": _time(row, kind, threads)
+            for kind in _RUNTIMES
+            for threads in THREADS
+        },
+        "multiply_adds": row["multiply_adds"] or None,
         "seconds": row["seconds"] or None,
     }
 
 
-def _time(row: Mapping[str, str], kind: str) -> str | None:
-    if not row[f"{kind}_ms"]:
+def _time(row: Mapping[str, str], kind: str, threads: int) -> str | None:
+    if not row[f"{kind}_ms_{threads}"]:
         return None
-    speed = "" if row["method"] == "dense" else f" ({float(row[f'{kind}_speed']):.1f}x)"
-    return f"{float(row[f'{kind}_ms']):.1f}{speed}"
+    speed = float(row[f"{kind}_speed_{threads}"])
+    ratio = "" if row["method"] == "dense" else f" ({speed:.1f}x)"
+    return f"{float(row[f'{kind}_ms_{threads}']):.1f}{ratio}"
+
+
+def plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Draws accuracy over bytes, a panel for each network and a line for each method and form."""
+    panels = []
+    for network, data in dict.fromkeys((row["network"], row["data"]) for row in rows):
+        own = [row for row in rows if (row["network"], row["data"]) == (network, data)]
+        lines: dict[str, list[tuple[float, ...]]] = {}
+        level = None
+        for row in own:
+            if row["method"] == "dense":
+                level = float(row["accuracy"])
+                continue
+            name = row["method"] if row["form"] == FORMS[0] else f"{row['method']}, {row['form']}"
+            point = (row["file_bytes"], row["accuracy"], row["standard_error"])
+            size, accuracy, error = map(float, point)
+            lines.setdefault(name, []).append((size / 1000, accuracy, error))
+        drawn = []
+        for name, points in lines.items():
+            x, y, spread = zip(*sorted(points), strict=True)
+            drawn.append(Line(name, x, y, spread))
+        panels.append(Panel(f"{network}, {data}", tuple(drawn), level))
+    plot_sizes(panels, path, lowest=_POINTS_SHOWN)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,9 +271,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone()
     parser = zero_shot_parser(__doc__)
     parser.set_defaults(methods=list(METHODS), rates=list(RATES))
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=[FORMS[0]])
     parser.add_argument("--files", type=Path, help="folder for the compressed networks")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, each runtime (20)")
     parser.add_argument("--note", default="", help="a remark for the CSV file, such as on the load")
+    tuning = parser.add_argument_group("fine-tuning")
+    add_options(tuning, "--epochs", "--lr", "--warmup", **asdict(_FINE_TUNING))
+    add_options(tuning, "--label-smoothing", "--crop-scale")
     args = parser.parse_args(arguments)
     return exit_code(lambda: _run(args))
 
@@ -183,7 +291,10 @@ def _run(args: argparse.Namespace) -> None:
         replaced = {identity(row, KEY) for row in rows}
         before = read_csv(args.csv) if args.csv.is_file() else []
         write_csv(args.csv, [*(row for row in before if identity(row, KEY) not in replaced), *rows])
-    print(table(read_csv(args.csv), markdown=args.markdown))
+    rows = read_csv(args.csv)
+    print(table(rows, markdown=args.markdown))
+    if args.png is not None:
+        plot(rows, args.png)
 
 
 if __name__ == "__main__":

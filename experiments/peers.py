@@ -32,7 +32,7 @@ import zero_shot
 from common.distributed import alone
 from common.plots import Line, Panel, plot_sizes
 from common.runs import hardware, read_csv, versions
-from common.speed import measure_speeds, one_thread, pytorch_steps
+from common.speed import measure_speeds, pytorch_steps, set_threads
 from common.stopping import exit_code
 from common.tables import Column, decimals, format_table, whole
 from networks import count_parameters
@@ -81,7 +81,7 @@ def measure(experiment: Experiment, rate: float, peers: Sequence[Peer]) -> Itera
         rows[peer.name] = {"seconds": time.perf_counter() - begin, "lines": peer.lines}
         networks[peer.name] = network
     image = next(iter(experiment.measured))[:1]
-    with one_thread(), torch.no_grad():
+    with set_threads(1), torch.no_grad():
         last = {
             name: copy.deepcopy(one).to(memory_format=torch.channels_last)
             for name, one in networks.items()

@@ -24,14 +24,14 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def set_threads(count: int) -> Iterator[None]:
+    """PyTorch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def compared(dense_times: Sequence[float], times: Sequence[float]) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def measure_speeds(
 ) -> dict[str, Speed]:
     """Times steps in turn, each on the same number of images; the first is the reference.
 
-    On a processor the clock is that of the calling thread, which stands still while other programs
-    run: set one thread, so that all of the work is in it.
+    With one thread of a processor the clock is that of the calling thread, which stands still while
+    other programs run.
 
     Args:
         steps: one for each network, by name.
@@ -99,7 +99,8 @@ def measure_speeds(
         device: where it does.
         seconds: for all steps together.
     """
-    clock = time.perf_counter if device.type == "cuda" else time.thread_time
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
     times = paired_times(list(steps.values()), seconds, device, clock=clock)
     return {
         name: Speed(1e3 * quartiles(own).median / images, speeds(times[0], own).median)

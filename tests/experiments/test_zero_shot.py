@@ -57,35 +57,48 @@ def test_headline_has_a_row_for_each_saved_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(headline, "onnx_steps", lambda *_: None)
-    files = [f"--files={tmp_path}", "--seconds=0.01"]
+    files = [f"--files={tmp_path}", "--seconds=0.01", "--epochs=1"]
     command = [*on_digits(tmp_path, "--rates=0.5", "--methods=svd"), *files]
-    assert headline.main(command) == 0
+    forms = ["fitted", "refined", "fine-tuned"]
+    assert headline.main([*command, "--forms", *forms]) == 0
     first = read(tmp_path / "results.csv")
-    assert [row["method"] for row in first] == ["dense", "svd"]
-    dense, small = first
-    assert int(small["parameters"]) == pytest.approx(0.5 * int(dense["parameters"]), rel=0.03)
-    for row in first:
-        file = tmp_path / f"resnet8_{row['method']}_{float(row['rate']):g}.safetensors"
+    assert [(row["method"], row["form"]) for row in first] == [
+        ("dense", "dense"),
+        *(("svd", form) for form in forms),
+    ]
+    dense, *small = first
+    names = ["dense_1", "svd_0.5", "svd_0.5_refined", "svd_0.5_fine-tuned"]
+    for row, name in zip(first, names, strict=True):
+        file = tmp_path / f"resnet8_{name}.safetensors"
         assert int(row["file_bytes"]) == file.stat().st_size > 4 * int(row["parameters"])
-        assert float(row["pytorch_ms"]) > 0
-    gained = float(small["accuracy"]) - float(dense["accuracy"])
-    assert float(small["difference"]) == pytest.approx(gained, abs=1e-3)
-    assert not dense["seconds"] and float(small["seconds"]) > 0
+        assert float(row["pytorch_ms_1"]) > 0 and float(row["pytorch_ms_2"]) > 0
+    for row in small:
+        assert int(row["parameters"]) == pytest.approx(0.5 * int(dense["parameters"]), rel=0.03)
+        assert 0 < int(row["multiply_adds"]) < int(dense["multiply_adds"])
+        gained = float(row["accuracy"]) - float(dense["accuracy"])
+        assert float(row["difference"]) == pytest.approx(gained, abs=1e-3)
+    seconds = [float(row["seconds"]) for row in small]
+    assert not dense["seconds"] and 0 < seconds[0] < min(seconds[1:])
 
-    # Saved networks are tested and timed again, and not compressed again.
+    # Saved networks are tested and timed again, and not made again; other rows stay.
     def again(*_: object, **__: object) -> None:
-        pytest.fail("compressed again")
+        pytest.fail("made again")
 
     monkeypatch.setattr(headline, "quietly_compressed", again)
+    monkeypatch.setattr(headline, "Trainer", again)
     assert headline.main(command) == 0
-    again = read(tmp_path / "results.csv")
-    same = [key for key in first[0] if not key.startswith("pytorch_")]
-    assert [[row[key] for key in same] for row in again] == [
-        [row[key] for key in same] for row in first
-    ]
+    rows = read(tmp_path / "results.csv")
+    assert [row["form"] for row in rows] == ["refined", "fine-tuned", "dense", "fitted"]
+    same = [key for key in dense if not key.startswith("pytorch_")]
+    for row in rows:
+        (before,) = (one for one in first if one["form"] == row["form"])
+        assert [row[key] for key in same] == [before[key] for key in same]
     capsys.readouterr()
-    assert headline.main([f"--csv={tmp_path / 'results.csv'}", "--show", "--markdown"]) == 0
-    assert "| resnet8 | 0.5, svd |" in capsys.readouterr().out
+    shown = [f"--csv={tmp_path / 'results.csv'}", f"--png={tmp_path / 'plot.png'}"]
+    assert headline.main([*shown, "--show", "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert "| resnet8 | 0.5, svd |" in printed and "| resnet8 | 0.5, svd, refined |" in printed
+    assert (tmp_path / "plot.png").stat().st_size > 0
 
 
 def test_accuracy_is_that_of_the_network_on_the_images(tmp_path: Path) -> None:
