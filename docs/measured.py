@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 FOLDER = Path(__file__).resolve().parent
+PAGES = (FOLDER.parent / "README.md", *sorted(FOLDER.glob("*.md")))
 RESULTS = FOLDER.parent / "experiments" / "results"
 BLOCK = re.compile(r"(<!-- measured: (?!end)(\w+) -->\n).*?(<!-- measured: end -->)", re.DOTALL)
 
@@ -52,6 +53,64 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 # ---------------------------------------------------------------------------- without training
+
+
+def compressed(row: Row) -> list[str]:
+    """Cells of a network of headline.py: size, accuracy, the difference to dense, and times."""
+    change = f"{float(row['difference']):+.1f} ± {float(row['standard_error']):.1f}"
+    times = (f"{kind}_ms_1" for kind in ("pytorch", "onnx"))
+    return [
+        whole(row["parameters"]),
+        f"{float(row['file_bytes']) / 1e6:.2f}",
+        f"{float(row['multiply_adds']) / 1e6:.0f}",
+        f"{float(row['accuracy']):.1f}",
+        "" if row["method"] == "dense" else change,
+        ", ".join(f"{float(row[time]):.1f}" for time in times),
+        f"{float(row['seconds']) / 60:.1f}" if row["seconds"] else "",
+    ]
+
+
+COMPRESSED = (
+    *("parameters", "file, MB", "multiply-adds, millions", "accuracy, %"),
+    *("difference to dense, points", "ms an image: PyTorch, ONNX Runtime", "minutes to make"),
+)
+
+
+def headline() -> str:
+    """What `compress` gives by default at two sizes, and under a budget of bytes."""
+    calls = {
+        ("dense", "1"): "dense",
+        ("fitted", "0.5"): "`rate=0.5`",
+        ("fitted", "0.3"): "`rate=0.3`",
+        ("few bits", "0.1"): "`bytes_rate=0.1`",
+    }
+    lines, last = [], None
+    for row in results("headline_cpu_intel_xeon"):
+        call = calls.get((row["form"], row["rate"]))
+        if call and row["method"] in ("dense", "auto"):
+            name = network_and_data(row)
+            lines.append(["" if name == last else name, call, *compressed(row)])
+            last = name
+    return table(["network", "call", *COMPRESSED], lines)
+
+
+def compressed_networks() -> str:
+    """Every network of headline.py."""
+    lines = [
+        [
+            network_and_data(row),
+            "dense" if row["method"] == "dense" else f"{row['method']}, {row['form']}",
+            row["rate"],
+            *compressed(row),
+        ]
+        for row in results("headline_cpu_intel_xeon")
+    ]
+    return table(["network", "made by", "rate", *COMPRESSED], lines)
+
+
+def network_and_data(row: Row) -> str:
+    """As a reader knows them."""
+    return f"{NAMES[row['network']]}, {row['data']}"
 
 
 def other_packages() -> str:
@@ -148,6 +207,7 @@ def seconds(row: Row, key: str = "seconds") -> str:
 NAMES = {
     "resnet18": "ResNet-18",
     "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
     "resnet50": "ResNet-50",
     "vgg16": "VGG-16",
 }
@@ -629,6 +689,8 @@ def decision() -> str:
 TABLES = {
     function.__name__: function
     for function in (
+        headline,
+        compressed_networks,
         decision,
         zero_shot,
         other_packages,
@@ -676,7 +738,7 @@ def draw_speed() -> None:
 
 def main() -> None:
     """Writes every page that has a table."""
-    for path in sorted(FOLDER.glob("*.md")):
+    for path in PAGES:
         page = path.read_text()
         if page != (new := rewritten(page)):
             path.write_text(new)

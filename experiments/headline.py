@@ -7,9 +7,10 @@ r"""Measures what compression gives: parameters, file, multiply-adds, accuracy, 
 
 Networks are compressed by `sketchlayers.compress` with its defaults ("fitted"), with refine=True
 ("refined"), or trained on with labels afterwards ("fine-tuned": three epochs unless --epochs says
-otherwise). They are saved in the folder of --files, each with its report. What is there is not made
-again: a command that was stopped goes on where it was, and networks can be timed when the machine
-is idle. Other rows of the CSV file stay.
+otherwise); --bytes-rates adds networks of low rank and few bits ("few bits"). They are saved in the
+folder of --files, each with its report. What is there is not made again: a command that was stopped
+goes on where it was, and networks can be timed when the machine is idle. Other rows of the CSV file
+stay.
 
 An image's time is that of one call with one image, on one thread and on two, dense and compressed
 networks of a runtime in turn: medians.
@@ -23,7 +24,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ from options import add_options
 from sketchlayers import load, save
 from sketchlayers._runtime.files import write_csv
 from sketchlayers.checkpoint import read_description
+from sketchlayers.cli import kinds
 from trained.pictures import accuracies
 from trained.results import Row, identity
 from trained.variants import quietly_compressed
@@ -53,6 +55,7 @@ from zero_shot import parser as zero_shot_parser
 METHODS = ("auto", "tucker2", "svd")
 RATES = (0.7, 0.5, 0.3, 0.15)
 FORMS = ("fitted", "refined", "fine-tuned")
+FEW_BITS = "few bits"
 THREADS = (1, 2)
 KEY = ("network", "data", "method", "form", "rate")
 """Columns that tell rows from each other; the dense network's method and form are "dense"."""
@@ -72,7 +75,7 @@ class Size(NamedTuple):
     def name(self) -> str:
         """In names of files."""
         form = "" if self.form in (self.method, FORMS[0]) else f"_{self.form}"
-        return f"{self.method}_{self.rate:g}{form}"
+        return f"{self.method}_{self.rate:g}{form}".replace(" ", "_")
 
 
 DENSE = Size("dense", "dense", 1.0)
@@ -83,9 +86,8 @@ class Headline(Experiment):
 
     def rows(self) -> list[Row]:
         """Makes what is missing, then tests and times all."""
-        sizes = itertools.product(self.args.methods, self.args.forms, self.args.rates)
         files = {DENSE: save(self.trained.network, self._file(DENSE))}
-        files |= {size: self._made(size) for size in (Size(*size) for size in sizes)}
+        files |= {size: self._made(size) for size in self._sizes()}
         networks = {size: self._loaded(size) for size in files}
         print("timing ...", flush=True)
         times = [self._times(networks, threads) for threads in THREADS]
@@ -112,6 +114,12 @@ class Headline(Experiment):
             )
         return rows
 
+    def _sizes(self) -> Iterator[Size]:
+        args = self.args
+        yield from itertools.starmap(Size, itertools.product(args.methods, args.forms, args.rates))
+        for rate in args.bytes_rates:
+            yield Size("auto", FEW_BITS, rate)
+
     def _file(self, size: Size) -> Path:
         return self.args.files / f"{self.args.network}_{size.name}.safetensors"
 
@@ -129,7 +137,7 @@ class Headline(Experiment):
                 network, reports = quietly_compressed(
                     self.trained.network,
                     size.method,
-                    rate=size.rate,
+                    **{"bytes_rate" if size.form == FEW_BITS else "rate": size.rate},
                     calibration=self.calibration,
                     refine=size.form == "refined",
                     seed=self.args.seed,
@@ -194,6 +202,20 @@ def _report(file: Path) -> Any:
     return reports[-1] if reports else None
 
 
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """By network, the dense one first, then by method, form and size."""
+    networks = list(dict.fromkeys((row["network"], row["data"]) for row in rows))
+    methods = ("dense", *METHODS, *(str(row["method"]) for row in rows))
+    forms = ("dense", *FORMS, FEW_BITS)
+
+    def place(row: Row) -> tuple[int, int, int, float]:
+        own = networks.index((row["network"], row["data"]))
+        method, form = methods.index(str(row["method"])), forms.index(str(row["form"]))
+        return own, method, form, -float(row["rate"])
+
+    return sorted(rows, key=place)
+
+
 def table(rows: Sequence[Mapping[str, str]], *, markdown: bool = False) -> str:
     """The rows for people."""
     columns = [
@@ -243,27 +265,61 @@ def _time(row: Mapping[str, str], kind: str, threads: int) -> str | None:
     return f"{float(row[f'{kind}_ms_{threads}']):.1f}{ratio}"
 
 
-def plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Draws accuracy over bytes, a panel for each network and a line for each method and form."""
+def plot(
+    rows: Sequence[Mapping[str, str]], path: Path, others: Sequence[Mapping[str, str]] = ()
+) -> None:
+    """Draws accuracy over bytes and over the time of an image, both as shares of the dense ones.
+
+    Args:
+        rows: of the CSV file; each network has two panels, each method and form a line.
+        path: of the PNG file.
+        others: rows of peers.py, whose networks are drawn in grey.
+    """
     panels = []
     for network, data in dict.fromkeys((row["network"], row["data"]) for row in rows):
         own = [row for row in rows if (row["network"], row["data"]) == (network, data)]
-        lines: dict[str, list[tuple[float, ...]]] = {}
-        level = None
-        for row in own:
-            if row["method"] == "dense":
-                level = float(row["accuracy"])
-                continue
-            name = row["method"] if row["form"] == FORMS[0] else f"{row['method']}, {row['form']}"
-            point = (row["file_bytes"], row["accuracy"], row["standard_error"])
-            size, accuracy, error = map(float, point)
-            lines.setdefault(name, []).append((size / 1000, accuracy, error))
-        drawn = []
-        for name, points in lines.items():
-            x, y, spread = zip(*sorted(points), strict=True)
-            drawn.append(Line(name, x, y, spread))
-        panels.append(Panel(f"{network}, {data}", tuple(drawn), level))
-    plot_sizes(panels, path, lowest=_POINTS_SHOWN)
+        peers = [
+            row
+            for row in others
+            if row["network"] == network and row["accuracy"] and not row["peer"].startswith("ours")
+        ]
+        level = next(float(row["accuracy"]) for row in own if row["method"] == "dense")
+        for axis, column, peer_column in (
+            ("bytes of the file", "file_bytes", "bytes"),
+            ("milliseconds of one image (PyTorch, one thread)", "pytorch_ms_1", "milliseconds"),
+        ):
+            lines = [
+                Line("dense", (1.0,), (level,), grey=True),
+                *_lines(own, column, _title),
+                *_lines(peers, peer_column, lambda row: row["peer"], grey=True),
+            ]
+            label = f"{axis}, as a share of the dense network's"
+            panels.append(Panel(f"{network}, {data}", tuple(lines), level, label))
+    plot_sizes(panels, path, across=2, lowest=_POINTS_SHOWN)
+
+
+def _title(row: Mapping[str, str]) -> str:
+    form = "" if row["form"] in (FORMS[0], "dense") else f", {row['form']}"
+    return row["method"] + form
+
+
+def _lines(
+    rows: Sequence[Mapping[str, str]],
+    column: str,
+    name: Callable[[Mapping[str, str]], str],
+    *,
+    grey: bool = False,
+) -> Iterator[Line]:
+    """A line for each name but the dense network's, whose size all others are shares of."""
+    points: dict[str, list[tuple[float, ...]]] = {}
+    for row in rows:
+        cells = (row[column], row["accuracy"], row["standard_error"])
+        points.setdefault(name(row), []).append(tuple(map(float, cells)))
+    for line, own in points.items():
+        if line != "dense":
+            x, y, spread = zip(*sorted(own), strict=True)
+            sizes = tuple(size / points["dense"][0][0] for size in x)
+            yield Line(line, sizes, y, spread, grey)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -272,7 +328,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = zero_shot_parser(__doc__)
     parser.set_defaults(methods=list(METHODS), rates=list(RATES))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=[FORMS[0]])
+    parser.add_argument(
+        "--bytes-rates",
+        nargs="+",
+        type=kinds.share,
+        default=[],
+        help="bytes of the file to keep of networks of low rank and few bits, by auto",
+    )
     parser.add_argument("--files", type=Path, help="folder for the compressed networks")
+    parser.add_argument("--peers", type=Path, help="CSV file of peers.py, for the plot")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, each runtime (20)")
     parser.add_argument("--note", default="", help="a remark for the CSV file, such as on the load")
     tuning = parser.add_argument_group("fine-tuning")
@@ -290,11 +354,12 @@ def _run(args: argparse.Namespace) -> None:
         rows = Headline(args).rows()
         replaced = {identity(row, KEY) for row in rows}
         before = read_csv(args.csv) if args.csv.is_file() else []
-        write_csv(args.csv, [*(row for row in before if identity(row, KEY) not in replaced), *rows])
+        kept = [row for row in before if identity(row, KEY) not in replaced]
+        write_csv(args.csv, in_order([*kept, *rows]))
     rows = read_csv(args.csv)
     print(table(rows, markdown=args.markdown))
     if args.png is not None:
-        plot(rows, args.png)
+        plot(rows, args.png, read_csv(args.peers) if args.peers else ())
 
 
 if __name__ == "__main__":

@@ -527,11 +527,13 @@ def _scheduler(
     """What sets the learning rate after every one of the `steps` of each epoch."""
     if recipe.schedule == "cosine":
         return lr_scheduler.LambdaLR(optimizer, lambda step: recipe.factor(step / steps))
+    total = recipe.epochs * steps + 1  # that after the last is where the cycle ends
+    rise = min(recipe.warmup / recipe.epochs, 1.0)
     return lr_scheduler.OneCycleLR(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
-        total_steps=recipe.epochs * steps + 1,  # that after the last is where the cycle ends
-        pct_start=min(recipe.warmup / recipe.epochs, 1.0),
+        total_steps=total,
+        pct_start=rise if rise * total > 1 else 0.0,  # or it would divide by a rise of no steps
         cycle_momentum=recipe.momentum > 0,
         base_momentum=max(recipe.momentum - _MOMENTUM_SWING, 0.0),
         max_momentum=min(recipe.momentum + _MOMENTUM_SWING, 0.99),

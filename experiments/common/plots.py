@@ -28,12 +28,13 @@ def _colours(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """Its name, its points and their standard deviations, if known."""
+    """Its name, its points and their standard deviations, if known; grey ones stay behind."""
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     spread: tuple[float, ...] | None = None
+    grey: bool = False
 
 
 def plot_curves(lines: Sequence[Line], path: Path, *, title: str) -> None:
@@ -93,46 +94,64 @@ def plot_panels(panels: Sequence[Panel], path: Path, *, x: str = "", y: str, lev
     plt.close(figure)
 
 
-def plot_sizes(panels: Sequence[Panel], path: Path, *, lowest: float | None = None) -> None:
-    """Writes a PNG of accuracies over the bytes of files, which fall to the right, as logarithms.
+def plot_sizes(
+    panels: Sequence[Panel], path: Path, *, across: int = 1, lowest: float | None = None
+) -> None:
+    """Writes a PNG of accuracies over sizes, which fall to the right, as logarithms.
 
     Args:
-        panels: what to draw; x is thousands of bytes, y and the spread are percent. The level is
-            the dense network's accuracy.
+        panels: what to draw; y and the spread are percent, x is thousands of bytes if a panel has
+            no axis of its own. The level is the dense network's accuracy.
         path: of the file.
+        across: panels in a row, which have the same lines.
         lowest: so many points below the level is where a panel ends; None: with its last point.
     """
-    figure, grid = plt.subplots(
-        len(panels), 1, figsize=(7.5, 4.2 * len(panels)), squeeze=False, layout="constrained"
-    )
-    for axes, panel in zip(grid.flat, panels, strict=True):
-        colours = _colours(len(panel.lines))
-        for number, (line, colour) in enumerate(zip(panel.lines, colours, strict=True)):
-            axes.errorbar(
-                line.x,
-                line.y,
-                line.spread,
-                color=colour,
-                marker="os"[number // len(_COLOURS) % 2],
-                markersize=4,
-                capsize=2,
-                label=line.name,
-            )
-        if panel.level is not None:
-            axes.axhline(panel.level, color="grey", linewidth=1, zorder=1, label="dense")
-            if lowest is not None:
-                axes.set_ylim(panel.level - lowest, panel.level + 0.25 * lowest)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.invert_xaxis()
-        axes.set(title=panel.title, xlabel="thousands of bytes of the file", ylabel="accuracy (%)")
-        axes.grid(alpha=0.3, which="both")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    down = -(-len(panels) // across)
+    size = 7.5 + 4.7 * (across - 1), 4.2 * down
+    figure, grid = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for number, (axes, panel) in enumerate(zip(grid.flat, panels, strict=True), 1):
+        _plot_sizes(axes, panel, lowest)
+        if number % across == 0:
+            axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _plot_sizes(axes: Axes, panel: Panel, lowest: float | None) -> None:
+    coloured = [line for line in panel.lines if not line.grey]
+    grey = [line for line in panel.lines if line.grey]
+    colours = [*_colours(len(coloured)), *["#999999"] * len(grey)]
+    for number, (line, colour) in enumerate(zip([*coloured, *grey], colours, strict=True)):
+        markers = "v^<>PXD*" if line.grey else "os"
+        place = number - len(coloured) if line.grey else number // len(_COLOURS)
+        axes.errorbar(
+            line.x,
+            line.y,
+            line.spread,
+            color=colour,
+            marker=markers[place % len(markers)],
+            markersize=4,
+            capsize=2,
+            linewidth=1.0 if line.grey else 1.5,
+            zorder=1.5 if line.grey else 2.0,
+            label=line.name,
+        )
+    if panel.level is not None:
+        axes.axhline(panel.level, color="grey", linewidth=1, zorder=1, label="dense")
+        if lowest is not None:
+            axes.set_ylim(panel.level - lowest, panel.level + 0.25 * lowest)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.invert_xaxis()
+    axes.set(
+        title=panel.title,
+        xlabel=panel.x or "thousands of bytes of the file",
+        ylabel="accuracy (%)",
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _plot_panel(axes: Axes, panel: Panel, level: str) -> None:

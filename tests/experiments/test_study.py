@@ -8,7 +8,7 @@ import study
 def test_every_study_is_listed_with_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main([]) == 0
     listed = capsys.readouterr().out
-    assert len(study.names()) == 9
+    assert len(study.names()) == 10
     for name in study.names():
         assert f"{name}: {study.finding(name)}\n" in listed
     assert study.main(["nothing"]) == 2

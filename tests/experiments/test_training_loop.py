@@ -87,6 +87,13 @@ def test_one_cycle_is_that_of_pytorch(few_digits: DataSet) -> None:
     assert momenta.index(min(momenta)) == peak
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0, 2.0])
+def test_a_cycle_may_have_few_steps(few_digits: DataSet, warmup: float) -> None:
+    recipe = {"schedule": "one_cycle", "epochs": 1, "batch_size": len(few_digits.train)}
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    assert Trainer(network, few_digits, Recipe(warmup=warmup, **recipe)).fit().status == "finished"
+
+
 def test_the_cosine_is_taken_step_by_step(few_digits: DataSet) -> None:
     recipe = Recipe(epochs=4, warmup=1, lr=0.1)
     seen = learning_rates(few_digits, epochs=4, warmup=1, lr=0.1)

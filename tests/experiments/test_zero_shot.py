@@ -60,8 +60,12 @@ def test_headline_has_a_row_for_each_saved_network(
     files = [f"--files={tmp_path}", "--seconds=0.01", "--epochs=1"]
     command = [*on_digits(tmp_path, "--rates=0.5", "--methods=svd"), *files]
     forms = ["fitted", "refined", "fine-tuned"]
-    assert headline.main([*command, "--forms", *forms]) == 0
-    first = read(tmp_path / "results.csv")
+    assert headline.main([*command, "--forms", *forms, "--bytes-rates=0.3"]) == 0
+    *first, few_bits = sorted(
+        read(tmp_path / "results.csv"), key=lambda row: row["form"] == "few bits"
+    )
+    assert (few_bits["method"], few_bits["form"]) == ("auto", "few bits")
+    assert int(few_bits["file_bytes"]) < 0.5 * int(first[0]["file_bytes"])
     assert [(row["method"], row["form"]) for row in first] == [
         ("dense", "dense"),
         *(("svd", form) for form in forms),
@@ -88,13 +92,17 @@ def test_headline_has_a_row_for_each_saved_network(
     monkeypatch.setattr(headline, "Trainer", again)
     assert headline.main(command) == 0
     rows = read(tmp_path / "results.csv")
-    assert [row["form"] for row in rows] == ["refined", "fine-tuned", "dense", "fitted"]
+    assert [row["form"] for row in rows] == ["dense", "few bits", *forms]
     same = [key for key in dense if not key.startswith("pytorch_")]
-    for row in rows:
+    for row in (one for one in rows if one["form"] != "few bits"):
         (before,) = (one for one in first if one["form"] == row["form"])
         assert [row[key] for key in same] == [before[key] for key in same]
     capsys.readouterr()
+    other = {"network": "resnet8", "accuracy": 9.0, "standard_error": 1.0, "milliseconds": 2.0}
+    names = ("dense", "ours, auto", "another")
+    write_csv(tmp_path / "peers.csv", [other | {"peer": name, "bytes": 900} for name in names])
     shown = [f"--csv={tmp_path / 'results.csv'}", f"--png={tmp_path / 'plot.png'}"]
+    shown.append(f"--peers={tmp_path / 'peers.csv'}")
     assert headline.main([*shown, "--show", "--markdown"]) == 0
     printed = capsys.readouterr().out
     assert "| resnet8 | 0.5, svd |" in printed and "| resnet8 | 0.5, svd, refined |" in printed
