@@ -76,6 +76,9 @@ COMPRESSED = (
 )
 
 
+HEADLINE = ("resnet20", "resnet18")
+
+
 def headline() -> str:
     """What `compress` gives by default at two sizes, and under a budget of bytes."""
     calls = {
@@ -87,7 +90,7 @@ def headline() -> str:
     lines, last = [], None
     for row in results("headline_cpu_intel_xeon"):
         call = calls.get((row["form"], row["rate"]))
-        if call and row["method"] in ("dense", "auto"):
+        if call and row["method"] in ("dense", "auto") and row["network"] in HEADLINE:
             name = network_and_data(row)
             lines.append(["" if name == last else name, call, *compressed(row)])
             last = name

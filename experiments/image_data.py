@@ -128,12 +128,15 @@ class Augmentation:
         crop_scale: in place of padding, crop at least this share of the image's area in a random
             shape, and resize it (Szegedy et al., CVPR 2015, section 6); None pads.
         size: height and width of what is cropped; None takes those of the images.
+        trivial: then change shape or colours, one of fourteen ways in a random strength
+            (TrivialAugment: Mueller, Hutter, ICCV 2021).
     """
 
     padding: int = 4
     flip: bool = True
     crop_scale: float | None = None
     size: int | None = None
+    trivial: bool = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Augments every image of ``(N, C, H, W)`` on its own, drawing from torch's generator."""
@@ -143,7 +146,10 @@ class Augmentation:
             if self.crop_scale is None
             else v2.RandomResizedCrop(size, scale=(self.crop_scale, 1.0))
         )
-        augment = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)])
+        steps = [crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)]
+        if self.trivial:
+            steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
+        augment = v2.Compose(steps)
         return torch.stack([augment(image) for image in pixels])
 
 
@@ -319,6 +325,7 @@ class DataSet:
             "size": self.size,
             "crop_scale": self.augmentation.crop_scale,
             "train_size": self.augmentation.size or self.size,
+            "trivial_augment": self.augmentation.trivial,
             "normalisation": asdict(self.normalisation),
             "streamed": self.streamed,
             "held_out": self.held_out,
@@ -336,6 +343,7 @@ def load(
     stream: bool | None = None,
     crop_scale: float | None = None,
     train_size: int | None = None,
+    trivial_augment: bool = False,
 ) -> DataSet:
     """Reads a data set that lies on this machine; nothing is downloaded.
 
@@ -353,6 +361,7 @@ def load(
         train_size: height and width of the images to train on, which crops make them; None means
             `size`. Objects in resized crops are larger, so that a larger size suits the test
             (Touvron et al., NeurIPS 2019).
+        trivial_augment: ``trivial`` of `Augmentation`.
 
     Raises:
         DataError: if files are missing or unreadable; the message names them.
@@ -394,7 +403,7 @@ def load(
         test,
         size,
         Normalisation.of(some.pixels),
-        Augmentation(size // 8, reader.flip, crop_scale, train_size),
+        Augmentation(size // 8, reader.flip, crop_scale, train_size, trivial_augment),
         held_out=held_out is not None,
     )
 

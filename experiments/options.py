@@ -81,6 +81,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": positive,
         "help": "height and width of the crops to train on (default: those of the test images)",
     },
+    "--trivial-augment": {
+        "action": "store_true",
+        "help": "change the shape or the colours of each training image, in one way at random",
+    },
     "--subset": {"type": int, "help": "number of training images, evenly over classes"},
     "--test-subset": {"type": int, "help": "the same for test images"},
     "--held-out": {
@@ -109,7 +113,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 def load_data(args: argparse.Namespace, network: str) -> DataSet:
     """The data set that the options describe, in the size that a network is made for."""
-    names = ("subset", "test_subset", "held_out", "crop_scale", "train_size")
+    names = ("subset", "test_subset", "held_out", "crop_scale", "train_size", "trivial_augment")
     given = {name: getattr(args, name) for name in names if name in args}
     size = args.size or IMAGE_SIZES.get(network)
     return load(args.data, args.root, size=size, stream=args.stream or None, **given)

@@ -275,7 +275,7 @@ def parser(doc: str | None = __doc__) -> argparse.ArgumentParser:
 
     grid = root.add_argument_group("compression")
     grid.add_argument("--methods", nargs="+", choices=methods.names(), default=list(METHODS))
-    grid.add_argument("--rates", nargs="+", type=kinds.share, default=list(RATES))
+    grid.add_argument("--rates", nargs="*", type=kinds.share, default=list(RATES))
     grid.add_argument(
         "--variants",
         nargs="*",

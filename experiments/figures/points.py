@@ -67,7 +67,8 @@ def is_done(job: Job, data: DataSet) -> bool:
     }
     here = json.loads(json.dumps(here))
     # What a summary does not have yet was as it is by default.
-    plain = {key: here["data"][key] for key in ("crop_scale", "train_size", "normalisation")}
+    newer = ("crop_scale", "train_size", "trivial_augment", "normalisation")
+    plain = {key: here["data"][key] for key in newer}
     usual = {"network": asdict(NetworkSpec()), "recipe": asdict(Recipe()), "data": plain}
     now = _flat(here)
     try:

@@ -2,13 +2,14 @@ r"""Accuracy over the bytes of a file, without training: few bits, low rank, bot
 
     python experiments/study.py few_bits --network resnet20 --weights FILE --data cifar10 \
         --root DIR --csv few_bits.csv --png few_bits.png
-    python experiments/study.py few_bits ... --fold-batch-norms --bytes-rates 0.0645 0.0565
+    python experiments/study.py few_bits ... --fold-batch-norms --bits --rates --bytes-rates 0.0645
     python experiments/study.py few_bits --csv few_bits.csv --show       # the table once more
 
 Four ways to a small file, all by `compress` with the calibration images: dense layers in few bits
 ("bits"), low rank in float32 ("rank"), low rank whose factors are then rounded to the nearest
 numbers ("in turn"), and ranks and bits under one budget of bytes ("together"). Bytes are those of
-the file that `save` writes. Takes zero_shot.py's options for network and images.
+the file that `save` writes. Takes zero_shot.py's options for network and images; --bits, --rates
+and --bytes-rates are the sizes of the ways, and without a value leave one out.
 
 Found: on ResNet-20 all bytes go into few bits first: 3 bits in every layer keep the accuracy at an
 eighth of the bytes, and one budget for ranks and bits leaves most layers dense. Low rank in float32
@@ -17,6 +18,7 @@ needs two to four times the bytes, and low rank rounded afterwards loses (docs/c
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -64,14 +66,13 @@ RATES = (0.7, 0.5, 0.3, 0.15)
 BYTES_RATES = (0.24, 0.15, 0.12, 0.09, 0.075, 0.06)
 
 
-def ways(bytes_rates: Sequence[float] | None) -> Iterator[tuple[str, float, dict[str, Any]]]:
-    """The way, its size, and the arguments of `compress`; one way alone if it has its rates."""
-    if bytes_rates is None:
-        for bits in BITS:
-            yield "bits", bits, {"rate": 1.0, "bits": bits}
-        for rate in RATES:
-            yield "rank", rate, {"rate": rate}
-    for rate in bytes_rates or BYTES_RATES:
+def ways(args: argparse.Namespace) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """The way, its size, and the arguments of `compress`."""
+    for bits in args.bits:
+        yield "bits", bits, {"rate": 1.0, "bits": bits}
+    for rate in args.rates:
+        yield "rank", rate, {"rate": rate}
+    for rate in args.bytes_rates:
         yield "together", rate, {"bytes_rate": rate}
 
 
@@ -107,7 +108,7 @@ def measure(experiment: Experiment) -> Iterator[Row]:
         return {"way": way, "size": size, "bytes": stored, **found, **more, **label}
 
     yield row("dense", 1, experiment.trained.network, parameters=None, seconds=None)
-    for way, size, arguments in ways(args.bytes_rates):
+    for way, size, arguments in ways(args):
         begin = time.perf_counter()
         small, report = quietly_compressed(
             experiment.trained.network,
@@ -170,7 +171,9 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 def main(arguments: Sequence[str]) -> None:
     """Runs the study."""
     parser = zero_shot.parser(__doc__)
-    parser.add_argument("--bytes-rates", nargs="+", type=kinds.share, help="of one way, alone")
+    parser.set_defaults(rates=list(RATES))
+    parser.add_argument("--bits", nargs="*", type=int, default=list(BITS))
+    parser.add_argument("--bytes-rates", nargs="*", type=kinds.share, default=list(BYTES_RATES))
     args = parser.parse_args(arguments)
     rows: list[Row] = []
     if args.csv.is_file():

@@ -359,6 +359,15 @@ def test_resized_crops_have_the_size_asked_for_and_parts_of_their_image() -> Non
     assert 40 < widths.min() < 150 < widths.max() <= 230
 
 
+def test_trivial_augmentation_changes_images_one_by_one() -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8).expand(24, -1, -1, -1)
+    changed = Augmentation(padding=0, flip=False, trivial=True)(pixels)
+    assert changed.shape == pixels.shape and changed.dtype == torch.uint8
+    assert len({image.numpy().tobytes() for image in changed}) > 12
+    assert load("digits", trivial_augment=True).augmentation.trivial
+
+
 def test_images_to_train_on_may_have_another_size_than_those_to_test_on() -> None:
     data = load("digits", crop_scale=0.5, train_size=12)
     order = EpochOrder(len(data.train), 8, shuffle=True)

@@ -49,3 +49,26 @@ def test_starts_of_cp_are_compared(tmp_path: Path) -> None:
     assert [row["layer"] for row in rows][:2] == ["layer1.0.conv1", "layer1.0.conv2"]
     for row in rows:
         assert 0 < float(row["many"]) < 1 and float(row["few"]) < float(row["frobenius"])
+
+
+def test_ways_to_few_bytes_become_rows_of_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["few_bits", *on_digits(tmp_path, "--rates=0.5", "--bits=4", "--bytes-rates=0.3")]
+    assert main([*command, f"--png={tmp_path / 'plot.png'}"]) == 0
+    rows = {row["way"]: row for row in read(tmp_path / "results.csv")}
+    assert list(rows) == ["dense", "bits", "rank", "in turn", "together"]
+    size = {way: int(row["bytes"]) for way, row in rows.items()}
+    assert size["in turn"] < size["rank"] < size["dense"] and size["bits"] < 0.5 * size["dense"]
+    assert size["together"] == pytest.approx(0.3 * size["dense"], rel=0.15)
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+    # Rows are replaced by those of the same way and size; others stay.
+    alone = ["--bits", "--rates", "--bytes-rates=0.3", "--fold-batch-norms"]
+    assert main([*command, *alone]) == 0
+    again = read(tmp_path / "results.csv")
+    assert [row["network"] for row in again] == ["resnet8"] * 5 + ["resnet8 folded"] * 2
+    capsys.readouterr()
+    shown = ["few_bits", f"--csv={tmp_path / 'results.csv'}", "--show", "--markdown"]
+    assert main(shown) == 0
+    assert "| resnet8 | in turn | 0.5 |" in capsys.readouterr().out
