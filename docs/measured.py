@@ -80,11 +80,12 @@ HEADLINE = ("resnet20", "resnet18")
 
 
 def headline() -> str:
-    """What `compress` gives by default at two sizes, and under a budget of bytes."""
+    """What `compress` gives by default at three sizes, and under a budget of bytes."""
     calls = {
         ("dense", "1"): "dense",
         ("fitted", "0.5"): "`rate=0.5`",
         ("fitted", "0.3"): "`rate=0.3`",
+        ("fitted", "0.15"): "`rate=0.15`",
         ("few bits", "0.1"): "`bytes_rate=0.1`",
     }
     lines, last = [], None

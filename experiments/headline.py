@@ -46,7 +46,7 @@ from sketchlayers._runtime.files import write_csv
 from sketchlayers.checkpoint import read_description
 from sketchlayers.cli import kinds
 from trained.pictures import accuracies
-from trained.results import Row, identity
+from trained.results import TITLES, Row, identity
 from trained.variants import quietly_compressed
 from training import Recipe, Trainer, recipe_of
 from zero_shot import Experiment, check
@@ -286,15 +286,15 @@ def plot(
         level = next(float(row["accuracy"]) for row in own if row["method"] == "dense")
         for axis, column, peer_column in (
             ("bytes of the file", "file_bytes", "bytes"),
-            ("milliseconds of one image (PyTorch, one thread)", "pytorch_ms_1", "milliseconds"),
+            ("time of one image (PyTorch, one thread)", "pytorch_ms_1", "milliseconds"),
         ):
             lines = [
                 Line("dense", (1.0,), (level,), grey=True),
                 *_lines(own, column, _title),
                 *_lines(peers, peer_column, lambda row: row["peer"], grey=True),
             ]
-            label = f"{axis}, as a share of the dense network's"
-            panels.append(Panel(f"{network}, {data}", tuple(lines), level, label))
+            title = f"{TITLES.get(network, network)}, {data}"
+            panels.append(Panel(title, tuple(lines), level, f"{axis} / dense"))
     plot_sizes(panels, path, across=2, lowest=_POINTS_SHOWN)
 
 

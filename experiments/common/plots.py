@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,7 @@ def _plot_sizes(axes: Axes, panel: Panel, lowest: float | None) -> None:
     coloured = [line for line in panel.lines if not line.grey]
     grey = [line for line in panel.lines if line.grey]
     colours = [*_colours(len(coloured)), *["#999999"] * len(grey)]
+    bottom = -math.inf if lowest is None or panel.level is None else panel.level - lowest
     for number, (line, colour) in enumerate(zip([*coloured, *grey], colours, strict=True)):
         markers = "v^<>PXD*" if line.grey else "os"
         place = number - len(coloured) if line.grey else number // len(_COLOURS)
@@ -134,12 +136,14 @@ def _plot_sizes(axes: Axes, panel: Panel, lowest: float | None) -> None:
             capsize=2,
             linewidth=1.0 if line.grey else 1.5,
             zorder=1.5 if line.grey else 2.0,
-            label=line.name,
+            label=line.name + (f" ({max(line.y):.0f} % at most)" if max(line.y) < bottom else ""),
         )
     if panel.level is not None:
-        axes.axhline(panel.level, color="grey", linewidth=1, zorder=1, label="dense")
+        named = any(line.name == "dense" for line in panel.lines)
+        label = "_dense" if named else "dense"  # legends leave out what begins like this
+        axes.axhline(panel.level, color="grey", linewidth=1, zorder=1, label=label)
         if lowest is not None:
-            axes.set_ylim(panel.level - lowest, panel.level + 0.25 * lowest)
+            axes.set_ylim(bottom, panel.level + 0.25 * lowest)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(ScalarFormatter())

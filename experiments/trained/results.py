@@ -71,7 +71,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     panels: list[Panel] = []
     for setting, group in _groups(rows, _SETTING):
         network, data, split, *_ = setting
-        title = f"{_TITLES.get(network, network)}, {data}"
+        title = f"{TITLES.get(network, network)}, {data}"
         title += "" if split == "test" else f" ({split})"
         dense = [float(row["accuracy"]) for row in group if row["variant"] == "dense"]
         own = [
@@ -94,7 +94,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     )
 
 
-_TITLES = {
+TITLES = {
+    "resnet18": "ResNet-18",
     "resnet20": "ResNet-20",
     "resnet32": "ResNet-32",
     "efficientnet_lite0": "EfficientNet-Lite0",
