@@ -13,7 +13,7 @@ matplotlib.use("Agg")  # Files only: works without a display.
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from sketchlayers.reports.plot import BLUE, GREEN, ORANGE, PINK, RED
 
@@ -146,7 +146,7 @@ def _plot_sizes(axes: Axes, panel: Panel, lowest: float | None) -> None:
             axes.set_ylim(bottom, panel.level + 0.25 * lowest)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.invert_xaxis()
     axes.set(
