@@ -157,6 +157,7 @@ class Headline(Experiment):
             size=args.size or self.trained.size,
             test_subset=1,  # this network is tested with the others
             crop_scale=args.crop_scale,
+            train_size=args.train_size,
         )
         data = replace(data, normalisation=self.trained.normalisation)
         outcome = Trainer(network, data, self._recipe(), name=size.name).fit()
@@ -200,6 +201,23 @@ def _report(file: Path) -> Any:
     """Of the compression of a saved network, if it was compressed."""
     reports = read_description(file).reports
     return reports[-1] if reports else None
+
+
+def merged(before: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """New rows in the place of those with the same key; others stay.
+
+    So does the row of the dense network that these were timed in turn with.
+    """
+    own = {identity(row, KEY) for row in rows}
+    kept = [row for row in before if identity(row, KEY) not in own]
+    timed = {(row["network"], row["data"]) for row in kept}
+    kept += [
+        row
+        for row in before
+        if row["method"] == "dense" and (row["network"], row["data"]) in timed and row not in kept
+    ]
+    stay = {identity(row, KEY) for row in kept}
+    return [*kept, *(row for row in rows if identity(row, KEY) not in stay)]
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
@@ -341,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--note", default="", help="a remark for the CSV file, such as on the load")
     tuning = parser.add_argument_group("fine-tuning")
     add_options(tuning, "--epochs", "--lr", "--warmup", **asdict(_FINE_TUNING))
-    add_options(tuning, "--label-smoothing", "--crop-scale")
+    add_options(tuning, "--label-smoothing", "--crop-scale", "--train-size")
     args = parser.parse_args(arguments)
     return exit_code(lambda: _run(args))
 
@@ -351,11 +369,8 @@ def _run(args: argparse.Namespace) -> None:
     if not args.show:
         if args.files is None or not args.files.is_dir():
             raise ValueError(f"--files: must be a folder that exists (got {args.files})")
-        rows = Headline(args).rows()
-        replaced = {identity(row, KEY) for row in rows}
         before = read_csv(args.csv) if args.csv.is_file() else []
-        kept = [row for row in before if identity(row, KEY) not in replaced]
-        write_csv(args.csv, in_order([*kept, *rows]))
+        write_csv(args.csv, in_order(merged(before, Headline(args).rows())))
     rows = read_csv(args.csv)
     print(table(rows, markdown=args.markdown))
     if args.png is not None:
