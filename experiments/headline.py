@@ -74,7 +74,7 @@ class Size(NamedTuple):
     @property
     def name(self) -> str:
         """In names of files."""
-        form = "" if self.form in (self.method, FORMS[0]) else f"_{self.form}"
+        form = "" if self.form in ("dense", FORMS[0]) else f"_{self.form}"
         return f"{self.method}_{self.rate:g}{form}".replace(" ", "_")
 
 
@@ -155,7 +155,6 @@ class Headline(Experiment):
             args.data,
             args.root,
             size=args.size or self.trained.size,
-            test_subset=1,  # this network is tested with the others
             crop_scale=args.crop_scale,
             train_size=args.train_size,
         )
@@ -169,7 +168,8 @@ class Headline(Experiment):
 
     def _recipe(self) -> Recipe:
         """That of fine-tuning; --batch-size is of tests and calibration."""
-        return recipe_of(self.args, batch_size=_FINE_TUNING.batch_size)
+        own = {"batch_size": _FINE_TUNING.batch_size, "test_every": self.args.epochs}
+        return recipe_of(self.args, **own)
 
     def _times(self, networks: Mapping[Size, nn.Module], threads: int) -> dict[Size, Row]:
         """Columns with the milliseconds of one image, in PyTorch and in ONNX Runtime."""
@@ -241,11 +241,11 @@ def table(rows: Sequence[Mapping[str, str]], *, markdown: bool = False) -> str:
         Column("kept", "rate and method", left=True),
         Column("parameters", "parameters", whole),
         Column("file_bytes", "file MB", lambda value: f"{float(str(value)) / 1e6:.2f}"),
-        Column("multiply_adds", "million multiply-adds", lambda value: f"{_millions(value):.0f}"),
+        Column("multiply_adds", "M multiply-adds", lambda value: f"{_millions(value):.0f}"),
         Column("accuracy", "top-1 %", decimals(1)),
         Column("change", "against dense"),
         *(
-            Column(f"{kind}_{threads}", f"ms an image, {name}, threads: {threads}")
+            Column(f"{kind}_{threads}", f"ms, {name}, {threads} thread{'s' * (threads > 1)}")
             for kind, name in _RUNTIMES.items()
             for threads in THREADS
         ),
