@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before `join`: its defaults would keep the group to the very end
 from torch import Tensor
 
 T = TypeVar("T")

@@ -12,6 +12,7 @@ import gloo_compress_worker
 import gloo_worker
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before the group: its defaults would keep the group to the very end
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

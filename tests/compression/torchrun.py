@@ -14,7 +14,7 @@ def in_two_processes(worker: Path, out: Path) -> None:
     command += ["--nproc-per-node", "2", str(worker), str(out)]
     done = subprocess.run(
         command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
         text=True,
         timeout=1800,

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before the group: its defaults would keep the group to the very end
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.parallel import DistributedDataParallel
