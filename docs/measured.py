@@ -606,6 +606,13 @@ def decision() -> str:
     )
     channel = float(one(STUDY, trial="sketch-paper-channel lr=0.1")["test_accuracy"])
     lite = "efficientnet_lite0"
+    tucker, auto = (
+        one(
+            results("headline_cpu_intel_xeon"),
+            **{"network": "resnet18", "method": method, "form": "fitted", "rate": "0.3"},
+        )
+        for method in ("tucker2", "auto")
+    )
     return table(
         ["you have, and want", "take", "measured"],
         [
@@ -622,6 +629,14 @@ def decision() -> str:
                 '`method="tucker2"`',
                 f"ResNet-50: {float(large['seconds']) / 60:.0f} minutes; ResNet-20: "
                 f"{accuracy(twenty, 'tucker2', '0.5')} % at 0.5",
+            ],
+            [
+                "the same, to run in ONNX Runtime",
+                '`method="tucker2"`',
+                "[ResNet-18 at 0.3](results.md#networks-and-sizes), times as fast as dense: "
+                f"{float(tucker['onnx_speed_1']):.1f}, `auto` {float(auto['onnx_speed_1']):.1f}; "
+                f"difference to dense {float(tucker['difference']):+.1f} and "
+                f"{float(auto['difference']):+.1f} points",
             ],
             [
                 "the same, with minutes to spend afterwards",
